@@ -1,0 +1,30 @@
+# `make demo` and `make test` are all that a newcomer needs: each makes .venv, installs into it, and runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint install clean
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/demo.py --output output/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+install: $(INSTALLED)
+
+# Detectron2 is on no package index, and its name there is free for anyone to take: it is installed only from a wheel
+# in a folder that pip's find-links names, without asking an index.
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev,detectron2]'
+	$(BIN)/pip install --quiet --no-index --no-deps detectron2 2>/dev/null \
+		|| echo "No Detectron2 wheel in pip's find-links: the tests of bua/d2 are skipped (README.md, With Detectron2)."
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,235 @@
+"""Configuration in Detectron2's schema: the keys that bua reads, and bua's own under ``MODEL.BUA``.
+
+The YAML files in ``configs/`` serve both engines: ``get_cfg()`` gives the torch engine's defaults, and
+``add_bua_config(cfg)`` adds bua's own keys to a configuration that Detectron2 made.
+"""
+
+import difflib
+from pathlib import Path
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from bua.errors import InputError
+
+CONVENTIONS = ("caffe", "detectron2")
+
+
+def add_bua_config(cfg: CfgNode) -> None:
+    """Adds bua's own keys, with the original's values as defaults, to ``cfg`` in place."""
+    bua = cfg.MODEL.BUA = CfgNode()
+    # "caffe": widths x2-x1+1, rounded ratio-major anchors, clip to W-1, minimum size before top-k, suppression at
+    # IoU >= threshold. "detectron2": none of these. Weights trained in one do not fit the other.
+    bua.BOX_CONVENTION = "detectron2"
+    # "caffe": float picture, cv2 linear, one scale for both axes. "detectron2": uint8 picture, PIL bilinear.
+    bua.RESIZE = "detectron2"
+    # The stem's 3x3 max pooling. "caffe": no padding, ceil mode. "detectron2": padding 1, floor.
+    bua.STEM_POOL = "detectron2"
+    # Parameters that do not learn, besides BACKBONE.FREEZE_AT: prefixes of their names.
+    bua.FREEZE = []
+
+    bua.ATTRIBUTES = CfgNode()
+    bua.ATTRIBUTES.ENABLED = True
+    bua.ATTRIBUTES.NUM_CLASSES = 400
+    bua.ATTRIBUTES.EMBEDDING_DIM = 256
+    bua.ATTRIBUTES.HIDDEN_DIM = 512
+    bua.ATTRIBUTES.LOSS_WEIGHT = 0.5
+    bua.ATTRIBUTES.MAX_PER_BOX = 16
+    # True: the head has a further class, "no attribute", and boxes without attributes are trained on it, as in
+    # the original. False: no such class, and such boxes are left out of the loss, as in grid-feats-vqa.
+    bua.ATTRIBUTES.NO_ATTRIBUTE_CLASS = True
+
+    # What mixed precision computes in, where SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling).
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+
+def get_cfg() -> CfgNode:
+    """A new configuration with Detectron2's defaults for every key that bua's own engine reads."""
+    cfg = CfgNode()
+    cfg.VERSION = 2
+    cfg.OUTPUT_DIR = "./output"
+    cfg.SEED = -1
+    cfg.CUDNN_BENCHMARK = False
+
+    cfg.MODEL = CfgNode()
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]
+    cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
+    cfg.MODEL.MASK_ON = False
+
+    cfg.MODEL.BACKBONE = CfgNode()
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+
+    cfg.MODEL.RESNETS = CfgNode()
+    cfg.MODEL.RESNETS.DEPTH = 50
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    cfg.MODEL.RESNETS.NUM_GROUPS = 1
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = True
+    cfg.MODEL.RESNETS.RES5_DILATION = 1
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 64
+
+    cfg.MODEL.ANCHOR_GENERATOR = CfgNode()
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64, 128, 256, 512]]
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
+    cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.0
+
+    cfg.MODEL.PROPOSAL_GENERATOR = CfgNode()
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+    cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = 0
+
+    cfg.MODEL.RPN = CfgNode()
+    cfg.MODEL.RPN.HEAD_NAME = "StandardRPNHead"
+    cfg.MODEL.RPN.IN_FEATURES = ["res4"]
+    cfg.MODEL.RPN.BOUNDARY_THRESH = -1
+    cfg.MODEL.RPN.IOU_THRESHOLDS = [0.3, 0.7]
+    cfg.MODEL.RPN.IOU_LABELS = [0, -1, 1]
+    cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 256
+    cfg.MODEL.RPN.POSITIVE_FRACTION = 0.5
+    cfg.MODEL.RPN.BBOX_REG_LOSS_TYPE = "smooth_l1"
+    cfg.MODEL.RPN.BBOX_REG_LOSS_WEIGHT = 1.0
+    cfg.MODEL.RPN.BBOX_REG_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+    cfg.MODEL.RPN.SMOOTH_L1_BETA = 0.0
+    cfg.MODEL.RPN.LOSS_WEIGHT = 1.0
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 12000
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 6000
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 2000
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 1000
+    cfg.MODEL.RPN.NMS_THRESH = 0.7
+    cfg.MODEL.RPN.CONV_DIMS = [-1]
+
+    cfg.MODEL.ROI_HEADS = CfgNode()
+    cfg.MODEL.ROI_HEADS.NAME = "AttributeRes5ROIHeads"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1600
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+    cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.5]
+    cfg.MODEL.ROI_HEADS.IOU_LABELS = [0, 1]
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
+    cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 0.25
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.5
+    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = True
+
+    cfg.MODEL.ROI_BOX_HEAD = CfgNode()
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "smooth_l1"
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = 0.0
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 0
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlignV2"
+
+    cfg.INPUT = CfgNode()
+    cfg.INPUT.MIN_SIZE_TRAIN = (800,)
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.MAX_SIZE_TRAIN = 1333
+    cfg.INPUT.MIN_SIZE_TEST = 800
+    cfg.INPUT.MAX_SIZE_TEST = 1333
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    cfg.INPUT.FORMAT = "BGR"
+
+    cfg.DATASETS = CfgNode()
+    cfg.DATASETS.TRAIN = ()
+    cfg.DATASETS.TEST = ()
+
+    cfg.DATALOADER = CfgNode()
+    cfg.DATALOADER.NUM_WORKERS = 4
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+
+    cfg.SOLVER = CfgNode()
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
+    cfg.SOLVER.MAX_ITER = 40000
+    cfg.SOLVER.BASE_LR = 0.001
+    cfg.SOLVER.BASE_LR_END = 0.0
+    cfg.SOLVER.MOMENTUM = 0.9
+    cfg.SOLVER.NESTEROV = False
+    cfg.SOLVER.WEIGHT_DECAY = 0.0001
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = None
+    cfg.SOLVER.BIAS_LR_FACTOR = 1.0
+    cfg.SOLVER.GAMMA = 0.1
+    cfg.SOLVER.STEPS = (30000,)
+    cfg.SOLVER.WARMUP_FACTOR = 1.0 / 1000
+    cfg.SOLVER.WARMUP_ITERS = 1000
+    cfg.SOLVER.WARMUP_METHOD = "linear"
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5000
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.CLIP_GRADIENTS = CfgNode()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
+    cfg.SOLVER.AMP = CfgNode()
+    cfg.SOLVER.AMP.ENABLED = False
+
+    cfg.TEST = CfgNode()
+    cfg.TEST.EVAL_PERIOD = 0
+    cfg.TEST.DETECTIONS_PER_IMAGE = 100
+
+    add_bua_config(cfg)
+    return cfg
+
+
+def load_cfg(config_file: str | Path, overrides: list[str] = ()) -> CfgNode:
+    """Reads a YAML file, and the files it names as ``_BASE_``, over the defaults, then ``KEY VALUE`` pairs.
+
+    Raises:
+        InputError: names the file and the key: no such file, not YAML, an unknown key, a value of another type.
+    """
+    cfg = get_cfg()
+    _merge_file(cfg, Path(config_file))
+    _merge_overrides(cfg, list(overrides))
+    for key, allowed in {"BOX_CONVENTION": CONVENTIONS, "RESIZE": CONVENTIONS, "STEM_POOL": CONVENTIONS}.items():
+        if cfg.MODEL.BUA[key] not in allowed:
+            raise InputError(f"{config_file}: MODEL.BUA.{key} is {cfg.MODEL.BUA[key]!r}; use one of {allowed}")
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file")
+    try:
+        tree = CfgNode.load_yaml_with_base(str(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: _BASE_ names {error.filename}, which does not exist") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: not a config file: the top level must be a mapping such as MODEL:")
+    for key, value in _leaves(tree):
+        _set(cfg, key, value, str(path))
+
+
+def _merge_overrides(cfg: CfgNode, pairs: list[str]) -> None:
+    if len(pairs) % 2:
+        raise InputError(f"command line: KEY VALUE overrides come in pairs; {pairs[-1]!r} has no value")
+    for key, text in zip(pairs[::2], pairs[1::2]):
+        _set(cfg, key, CfgNode._decode_cfg_value(text), "command line")
+
+
+def _leaves(tree: dict, prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _set(cfg: CfgNode, key: str, value, source: str) -> None:
+    known = [name for name, _ in _leaves(cfg)]
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; see bua/config.py for the keys"
+        raise InputError(f"{source}: unknown config key {key}{hint}")
+    try:
+        cfg.merge_from_list([key, value])
+    except ValueError as error:
+        raise InputError(f"{source}: {key}: {' '.join(str(error).split())}") from error

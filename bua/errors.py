@@ -1,0 +1,36 @@
+"""How bad input is reported: one line that names the file, the field and what to do."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+INPUT_ERROR = 2
+INTERRUPTED = 130
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used.
+
+    The message is one line: the file (or option) first, then the field, then what to do.
+    """
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Turns the main function of a tool into one that returns its exit code.
+
+    ``InputError`` becomes one line on standard error and exit code 2, Ctrl-C becomes exit code 130.
+    Anything else is a defect of bua and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def run(*args, **kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return INPUT_ERROR
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+
+    return run

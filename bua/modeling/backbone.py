@@ -1,0 +1,146 @@
+"""ResNet up to res4, and its fifth stage, which runs on regions ("C4"), under Detectron2's parameter names."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STRIDE = 16
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution without bias and its normalisation, as ``norm``."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: str, **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
+        self.norm = make_norm(norm, out_channels)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+class Stem(nn.Module):
+    """7x7 convolution and 3x3 max pooling, both of stride 2.
+
+    The "caffe" pooling has no padding and counts a last partial window; its grid differs from Detectron2's.
+    """
+
+    def __init__(self, out_channels: int, norm: str, pool: str):
+        super().__init__()
+        self.conv1 = ConvNorm(3, out_channels, 7, norm, stride=2, padding=3)
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if pool == "caffe" else nn.MaxPool2d(3, 2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(F.relu_(self.conv1(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bottleneck_channels: int,
+        norm: str,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        stride_in_1x1: bool = True,
+    ):
+        super().__init__()
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = ConvNorm(in_channels, out_channels, 1, norm, stride=stride)
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = ConvNorm(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
+        self.conv2 = ConvNorm(
+            bottleneck_channels,
+            bottleneck_channels,
+            3,
+            norm,
+            stride=stride_3x3,
+            padding=dilation,
+            dilation=dilation,
+            groups=groups,
+        )
+        self.conv3 = ConvNorm(bottleneck_channels, out_channels, 1, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        out = F.relu_(self.conv1(x))
+        out = F.relu_(self.conv2(out))
+        return F.relu_(self.conv3(out) + shortcut)
+
+
+class ResNetC4(nn.Module):
+    """Pictures [N, 3, H, W] to the res4 feature map [N, out_channels, ~H/16, ~W/16]."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        resnets = cfg.MODEL.RESNETS
+        self.stem = Stem(resnets.STEM_OUT_CHANNELS, resnets.NORM, cfg.MODEL.BUA.STEM_POOL)
+        self.res2 = make_stage(cfg, 2)
+        self.res3 = make_stage(cfg, 3)
+        self.res4 = make_stage(cfg, 4)
+        self.out_channels = stage_channels(cfg, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.res4(self.res3(self.res2(self.stem(x))))
+
+    def freeze(self, stages: int) -> None:
+        """Stops the first ``stages`` of stem, res2, res3, res4 from learning, their normalisation included."""
+        for module in [self.stem, self.res2, self.res3, self.res4][:stages]:
+            for name, child in module.named_modules():
+                if isinstance(child, nn.BatchNorm2d):
+                    parent = module.get_submodule(name.rpartition(".")[0])
+                    parent.norm = _frozen(child)
+            module.requires_grad_(False)
+
+
+def make_stage(cfg, stage: int) -> nn.Sequential:
+    """The blocks of res2, res3, res4 or res5, with widths, strides and dilation from ``cfg``.
+
+    res5 has stride 2, or stride 1 where MODEL.RESNETS.RES5_DILATION is 2: then every 3x3 of it is dilated, which keeps
+    the 14x14 of the pooled region (test.prototxt, res5a to res5c).
+    """
+    resnets = cfg.MODEL.RESNETS
+    dilation = resnets.RES5_DILATION if stage == 5 else 1
+    stride = 1 if stage == 2 or dilation > 1 else 2
+    out_channels = stage_channels(cfg, stage)
+    bottleneck_channels = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2 ** (stage - 2)
+    in_channels = resnets.STEM_OUT_CHANNELS if stage == 2 else stage_channels(cfg, stage - 1)
+    blocks = [
+        Bottleneck(
+            in_channels if i == 0 else out_channels,
+            out_channels,
+            bottleneck_channels,
+            resnets.NORM,
+            stride=stride if i == 0 else 1,
+            dilation=dilation,
+            groups=resnets.NUM_GROUPS,
+            stride_in_1x1=resnets.STRIDE_IN_1X1,
+        )
+        for i in range(BLOCKS[resnets.DEPTH][stage - 2])
+    ]
+    return nn.Sequential(*blocks)
+
+
+def stage_channels(cfg, stage: int) -> int:
+    """Output channels of res2 to res5."""
+    return cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 2 ** (stage - 2)
+
+
+def make_norm(norm: str, channels: int) -> nn.Module:
+    """FrozenBN (fixed statistics and scale), BN, or GN over 32 groups, or as many as there are channels."""
+    if norm == "GN":
+        return nn.GroupNorm(min(32, channels), channels)
+    return {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d}[norm](channels)
+
+
+def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    frozen.load_state_dict({k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"})
+    return frozen

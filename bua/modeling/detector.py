@@ -1,0 +1,167 @@
+"""The detector: pictures in, regions with features, classes, boxes and attributes out."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bua.data.images import Resize
+from bua.errors import InputError
+from bua.modeling.backbone import BLOCKS, STRIDE, ResNetC4
+from bua.modeling.boxes import clip_boxes, decode_boxes
+from bua.modeling.roi_heads import AttributeRes5ROIHeads
+from bua.modeling.rpn import RPN
+from bua.structures import DetectorInput, RegionPredictions
+
+
+def build_detector(cfg) -> "Detector":
+    """The detector that ``cfg`` describes, with random weights, on cfg.MODEL.DEVICE.
+
+    Raises:
+        InputError: ``cfg`` asks for what this engine does not have.
+    """
+    _check(cfg)
+    return Detector(cfg).to(cfg.MODEL.DEVICE)
+
+
+class Detector(nn.Module):
+    """Faster R-CNN on ResNet C4 with an attribute head.
+
+    In training it is called with a batch and returns losses; otherwise ``predict`` (pictures) or ``prepare`` and
+    ``infer`` (pictures resized elsewhere, as in data-loader workers) give the regions.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.convention = cfg.MODEL.BUA.BOX_CONVENTION
+        self.box_weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+        self.backbone = ResNetC4(cfg)
+        self.proposal_generator = RPN(cfg, self.backbone.out_channels, STRIDE)
+        self.roi_heads = AttributeRes5ROIHeads(cfg)
+        self.prepare = Resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.MODEL.BUA.RESIZE)
+        self.register_buffer("pixel_mean", torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1), persistent=False)
+        self.backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+        for name, parameter in self.named_parameters():
+            if any(name.startswith(prefix) for prefix in cfg.MODEL.BUA.FREEZE):
+                parameter.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batch: list[DetectorInput]) -> dict[str, Tensor]:
+        """The losses of a batch with ground truth: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_attr."""
+        feature_map = self.backbone(self._stack(batch))
+        sizes = [picture.image.shape[-2:] for picture in batch]
+        boxes = [picture.boxes.to(self.device) for picture in batch]
+        anchors, objectness, deltas = self.proposal_generator(feature_map)
+        losses = self.proposal_generator.losses(anchors, objectness, deltas, sizes, boxes)
+        proposals = self.proposal_generator.propose(anchors, objectness, deltas, sizes, [p.scale[0] for p in batch])
+        regions = [
+            self.roi_heads.sample(
+                proposals[i][0], boxes[i], picture.classes.to(self.device), picture.attributes.to(self.device)
+            )
+            for i, picture in enumerate(batch)
+        ]
+        return losses | self.roi_heads.losses(feature_map, regions, STRIDE)
+
+    def predict(self, images: list[np.ndarray], boxes: list[Tensor] | None = None) -> list[RegionPredictions]:
+        """The regions of pictures.
+
+        Args:
+            images: [H, W, 3] uint8 BGR, of any sizes.
+            boxes: [N, 4] for each picture, in its pixels, instead of the proposals.
+        """
+        return self.infer([self.prepare(image) for image in images], boxes)
+
+    @torch.inference_mode()
+    def infer(self, batch: list[DetectorInput], boxes: list[Tensor] | None = None) -> list[RegionPredictions]:
+        """As ``predict``, for pictures that ``prepare`` resized. Pictures of one size run together, others apart, so
+        that padding never changes a result."""
+        self.eval()
+        results: dict[int, RegionPredictions] = {}
+        sizes: dict[torch.Size, list[int]] = {}
+        for i, picture in enumerate(batch):
+            sizes.setdefault(picture.image.shape, []).append(i)
+        for rows in sizes.values():
+            given = None if boxes is None else [boxes[i] for i in rows]
+            results.update(zip(rows, self._infer_one_size([batch[i] for i in rows], given)))
+        return [results[i] for i in range(len(batch))]
+
+    def _infer_one_size(self, batch: list[DetectorInput], boxes: list[Tensor] | None) -> list[RegionPredictions]:
+        feature_map = self.backbone(self._stack(batch))
+        scales = [self._scale(picture) for picture in batch]
+        if boxes is None:
+            sizes = [picture.image.shape[-2:] for picture in batch]
+            proposals = self.proposal_generator.propose(
+                *self.proposal_generator(feature_map), sizes, [p.scale[0] for p in batch]
+            )
+            regions = [boxes for boxes, _ in proposals]
+            objectness = [logits.sigmoid() for _, logits in proposals]
+        else:
+            regions = [
+                given.to(self.device, torch.float32).reshape(-1, 4) * scale for given, scale in zip(boxes, scales)
+            ]
+            objectness = [torch.ones(len(region), device=self.device) for region in regions]
+        features = self.roi_heads.features(feature_map, regions, STRIDE).float()
+        class_probs, deltas, attribute_probs = self.roi_heads.predict(features)
+        counts = [len(region) for region in regions]
+        return [
+            RegionPredictions(
+                width=picture.width,
+                height=picture.height,
+                proposals=regions[i] / scales[i],
+                objectness=objectness[i],
+                class_probs=class_probs.split(counts)[i][:, :-1],
+                boxes=self._regress(picture, regions[i], deltas.split(counts)[i], scales[i]),
+                features=features.split(counts)[i],
+                attribute_probs=None if attribute_probs is None else attribute_probs.split(counts)[i],
+            )
+            for i, picture in enumerate(batch)
+        ]
+
+    def _regress(self, picture: DetectorInput, regions: Tensor, deltas: Tensor, scale: Tensor) -> Tensor:
+        """Class boxes [R, C, 4] in original pixels; the original decodes and clips there (lib/fast_rcnn/test.py),
+        Detectron2 in network pixels."""
+        if self.convention == "caffe":
+            boxes = decode_boxes(regions / scale, deltas, self.box_weights, self.convention).unflatten(1, (-1, 4))
+        else:
+            height, width = picture.image.shape[-2:]
+            boxes = decode_boxes(regions, deltas, self.box_weights, self.convention).unflatten(1, (-1, 4))
+            boxes = clip_boxes(boxes, height, width, self.convention) / scale
+        return clip_boxes(boxes, picture.height, picture.width, self.convention)
+
+    def _scale(self, picture: DetectorInput) -> Tensor:
+        x, y = picture.scale
+        return torch.tensor([x, y, x, y], dtype=torch.float32, device=self.device)
+
+    def _stack(self, batch: list[DetectorInput]) -> Tensor:
+        """Pictures less their mean, padded with zeros to the largest: [N, 3, H, W]."""
+        height = max(picture.image.shape[1] for picture in batch)
+        width = max(picture.image.shape[2] for picture in batch)
+        stacked = torch.zeros(len(batch), 3, height, width, device=self.device)
+        for row, picture in zip(stacked, batch):
+            image = picture.image.to(self.device, non_blocking=True)
+            row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
+        return stacked
+
+
+def _check(cfg) -> None:
+    allowed = {
+        "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
+        "MODEL.BACKBONE.NAME": ("build_resnet_backbone",),
+        "MODEL.RESNETS.DEPTH": tuple(BLOCKS),
+        "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "GN"),
+        "MODEL.RESNETS.RES5_DILATION": (1, 2),
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+        "MODEL.ROI_HEADS.NAME": ("AttributeRes5ROIHeads", "Res5ROIHeads"),
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2"),
+        "INPUT.FORMAT": ("BGR",),
+    }
+    for key, values in allowed.items():
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value not in values:
+            raise InputError(f"config: {key} is {value!r}; the torch engine has {', '.join(map(str, values))}")

@@ -1,0 +1,152 @@
+"""What is said about regions: pooling, res5, class, box and attributes."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align, roi_pool
+
+from bua.modeling.attributes import AttributePredictor
+from bua.modeling.backbone import make_stage, stage_channels
+from bua.modeling.boxes import encode_boxes, pairwise_iou
+from bua.modeling.losses import attribute_loss, box_regression_loss
+from bua.modeling.matching import match, sample
+
+
+@dataclass
+class SampledRegions:
+    """The regions of one picture that learn in a step, foreground first; boxes in network pixels.
+
+    Attributes:
+        boxes: [N, 4].
+        classes: [N] int64; the number of classes is background.
+        targets: [N, 4] the assigned ground-truth boxes; meaningless for background.
+        attributes: [F, M] int64 of the foreground regions, padded with -1.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    targets: Tensor
+    attributes: Tensor
+
+
+class BoxPredictor(nn.Module):
+    """Class scores with background last, and box deltas for each class (cls_score, bbox_pred)."""
+
+    def __init__(self, feature_dim: int, num_classes: int):
+        super().__init__()
+        self.cls_score = nn.Linear(feature_dim, num_classes + 1)
+        self.bbox_pred = nn.Linear(feature_dim, num_classes * 4)
+        for layer in (self.cls_score, self.bbox_pred):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, D] to logits [N, C + 1] and deltas [N, C * 4]."""
+        return self.cls_score(features).float(), self.bbox_pred(features).float()
+
+
+class AttributeRes5ROIHeads(nn.Module):
+    """Pools regions, runs res5 on them, averages to the feature, and predicts (paper section 3.1)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.roi_heads, self.box_head, bua = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.BUA
+        self.convention = bua.BOX_CONVENTION
+        self.num_classes = self.roi_heads.NUM_CLASSES
+        self.feature_dim = stage_channels(cfg, 5)
+        self.res5 = make_stage(cfg, 5)
+        self.box_predictor = BoxPredictor(self.feature_dim, self.num_classes)
+        self.attribute_loss_weight = bua.ATTRIBUTES.LOSS_WEIGHT
+        self.attribute_predictor = None
+        if bua.ATTRIBUTES.ENABLED:
+            self.attribute_predictor = AttributePredictor(
+                self.feature_dim,
+                self.num_classes,
+                bua.ATTRIBUTES.NUM_CLASSES,
+                embedding_dim=bua.ATTRIBUTES.EMBEDDING_DIM,
+                hidden_dim=bua.ATTRIBUTES.HIDDEN_DIM,
+                no_attribute_class=bua.ATTRIBUTES.NO_ATTRIBUTE_CLASS,
+            )
+
+    def features(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
+        """Region features [sum of N, D], >= 0, of boxes [N, 4] a picture, in network pixels."""
+        pooled = pool_regions(
+            feature_map,
+            boxes,
+            self.box_head.POOLER_RESOLUTION,
+            1.0 / stride,
+            self.box_head.POOLER_TYPE,
+            self.box_head.POOLER_SAMPLING_RATIO,
+        )
+        return self.res5(pooled).mean(dim=(2, 3))
+
+    @torch.no_grad()
+    def sample(self, proposals: Tensor, boxes: Tensor, classes: Tensor, attributes: Tensor) -> SampledRegions:
+        """Draws the regions of one picture that learn (lib/rpn/proposal_target_layer.py).
+
+        Args:
+            proposals: [R, 4], boxes: [G, 4] ground truth, classes: [G], attributes: [G, M].
+        """
+        if self.roi_heads.PROPOSAL_APPEND_GT:
+            proposals = torch.cat([proposals, boxes])
+        threshold = self.roi_heads.IOU_THRESHOLDS[0]
+        index, label = match(pairwise_iou(proposals, boxes, self.convention), threshold, threshold)
+        foreground, background = sample(label, self.roi_heads.BATCH_SIZE_PER_IMAGE, self.roi_heads.POSITIVE_FRACTION)
+        drawn = torch.cat([foreground, background])
+        region_classes = torch.full_like(drawn, self.num_classes)
+        region_classes[: len(foreground)] = classes[index[foreground]]
+        targets = boxes[index[drawn]] if len(boxes) else proposals[drawn]
+        return SampledRegions(proposals[drawn], region_classes, targets, attributes[index[foreground]])
+
+    def losses(self, feature_map: Tensor, regions: list[SampledRegions], stride: int) -> dict[str, Tensor]:
+        """``loss_cls``, ``loss_box_reg`` and ``loss_attr`` of the regions drawn."""
+        features = self.features(feature_map, [region.boxes for region in regions], stride)
+        logits, deltas = self.box_predictor(features)
+        classes = torch.cat([region.classes for region in regions])
+        targets = encode_boxes(
+            torch.cat([region.boxes for region in regions]),
+            torch.cat([region.targets for region in regions]),
+            self.box_head.BBOX_REG_WEIGHTS,
+            self.convention,
+        )
+        beta = self.box_head.SMOOTH_L1_BETA
+        loss_box_reg = box_regression_loss(deltas, classes, targets, self.num_classes, beta) / max(len(classes), 1)
+        losses = {
+            "loss_cls": F.cross_entropy(logits, classes, reduction="sum") / max(len(classes), 1),
+            "loss_box_reg": self.box_head.BBOX_REG_LOSS_WEIGHT * loss_box_reg,
+        }
+        if self.attribute_predictor is not None:
+            foreground = classes < self.num_classes
+            attribute_logits = self.attribute_predictor(features[foreground], classes[foreground])
+            attributes = torch.cat([region.attributes for region in regions])
+            loss = attribute_loss(attribute_logits, attributes, self.attribute_predictor.no_attribute)
+            losses["loss_attr"] = self.attribute_loss_weight * loss
+        return losses
+
+    def predict(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features [N, D] to class probabilities [N, C + 1], deltas [N, C * 4], attribute probabilities [N, A]."""
+        logits, deltas = self.box_predictor(features)
+        attribute_probs = None
+        if self.attribute_predictor is not None:
+            attribute_probs = self.attribute_predictor.probabilities(features, logits.argmax(dim=1))
+        return logits.softmax(dim=1), deltas, attribute_probs
+
+
+def pool_regions(
+    feature_map: Tensor, boxes: list[Tensor], resolution: int, scale: float, pooler: str, sampling_ratio: int
+) -> Tensor:
+    """Features under each box, [sum of N, C, resolution, resolution].
+
+    Args:
+        feature_map: [P, C, H, W] of P pictures.
+        boxes: P tensors [N, 4] in network pixels.
+        scale: cells a network pixel.
+        pooler: "ROIPool" (maximum over rounded bins, the original's), "ROIAlign", or "ROIAlignV2" (half-pixel
+            corrected).
+    """
+    if pooler == "ROIPool":
+        # The original's layer has no bf16 or fp16 form, nor has torchvision's.
+        return roi_pool(feature_map.float(), boxes, resolution, scale).to(feature_map.dtype)
+    return roi_align(feature_map, boxes, resolution, scale, sampling_ratio, aligned=pooler == "ROIAlignV2")

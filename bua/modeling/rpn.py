@@ -1,0 +1,214 @@
+"""The region proposal network."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bua.modeling.anchors import cell_anchors, grid_anchors
+from bua.modeling.boxes import box_sizes, clip_boxes, decode_boxes, encode_boxes, nms, pairwise_iou
+from bua.modeling.losses import smooth_l1_loss
+from bua.modeling.matching import match, sample
+
+
+def select_proposals(
+    anchors: Tensor,
+    objectness: Tensor,
+    deltas: Tensor,
+    height: float,
+    width: float,
+    *,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    nms_threshold: float,
+    min_size: float,
+    convention: str,
+    weights=(1.0, 1.0, 1.0, 1.0),
+) -> tuple[Tensor, Tensor]:
+    """Turns what the network says about the anchors of one picture into proposals, best first.
+
+    "caffe" drops small boxes before it takes the best ``pre_nms_topk`` and keeps those whose sides reach
+    ``min_size`` (lib/rpn/proposal_layer.py); "detectron2" takes the best first and keeps sides above ``min_size``.
+
+    Args:
+        anchors: [N, 4] in network pixels.
+        objectness: [N] logits or probabilities.
+        deltas: [N, 4].
+        height, width: of the picture, in network pixels.
+        min_size: in network pixels.
+
+    Returns:
+        boxes [R, 4] in network pixels and their objectness [R].
+    """
+    if convention == "caffe":
+        boxes = clip_boxes(decode_boxes(anchors, deltas, weights, convention), height, width, convention)
+        box_width, box_height = box_sizes(boxes, convention)
+        large = torch.nonzero((box_width >= min_size) & (box_height >= min_size)).squeeze(1)
+        objectness, best = _best(objectness[large], pre_nms_topk)
+        boxes = boxes[large[best]]
+    else:
+        objectness, best = _best(objectness, pre_nms_topk)
+        boxes = decode_boxes(anchors[best], deltas[best], weights, convention)
+        boxes = clip_boxes(boxes, height, width, convention)
+        box_width, box_height = box_sizes(boxes, convention)
+        large = (box_width > min_size) & (box_height > min_size)
+        boxes, objectness = boxes[large], objectness[large]
+    kept = nms(boxes, objectness, nms_threshold, convention)[:post_nms_topk]
+    return boxes[kept], objectness[kept]
+
+
+def label_anchors(
+    anchors: Tensor,
+    ground_truth: Tensor,
+    height: float,
+    width: float,
+    *,
+    positive_threshold: float,
+    negative_threshold: float,
+    boundary_threshold: float,
+    convention: str,
+) -> tuple[Tensor, Tensor]:
+    """Assigns ground truth to the anchors of one picture.
+
+    Anchors that leave the picture by more than ``boundary_threshold`` pixels do not learn, unless it is negative.
+    "caffe" leaves them out before it looks for each object's best anchor (lib/rpn/anchor_target_layer.py),
+    "detectron2" after.
+
+    Args:
+        anchors: [N, 4], ground_truth: [G, 4], both in network pixels.
+
+    Returns:
+        index [N] int64 into the ground truth, and label [N] int64: 1 positive, 0 negative, -1 neither.
+    """
+    thresholds = {"positive_threshold": positive_threshold, "negative_threshold": negative_threshold}
+    inside = _inside(anchors, height, width, boundary_threshold)
+    if convention == "caffe":
+        rows = torch.nonzero(inside).squeeze(1)
+        index, label = match(pairwise_iou(anchors[rows], ground_truth, convention), keep_best=True, **thresholds)
+        all_index = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+        all_label = torch.full_like(all_index, -1)
+        all_index[rows], all_label[rows] = index, label
+        return all_index, all_label
+    index, label = match(pairwise_iou(anchors, ground_truth, convention), keep_best=True, **thresholds)
+    label[~inside] = -1
+    return index, label
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution, then for each anchor of each cell one objectness logit and four deltas.
+
+    The original has two logits an anchor and a softmax: one logit, their difference, is the same function.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, num_anchors: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
+        self.objectness_logits = nn.Conv2d(hidden_channels, num_anchors, 1)
+        self.anchor_deltas = nn.Conv2d(hidden_channels, num_anchors * 4, 1)
+        for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, C, H, W] to objectness logits [N, H*W*A] and deltas [N, H*W*A, 4], rows as ``grid_anchors``."""
+        hidden = F.relu_(self.conv(features))
+        objectness = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
+        deltas = self.anchor_deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+        return objectness.float(), deltas.float()
+
+
+class RPN(nn.Module):
+    """Proposals from a feature map, and the losses that teach them (paper section 3.1; cfg.MODEL.RPN)."""
+
+    def __init__(self, cfg, in_channels: int, stride: int):
+        super().__init__()
+        rpn = cfg.MODEL.RPN
+        self.rpn = rpn
+        self.convention = cfg.MODEL.BUA.BOX_CONVENTION
+        self.min_size = cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE
+        self.stride = stride
+        self.offset = cfg.MODEL.ANCHOR_GENERATOR.OFFSET
+        generator = cfg.MODEL.ANCHOR_GENERATOR
+        cell = cell_anchors(generator.SIZES[0], generator.ASPECT_RATIOS[0], self.convention)
+        self.register_buffer("cell_anchors", cell, persistent=False)
+        hidden_channels = in_channels if rpn.CONV_DIMS[0] == -1 else rpn.CONV_DIMS[0]
+        self.rpn_head = RPNHead(in_channels, hidden_channels, len(cell))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [N, C, H, W] to anchors [H*W*A, 4], objectness logits [N, H*W*A], deltas [N, H*W*A, 4]."""
+        anchors = grid_anchors(self.cell_anchors, *features.shape[-2:], self.stride, self.offset)
+        return anchors, *self.rpn_head(features)
+
+    @torch.no_grad()
+    def propose(self, anchors, objectness, deltas, sizes, scales) -> list[tuple[Tensor, Tensor]]:
+        """Proposals and their objectness logits, picture by picture.
+
+        Args:
+            sizes: (height, width) of each picture in network pixels, without padding.
+            scales: network pixels per original pixel of each; "caffe" measures the minimum size in original pixels.
+        """
+        mode = "TRAIN" if self.training else "TEST"
+        return [
+            select_proposals(
+                anchors,
+                objectness[i],
+                deltas[i],
+                height,
+                width,
+                pre_nms_topk=self.rpn[f"PRE_NMS_TOPK_{mode}"],
+                post_nms_topk=self.rpn[f"POST_NMS_TOPK_{mode}"],
+                nms_threshold=self.rpn.NMS_THRESH,
+                min_size=self.min_size * (scales[i] if self.convention == "caffe" else 1),
+                convention=self.convention,
+                weights=self.rpn.BBOX_REG_WEIGHTS,
+            )
+            for i, (height, width) in enumerate(sizes)
+        ]
+
+    def losses(self, anchors, objectness, deltas, sizes, ground_truth: list[Tensor]) -> dict[str, Tensor]:
+        """``loss_rpn_cls`` and ``loss_rpn_loc``: sums over the sampled anchors, over their intended number."""
+        logits, labels, regressions = [], [], []
+        for i, (height, width) in enumerate(sizes):
+            index, label = self._label(anchors, ground_truth[i], height, width)
+            positive, negative = sample(label, self.rpn.BATCH_SIZE_PER_IMAGE, self.rpn.POSITIVE_FRACTION)
+            sampled = torch.cat([positive, negative])
+            logits.append(objectness[i, sampled])
+            labels.append(label[sampled].float())
+            target = encode_boxes(
+                anchors[positive], ground_truth[i][index[positive]], self.rpn.BBOX_REG_WEIGHTS, self.convention
+            )
+            regressions.append(smooth_l1_loss(deltas[i, positive], target, self.rpn.SMOOTH_L1_BETA))
+        # The original divides by the number drawn, which falls short of the intended one only where a picture has
+        # fewer anchors than that.
+        normalizer = self.rpn.BATCH_SIZE_PER_IMAGE * len(sizes)
+        loss_cls = F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(labels), reduction="sum")
+        weight_loc = self.rpn.LOSS_WEIGHT * self.rpn.BBOX_REG_LOSS_WEIGHT
+        return {
+            "loss_rpn_cls": self.rpn.LOSS_WEIGHT * loss_cls / normalizer,
+            "loss_rpn_loc": weight_loc * sum(regressions) / normalizer,
+        }
+
+    @torch.no_grad()
+    def _label(self, anchors, ground_truth, height, width):
+        negative_threshold, positive_threshold = self.rpn.IOU_THRESHOLDS
+        return label_anchors(
+            anchors,
+            ground_truth,
+            height,
+            width,
+            positive_threshold=positive_threshold,
+            negative_threshold=negative_threshold,
+            boundary_threshold=self.rpn.BOUNDARY_THRESH,
+            convention=self.convention,
+        )
+
+
+def _best(objectness: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    objectness, order = objectness.sort(descending=True, stable=True)
+    return objectness[:number], order[:number]
+
+
+def _inside(anchors: Tensor, height: float, width: float, threshold: float) -> Tensor:
+    if threshold < 0:
+        return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+    x1, y1, x2, y2 = anchors.unbind(1)
+    return (x1 >= -threshold) & (y1 >= -threshold) & (x2 < width + threshold) & (y2 < height + threshold)

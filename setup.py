@@ -1,0 +1,45 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "bua" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="bua",
+    version=VERSION,
+    description="Bottom-up attention: region features for vision and language, and the models that live on them",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["bua", "bua.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",  # the first that matches torch 2.11
+        # Detectron2 admits these releases of its two companions alone, and one environment should serve both engines.
+        "fvcore>=0.1.5,<0.1.6",
+        "iopath>=0.1.7,<0.1.10",
+        "numpy>=1.26",
+        "opencv-python-headless>=4.8",
+        "pillow>=10",
+        "pycocotools>=2.0.7",
+        "h5py>=3.10",
+        "lmdb>=1.4",
+        "orjson>=3.9",
+        "tqdm>=4.65",
+        "tensorboard>=2.15",
+        "accelerate>=1.0",
+        "huggingface_hub>=0.23",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "captioning": ["pycocoevalcap>=1.2"],
+        "ray": ["ray>=2.9"],
+        "app": ["gradio>=4"],
+        # What Detectron2 itself needs from PyPI. Detectron2 is on no package index: README.md says how to install it.
+        "detectron2": ["black", "cloudpickle", "hydra-core>=1.1", "omegaconf>=2.1,<2.4", "packaging", "tabulate"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+    },
+)
