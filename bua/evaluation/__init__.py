@@ -1,0 +1,26 @@
+"""Scores for what the models find."""
+
+from bua.evaluation.average_precision import (
+    PROTOCOLS,
+    PrecisionRecall,
+    average_precision,
+    mean_average_precision,
+    precision_recall,
+)
+from bua.evaluation.coco import coco_average_precision
+from bua.evaluation.detections import attribute_detections, object_detections
+from bua.evaluation.inference import evaluate_detector
+from bua.evaluation.visual_genome import VisualGenomeEvaluator
+
+__all__ = [
+    "PROTOCOLS",
+    "PrecisionRecall",
+    "VisualGenomeEvaluator",
+    "attribute_detections",
+    "average_precision",
+    "coco_average_precision",
+    "evaluate_detector",
+    "mean_average_precision",
+    "object_detections",
+    "precision_recall",
+]
