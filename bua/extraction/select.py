@@ -1,0 +1,161 @@
+"""Which of the detector's regions become a picture's features (Anderson et al. 2018, section 3.1)."""
+
+import torch
+
+from bua.modeling.boxes import pairwise_iou
+from bua.structures import RegionPredictions, Regions
+
+
+def select_regions(
+    boxes: torch.Tensor,
+    class_probs: torch.Tensor,
+    *,
+    min_boxes: int = 10,
+    max_boxes: int = 100,
+    score_threshold: float = 0.2,
+    nms_threshold: float = 0.3,
+    convention: str = "caffe",
+) -> torch.Tensor:
+    """The original's choice of regions (tools/generate_tsv.py, ``get_detections_from_im``).
+
+    A region's confidence is its highest probability among the classes in which it survives non-maximum
+    suppression, 0 if it survives in none. Where the number of regions with a confidence of at least
+    ``score_threshold`` lies between ``min_boxes`` and ``max_boxes`` these are chosen, in the order given; otherwise
+    the ``min_boxes`` or ``max_boxes`` most confident, best first.
+
+    Ties, both in suppression and in the final order: "caffe" prefers the later region, which is what the original's
+    ``argsort()[::-1]`` does whenever numpy's sort is stable; "detectron2" the earlier one, as torchvision's nms.
+
+    Args:
+        boxes: [R, 4] float x1y1x2y2.
+        class_probs: [R, C] float, 0 to 1, without background; not necessarily normalised.
+        min_boxes, max_boxes: limits on the number chosen; fewer than ``min_boxes`` where R is smaller.
+        score_threshold: least confidence, 0 to 1.
+        nms_threshold: "caffe" suppresses at an IoU (of widths x2-x1+1) of at least this, "detectron2" above it.
+        convention: "caffe" or "detectron2".
+
+    Returns:
+        [n] int64, rows of ``boxes``, on its device.
+    """
+    if not 0 <= min_boxes <= max_boxes:
+        raise ValueError(f"min_boxes {min_boxes} and max_boxes {max_boxes}: need 0 <= min_boxes <= max_boxes")
+    count = len(boxes)
+    if count == 0:
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    confidences = _confidences(
+        _overlaps(boxes, nms_threshold, convention), class_probs, min(min_boxes, count), score_threshold, convention
+    )
+    confident = torch.nonzero(confidences.double() >= score_threshold).flatten()
+    if min_boxes <= len(confident) <= max_boxes:
+        return confident
+    best_first = _descending(confidences, convention)
+    return best_first[: min_boxes if len(confident) < min_boxes else max_boxes]
+
+
+def regions_from(
+    predictions: RegionPredictions,
+    image_id: int | str,
+    *,
+    min_boxes: int = 10,
+    max_boxes: int = 100,
+    score_threshold: float = 0.2,
+    nms_threshold: float = 0.3,
+    convention: str = "caffe",
+) -> Regions:
+    """The selected regions of one picture with their features, best object class and best attribute.
+
+    The boxes are the proposals that the features were pooled from, not the boxes regressed for a class, as in the
+    original. Arguments as for ``select_regions``.
+    """
+    keep = select_regions(
+        predictions.proposals,
+        predictions.class_probs,
+        min_boxes=min_boxes,
+        max_boxes=max_boxes,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        convention=convention,
+    )
+    object_ids, object_scores = _best(predictions.class_probs[keep])
+    attribute_ids, attribute_scores = None, None
+    if predictions.attribute_probs is not None:
+        attribute_ids, attribute_scores = _best(predictions.attribute_probs[keep])
+    return Regions(
+        image_id=image_id,
+        width=predictions.width,
+        height=predictions.height,
+        boxes=predictions.proposals[keep].float().cpu().numpy(),
+        features=predictions.features[keep].float().cpu().numpy(),
+        object_ids=object_ids,
+        object_scores=object_scores,
+        attribute_ids=attribute_ids,
+        attribute_scores=attribute_scores,
+    )
+
+
+def _best(probs: torch.Tensor):
+    """[n, C] -> the first best class [n] int64 and its probability [n] float32, numpy."""
+    probs = probs.float().cpu().numpy()
+    return probs.argmax(axis=1), probs.max(axis=1)
+
+
+def _overlaps(boxes: torch.Tensor, threshold: float, convention: str) -> torch.Tensor:
+    """[R, R] bool: which regions suppress each other."""
+    # Compared in double, as the original and torchvision do: an IoU of 0.3 rounded to single exceeds 0.3.
+    iou = pairwise_iou(boxes, boxes, convention).double()
+    overlaps = iou >= threshold if convention == "caffe" else iou > threshold
+    return overlaps.fill_diagonal_(False)
+
+
+def _confidences(
+    overlaps: torch.Tensor, probs: torch.Tensor, needed: int, score_threshold: float, convention: str
+) -> torch.Tensor:
+    """[R] confidences: exact where >= ``score_threshold`` and for the ``needed`` best; elsewhere maybe too low.
+
+    Whether a (region, class) pair survives depends on the pairs of that class with higher probability alone, so
+    those with a probability of at least ``floor`` decide every confidence that reaches ``floor``. After a softmax
+    they are few (at most 1 / floor a region), and the floor is lowered until it is low enough.
+    """
+    classes = probs.shape[1]
+    floor = score_threshold
+    if needed > 0:
+        floor = min(floor, probs.amax(dim=1).topk(needed).values[-1].item())
+    while True:
+        confidences = _confidences_above(floor, overlaps, probs, convention)
+        if floor <= 0 or int((confidences >= floor).sum()) >= needed:
+            return confidences
+        # Below 1 / classes the pairs are nearly all there, and a lower floor than 0 would not add any.
+        floor = floor / 4 if floor > 1 / classes else 0.0
+
+
+def _confidences_above(floor: float, overlaps: torch.Tensor, probs: torch.Tensor, convention: str) -> torch.Tensor:
+    """[R] confidences from the (region, class) pairs with a probability of at least ``floor`` and above 0.
+
+    Suppression runs for all classes at once: the best pair of every class, then the second best of every class, ...
+    """
+    regions, classes = torch.nonzero(probs >= floor if floor > 0 else probs > 0, as_tuple=True)
+    scores = probs[regions, classes]
+    order = _descending(scores, convention)
+    order = order[torch.argsort(classes[order], stable=True)]
+    counts = torch.bincount(classes, minlength=probs.shape[1])
+    rank_in_class = torch.arange(len(order), device=probs.device) - (counts.cumsum(0) - counts)[classes[order]]
+    order = order[torch.argsort(rank_in_class, stable=True)]
+    regions, classes, scores = regions[order], classes[order], scores[order]
+    pairs_of_rank = torch.bincount(rank_in_class).tolist()
+
+    suppressed = torch.zeros(probs.shape[1], probs.shape[0], dtype=torch.bool, device=probs.device)
+    for region, class_ in zip(regions.split(pairs_of_rank), classes.split(pairs_of_rank)):
+        survives = ~suppressed[class_, region]
+        region, class_ = region[survives], class_[survives]
+        suppressed[class_] |= overlaps[region]
+    # A survivor is never marked later: whoever overlaps it is suppressed by it and marks nothing.
+    survives = ~suppressed[classes, regions]
+    confidences = torch.zeros_like(probs[:, 0])
+    return confidences.scatter_reduce_(0, regions[survives], scores[survives], "amax")
+
+
+def _descending(scores: torch.Tensor, convention: str) -> torch.Tensor:
+    """Indices of ``scores``, [N], best first, with the convention's order of ties (rows in ascending region)."""
+    if convention == "caffe":
+        return torch.argsort(scores, stable=True).flip(0)
+    return torch.argsort(scores, descending=True, stable=True)

@@ -1,0 +1,258 @@
+import base64
+import csv
+import os
+import pickle
+import sys
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bua.errors import InputError
+from bua.features.tsv import FIELDS, LXMERT_FIELDS, ORIGINAL_FIELDS, TsvFeatures, TsvWriter, decode_row, encode_row
+from bua.structures import Regions
+
+LABELS = ("object_ids", "object_scores", "attribute_ids", "attribute_scores")
+
+
+def regions_of(image_id, count=3, dim=5, seed=0):
+    rng = np.random.default_rng(seed)
+    return Regions(
+        image_id=image_id,
+        width=640,
+        height=480,
+        boxes=rng.random((count, 4), np.float32) * 400,
+        features=rng.random((count, dim), np.float32),
+        object_ids=rng.integers(0, 1600, count),
+        object_scores=rng.random(count, np.float32),
+        attribute_ids=rng.integers(0, 400, count),
+        attribute_scores=rng.random(count, np.float32),
+    )
+
+
+def assert_same(a, b, labels=LABELS):
+    assert (a.image_id, a.width, a.height) == (b.image_id, b.width, b.height)
+    for field in ("boxes", "features", *labels):
+        assert getattr(a, field).dtype == getattr(b, field).dtype
+        assert np.array_equal(getattr(a, field), getattr(b, field))
+
+
+def write(path, ids, format="tsv"):
+    writer = TsvWriter(path, format)
+    for seed, image_id in enumerate(ids):
+        writer.append(regions_of(image_id, seed=seed))
+    writer.close()
+
+
+def read_as_the_original(path):
+    """tools/read_tsv.py of the original, in words of its own."""
+    csv.field_size_limit(sys.maxsize)
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", fieldnames=ORIGINAL_FIELDS):
+            count = int(row["num_boxes"])
+            arrays = [
+                np.frombuffer(base64.b64decode(row[f]), np.float32).reshape(count, -1) for f in ("boxes", "features")
+            ]
+            yield int(row["image_id"]), int(row["image_w"]), int(row["image_h"]), *arrays
+
+
+def test_the_original_reads_what_is_written(tmp_path):
+    path = tmp_path / "features.tsv"
+    write(path, [7, 11])
+    rows = list(read_as_the_original(path))
+    assert [row[:3] for row in rows] == [(7, 640, 480), (11, 640, 480)]
+    for seed, row in enumerate(rows):
+        assert np.array_equal(row[3], regions_of(7, seed=seed).boxes)
+        assert np.array_equal(row[4], regions_of(7, seed=seed).features)
+    assert path.read_bytes().count(b"\r\n") == 2
+
+
+@pytest.mark.parametrize("format", FIELDS)
+def test_what_is_written_is_read(tmp_path, format):
+    path = tmp_path / "features.tsv"
+    ids = [7, "a b.c", "0042", 'quo"te', "été"]
+    write(path, ids, format)
+    store = TsvFeatures(path)
+    assert list(store) == ids
+    for seed, image_id in enumerate(ids):
+        expected = regions_of(image_id, seed=seed)
+        assert_same(store[image_id], expected, LABELS if format == "lxmert-tsv" else ())
+    if format == "tsv":
+        assert store[7].object_ids is None
+    assert store["7"].image_id == 7
+    assert "7" in store
+    assert 8 not in store
+    with pytest.raises(KeyError):
+        store[8]
+
+
+def test_lxmert_file(shared_data):
+    path = shared_data / "caffe_features" / "train2014_obj36.tsv"
+    store = TsvFeatures(path)
+    assert len(store) == 10
+    rows = path.read_bytes().splitlines(keepends=True)
+    for line, (image_id, regions) in zip(rows, store.items()):
+        assert regions.features.shape == (36, 2048)
+        assert regions.features.min() == 0
+        # The boxes lie in the picture: the height really comes first.
+        assert regions.boxes[:, 2].max() < regions.width
+        assert regions.boxes[:, 3].max() < regions.height
+        assert regions.object_ids.max() < 1600
+        assert encode_row(regions, LXMERT_FIELDS).rstrip() == line.rstrip()
+        assert image_id == regions.image_id
+
+
+arrays = st.integers(0, 4).flatmap(
+    lambda n: st.tuples(
+        hnp.arrays(np.float32, (n, 4), elements=st.floats(0, 1000, width=32)),
+        hnp.arrays(np.float32, (n, 3), elements=st.floats(width=32)),
+    )
+)
+
+
+@given(arrays, st.integers(1, 9000), st.integers(1, 9000), st.text("abc /.%ü\"'", min_size=1))
+def test_rows_decode_to_what_they_encode(boxes_and_features, width, height, image_id):
+    boxes, features = boxes_and_features
+    row = encode_row(Regions(image_id, width, height, boxes, features), ORIGINAL_FIELDS)
+    assert row.endswith(b"\r\n")
+    decoded = decode_row(row, ORIGINAL_FIELDS)
+    assert (decoded.image_id, decoded.width, decoded.height) == (image_id, width, height)
+    assert decoded.boxes.tobytes() == boxes.tobytes()
+    assert decoded.features.tobytes() == features.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (3, b"x", "num_boxes: 'x' is not a number"),
+        (3, b"4", "boxes: 48 bytes do not fit num_boxes 4"),
+        (4, b"AAA", "boxes: not base64"),
+        (5, b"AAAA", "features: 3 bytes"),
+        (5, b"", "features: 0 bytes"),
+        (1, b"64.5", "image_w"),
+        (5, b"AAAA\tAAAA", "7 columns instead of 6"),
+    ],
+)
+def test_a_row_that_does_not_decode_is_named(tmp_path, column, value, message):
+    path = tmp_path / "features.tsv"
+    write(path, [1, 2, 3])
+    lines = path.read_bytes().splitlines(keepends=True)
+    cells = lines[1].rstrip(b"\r\n").split(b"\t")
+    cells[column] = value
+    lines[1] = b"\t".join(cells) + b"\r\n"
+    path.write_bytes(b"".join(lines))
+    store = TsvFeatures(path)
+    with pytest.raises(InputError, match=f"features.tsv: line 2: {message}"):
+        store[2]
+    assert_same(store[3], regions_of(3, seed=2), labels=())
+
+
+def test_index_is_kept_and_renewed(tmp_path):
+    path = tmp_path / "features.tsv"
+    write(path, [1, 2])
+    assert list(TsvFeatures(path)) == [1, 2]
+    index = path.with_name("features.tsv.index")
+    kept = index.stat().st_mtime_ns
+    assert list(TsvFeatures(path)) == [1, 2]
+    assert index.stat().st_mtime_ns == kept
+    write(path, [3])
+    assert list(TsvFeatures(path)) == [1, 2, 3]
+    index.write_bytes(b"broken")
+    assert list(TsvFeatures(path)) == [1, 2, 3]
+
+
+def test_index_that_cannot_be_kept(tmp_path, monkeypatch):
+    path = tmp_path / "features.tsv"
+    write(path, [1, 2])
+
+    def refuse(*_):
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr("bua.features.files.os.replace", refuse)
+    assert list(TsvFeatures(path)) == [1, 2]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["features.tsv"]
+
+
+def _sum(store, image_id):
+    return float(store[image_id].features.sum())
+
+
+def test_many_processes_read_one_store(tmp_path):
+    path = tmp_path / "features.tsv"
+    write(path, range(20))
+    store = TsvFeatures(path)
+    expected = [_sum(store, i) for i in range(20)]
+    with get_context("fork").Pool(2) as pool:
+        assert pool.starmap(_sum, [(store, i) for i in range(20)]) == expected
+    assert _sum(pickle.loads(pickle.dumps(store)), 5) == expected[5]
+
+
+@pytest.mark.parametrize("missing", [1, 2, 18, 30, 100])
+def test_writer_goes_on_after_an_incomplete_row(tmp_path, missing):
+    whole, path = tmp_path / "whole.tsv", tmp_path / "features.tsv"
+    write(whole, range(4))
+    write(path, range(3))
+    os.truncate(path, path.stat().st_size - missing)
+    assert list(TsvFeatures(path)) == ([0, 1, 2] if missing <= 2 else [0, 1])
+    writer = TsvWriter(path)
+    assert writer.done == {0, 1}
+    for image_id in (2, 3):
+        writer.append(regions_of(image_id, seed=image_id))
+    assert writer.done == {0, 1, 2, 3}
+    writer.close()
+    assert path.read_bytes() == whole.read_bytes()
+    assert list(TsvFeatures(path)) == [0, 1, 2, 3]
+
+
+def test_a_row_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch):
+    path = tmp_path / "features.tsv"
+    write(path, [1])
+    before = path.read_bytes()
+    writer = TsvWriter(path)
+    real_write = os.write
+
+    def full_disk(descriptor, data):
+        if len(data) < 200:
+            raise OSError(28, "No space left on device")
+        return real_write(descriptor, data[:100])
+
+    monkeypatch.setattr("bua.features.tsv.os.write", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        writer.append(regions_of(2))
+    writer.close()
+    assert path.read_bytes() == before
+    assert writer.done == {1}
+
+
+def test_ids_and_labels_that_cannot_be_written(tmp_path):
+    writer = TsvWriter(tmp_path / "features.tsv", "lxmert-tsv")
+    with pytest.raises(InputError, match="tab or line break"):
+        writer.append(regions_of("a\tb"))
+    unlabelled = regions_of(1)
+    unlabelled.attribute_ids = None
+    with pytest.raises(InputError, match="attribute_ids"):
+        writer.append(unlabelled)
+    writer.close()
+
+
+def test_writer_refuses_another_file(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not features\nmine")
+    with pytest.raises(InputError, match="line 1"):
+        TsvWriter(path)
+    assert path.read_text() == "not features\nmine"
+    write(tmp_path / "lxmert.tsv", [1], "lxmert-tsv")
+    with pytest.raises(InputError, match="choose another output or format"):
+        TsvWriter(tmp_path / "lxmert.tsv", "tsv")
+
+
+def test_first_of_two_rows_with_one_id(tmp_path):
+    path = tmp_path / "features.tsv"
+    write(path, [1, 2])
+    write(path, [2])
+    store = TsvFeatures(path)
+    assert len(store) == 2
+    assert_same(store[2], regions_of(2, seed=1), labels=())

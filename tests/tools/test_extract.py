@@ -1,0 +1,165 @@
+"""tools/extract.py with the real detector, a few channels wide."""
+
+import base64
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from bua.checkpoint import save_checkpoint
+from bua.config import load_cfg
+from bua.features import open_features
+from bua.modeling import build_detector
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "vg_r101.yaml"
+SLIM = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.RESNETS.DEPTH", "50"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
+    *("MODEL.RPN.CONV_DIMS", "[8]"),
+    *("INPUT.MIN_SIZE_TEST", "96"),
+    *("INPUT.MAX_SIZE_TEST", "160"),
+]
+FEATURE_DIM = 128
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("extract_tool", ROOT / "tools" / "extract.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def extract(images, output, *options, weights="random", overrides=()):
+    given = ["--weights", str(weights)] if weights else []
+    where = ["--images", str(images), "--output", str(output), "--num-workers", "0"]
+    return load_tool().main(["--config-file", str(CONFIG), *given, *where, *options, *SLIM, *overrides])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        picture = rng.integers(0, 255, (60 + 10 * i, 90, 3), np.uint8)
+        cv2.imwrite(str(folder / f"COCO_val2014_{i:012d}.jpg"), picture)
+    return folder
+
+
+def read_as_the_original(path):
+    """tools/read_tsv.py of the original, in words of its own."""
+    csv.field_size_limit(sys.maxsize)
+    fields = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
+    rows = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", fieldnames=fields):
+            count = int(row["num_boxes"])
+            for field in ("boxes", "features"):
+                row[field] = np.frombuffer(base64.b64decode(row[field]), np.float32).reshape(count, -1)
+            rows[int(row["image_id"])] = row
+    return rows
+
+
+def test_coco_pictures_to_the_original_format(shared_data, tmp_path):
+    pictures = sorted((shared_data / "images").glob("*.jpg"))
+    output = tmp_path / "features.tsv"
+    assert extract(shared_data / "images", output, "--min-boxes", "10", "--max-boxes", "100") == 0
+    rows = read_as_the_original(output)
+    assert sorted(rows) == [int(path.stem[-12:]) for path in pictures]
+    for path in pictures:
+        row = rows[int(path.stem[-12:])]
+        height, width = cv2.imread(str(path)).shape[:2]
+        assert (int(row["image_w"]), int(row["image_h"])) == (width, height)
+        assert 10 <= len(row["boxes"]) <= 100
+        assert row["features"].shape == (len(row["boxes"]), FEATURE_DIM)
+        assert row["boxes"].min() >= 0
+        assert row["boxes"][:, 2].max() < width
+        assert row["boxes"][:, 3].max() < height
+        assert row["features"].min() >= 0
+
+
+def test_weights_resume_and_other_settings(folder, tmp_path, capsys):
+    torch.manual_seed(1)
+    checkpoint = tmp_path / "model.pth"
+    save_checkpoint(checkpoint, model=build_detector(load_cfg(CONFIG, SLIM)).state_dict())
+    output = tmp_path / "features.tsv"
+    assert extract(folder, output, "--max-boxes", "20", weights=checkpoint) == 0
+    written = output.read_bytes()
+    assert set(read_as_the_original(output)) == {0, 1, 2}
+
+    output.write_bytes(written[:-50])
+    assert extract(folder, output, "--max-boxes", "20", weights=checkpoint) == 0
+    assert output.read_bytes() == written
+    assert "1 pictures written" in capsys.readouterr().out
+
+    assert extract(folder, output, weights=checkpoint) == 2
+    assert "max_boxes 20, now it is 100" in capsys.readouterr().err
+    assert extract(folder, output, "--max-boxes", "20", weights="random") == 2
+    assert "weights sha256:" in capsys.readouterr().err
+    other_input = ("INPUT.MIN_SIZE_TEST", "97")
+    assert extract(folder, output, "--max-boxes", "20", weights=checkpoint, overrides=other_input) == 2
+    assert "INPUT.MIN_SIZE_TEST 96, now it is 97" in capsys.readouterr().err
+    assert output.read_bytes() == written
+
+    by_override = extract(
+        folder, output, "--max-boxes", "20", weights=None, overrides=("MODEL.WEIGHTS", str(checkpoint))
+    )
+    assert by_override == 0
+
+
+@pytest.mark.parametrize("format", ["npz", "lxmert-tsv"])
+def test_labels_and_scores(folder, tmp_path, format):
+    assert extract(folder, tmp_path / "out", "--format", format, "--min-boxes", "20", "--max-boxes", "20") == 0
+    for regions in open_features(tmp_path / "out").values():
+        assert len(regions) == 20
+        assert 0 <= regions.object_ids.min() <= regions.object_ids.max() < 1600
+        assert 0 <= regions.attribute_ids.min() <= regions.attribute_ids.max() < 400
+        assert 0 < regions.object_scores.min() <= regions.object_scores.max() <= 1
+
+
+def test_failed_pictures_are_reported(folder, tmp_path, capsys):
+    broken = folder / "broken.jpg"
+    broken.write_bytes((folder / "COCO_val2014_000000000001.jpg").read_bytes()[:400])
+    assert extract(folder, tmp_path / "features.tsv") == 1
+    assert "features.tsv.failures.jsonl" in capsys.readouterr().err
+    failure = json.loads((tmp_path / "features.tsv.failures.jsonl").read_text())
+    assert failure["path"] == str(broken)
+    assert len(open_features(tmp_path / "features.tsv")) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "weights", "message"),
+    [
+        ([], None, "weights: none given"),
+        ([], "gone.pth", "gone.pth: no such checkpoint"),
+        (["--min-boxes", "50", "--max-boxes", "20"], "random", "min boxes 50, max boxes 20"),
+        (["--score-threshold", "20"], "random", "score threshold 20.0"),
+        (["--format", "lxmert-tsv"], "random", "ATTRIBUTES.ENABLED"),
+    ],
+)
+def test_bad_input_is_one_line(folder, tmp_path, capsys, options, weights, message):
+    overrides = ("MODEL.BUA.ATTRIBUTES.ENABLED", "False") if "lxmert-tsv" in options else ()
+    output = tmp_path / "features.tsv"
+    assert extract(folder, output, *options, weights=weights, overrides=overrides) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_a_file_of_something_else_is_left_alone(folder, tmp_path, capsys):
+    output = tmp_path / "notes.txt"
+    output.write_text("mine")
+    assert extract(folder, output) == 2
+    assert "choose another output" in capsys.readouterr().err
+    assert output.read_text() == "mine"
