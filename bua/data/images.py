@@ -51,9 +51,14 @@ def resize_image(image: np.ndarray, short: int, long: int, mode: str) -> tuple[n
 
     Returns:
         the picture, and its (x, y) scale in network pixels per original pixel.
+
+    Raises:
+        InputError: too long and narrow for any size.
     """
     height, width = image.shape[:2]
     scale = resize_scale(height, width, short, long)
+    if scale * min(height, width) < 1:
+        raise InputError(f"a picture of {width}x{height} pixels is less than a pixel high or wide at {long}; crop it")
     if mode == "caffe":
         resized = cv2.resize(image.astype(np.float32), None, None, scale, scale, cv2.INTER_LINEAR)
         return resized, (scale, scale)

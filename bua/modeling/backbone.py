@@ -29,6 +29,10 @@ class Stem(nn.Module):
     def __init__(self, out_channels: int, norm: str, pool: str):
         super().__init__()
         self.conv1 = ConvNorm(3, out_channels, 7, norm, stride=2, padding=3)
+        if norm == "FrozenBN":
+            # Pixels are not normalised, and frozen statistics do not follow random weights: this keeps a network whose
+            # weights are still to be loaded at the scale of a trained one.
+            self.conv1.norm.weight.fill_(0.01)
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if pool == "caffe" else nn.MaxPool2d(3, 2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,6 +71,8 @@ class Bottleneck(nn.Module):
             groups=groups,
         )
         self.conv3 = ConvNorm(bottleneck_channels, out_channels, 1, norm)
+        if norm == "FrozenBN":
+            self.conv3.norm.weight.fill_(0.25)  # as in the stem: else the scale doubles with every block
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)

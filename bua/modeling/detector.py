@@ -96,12 +96,12 @@ class Detector(nn.Module):
             proposals = self.proposal_generator.propose(
                 *self.proposal_generator(feature_map), sizes, [p.scale[0] for p in batch]
             )
-            regions = [boxes for boxes, _ in proposals]
+            regions = [region for region, _ in proposals]
             objectness = [logits.sigmoid() for _, logits in proposals]
+            boxes = [region / scale for region, scale in zip(regions, scales)]
         else:
-            regions = [
-                given.to(self.device, torch.float32).reshape(-1, 4) * scale for given, scale in zip(boxes, scales)
-            ]
+            boxes = [given.to(self.device, torch.float32).reshape(-1, 4) for given in boxes]
+            regions = [given * scale for given, scale in zip(boxes, scales)]
             objectness = [torch.ones(len(region), device=self.device) for region in regions]
         features = self.roi_heads.features(feature_map, regions, STRIDE).float()
         class_probs, deltas, attribute_probs = self.roi_heads.predict(features)
@@ -110,7 +110,7 @@ class Detector(nn.Module):
             RegionPredictions(
                 width=picture.width,
                 height=picture.height,
-                proposals=regions[i] / scales[i],
+                proposals=boxes[i],
                 objectness=objectness[i],
                 class_probs=class_probs.split(counts)[i][:, :-1],
                 boxes=self._regress(picture, regions[i], deltas.split(counts)[i], scales[i]),

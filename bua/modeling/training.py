@@ -1,5 +1,6 @@
 """Training and evaluation of the detector on the torch engine, from a configuration."""
 
+import os
 import secrets
 from collections.abc import Sequence
 
@@ -107,7 +108,7 @@ def training_loader(cfg: CfgNode, seed: int, process_index: int = 0, num_process
         seed=seed,
         groups=groups,
         keep=keep,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=_workers(cfg),
         process_index=process_index,
         num_processes=num_processes,
     )
@@ -132,9 +133,13 @@ def _evaluate(cfg: CfgNode, detector: Detector, evaluators: Sequence[VisualGenom
     metrics = {}
     for evaluator in evaluators:
         prefix = "" if len(evaluators) == 1 else f"{evaluator.dataset.name}/"
-        result = evaluate_detector(detector, evaluator, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        result = evaluate_detector(detector, evaluator, num_workers=_workers(cfg))
         metrics.update({prefix + name: value for name, value in result.items()})
     return metrics
+
+
+def _workers(cfg: CfgNode) -> int:
+    return min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
 
 
 def _dataset(cfg: CfgNode, name: str) -> DetectionDataset:

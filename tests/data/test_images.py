@@ -71,3 +71,9 @@ def test_resize_makes_what_the_detector_takes(image):
     assert picture.image.shape == (3, 50, 75)
     assert picture.image.dtype == torch.float32
     assert (picture.width, picture.height, picture.image_id) == (90, 60, "a")
+
+
+@pytest.mark.parametrize("mode", ["caffe", "detectron2"])
+def test_a_picture_too_narrow_for_any_size_is_refused(mode):
+    with pytest.raises(InputError, match="20000x5 pixels"):
+        resize_image(np.zeros((5, 20000, 3), np.uint8), 600, 1000, mode)

@@ -148,7 +148,7 @@ def test_given_boxes_replace_the_proposals_in_their_order():
     image = random_image(100, 120)
     boxes = torch.tensor([[70.0, 10, 110, 90], [0, 0, 50, 50]])
     (given,) = detector.predict([image], [boxes])
-    torch.testing.assert_close(given.proposals, boxes)
+    assert torch.equal(given.proposals, boxes)
     (swapped,) = detector.predict([image], [boxes.flip(0)])
     torch.testing.assert_close(given.features, swapped.features.flip(0))
     (none,) = detector.predict([image], [torch.zeros(0, 4)])
