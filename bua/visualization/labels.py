@@ -1,0 +1,90 @@
+"""What is written beside a box: "red striped circle 0.93"."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bua.data.annotations import DetectionDataset
+from bua.evaluation.detections import object_detections
+from bua.structures import RegionPredictions
+from bua.visualization.draw import class_colors, draw_regions
+from bua.vocabulary import Vocabulary
+
+
+@dataclass
+class LabelledBoxes:
+    """Boxes of one picture, with what is said about them.
+
+    Attributes:
+        boxes: [n, 4] float32 x1y1x2y2 in pixels of the original picture.
+        class_ids: [n] int64, object classes from 0.
+        labels: n texts.
+    """
+
+    boxes: np.ndarray
+    class_ids: np.ndarray
+    labels: list[str]
+
+
+def region_label(object_name: str, attribute_names: Sequence[str] = (), score: float | None = None) -> str:
+    """Attributes before the object, as one says it, then the score with two decimals."""
+    words = [*attribute_names, object_name]
+    return " ".join(words if score is None else [*words, f"{score:.2f}"])
+
+
+def labelled_detections(
+    predictions: RegionPredictions,
+    objects: Vocabulary,
+    attributes: Vocabulary,
+    threshold: float = 0.4,
+    *,
+    attribute_threshold: float = 0.1,
+    max_attributes: int = 3,
+    convention: str = "caffe",
+) -> LabelledBoxes:
+    """The objects found in a picture, best first, with the attributes of the region that each was found in.
+
+    Args:
+        threshold: of the object's probability; the original's demo shows boxes from 0.4.
+        attribute_threshold: of an attribute's probability, 0.1 there. The probabilities of all attributes sum to 1,
+            so several that all hold share it.
+        max_attributes: at most as many of a region, the most probable first.
+    """
+    rows = object_detections(predictions, convention=convention, score_threshold=threshold)
+    boxes, class_ids = rows[:, 2:], rows[:, 0].astype(np.int64)
+    regions = _regions(predictions, rows)
+    labels = []
+    for class_id, score, region in zip(class_ids, rows[:, 1], regions):
+        names = []
+        if predictions.attribute_probs is not None:
+            probs = predictions.attribute_probs[region].float().cpu().numpy()
+            best = np.argsort(-probs, kind="stable")[:max_attributes]
+            names = [attributes.names[attribute] for attribute in best if probs[attribute] > attribute_threshold]
+        labels.append(region_label(objects.names[class_id], names, score))
+    return LabelledBoxes(boxes, class_ids, labels)
+
+
+def labelled_annotations(dataset: DetectionDataset, index: int) -> LabelledBoxes:
+    """The annotated objects of one picture of a data set, the largest first."""
+    boxes, class_ids = dataset.boxes(index), dataset.classes(index)
+    order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
+    labels = []
+    for class_id, attribute_ids in zip(class_ids[order], dataset.attributes(index)[order]):
+        names = [dataset.attribute_names.names[attribute] for attribute in attribute_ids if attribute >= 0]
+        labels.append(region_label(dataset.objects.names[class_id], names))
+    return LabelledBoxes(boxes[order], class_ids[order], labels)
+
+
+def draw_labelled(image: np.ndarray, labelled: LabelledBoxes) -> np.ndarray:
+    """``draw_regions`` with one colour for each object class: [H', W', 3] uint8 BGR."""
+    return draw_regions(image, labelled.boxes, labelled.labels, class_colors(labelled.class_ids))
+
+
+def _regions(predictions: RegionPredictions, rows: np.ndarray) -> list[int]:
+    """The region of each detection: the first that has just its score and its box in its class."""
+    probs, boxes = predictions.class_probs.float().cpu().numpy(), predictions.boxes.float().cpu().numpy()
+    return [
+        int(np.argmax((probs[:, int(row[0])] == row[1]) & (boxes[:, int(row[0])] == row[2:]).all(axis=1)))
+        for row in rows
+    ]

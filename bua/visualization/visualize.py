@@ -1,0 +1,119 @@
+"""Pictures with their annotations, a detector's predictions, or both side by side, into a folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from bua.checkpoint import load_weights
+from bua.data.annotations import DetectionDataset
+from bua.data.images import read_image
+from bua.errors import InputError
+from bua.modeling import Detector, build_detector
+from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections
+from bua.vocabulary import Vocabulary
+
+GAP = 12  # pixels between two pictures
+
+
+def load_detector(cfg, dataset: DetectionDataset) -> Detector:
+    """The detector of ``cfg`` with the weights that it names, whose classes are those of ``dataset``.
+
+    Raises:
+        InputError: no weights are named, they do not fit, or the vocabularies are of other sizes.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("--weights: none given; give a checkpoint such as output/model_final.pth")
+    sizes = {"MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(dataset.objects))}
+    if cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
+        configured = cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES
+        sizes["MODEL.BUA.ATTRIBUTES.NUM_CLASSES"] = (configured, len(dataset.attribute_names))
+    for key, (configured, in_dataset) in sizes.items():
+        if configured != in_dataset:
+            raise InputError(
+                f"{dataset.name}: its vocabulary has {in_dataset} classes, {key} is {configured}; "
+                "use the data set that the detector was trained on"
+            )
+    detector = build_detector(cfg)
+    load_weights(detector, cfg.MODEL.WEIGHTS)
+    return detector.eval()
+
+
+def evenly(dataset: DetectionDataset, number: int) -> list[int]:
+    """``number`` indices (all, where there are fewer pictures) evenly over a data set."""
+    return np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
+
+
+def draw_dataset(
+    dataset: DetectionDataset,
+    indices: Sequence[int],
+    output: str | Path,
+    *,
+    detector: Detector | None = None,
+    annotations: bool = True,
+    threshold: float = 0.4,
+) -> list[Path]:
+    """Draws pictures of a data set into the folder ``output``.
+
+    Args:
+        indices: which pictures.
+        detector: its predictions are drawn; None draws none.
+        annotations: whether to draw the annotation: to the left where predictions are drawn too.
+        threshold: of the predictions' object probability.
+
+    Returns:
+        the files, ``0001_<name of the picture>.jpg`` and so on.
+    """
+    files = []
+    for number, index in enumerate(tqdm(indices, desc=f"draw {dataset.name}", unit="image"), start=1):
+        file_name = dataset.file_name(index)
+        image = read_image(file_name)
+        sides = []
+        if annotations:
+            sides.append(draw_labelled(image, labelled_annotations(dataset, index)))
+        if detector is not None:
+            sides.append(draw_predictions(image, detector, dataset.objects, dataset.attribute_names, threshold))
+        files.append(_save(output, number, file_name, _side_by_side(sides)))
+    return files
+
+
+def draw_files(
+    file_names: Sequence[str | Path],
+    output: str | Path,
+    *,
+    detector: Detector,
+    objects: Vocabulary,
+    attributes: Vocabulary,
+    threshold: float = 0.4,
+) -> list[Path]:
+    """Draws predictions on picture files; arguments and result as ``draw_dataset``."""
+    files = []
+    for number, file_name in enumerate(tqdm(file_names, desc="draw", unit="image"), start=1):
+        drawn = draw_predictions(read_image(file_name), detector, objects, attributes, threshold)
+        files.append(_save(output, number, file_name, drawn))
+    return files
+
+
+def draw_predictions(
+    image: np.ndarray, detector: Detector, objects: Vocabulary, attributes: Vocabulary, threshold: float
+) -> np.ndarray:
+    """The picture ([H, W, 3] uint8 BGR) with what the detector finds in it drawn: [H', W', 3] uint8 BGR."""
+    found = labelled_detections(
+        detector.predict([image])[0], objects, attributes, threshold, convention=detector.convention
+    )
+    return draw_labelled(image, found)
+
+
+def _side_by_side(sides: list[np.ndarray]) -> np.ndarray:
+    gap = np.full((sides[0].shape[0], GAP, 3), 255, np.uint8)
+    return np.hstack([part for side in sides for part in (gap, side)][1:])
+
+
+def _save(output: str | Path, number: int, source: str | Path, image: np.ndarray) -> Path:
+    path = Path(output) / f"{number:04d}_{Path(source).stem}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise InputError(f"{path}: cannot be written; give another --output")
+    return path

@@ -1,0 +1,114 @@
+import importlib.util
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from bua.checkpoint import save_checkpoint
+from bua.config import load_cfg
+from bua.data.annotations import ImageAnnotations, write_annotations
+from bua.modeling import build_detector
+from bua.vocabulary import Vocabulary
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "shapes.yaml")
+OVERRIDES = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.BUA.ATTRIBUTES.NUM_CLASSES", "3"]
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def main():
+    return load_tool("visualize").main
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder of data sets with shapes_test: six grey pictures, two objects on each."""
+    root = tmp_path / "datasets"
+    images = []
+    for image_id in range(6):
+        name = f"VG_100K/{image_id}.jpg"
+        (root / "shapes" / "VG_100K").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / "shapes" / name), np.full((90, 120, 3), 128, np.uint8))
+        boxes = np.array([[10, 10, 40, 40], [60, 30, 110, 80]])
+        images.append(ImageAnnotations(image_id, name, 120, 90, boxes, [0, 1], [[0], [1, 2]]))
+    write_annotations(
+        root / "shapes" / "annotations" / "shapes_test.json",
+        images,
+        Vocabulary(["circle", "star"]),
+        Vocabulary(["red", "blue", "large"]),
+    )
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    return tmp_path
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "model.pth", model=build_detector(load_cfg(CONFIG, OVERRIDES)).state_dict())
+    return str(tmp_path / "model.pth")
+
+
+def pictures(folder):
+    return {path.name: cv2.imread(str(path)) for path in sorted(Path(folder).iterdir())}
+
+
+def test_draws_annotations_evenly_over_the_data_set(main, world, capsys):
+    out = str(world / "look")
+    assert main(["--dataset", "shapes_test", "--what", "annotations", "--num", "3", "--output", out]) == 0
+    drawn = pictures(out)
+    assert list(drawn) == ["0001_0.jpg", "0002_2.jpg", "0003_5.jpg"]
+    assert all(image.shape == (600, 800, 3) and (abs(image.astype(int) - 128) > 60).any() for image in drawn.values())
+    assert f"3 pictures in {out}" in capsys.readouterr().out
+
+
+def test_draws_predictions_beside_annotations(main, world, weights):
+    args = ["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", weights, "--num", "1", "--threshold", "0"]
+    assert main([*args, "--output", str(world / "both"), *OVERRIDES]) == 0
+    assert main([*args, "--what", "predictions", "--output", str(world / "predictions"), *OVERRIDES]) == 0
+    both, predictions = pictures(world / "both")["0001_0.jpg"], pictures(world / "predictions")["0001_0.jpg"]
+    assert predictions.shape == (600, 800, 3)
+    assert both.shape[1] > 2 * 800
+    right = both[:, -800:].astype(int)
+    assert np.abs(right - predictions).mean() < 3
+
+
+def test_draws_predictions_on_files_of_ones_own(main, world, weights):
+    files = []
+    for folder in ("a", "b"):
+        (world / folder).mkdir()
+        files.append(str(world / folder / "mine.png"))
+        cv2.imwrite(files[-1], np.full((50, 70, 3), 90, np.uint8))
+    args = ["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", weights, "--output", str(world / "look")]
+    assert main([*args, "--images", *files, "--", *OVERRIDES]) == 0
+    assert list(pictures(world / "look")) == ["0001_mine.jpg", "0002_mine.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dataset", "shapes_tset", "--what", "annotations"], "did you mean shapes_test?"),
+        (["--dataset", "shapes_train", "--what", "annotations"], "shapes_train is not prepared"),
+        (["--dataset", "shapes_test"], "--config-file: needed for --what both"),
+        (["--dataset", "shapes_test", "--what", "annotations", "--num", "0"], "--num: is 0"),
+        (["--dataset", "shapes_test", "--what", "both", "--images", "x.jpg"], "use --what predictions"),
+        (["--dataset", "shapes_test", "--config-file", CONFIG, *OVERRIDES], "--weights: none given"),
+        (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth", *OVERRIDES], "no.pth: no such"),
+        (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth"], "its vocabulary has 2 classes"),
+    ],
+)
+def test_bad_input_is_one_line(main, world, capsys, args, message):
+    assert main([*args[:2], "--output", str(world / "look"), *args[2:]]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (world / "look").exists()

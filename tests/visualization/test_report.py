@@ -1,0 +1,143 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+
+from bua.evaluation.average_precision import PrecisionRecall
+from bua.visualization.report import Picture, Report, format_seconds, write_report
+
+METRICS = {
+    "objects/mAP50": 0.8314,
+    "objects/weighted_mAP50": 0.8421,
+    "objects/original/mAP50": 0.8012,
+    "objects/original/weighted_mAP50": 0.8104,
+    "objects/coco_AP": 0.5533,
+    "attributes/mAP50": 0.7125,
+    "attributes/weighted_mAP50": 0.7331,
+}
+VOID = {"meta", "img", "input", "br", "line", "path"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps tags with their attributes, and the text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def curve(precision, recall, count):
+    return PrecisionRecall(np.array(precision), np.array(recall), np.linspace(1, 0, len(precision)), count)
+
+
+def full_report(**changes):
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    log = [{"iteration": n, "loss_cls": 2.0 / n, "loss_attr": 1.0 / n, "lr": 0.1} for n in range(1, 50)]
+    log.append({"iteration": 49, "objects/mAP50": 0.8, "attributes/mAP50": 0.7})
+    parts = {
+        "title": "A <detector>",
+        "introduction": "Learnt from pictures & boxes.",
+        "metrics": METRICS,
+        "facts": {"Time": "7 min"},
+        "gallery": [Picture("one.jpg", drawn, ['red "circle" 0.93'], drawn, ["circle", "star"])],
+        "training_log": log,
+        "curves": {
+            "objects": {"circle": curve([1, 0.5], [0.5, 0.5], 2)},
+            "attributes": {f"attribute {n}": curve([1.0], [1.0], n) for n in range(1, 10)},
+        },
+        "timings": {"Training": 372.0, "Evaluation": 21.0},
+        "commands": [("Features", "python tools/extract.py --images 'my pictures/'")],
+    }
+    return Report(**{**parts, **changes})
+
+
+def written(tmp_path, report):
+    write_report(tmp_path / "new" / "index.html", report)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["index.html"]
+    return (tmp_path / "new" / "index.html").read_text(encoding="utf-8")
+
+
+def test_page_is_well_formed_and_has_every_part(tmp_path):
+    page = Page(written(tmp_path, full_report()))
+    for text in ["A <detector>", "83.1", "84.2", "80.1", "55.3", "71.2", "7 min", "6 min 12 s", "my pictures/"]:
+        assert text in page.text
+    titles = ["Test pictures", "How good is it", "Training", "Attributes, one by one", "Every class"]
+    assert all(title in page.text for title in [*titles, "Where the time went", "On your own pictures"])
+
+
+def test_page_loads_nothing_from_outside(tmp_path):
+    html = written(tmp_path, full_report())
+    assert not re.search(r"https?://|//[a-z]|@import|url\(", re.sub(r'src="data:[^"]*"', "", html))
+    page = Page(html)
+    assert not page.all("script")
+    assert not page.all("link")
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+
+
+def test_pictures_are_inside_and_say_what_they_show(tmp_path):
+    images = Page(written(tmp_path, full_report())).all("img")
+    alts = ['one.jpg: 1 found: red "circle" 0.93', "Annotation: 2 objects: circle; star"]
+    assert [image["alt"] for image in images] == alts
+    data = base64.b64decode(images[0]["src"].split(",")[1])
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == (int(images[0]["height"]), int(images[0]["width"]), 3) == (60, 80, 3)
+
+
+def test_curves_of_the_most_frequent_attributes_are_drawn(tmp_path):
+    charts = [svg["aria-label"] for svg in Page(written(tmp_path, full_report())).all("svg")]
+    assert [label.split(";")[0] for label in charts[2:]] == [
+        f"Precision by recall of attribute {n}" for n in range(9, 3, -1)
+    ]
+    assert "object class 0.0" in charts[0]
+    assert charts[1].endswith("objects 80.0, attributes 70.0")
+
+
+def test_parts_without_content_are_left_out(tmp_path):
+    page = Page(written(tmp_path, Report(title="Bare", introduction="", metrics={})))
+    assert not page.all("section")
+    assert not page.all("img")
+
+
+def test_gallery_without_annotation_has_no_switch(tmp_path):
+    gallery = [Picture("one.jpg", np.zeros((6, 8, 3), np.uint8), [])]
+    page = Page(written(tmp_path, full_report(gallery=gallery)))
+    assert not page.all("input")
+    assert page.all("img")[0]["alt"] == "one.jpg: 0 found"
+
+
+def test_figures_that_are_not_there_are_a_dash(tmp_path):
+    metrics = {"objects/mAP50": 0.5, "objects/weighted_mAP50": 0.5, "objects/coco_AP": float("nan")}
+    page = Page(written(tmp_path, full_report(metrics=metrics)))
+    assert "nan" not in page.text
+    assert "–" in page.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.5, "9.5 s"), (59.4, "59 s"), (59.7, "1 min 0 s"), (372, "6 min 12 s"), (7510, "2 h 5 min")],
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text

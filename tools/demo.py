@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Makes a data set, trains a detector on it, evaluates it, extracts features, and writes a page that shows them.
+
+    tools/demo.py --output output/demo
+
+Stopped with Ctrl-C, the same command goes on where it was.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from bua.demo import run_demo
+from bua.errors import command
+from bua.visualization.report import format_seconds
+
+QUICK = ("SOLVER.MAX_ITER", "60", "TEST.EVAL_PERIOD", "0")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (%(default)s)")
+    parser.add_argument("--config-file", default="configs/shapes.yaml", help="the detector (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="train for a moment only: to see that everything works")
+    parser.add_argument("--num-train", type=int, default=4000, help="training pictures to make (%(default)s)")
+    parser.add_argument("--num-val", type=int, default=300, help="validation pictures (%(default)s)")
+    parser.add_argument("--num-test", type=int, default=500, help="test pictures (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    args = parser.parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    metrics = run_demo(
+        args.output,
+        args.config_file,
+        [*(QUICK if args.quick else ()), *args.overrides],
+        num_train=args.num_train,
+        num_val=args.num_val,
+        num_test=args.num_test,
+    )
+    print(
+        f"\nobjects mAP@0.5 {100 * metrics['objects/mAP50']:.1f}, attributes {100 * metrics['attributes/mAP50']:.1f}, "
+        f"in {format_seconds(sum(value for name, value in metrics.items() if name.startswith('seconds/')))}"
+    )
+    print(f"open {(args.output / 'index.html').resolve()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+r"""Draws boxes with objects and attributes on pictures: what a data set says, what a detector says, or both.
+
+Examples:
+    tools/visualize.py --dataset shapes_train --what annotations --output output/look
+    tools/visualize.py --dataset shapes_test --config-file configs/shapes.yaml --weights output/model_final.pth \
+        --output output/look
+    tools/visualize.py --images a.jpg b.jpg --dataset shapes_test --config-file configs/shapes.yaml \
+        --weights output/model_final.pth --output output/look
+"""
+
+import argparse
+import sys
+
+from bua.config import load_cfg
+from bua.data.catalog import get_dataset
+from bua.errors import InputError, command
+from bua.visualization.visualize import draw_dataset, draw_files, evenly, load_detector
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True, help="such as shapes_test; with --images, whose classes to name")
+    parser.add_argument(
+        "--what",
+        choices=("annotations", "predictions", "both"),
+        help="by default both; of --images, predictions; both has the annotation to the left",
+    )
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="pictures of your own, instead of the data set's")
+    parser.add_argument("--config-file", help="the detector's configuration; needed for predictions")
+    parser.add_argument("--weights", help="a checkpoint, instead of the configuration's MODEL.WEIGHTS")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawn pictures")
+    parser.add_argument("--num", type=int, default=20, help="how many pictures, evenly over the data set")
+    parser.add_argument("--threshold", type=float, default=0.4, help="least probability of an object that is drawn")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    args = parser.parse_intermixed_args(argv)
+    args.what = args.what or ("predictions" if args.images else "both")
+    return args
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.images and args.what != "predictions":
+        raise InputError(f"--what {args.what}: files given by --images have no annotation; use --what predictions")
+    if args.what != "annotations" and not args.config_file:
+        raise InputError(f"--config-file: needed for --what {args.what}; or draw with --what annotations")
+    if args.num < 1:
+        raise InputError(f"--num: is {args.num}; give 1 or more")
+    dataset = get_dataset(args.dataset)
+    detector = None
+    if args.what != "annotations":
+        weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
+        detector = load_detector(load_cfg(args.config_file, [*args.overrides, *weights]), dataset)
+    if args.images:
+        files = draw_files(
+            args.images,
+            args.output,
+            detector=detector,
+            objects=dataset.objects,
+            attributes=dataset.attribute_names,
+            threshold=args.threshold,
+        )
+    else:
+        files = draw_dataset(
+            dataset,
+            evenly(dataset, args.num),
+            args.output,
+            detector=detector,
+            annotations=args.what != "predictions",
+            threshold=args.threshold,
+        )
+    print(f"{len(files)} pictures in {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
