@@ -94,7 +94,9 @@ def training_loader(cfg: CfgNode, seed: int, process_index: int = 0, num_process
     first = datasets[0]
     for other in datasets[1:]:
         if (other.objects, other.attribute_names) != (first.objects, first.attribute_names):
-            raise InputError(f"DATASETS.TRAIN: {first.name} and {other.name} have different vocabularies; prepare alike")
+            raise InputError(
+                f"DATASETS.TRAIN: {first.name} and {other.name} have different vocabularies; prepare alike"
+            )
     keep = None
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         keep = np.concatenate([_has_boxes(dataset, cfg.MODEL.BUA.BOX_CONVENTION) for dataset in datasets]).nonzero()[0]

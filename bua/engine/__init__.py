@@ -1,0 +1,18 @@
+"""Training of any model on any number of devices: it knows batches and losses, and nothing of what they mean."""
+
+from bua.engine.launch import connect, launch
+from bua.engine.optimizer import build_clip, build_optimizer, build_scheduler
+from bua.engine.random_state import seed_everything
+from bua.engine.trainer import NonFiniteLoss, Trainer, last_checkpoint
+
+__all__ = [
+    "NonFiniteLoss",
+    "Trainer",
+    "build_clip",
+    "build_optimizer",
+    "build_scheduler",
+    "connect",
+    "last_checkpoint",
+    "launch",
+    "seed_everything",
+]

@@ -1,0 +1,133 @@
+"""What training says while it runs: lines on the console, ``metrics.json``, TensorBoard."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.json"
+
+
+class TrainingLog:
+    """Collects what each iteration gives, and every ``period`` iterations writes the means.
+
+    ``metrics.json`` gets one JSON object a line: ``{"iteration": n, "total_loss": ..., <each loss>, "lr": ...,
+    "images_per_second": ..., "data_seconds": ...}`` after n iterations, ``data_seconds`` being what an iteration
+    waited for its batch; and ``{"iteration": n, <metrics>}`` for each evaluation. TensorBoard gets the same.
+
+    Args:
+        output_dir: where the files go.
+        max_iter: for the time left.
+        start: iterations that are done. Lines of later ones are taken out of ``metrics.json``: the run that wrote
+            them did not live to save what it learned there.
+        period: iterations between lines.
+    """
+
+    def __init__(self, output_dir: str | Path, max_iter: int, *, start: int = 0, period: int = 20):
+        self.path = Path(output_dir) / METRICS_FILE
+        self.max_iter, self.period = max_iter, period
+        self._sums, self._count = defaultdict(float), 0
+        _drop_lines_after(self.path, start)
+        self._board = SummaryWriter(str(output_dir), purge_step=start + 1 if start else None)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last line, and the images in it, out of the rates."""
+        self._clock, self._images, self._data_seconds, self._timed = time.perf_counter(), 0, 0.0, 0
+
+    def step(self, iteration: int, losses: dict[str, float], lr: float, images: int, data_seconds: float) -> None:
+        """Takes in what iteration number ``iteration`` (from 1) gave."""
+        for name, value in losses.items():
+            self._sums[name] += value
+        self._count += 1
+        self._images += images
+        self._data_seconds += data_seconds
+        self._timed += 1
+        if iteration % self.period == 0 or iteration == self.max_iter:
+            self._write_means(iteration, lr)
+
+    def metrics(self, iteration: int, metrics: dict[str, float]) -> None:
+        """Writes the outcome of an evaluation after ``iteration`` iterations."""
+        self._write({"iteration": iteration, **metrics})
+        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        print(f"evaluation after {iteration} iterations: {values}", flush=True)
+
+    def has_metrics(self, iteration: int) -> bool:
+        """Whether an evaluation after ``iteration`` iterations is written already."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return any(line["iteration"] == iteration and "total_loss" not in line for line in map(json.loads, lines))
+
+    def state_dict(self) -> dict:
+        """What has been collected since the last line."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._sums, self._count = defaultdict(float, state["sums"]), state["count"]
+
+    def close(self) -> None:
+        self._board.close()
+
+    def _write_means(self, iteration: int, lr: float) -> None:
+        seconds = time.perf_counter() - self._clock
+        losses = {name: value / self._count for name, value in self._sums.items()}
+        total = sum(losses.values())
+        rate = self._images / seconds
+        self._write(
+            {
+                "iteration": iteration,
+                "total_loss": total,
+                **losses,
+                "lr": lr,
+                "images_per_second": round(rate, 3),
+                "data_seconds": round(self._data_seconds / self._timed, 6),
+            }
+        )
+        left = timedelta(seconds=round(seconds / self._timed * (self.max_iter - iteration)))
+        parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+        print(
+            f"{iteration}/{self.max_iter}  loss {total:.3f}  {parts}  lr {lr:.3g}  {rate:.3g} images/s  "
+            f"left {left}  memory {_memory_megabytes()} MB",
+            flush=True,
+        )
+        self._sums, self._count = defaultdict(float), 0
+        self.restart_clock()
+
+    def _write(self, line: dict) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "iteration":
+                self._board.add_scalar(name if "/" in name else f"train/{name}", value, line["iteration"])
+        self._board.flush()
+
+
+def _drop_lines_after(path: Path, iteration: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            done = json.loads(line)["iteration"]
+        except (ValueError, KeyError, TypeError):
+            # The last line of a run that was killed while writing it.
+            continue
+        if done <= iteration:
+            kept.append(line + "\n")
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
+
+
+def _memory_megabytes() -> int:
+    """The most that was used so far: of the GPU where one is in use, else of this process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() >> 20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> 20 if sys.platform == "darwin" else peak >> 10

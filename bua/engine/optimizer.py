@@ -1,0 +1,97 @@
+"""SGD, its schedule and gradient clipping from ``cfg.SOLVER``, with Detectron2's meaning of the keys."""
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from bua.errors import InputError
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
+    """SGD over the parameters that learn, in one group for each learning rate and weight decay.
+
+    Biases learn at ``BASE_LR * BIAS_LR_FACTOR`` (2 in the original's train.prototxt) and decay by
+    ``WEIGHT_DECAY_BIAS`` where that is not None; normalisation layers decay by ``WEIGHT_DECAY_NORM``.
+    """
+    solver = cfg.SOLVER
+    groups = defaultdict(list)
+    seen = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            lr, decay = solver.BASE_LR, solver.WEIGHT_DECAY
+            if isinstance(module, NORMS):
+                decay = solver.WEIGHT_DECAY_NORM
+            if name == "bias":
+                lr *= solver.BIAS_LR_FACTOR
+                decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+            groups[lr, decay].append(parameter)
+    return torch.optim.SGD(
+        [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()],
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+    )
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    """Multiplies every group's learning rate by ``lr_factor``, to be stepped once an iteration."""
+    lr_factor(cfg, 0)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: lr_factor(cfg, iteration))
+
+
+def lr_factor(cfg: CfgNode, iteration: int) -> float:
+    """The learning rate in step ``iteration`` (from 0) over ``BASE_LR``.
+
+    Steps (times ``GAMMA`` at each of ``STEPS``) or half a cosine down to ``BASE_LR_END``; before ``WARMUP_ITERS``,
+    ``WARMUP_FACTOR`` of it, constant or growing linearly to where the schedule is at the end of the warm-up.
+    """
+    solver = cfg.SOLVER
+    if iteration >= solver.WARMUP_ITERS:
+        return _schedule(solver, iteration)
+    start = solver.WARMUP_FACTOR * _schedule(solver, 0)
+    if solver.WARMUP_METHOD == "constant":
+        return start
+    if solver.WARMUP_METHOD == "linear":
+        end = _schedule(solver, solver.WARMUP_ITERS)
+        return start + (end - start) * iteration / solver.WARMUP_ITERS
+    raise InputError(f"SOLVER.WARMUP_METHOD is {solver.WARMUP_METHOD!r}; use 'linear' or 'constant'")
+
+
+def build_clip(cfg: CfgNode) -> Callable[[list[nn.Parameter]], object] | None:
+    """What ``cfg.SOLVER.CLIP_GRADIENTS`` does to the gradients of a list of parameters, or None where disabled.
+
+    ``CLIP_TYPE`` is "value" (each element), "norm" (each parameter's gradient) or "full_model" (the norm over all).
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+    limit, norm = clip.CLIP_VALUE, clip.NORM_TYPE
+    if clip.CLIP_TYPE == "value":
+        return lambda parameters: clip_grad_value_(parameters, limit)
+    if clip.CLIP_TYPE == "norm":
+        return lambda parameters: [clip_grad_norm_(parameter, limit, norm) for parameter in parameters]
+    if clip.CLIP_TYPE == "full_model":
+        return lambda parameters: clip_grad_norm_(parameters, limit, norm)
+    raise InputError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; use one of 'value', 'norm', 'full_model'")
+
+
+def _schedule(solver: CfgNode, iteration: int) -> float:
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        return solver.GAMMA ** bisect_right(sorted(solver.STEPS), iteration)
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        end = solver.BASE_LR_END / solver.BASE_LR
+        return end + (1 - end) * (1 + math.cos(math.pi * iteration / solver.MAX_ITER)) / 2
+    raise InputError(
+        f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use 'WarmupMultiStepLR' or 'WarmupCosineLR'"
+    )

@@ -1,0 +1,63 @@
+import json
+import os
+
+import pytest
+
+from bua.engine import connect, launch
+from bua.errors import InputError
+
+
+def write_place(folder):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    place = {name: os.environ[name] for name in names}
+    (folder / f"{place['RANK']}.txt").write_text(json.dumps(place))
+    raise InputError("a line for the user")
+
+
+def test_one_process_is_this_one():
+    seen = []
+    launch(seen.append, (os.getpid(),))
+    assert seen == [os.getpid()]
+
+
+def test_processes_know_their_place_and_errors_come_back(tmp_path):
+    with pytest.raises(InputError, match=r"^a line for the user$"):
+        launch(
+            write_place, (tmp_path,), num_processes=1, num_machines=2, machine_rank=1, address="tcp://127.0.0.1:23456"
+        )
+    assert json.loads((tmp_path / "1.txt").read_text()) == {
+        "RANK": "1",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "23456",
+    }
+    assert "RANK" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_processes": 0}, "must be 1 or more"),
+        ({"num_machines": 2}, "--dist-url auto"),
+        ({"num_machines": 2, "machine_rank": 2}, "--machine-rank 2"),
+        ({"num_machines": 2, "address": "localhost"}, "tcp://host:port"),
+        ({"num_machines": 2, "address": "tcp://localhost"}, "tcp://host:port"),
+    ],
+)
+def test_says_which_option_is_wrong(options, message):
+    with pytest.raises(InputError, match=message):
+        launch(print, **options)
+
+
+def test_connect_alone():
+    accelerator = connect("cpu")
+    assert (accelerator.process_index, accelerator.num_processes, accelerator.is_main_process) == (0, 1, True)
+
+
+def test_connect_counts_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"2 GPUs needed and 1 found.*--num-gpus"):
+        connect("cuda")

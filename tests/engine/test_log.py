@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from bua.engine.log import TrainingLog
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def fill(log, first, last):
+    for iteration in range(first, last + 1):
+        log.step(iteration, {"loss_a": iteration, "loss_b": 1.0}, lr=0.1, images=4, data_seconds=0.5)
+
+
+def test_means_over_a_period(tmp_path, capsys):
+    log = TrainingLog(tmp_path, max_iter=5, period=2)
+    fill(log, 1, 5)
+    log.metrics(5, {"objects/mAP50": 0.25})
+    *means, evaluation = lines(tmp_path)
+    assert [line["iteration"] for line in means] == [2, 4, 5]
+    assert [line["loss_a"] for line in means] == [1.5, 3.5, 5.0]
+    assert [line["total_loss"] for line in means] == [2.5, 4.5, 6.0]
+    assert [line["data_seconds"] for line in means] == [0.5] * 3
+    assert all(line["images_per_second"] > 0 for line in means)
+    assert evaluation == {"iteration": 5, "objects/mAP50": 0.25}
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4
+    assert printed[0].startswith("2/5  loss 2.500  a 1.500  b 1.000  lr 0.1  ")
+    assert "left 0:00:00" in printed[0]
+
+
+def test_resumed_log_is_as_if_undisturbed(tmp_path):
+    log = TrainingLog(tmp_path, max_iter=9, period=3)
+    fill(log, 1, 4)
+    state = log.state_dict()
+    fill(log, 5, 8)
+    log.metrics(6, {"accuracy": 0.5})
+    with open(tmp_path / "metrics.json", "a") as file:
+        file.write('{"iteration": 9, "tot')
+
+    again = TrainingLog(tmp_path, max_iter=9, start=4, period=3)
+    again.load_state_dict(state)
+    assert [line["iteration"] for line in lines(tmp_path)] == [3]
+    fill(again, 5, 9)
+    assert [line["loss_a"] for line in lines(tmp_path)] == pytest.approx([2, 5, 8])
+
+
+def test_knows_which_evaluations_are_done(tmp_path):
+    log = TrainingLog(tmp_path, max_iter=4, period=2)
+    assert not log.has_metrics(2)
+    fill(log, 1, 2)
+    assert not log.has_metrics(2)
+    log.metrics(2, {"accuracy": 0.5})
+    assert log.has_metrics(2)
+    assert not log.has_metrics(4)

@@ -1,0 +1,179 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import interrupt, overflow, train_toy
+
+from bua.checkpoint import read_checkpoint
+from bua.engine import NonFiniteLoss, last_checkpoint
+from bua.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+INTERRUPT_LAUNCHER = ("--action", "interrupt_launcher", "--at", 5)
+MEASURED = ("images_per_second", "data_seconds")
+
+
+def metrics_lines(folder) -> list[dict]:
+    """What the log says, without what depends on the clock."""
+    lines = map(json.loads, (Path(folder) / "metrics.json").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+
+
+def run_script(*args) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("toy_training.py")
+    command = [sys.executable, str(script), *map(str, args)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, train_toy(folder)
+
+
+def assert_same_run(folder, undisturbed_run):
+    reference, trainer = undisturbed_run
+    assert metrics_lines(folder) == metrics_lines(reference)
+    expected = trainer.model.state_dict()
+    for name, value in read_checkpoint(Path(folder) / "model_final.pth")["model"].items():
+        assert torch.equal(value, expected[name])
+
+
+def test_writes_what_it_says(undisturbed_run):
+    folder, _ = undisturbed_run
+    lines = metrics_lines(folder)
+    assert [line["iteration"] for line in lines] == [3, 6, 9, 10]
+    assert all(line["total_loss"] == pytest.approx(line["loss_a"] + line["loss_b"]) for line in lines)
+    names = {path.name for path in folder.glob("*.pth")}
+    assert names == {"model_0000003.pth", "model_0000007.pth", "model_final.pth"}
+    assert last_checkpoint(folder).name == "model_final.pth"
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_killed_and_resumed_run_gives_the_same_losses(undisturbed_run, tmp_path):
+    killed = run_script("--output", tmp_path, "--workers", 2, "--action", "kill", "--at", 7)
+    assert killed.returncode == -signal.SIGKILL
+    assert metrics_lines(tmp_path)[-1]["iteration"] == 6
+    assert last_checkpoint(tmp_path).name == "model_0000003.pth"
+    train_toy(tmp_path, resume=True, workers=1)
+    assert_same_run(tmp_path, undisturbed_run)
+
+
+def test_interrupted_after_every_iteration_gives_the_same_losses(undisturbed_run, tmp_path):
+    for done in range(1, 10):
+        with pytest.raises(KeyboardInterrupt):
+            train_toy(tmp_path, resume=True, at_iteration={1: interrupt})
+        assert last_checkpoint(tmp_path).name == f"model_{done - 1:07d}.pth"
+    train_toy(tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed_run)
+
+
+def test_second_interrupt_does_not_wait(tmp_path):
+    def twice():
+        interrupt()
+        return interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, at_iteration={6: twice})
+    assert last_checkpoint(tmp_path).name == "model_0000003.pth"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_data_parallel_equals_one_process(tmp_path):
+    train_toy(tmp_path / "one", noisy=False)
+    stopped = run_script("--output", tmp_path / "two", "--plain", "--processes", 2, *INTERRUPT_LAUNCHER)
+    assert stopped.returncode == 130
+    assert last_checkpoint(tmp_path / "two").name in ("model_0000004.pth", "model_0000005.pth")
+    train_toy(tmp_path / "two", noisy=False, resume=True)
+    one, two = metrics_lines(tmp_path / "one"), metrics_lines(tmp_path / "two")
+    assert len(one) == len(two)
+    for line, expected in zip(two, one):
+        assert line == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_leaves_no_trace_in_the_losses(undisturbed_run, tmp_path):
+    def evaluate():
+        return {"accuracy": torch.rand(()).item()}
+
+    trainer = train_toy(tmp_path, evaluate=evaluate, eval_period=4)
+    lines = metrics_lines(tmp_path)
+    assert [line["iteration"] for line in lines if "accuracy" in line] == [4, 8, 10]
+    assert [line for line in lines if "accuracy" not in line] == metrics_lines(undisturbed_run[0])
+    assert trainer.metrics == {"accuracy": lines[-1]["accuracy"]}
+
+
+def test_interrupted_evaluation_is_done_on_resume(undisturbed_run, tmp_path):
+    calls = []
+
+    def evaluate():
+        calls.append(len(calls))
+        if len(calls) == 1:
+            interrupt()
+        return {"accuracy": 0.5}
+
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, evaluate=evaluate, eval_period=6)
+    assert last_checkpoint(tmp_path).name == "model_0000005.pth"
+    train_toy(tmp_path, evaluate=evaluate, eval_period=6, resume=True)
+    lines = metrics_lines(tmp_path)
+    assert [line["iteration"] for line in lines if "accuracy" in line] == [6, 10]
+    assert [line for line in lines if "accuracy" not in line] == metrics_lines(undisturbed_run[0])
+
+    again = train_toy(tmp_path, evaluate=evaluate, eval_period=6, resume=True)
+    assert len(calls) == 3
+    assert again.metrics == {}
+
+
+def test_non_finite_loss_names_the_batch_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"^iteration 6: loss_a not finite in the batch of (\d, ){3}\d;") as error:
+        train_toy(tmp_path, at_iteration={6: overflow})
+    assert "model_0000003.pth" in str(error.value)
+    assert "\n" not in str(error.value)
+    weights = read_checkpoint(last_checkpoint(tmp_path))["model"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_does_not_overwrite_a_run(tmp_path):
+    train_toy(tmp_path, max_iter=2)
+    before = (tmp_path / "metrics.json").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        train_toy(tmp_path, max_iter=2)
+    assert (tmp_path / "metrics.json").read_bytes() == before
+
+
+def test_goes_on_beyond_the_end_of_a_run(tmp_path):
+    train_toy(tmp_path, max_iter=5)
+    trainer = train_toy(tmp_path, max_iter=8, resume=True)
+    assert trainer.iteration == 8
+    assert metrics_lines(tmp_path)[-1]["iteration"] == 8
+
+
+def test_resume_with_another_batch_size_goes_on_in_the_epoch(tmp_path):
+    train_toy(tmp_path, max_iter=5)
+    trainer = train_toy(tmp_path, max_iter=6, batch_size=2, resume=True)
+    # 5 batches of 4 are an epoch (3 batches, the last filled up) and 8 items; the sixth takes 2 more.
+    assert trainer.loader.state_dict() == {"seed": 1, "epoch": 2, "items": 0}
+
+
+def test_refuses_a_checkpoint_of_weights_only(tmp_path):
+    trainer = train_toy(tmp_path, max_iter=2)
+    torch.save(trainer.model.state_dict(), tmp_path / "model_final.pth")
+    with pytest.raises(InputError, match=r"model_final\.pth: holds weights only"):
+        train_toy(tmp_path, max_iter=4, resume=True)
+
+
+def test_bfloat16_trains_and_float16_needs_a_gpu(tmp_path):
+    train_toy(tmp_path / "bf16", precision="bfloat16")
+    line = metrics_lines(tmp_path / "bf16")[-1]
+    assert line["total_loss"] > 0
+    with pytest.raises(InputError, match="needs a GPU"):
+        train_toy(tmp_path / "fp16", precision="float16")
+    with pytest.raises(InputError, match="use one of"):
+        train_toy(tmp_path / "int8", precision="int8")

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch import nn
+
+from bua.checkpoint import load_checkpoint, load_weights, read_checkpoint, save_checkpoint
+from bua.errors import InputError
+
+
+def make_model(classes=4, attributes=3) -> nn.Module:
+    predictor = nn.ModuleDict({"cls_score": nn.Linear(2, classes + 1), "bbox_pred": nn.Linear(2, 4 * classes)})
+    model = nn.ModuleDict({"box_predictor": predictor, "conv": nn.Conv2d(3, 2, 1)})
+    model["cls_embedding"] = nn.Embedding(classes + 1, 2)
+    model["attr_score"] = nn.Linear(2, attributes)
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = make_model()
+    path = tmp_path / "model.pth"
+    save_checkpoint(path, model=model.state_dict(), iteration=3)
+    return model, path
+
+
+def assert_same_weights(a: dict, b: dict):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_round_trip(saved):
+    model, path = saved
+    assert_same_weights(load_checkpoint(path), model.state_dict())
+    assert read_checkpoint(path)["iteration"] == 3
+    other = make_model()
+    assert load_weights(other, path) == ([], [], [])
+    assert_same_weights(other.state_dict(), model.state_dict())
+
+
+def test_bare_state_dict(tmp_path):
+    model = make_model()
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    assert_same_weights(load_checkpoint(tmp_path / "bare.pth"), model.state_dict())
+
+
+def test_a_failed_save_leaves_the_old_file(saved):
+    model, path = saved
+    with pytest.raises(AttributeError):
+        save_checkpoint(path, model=model.state_dict(), extra=lambda: None)
+    assert_same_weights(load_checkpoint(path), model.state_dict())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_truncated_file(saved, share):
+    _, path = saved
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=r"model\.pth: not a checkpoint, or a truncated one"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"\x80\x02.", bytes(range(256)) * 8, b'{"model": 1}'])
+def test_other_files(tmp_path, content):
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"file\.pth: not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    torch.save({"model": print}, tmp_path / "code.pth")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "code.pth")
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, {"model": 3}, {"iteration": 3}])
+def test_no_weights(tmp_path, content):
+    torch.save(content, tmp_path / "empty.pth")
+    with pytest.raises(InputError, match="holds no weights"):
+        load_checkpoint(tmp_path / "empty.pth")
+
+
+def test_something_else_than_a_dict(tmp_path):
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="holds a list"):
+        load_checkpoint(tmp_path / "list.pth")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"none\.pth: no such checkpoint file"):
+        load_checkpoint(tmp_path / "none.pth")
+    with pytest.raises(InputError, match=r"detectron2://.*R-50\.pkl: not a file; download it"):
+        load_checkpoint("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "shapes", "advice"),
+    [
+        (make_model(classes=6), "box_predictor.cls_score.weight", ((5, 2), (7, 2)), "MODEL.ROI_HEADS.NUM_CLASSES to 4"),
+        (
+            make_model(attributes=5),
+            "attr_score.weight",
+            ((3, 2), (5, 2)),
+            "MODEL.BUA.ATTRIBUTES.NUM_CLASSES to 3",
+        ),
+    ],
+)
+def test_vocabulary_of_another_size(saved, model, name, shapes, advice):
+    _, path = saved
+    with pytest.raises(InputError) as error:
+        load_weights(model, path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: {name} has the shape {shapes[0]} and the model's has {shapes[1]}")
+    assert advice in message
+    assert "\n" not in message
+
+
+def test_another_shape(saved):
+    _, path = saved
+    model = make_model()
+    model["conv"] = nn.Conv2d(3, 2, 3)
+    with pytest.raises(InputError, match=r"conv\.weight has the shape \(2, 3, 1, 1\).*use the configuration"):
+        load_weights(model, path)
+
+
+def test_missing_parameters_are_an_error_unless_allowed(saved):
+    source, path = saved
+    model = make_model(classes=6)
+    model["extra"] = nn.Linear(2, 2)
+    del model["conv"]
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_weights(model, path, allow_missing=True)
+    assert report.missing == ["extra.weight", "extra.bias"]
+    assert report.unexpected == ["conv.weight", "conv.bias"]
+    assert report.reshaped[:2] == ["box_predictor.cls_score.weight", "box_predictor.cls_score.bias"]
+    for name, value in model.state_dict().items():
+        kept = name in report.missing or name in report.reshaped
+        assert torch.equal(value, start[name] if kept else source.state_dict()[name])
+
+    complete = make_model()
+    complete["extra"] = nn.Linear(2, 2)
+    with pytest.raises(InputError, match=r"lacks 2 of the model's \d+ parameters: extra\.weight, extra\.bias"):
+        load_weights(complete, path)
+
+
+def test_another_models_weights(saved):
+    _, path = saved
+    with pytest.raises(InputError, match="none of its 9 parameters fits"):
+        load_weights(nn.Linear(2, 2), path, allow_missing=True)

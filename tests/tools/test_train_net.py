@@ -1,0 +1,194 @@
+"""End to end on ten pictures in Visual Genome's layout, with a slim detector."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bua.checkpoint import load_checkpoint
+from bua.config import load_cfg
+from bua.data.catalog import get_dataset
+from bua.data.shapes import make_shapes
+from bua.data.visual_genome import prepare
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = str(REPOSITORY / "configs" / "shapes.yaml")
+TOOL = REPOSITORY / "tools" / "train_net.py"
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("train_net", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_net = load_tool()
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    make_shapes(root / "shapes", num_train=7, num_val=3, num_test=2, processes=1)
+    prepare(root / "shapes", "shapes", progress=False)
+    return root
+
+
+@pytest.fixture
+def options(datasets, tmp_path, monkeypatch):
+    """Arguments of a short training run into ``tmp_path / "run"``."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+    dataset = get_dataset("shapes_train")
+    values = {
+        "DATASETS.TRAIN": "('shapes_train', 'shapes_val')",
+        "DATASETS.TEST": "('shapes_test',)",
+        "MODEL.DEVICE": "cpu",
+        "MODEL.ROI_HEADS.NUM_CLASSES": len(dataset.objects),
+        "MODEL.BUA.ATTRIBUTES.NUM_CLASSES": len(dataset.attribute_names),
+        "INPUT.MIN_SIZE_TRAIN": "(64, 80)",
+        "INPUT.MIN_SIZE_TEST": "64",
+        "DATALOADER.NUM_WORKERS": "0",
+        "SOLVER.IMS_PER_BATCH": "2",
+        "SOLVER.MAX_ITER": "8",
+        "SOLVER.CHECKPOINT_PERIOD": "3",
+        "TEST.EVAL_PERIOD": "0",
+        "SEED": "1",
+    }
+
+    def arguments(*changes, output="run"):
+        merged = {**values, "OUTPUT_DIR": tmp_path / output, **dict(zip(changes[::2], changes[1::2]))}
+        return ["--config-file", CONFIG, *(str(part) for pair in merged.items() for part in pair)]
+
+    return arguments
+
+
+def metrics_lines(folder) -> list[dict]:
+    measured = ("images_per_second", "data_seconds")
+    lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in measured} for line in lines]
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_train_kill_resume_evaluate(options, tmp_path, capsys):
+    assert train_net.main(options(output="whole")) == 0
+    whole = metrics_lines(tmp_path / "whole")
+    assert [line["iteration"] for line in whole] == [8, 8]
+    losses = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_attr"}
+    assert losses < set(whole[0])
+    assert {"objects/mAP50", "attributes/weighted_mAP50"} < set(whole[1])
+    assert load_cfg(tmp_path / "whole" / "config.yaml").SOLVER.MAX_ITER == 8
+
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(TOOL), *options("DATALOADER.NUM_WORKERS", 1)]
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(tmp_path / "run" / "model_0000002.pth", killed)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    assert train_net.main([*options(), "--resume"]) == 0
+    assert metrics_lines(tmp_path / "run") == whole
+    expected = load_checkpoint(tmp_path / "whole" / "model_final.pth")
+    for name, value in load_checkpoint(tmp_path / "run" / "model_final.pth").items():
+        assert torch.equal(value, expected[name])
+
+    capsys.readouterr()
+    assert train_net.main([*options(output="whole"), "--eval-only"]) == 0
+    table = dict(line.rsplit(maxsplit=2)[:2] for line in capsys.readouterr().out.splitlines())
+    assert float(table["objects/mAP50"]) == pytest.approx(100 * whole[1]["objects/mAP50"], abs=0.01)
+
+    assert train_net.main(options(output="whole")) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_starts_from_weights_of_another_vocabulary(options, tmp_path, capsys):
+    short = ("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()")
+    assert train_net.main(options(*short)) == 0
+    weights = tmp_path / "run" / "model_final.pth"
+    content = torch.load(weights)["model"]
+    for name in list(content):
+        if "cls_score" in name:
+            content[name] = content[name][:5]
+    torch.save(content, tmp_path / "other.pth")
+
+    capsys.readouterr()
+    changed = ("MODEL.WEIGHTS", tmp_path / "other.pth")
+    assert train_net.main(options(*short, *changed, output="fine_tuned")) == 0
+    assert "2 parameters reshaped: roi_heads.box_predictor.cls_score.weight" in capsys.readouterr().out
+
+    assert train_net.main([*options(*changed), "--eval-only"]) == 2
+    error = capsys.readouterr().err
+    assert "other.pth: roi_heads.box_predictor.cls_score.weight has the shape (5, " in error
+    assert "set MODEL.ROI_HEADS.NUM_CLASSES to 4" in error
+
+
+def test_bfloat16_and_clipping(options, tmp_path):
+    changes = ("SOLVER.AMP.ENABLED", True, "SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.MAX_ITER", 2)
+    assert train_net.main(options(*changes, "DATASETS.TEST", "()")) == 0
+    assert metrics_lines(tmp_path / "run")[-1]["total_loss"] > 0
+
+
+def test_non_finite_loss_names_the_pictures(options, tmp_path, capsys):
+    changes = ("SOLVER.BASE_LR", 1e20, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 20)
+    assert train_net.main(options(*changes)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: iteration ")
+    assert "not finite in the batch of" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra", "message"),
+    [
+        (("DATASETS.TRAIN", "('shapes_trian',)"), (), "shapes_trian"),
+        (("DATASETS.TRAIN", "()"), (), "DATASETS.TRAIN: empty"),
+        (("DATASETS.TEST", "()"), ("--eval-only",), "DATASETS.TEST: empty"),
+        ((), ("--eval-only",), "MODEL.WEIGHTS: empty, and no checkpoint in"),
+        (("MODEL.ROI_HEADS.NUM_CLASSES", 1600), (), "MODEL.ROI_HEADS.NUM_CLASSES is 1600, and the vocabulary of"),
+        (("MODEL.WEIGHTS", "none.pth"), (), "none.pth: no such checkpoint file"),
+        (("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16"), (), "needs a GPU"),
+        (("SOLVER.LR_SCHEDULER_NAME", "Other"), (), "SOLVER.LR_SCHEDULER_NAME is 'Other'"),
+        (("SOLVER.IMS_PER_BATCH", 0), (), "SOLVER.IMS_PER_BATCH is 0"),
+        ((), ("--num-gpus", "0"), "--num-gpus 0"),
+    ],
+)
+def test_bad_input_gets_its_line(options, capsys, changes, extra, message):
+    assert train_net.main([*options(*changes), *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bua.d2") is not None, reason="bua.d2 is there")
+def test_detectron2_engine_without_its_plugin(options, capsys):
+    assert train_net.main([*options(), "--engine", "detectron2"]) == 2
+    assert "--engine detectron2" in capsys.readouterr().err
+    assert train_net.choose_engine(None) == "torch"
+
+
+def test_truncated_picture_gets_its_line(options, datasets, capsys):
+    dataset = get_dataset("shapes_train")
+    path = Path(dataset.file_name(0))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    try:
+        assert train_net.main(options("DATALOADER.NUM_WORKERS", 1)) == 2
+    finally:
+        path.write_bytes(data)
+    error = capsys.readouterr().err
+    assert f"error: {path}: truncated JPEG" in error

@@ -1,0 +1,63 @@
+"""Trains a detector, or evaluates one, as a configuration says."""
+
+import argparse
+import importlib.util
+import sys
+
+from bua.config import load_cfg
+from bua.engine import NonFiniteLoss, launch
+from bua.errors import InputError, command
+from bua.modeling.training import evaluate_checkpoint, train_detector
+
+ENGINES = ("detectron2", "torch")
+TRAINING_FAILED = 1
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    args = parse_arguments(argv)
+    choose_engine(args.engine)
+    cfg = load_cfg(args.config_file, args.overrides)
+    if args.eval_only:
+        for name, value in evaluate_checkpoint(cfg).items():
+            print(f"{name:40s} {100 * value:6.2f} %")
+        return 0
+    try:
+        launch(
+            train_detector,
+            (cfg, args.resume),
+            num_processes=args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            address=args.dist_url,
+        )
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return TRAINING_FAILED
+    return 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, help="YAML file, such as configs/vg_r101.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    parser.add_argument("--engine", choices=ENGINES, help="default: detectron2 where it is installed, else torch")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one a GPU (or on the CPU)")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://host:port of the first of several machines")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides")
+    return parser.parse_intermixed_args(argv)
+
+
+def choose_engine(requested: str | None) -> str:
+    """The engine to train on: the requested one, or Detectron2 where it and bua's plug-in for it can be imported."""
+    has_detectron2 = all(importlib.util.find_spec(module) is not None for module in ("bua.d2", "detectron2"))
+    if requested == "detectron2" and not has_detectron2:
+        raise InputError("--engine detectron2: Detectron2 or bua's plug-in for it is not installed; use --engine torch")
+    return requested or ("detectron2" if has_detectron2 else "torch")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
