@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Times the evaluation at the size of Visual Genome's validation set against the loops that it replaces.
 
     python benchmarks/evaluation.py

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Time and memory of preparing the whole of Visual Genome, on made-up files of its size and format.
 
 Makes objects.json (or scene_graphs.json), attributes.json, image_data.json, vocabularies and splits with 108,077

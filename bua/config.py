@@ -40,6 +40,8 @@ def add_bua_config(cfg: CfgNode) -> None:
     # the original. False: no such class, and such boxes are left out of the loss, as in grid-feats-vqa.
     bua.ATTRIBUTES.NO_ATTRIBUTE_CLASS = True
 
+    # "SGD", as all published detectors, or "AdamW", which learns faster from scratch; its decay is decoupled.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # What mixed precision computes in, where SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
 

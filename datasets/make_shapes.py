@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Makes the Shapes data set: drawn pictures in the formats of Visual Genome, VQA v2, COCO captions and Flickr30k."""
 
 import argparse

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Prepares Visual Genome, or a data set in its files' format, for training and evaluation.
 
 Fetches the published vocabularies and splits where they are missing (for the name visual_genome only), and writes

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+import bua  # noqa: F401  before any test imports torch: it sets how OpenMP waits
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Makes a data set, trains a detector on it, evaluates it, extracts features, and writes a page that shows them.
 
     tools/demo.py --output output/demo

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Writes the region features of pictures to a file: bottom-up attention.
 
     tools/extract.py --config-file configs/vg_r101.yaml --weights model_final.pth --images val2014 --output val2014.tsv

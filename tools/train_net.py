@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Trains a detector, or evaluates one, as a configuration says."""
 
 import argparse

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 r"""Draws boxes with objects and attributes on pictures: what a data set says, what a detector says, or both.
 
 Examples:

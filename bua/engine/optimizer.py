@@ -1,4 +1,4 @@
-"""SGD, its schedule and gradient clipping from ``cfg.SOLVER``, with Detectron2's meaning of the keys."""
+"""Optimiser, schedule and gradient clipping from ``cfg.SOLVER``, with Detectron2's meaning of the keys."""
 
 import math
 from bisect import bisect_right
@@ -15,8 +15,8 @@ from bua.errors import InputError
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
-    """SGD over the parameters that learn, in one group for each learning rate and weight decay.
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """``SOLVER.OPTIMIZER`` over the parameters that learn, in one group for each learning rate and weight decay.
 
     Biases learn at ``BASE_LR * BIAS_LR_FACTOR`` (2 in the original's train.prototxt) and decay by
     ``WEIGHT_DECAY_BIAS`` where that is not None; normalisation layers decay by ``WEIGHT_DECAY_NORM``.
@@ -36,12 +36,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.SGD:
                 lr *= solver.BIAS_LR_FACTOR
                 decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
             groups[lr, decay].append(parameter)
-    return torch.optim.SGD(
-        [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()],
-        lr=solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-    )
+    parameters = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(parameters, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    if solver.OPTIMIZER == "AdamW":
+        return torch.optim.AdamW(parameters, lr=solver.BASE_LR)
+    raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use 'SGD' or 'AdamW'")
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:

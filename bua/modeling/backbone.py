@@ -32,7 +32,7 @@ class Stem(nn.Module):
         if norm == "FrozenBN":
             # Pixels are not normalised, and frozen statistics do not follow random weights: this keeps a network whose
             # weights are still to be loaded at the scale of a trained one.
-            self.conv1.norm.weight.fill_(0.01)
+            nn.init.constant_(self.conv1.norm.weight, 0.01)
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if pool == "caffe" else nn.MaxPool2d(3, 2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,8 +71,9 @@ class Bottleneck(nn.Module):
             groups=groups,
         )
         self.conv3 = ConvNorm(bottleneck_channels, out_channels, 1, norm)
-        if norm == "FrozenBN":
-            self.conv3.norm.weight.fill_(0.25)  # as in the stem: else the scale doubles with every block
+        # A block starts as its shortcut (Goyal et al. 2017, section 5.1), which learns faster from scratch. Frozen
+        # statistics could not leave 0; there, as in the stem, the scale must not double with every block.
+        nn.init.constant_(self.conv3.norm.weight, 0.25 if norm == "FrozenBN" else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)

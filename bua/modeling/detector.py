@@ -20,7 +20,11 @@ def build_detector(cfg) -> "Detector":
         InputError: ``cfg`` asks for what this engine does not have.
     """
     _check(cfg)
-    return Detector(cfg).to(cfg.MODEL.DEVICE)
+    detector = Detector(cfg).to(cfg.MODEL.DEVICE)
+    if detector.device.type == "cpu":
+        # Here oneDNN's convolutions take two thirds of the time in this order of the elements.
+        detector.to(memory_format=torch.channels_last)
+    return detector
 
 
 class Detector(nn.Module):

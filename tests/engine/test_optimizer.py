@@ -155,3 +155,14 @@ def test_unknown_names(key, build):
 def test_unknown_clip_type():
     with pytest.raises(InputError, match=r"CLIP_TYPE is 'other'"):
         clipped(CLIP_TYPE="other")
+
+
+def test_adamw_has_the_same_groups_and_an_unknown_optimizer_is_named():
+    model = small_model()
+    sgd, adamw = (build_optimizer(make_cfg(OPTIMIZER=name), model) for name in ("SGD", "AdamW"))
+    assert type(adamw) is torch.optim.AdamW
+    for ours, theirs in zip(adamw.param_groups, sgd.param_groups):
+        assert ours["params"] == theirs["params"]
+        assert (ours["lr"], ours["weight_decay"]) == (theirs["lr"], theirs["weight_decay"])
+    with pytest.raises(InputError, match="SOLVER.OPTIMIZER is 'Adam'"):
+        build_optimizer(make_cfg(OPTIMIZER="Adam"), model)

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from bua.config import add_bua_config, get_cfg, load_cfg
+from bua.errors import InputError
+
+CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_config_file_loads(path):
+    assert load_cfg(path).VERSION == 2
+
+
+def test_a_file_and_then_overrides_go_over_the_defaults():
+    cfg = load_cfg("configs/vg_r101.yaml", ["SOLVER.BASE_LR", "0.5", "MODEL.WEIGHTS", "", "DATASETS.TRAIN", "('a','b')"])
+    assert cfg.MODEL.RESNETS.DEPTH == 101
+    assert cfg.SOLVER.BASE_LR == 0.5
+    assert cfg.MODEL.WEIGHTS == ""
+    assert cfg.DATASETS.TRAIN == ("a", "b")
+    assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"  # from _BASE_
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL:\n  DEPHT: 3\n", "unknown config key MODEL.DEPHT"),
+        ("SOLVER:\n  BASE_LRR: 3\n", "unknown config key SOLVER.BASE_LRR; did you mean SOLVER.BASE_LR?"),
+        ("SOLVER:\n  MAX_ITER: many\n", "SOLVER.MAX_ITER"),
+        ("MODEL: [\n", "not a YAML file"),
+        ("- a\n- b\n", "not a config file"),
+        ("_BASE_: missing.yaml\n", "_BASE_ names"),
+        ("MODEL:\n  BUA:\n    BOX_CONVENTION: pascal\n", "MODEL.BUA.BOX_CONVENTION is 'pascal'"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_cfg(path)
+    assert message in str(error.value)
+    assert "mine.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.yaml: no such config file"):
+        load_cfg(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["SOLVER.BASE_LR"], "come in pairs"), (["SOLVER.BASE_RL", "1"], "unknown config key SOLVER.BASE_RL")],
+)
+def test_what_is_wrong_with_an_override_is_named(overrides, message):
+    with pytest.raises(InputError, match=f"command line: .*{message}"):
+        load_cfg("configs/shapes.yaml", overrides)
+
+
+def test_bua_keys_can_be_added_to_another_configuration():
+    cfg = get_cfg()
+    expected = cfg.MODEL.BUA.clone()
+    del cfg.MODEL["BUA"]
+    add_bua_config(cfg)
+    assert cfg.MODEL.BUA == expected
