@@ -14,7 +14,8 @@ def test_every_config_file_loads(path):
 
 
 def test_a_file_and_then_overrides_go_over_the_defaults():
-    cfg = load_cfg("configs/vg_r101.yaml", ["SOLVER.BASE_LR", "0.5", "MODEL.WEIGHTS", "", "DATASETS.TRAIN", "('a','b')"])
+    overrides = ["SOLVER.BASE_LR", "0.5", "MODEL.WEIGHTS", "", "DATASETS.TRAIN", "('a', 'b')"]
+    cfg = load_cfg("configs/vg_r101.yaml", overrides)
     assert cfg.MODEL.RESNETS.DEPTH == 101
     assert cfg.SOLVER.BASE_LR == 0.5
     assert cfg.MODEL.WEIGHTS == ""
@@ -63,4 +64,4 @@ def test_bua_keys_can_be_added_to_another_configuration():
     expected = cfg.MODEL.BUA.clone()
     del cfg.MODEL["BUA"]
     add_bua_config(cfg)
-    assert cfg.MODEL.BUA == expected
+    assert expected == cfg.MODEL.BUA

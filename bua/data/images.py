@@ -17,7 +17,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """Decodes a picture as the original did, with OpenCV: [H, W, 3] uint8 BGR.
 
     Raises:
-        InputError: names the file: missing, not a picture, or cut short (some OpenCV releases fill a cut JPEG with grey).
+        InputError: names the file: missing, not a picture, or cut short (which some releases of
+            OpenCV fill with grey).
     """
     try:
         data = Path(path).read_bytes()
@@ -32,7 +33,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def resize_scale(height: int, width: int, short: int, long: int) -> float:
-    """The factor that brings the short side to ``short``, or the long side to ``long`` where it would exceed it
+    """The factor that brings the short side to ``short``, or the long side to ``long`` where it would exceed that
     (lib/utils/blob.py, prep_im_for_blob)."""
     scale = short / min(height, width)
     if round(scale * max(height, width)) > long:

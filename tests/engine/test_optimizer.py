@@ -164,5 +164,5 @@ def test_adamw_has_the_same_groups_and_an_unknown_optimizer_is_named():
     for ours, theirs in zip(adamw.param_groups, sgd.param_groups):
         assert ours["params"] == theirs["params"]
         assert (ours["lr"], ours["weight_decay"]) == (theirs["lr"], theirs["weight_decay"])
-    with pytest.raises(InputError, match="SOLVER.OPTIMIZER is 'Adam'"):
+    with pytest.raises(InputError, match=r"SOLVER\.OPTIMIZER is 'Adam'"):
         build_optimizer(make_cfg(OPTIMIZER="Adam"), model)

@@ -31,6 +31,15 @@ def run_script(*args) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the script: sums over another number of threads differ in the last digit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def undisturbed_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
