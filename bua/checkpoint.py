@@ -1,4 +1,4 @@
-"""Weights in files: reading, fitting into a model, saving."""
+"""Weights in files: reading any released layout, fitting into a model, saving."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bua.errors import InputError
+from bua.weights.files import read_file, read_weights
+from bua.weights.layouts import ANCHORS, PER_ANCHOR, Layout, LayoutError, anchor_convention, find_layout, to_bua
+from bua.weights.zoo import fetch
 
 # Parameters whose first dimension depends on a vocabulary: the configuration key of its size, and how the size
 # follows from the number of rows.
@@ -15,7 +18,6 @@ _VOCABULARY_ROWS = {
     "box_predictor.cls_score": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows - 1),
     "box_predictor.bbox_pred": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows // 4),
     "cls_embedding": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows - 1),
-    "attr_score": ("MODEL.BUA.ATTRIBUTES.NUM_CLASSES", lambda rows: rows),
 }
 
 
@@ -25,7 +27,7 @@ class LoadReport(NamedTuple):
     Attributes:
         missing: in the model, not in the file.
         unexpected: in the file, not in the model.
-        reshaped: in both, in different shapes.
+        reshaped: in both, in different shapes, or for other anchors.
     """
 
     missing: list[str]
@@ -33,54 +35,102 @@ class LoadReport(NamedTuple):
     reshaped: list[str]
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, on the CPU, under bua's parameter names.
+def load_checkpoint(weights: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in any of ``bua.weights.layouts.LAYOUTS``, on the CPU, under bua's parameter names,
+    in its orders and scales.
+
+    Where the file, or its layout, says on which anchors its region proposal network was trained, they are there as
+    ``proposal_generator.cell_anchors``. What bua has no name for keeps its own.
+
+    Args:
+        weights: a path, a released checkpoint's name (``bua.weights.zoo.ZOO``), or an address.
 
     Raises:
-        InputError: no such file, a truncated one, or none that holds weights.
+        InputError: no such file, a truncated one, or none that holds weights, or those of another kind of detector.
     """
-    content = read_checkpoint(path)
-    weights = content.get("model", content)
-    if not isinstance(weights, dict) or not weights or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise InputError(f"{path}: holds no weights; a checkpoint of bua or a state dict is needed")
-    return weights
+    path = fetch(weights)
+    try:
+        return to_bua(read_weights(path))
+    except LayoutError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
-def load_weights(model: nn.Module, path: str | Path, *, allow_missing: bool = False) -> LoadReport:
+def identify(weights: str | Path) -> Layout:
+    """The layout of a checkpoint, by its content: its name, whose it is, and which configuration it needs.
+
+    Raises:
+        InputError: as ``load_checkpoint``.
+    """
+    return find_layout(read_weights(fetch(weights)))
+
+
+def load_weights(model: nn.Module, weights: str | Path, *, allow_missing: bool = False) -> LoadReport:
     """Copies a checkpoint's weights into ``model``, and says what did not fit.
 
     What the file has beyond the model is left out. ``allow_missing`` is for the start of training: what the file
-    lacks or has in another shape keeps its initial value.
+    lacks, has in another shape, or for other anchors, keeps its initial value.
+
+    Args:
+        weights: as for ``load_checkpoint``.
 
     Raises:
-        InputError: as ``load_checkpoint``; nothing in the file fits; and, unless ``allow_missing``, something that
-            the model needs is not in the file or has another shape there, such as that of another vocabulary.
+        InputError: as ``load_checkpoint``; nothing in the file fits; its region proposal network was trained on other
+            anchors than the model has; and, unless ``allow_missing``, something that the model needs is not in the
+            file or has another shape there, such as that of another vocabulary.
     """
-    weights = load_checkpoint(path)
+    loaded = load_checkpoint(weights)
     own = model.state_dict()
-    common = [name for name in own if name in weights]
+    mismatch = _anchor_mismatch(loaded.pop(ANCHORS, None), model)
+    common = [name for name in own if name in loaded]
+    of_other_anchors = [name for name in common if mismatch and name.startswith(PER_ANCHOR)]
     report = LoadReport(
-        missing=[name for name in own if name not in weights],
-        unexpected=[name for name in weights if name not in own],
-        reshaped=[name for name in common if weights[name].shape != own[name].shape],
+        # Counters of batches teach nothing, and most layouts have none.
+        missing=[name for name in own if name not in loaded and not name.endswith(".num_batches_tracked")],
+        unexpected=[name for name in loaded if name not in own],
+        reshaped=[name for name in common if loaded[name].shape != own[name].shape or name in of_other_anchors],
     )
     if len(report.reshaped) == len(common):
-        raise InputError(f"{path}: none of its {len(weights)} parameters fits this model; is it another model's?")
+        raise InputError(f"{weights}: none of its {len(loaded)} parameters fits this model; is it another model's?")
+    if mismatch and not allow_missing:
+        raise InputError(f"{weights}: {mismatch}")
     if report.reshaped and not allow_missing:
         name = report.reshaped[0]
-        raise InputError(f"{path}: {describe_mismatch(name, weights[name].shape, own[name].shape)}")
+        raise InputError(f"{weights}: {describe_mismatch(name, loaded[name].shape, own[name].shape)}")
     if report.missing and not allow_missing:
         names = ", ".join(report.missing[:3]) + (", ..." if len(report.missing) > 3 else "")
-        raise InputError(f"{path}: lacks {len(report.missing)} of the model's {len(own)} parameters: {names}")
-    fitting = {name: weights[name] for name in common if name not in set(report.reshaped)}
+        advice = ""
+        if all("attribute_predictor" in name for name in report.missing):
+            advice = "; it has no attributes: set MODEL.BUA.ATTRIBUTES.ENABLED False"
+        raise InputError(
+            f"{weights}: lacks {len(report.missing)} of the model's {len(own)} parameters: {names}{advice}"
+        )
+    fitting = {name: loaded[name] for name in common if name not in set(report.reshaped)}
     model.load_state_dict(fitting, strict=False)
     return report
+
+
+def _anchor_mismatch(anchors: Tensor | None, model: nn.Module) -> str | None:
+    """How the anchors of a file differ from as many of the model's, whose channels then have another meaning."""
+    own = dict(model.named_buffers()).get(ANCHORS)
+    if anchors is None or own is None or anchors.shape != own.shape or (anchors - own.cpu()).abs().max() < 0.01:
+        return None
+    trained, wanted = anchor_convention(anchors), anchor_convention(own.cpu())
+    return (
+        f"was trained on other anchors (box convention {trained!r}) than the model's ({wanted!r}); set "
+        "MODEL.BUA.BOX_CONVENTION and MODEL.ANCHOR_GENERATOR as in the configuration that belongs to the weights"
+    )
 
 
 def describe_mismatch(name: str, in_file: torch.Size, in_model: torch.Size) -> str:
     """Says in words that a parameter has one shape in a file and another in the model, and what to do."""
     text = f"{name} has the shape {tuple(in_file)} and the model's has {tuple(in_model)}"
     if len(in_file) and in_file[1:] == in_model[1:]:
+        if "attr_score" in name:
+            key = "MODEL.BUA.ATTRIBUTES.NUM_CLASSES"
+            return (
+                f"{text}: a vocabulary of another size; set {key} to {in_file[0] - 1}, or to {in_file[0]} with "
+                "MODEL.BUA.ATTRIBUTES.NO_ATTRIBUTE_CLASS False, or use other weights"
+            )
         for part, (key, size) in _VOCABULARY_ROWS.items():
             if part in name:
                 return f"{text}: a vocabulary of another size; set {key} to {size(in_file[0])}, or use other weights"
@@ -104,14 +154,4 @@ def read_checkpoint(path: str | Path) -> dict:
     Raises:
         InputError: no such file, a truncated one, or something else than a checkpoint.
     """
-    if "://" in str(path):
-        raise InputError(f"{path}: not a file; download it and name the file, or leave the weights empty to start anew")
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such checkpoint file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises about anything on what torch.save has not written
-        raise InputError(f"{path}: not a checkpoint, or a truncated one; copy or download it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not weights; a checkpoint of bua is needed")
-    return content
+    return read_file(path)
