@@ -1,0 +1,91 @@
+import os
+import runpy
+import shutil
+
+import pytest
+
+from bua.features import open_features, open_writer
+
+main = runpy.run_path("tools/verify_features.py")["main"]
+
+
+@pytest.fixture
+def reference(shared_data):
+    return shared_data / "caffe_features" / "train2014_obj36.tsv"
+
+
+def rewritten(reference, path, change):
+    store, writer = open_features(reference), open_writer(path, "lxmert-tsv")
+    for i, image_id in enumerate(store):
+        regions = store[image_id]
+        if i == 3:
+            change(regions)
+        writer.append(regions)
+    writer.close()
+    return list(store)[3]
+
+
+def verify(features, reference):
+    return main(["--features", str(features), "--reference", str(reference)])
+
+
+def test_the_originals_file_agrees_with_itself(reference, tmp_path, capsys):
+    copy = tmp_path / "reference.tsv"
+    shutil.copy(reference, copy)
+    assert verify(copy, reference) == 0
+    assert "PASS: 10 pictures" in capsys.readouterr().out
+
+
+def move(regions):
+    regions.boxes = regions.boxes + [[0, 0, 0, 2.0 * (row == 5)] for row in range(36)]
+
+
+def scramble(regions):
+    regions.features = regions.features.copy()
+    regions.features[5] = regions.features[5][::-1]
+
+
+def drop(regions):
+    for name in ("boxes", "features", "object_ids", "object_scores", "attribute_ids", "attribute_scores"):
+        setattr(regions, name, [row for i, row in enumerate(getattr(regions, name)) if i != 5])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(move, "region 5: its box"), (scramble, "region 5: its feature"), (drop, "region 5 of the reference")],
+)
+def test_one_difference_fails_and_is_named(reference, tmp_path, capsys, change, message):
+    image_id = rewritten(reference, tmp_path / "changed.tsv", change)
+    assert verify(tmp_path / "changed.tsv", reference) == 1
+    out = capsys.readouterr().out
+    assert f"picture {image_id}: {message}" in out
+    assert "FAIL" in out
+
+
+def test_it_extracts_and_compares(shared_data, tmp_path, capsys):
+    """Against features of the same detector, written before: the whole way of the tool."""
+    slim = [
+        *["INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "160", "MODEL.RESNETS.DEPTH", "50"],
+        *["MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"],
+        *["MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"],
+    ]
+    extract = runpy.run_path("tools/extract.py")["main"]
+    common = [
+        "--weights",
+        "random",
+        "--images",
+        str(shared_data / "images"),
+        "--config-file",
+        "configs/vg_r101_caffe.yaml",
+    ]
+    mine = tmp_path / "mine.tsv"
+    assert extract([*common, "--output", str(mine), "--format", "lxmert-tsv", *slim]) == 0
+    assert main([*common, "--reference", str(mine), *slim]) == 0
+    assert "PASS: 10 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.skipif("BUA_CAFFE_WEIGHTS" not in os.environ, reason="BUA_CAFFE_WEIGHTS names no released 36-box weights")
+def test_the_released_weights_give_the_originals_features(shared_data, reference):
+    weights = os.environ["BUA_CAFFE_WEIGHTS"]
+    arguments = ["--images", str(shared_data / "images"), "--config-file", "configs/vg_r101_caffe_36.yaml"]
+    assert main(["--weights", weights, *arguments, "--reference", str(reference)]) == 0
