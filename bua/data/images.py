@@ -10,6 +10,10 @@ from PIL import Image
 from bua.errors import InputError
 from bua.structures import DetectorInput
 
+# Processes, not OpenCV's threads, work on several pictures at once. And a process that is forked after OpenCV has
+# started threads hangs as soon as it sets their number: data-loader workers did.
+cv2.setNumThreads(1)
+
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 

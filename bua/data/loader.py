@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -148,4 +147,3 @@ class _Collate:
 def _init_worker(worker: int) -> None:
     # Ctrl-C reaches workers too; the process that they work for decides when they end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)

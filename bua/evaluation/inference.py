@@ -2,7 +2,6 @@
 
 from itertools import islice
 
-import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -45,7 +44,6 @@ def evaluate_detector(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=_use_one_thread,
     )
     evaluator.reset()
     indices = iter(range(number))
@@ -86,7 +84,3 @@ class _Pictures(Dataset):
         except InputError as error:
             return error
         return self.prepare(image, int(self.dataset.image_ids[index]))
-
-
-def _use_one_thread(worker: int) -> None:
-    cv2.setNumThreads(0)

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import cv2
 import numpy as np
 import pytest
@@ -77,3 +79,16 @@ def test_resize_makes_what_the_detector_takes(image):
 def test_a_picture_too_narrow_for_any_size_is_refused(mode):
     with pytest.raises(InputError, match="20000x5 pixels"):
         resize_image(np.zeros((5, 20000, 3), np.uint8), 600, 1000, mode)
+
+
+def test_a_process_forked_after_a_picture_was_resized_can_resize(image):
+    """OpenCV's threads do not survive a fork; with them the child would hang."""
+    resize_image(np.zeros((2000, 3000, 3), np.uint8), 600, 1000, "caffe")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        job = pool.apply_async(_resize_in_a_worker, (image,))
+        assert job.get(timeout=60) == (50, 75, 3)
+
+
+def _resize_in_a_worker(image):
+    cv2.setNumThreads(1)
+    return resize_image(image, 50, 1000, "caffe")[0].shape
