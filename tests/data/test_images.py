@@ -1,4 +1,5 @@
 import multiprocessing
+import time
 
 import cv2
 import numpy as np
@@ -83,10 +84,11 @@ def test_a_picture_too_narrow_for_any_size_is_refused(mode):
 
 def test_a_process_forked_after_a_picture_was_resized_can_resize(image):
     """OpenCV's threads do not survive a fork; with them the child would hang."""
-    resize_image(np.zeros((2000, 3000, 3), np.uint8), 600, 1000, "caffe")
+    resize_image(np.zeros((2000, 3000, 3), np.uint8), 1500, 2250, "caffe")
+    time.sleep(0.2)  # until the threads, if there are any, wait for work
     with multiprocessing.get_context("fork").Pool(1) as pool:
         job = pool.apply_async(_resize_in_a_worker, (image,))
-        assert job.get(timeout=60) == (50, 75, 3)
+        assert job.get(timeout=20) == (50, 75, 3)
 
 
 def _resize_in_a_worker(image):
