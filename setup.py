@@ -29,6 +29,7 @@ setup(
         "lmdb>=1.4",
         "orjson>=3.9",
         "tqdm>=4.65",
+        "protobuf>=4.22",
         "tensorboard>=2.15",
         "accelerate>=1.0",
         "huggingface_hub>=0.23",

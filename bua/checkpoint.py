@@ -18,6 +18,10 @@ _VOCABULARY_ROWS = {
     "box_predictor.cls_score": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows - 1),
     "box_predictor.bbox_pred": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows // 4),
     "cls_embedding": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows - 1),
+    "attr_score": (
+        "MODEL.BUA.ATTRIBUTES.NUM_CLASSES",
+        lambda rows: f"{rows - 1}, or to {rows} with MODEL.BUA.ATTRIBUTES.NO_ATTRIBUTE_CLASS False",
+    ),
 }
 
 
@@ -40,7 +44,7 @@ def load_checkpoint(weights: str | Path) -> dict[str, Tensor]:
     in its orders and scales.
 
     Where the file, or its layout, says on which anchors its region proposal network was trained, they are there as
-    ``proposal_generator.cell_anchors``. What bua has no name for keeps its own.
+    ``ANCHORS``. What bua has no name for keeps its own.
 
     Args:
         weights: a path, a released checkpoint's name (``bua.weights.zoo.ZOO``), or an address.
@@ -125,12 +129,6 @@ def describe_mismatch(name: str, in_file: torch.Size, in_model: torch.Size) -> s
     """Says in words that a parameter has one shape in a file and another in the model, and what to do."""
     text = f"{name} has the shape {tuple(in_file)} and the model's has {tuple(in_model)}"
     if len(in_file) and in_file[1:] == in_model[1:]:
-        if "attr_score" in name:
-            key = "MODEL.BUA.ATTRIBUTES.NUM_CLASSES"
-            return (
-                f"{text}: a vocabulary of another size; set {key} to {in_file[0] - 1}, or to {in_file[0]} with "
-                "MODEL.BUA.ATTRIBUTES.NO_ATTRIBUTE_CLASS False, or use other weights"
-            )
         for part, (key, size) in _VOCABULARY_ROWS.items():
             if part in name:
                 return f"{text}: a vocabulary of another size; set {key} to {size(in_file[0])}, or use other weights"

@@ -26,6 +26,9 @@ def add_bua_config(cfg: CfgNode) -> None:
     bua.RESIZE = "detectron2"
     # The stem's 3x3 max pooling. "caffe": no padding, ceil mode. "detectron2": padding 1, floor.
     bua.STEM_POOL = "detectron2"
+    # 1: ResNet as first published, and as in all other released detectors. 2: normalisation before each convolution, as
+    # in MILVLG's ResNet-152.
+    bua.RESNET_VERSION = 1
     # Parameters that do not learn, besides BACKBONE.FREEZE_AT: prefixes of their names.
     bua.FREEZE = []
 
@@ -65,6 +68,13 @@ def get_cfg() -> CfgNode:
     cfg.MODEL.BACKBONE = CfgNode()
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
+
+    # Of FPN, the torch engine says that it has none; the keys are here so that its files can be read.
+    cfg.MODEL.FPN = CfgNode()
+    cfg.MODEL.FPN.IN_FEATURES = []
+    cfg.MODEL.FPN.OUT_CHANNELS = 256
+    cfg.MODEL.FPN.NORM = ""
+    cfg.MODEL.FPN.FUSE_TYPE = "sum"
 
     cfg.MODEL.RESNETS = CfgNode()
     cfg.MODEL.RESNETS.DEPTH = 50
@@ -120,6 +130,9 @@ def get_cfg() -> CfgNode:
     cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = True
 
     cfg.MODEL.ROI_BOX_HEAD = CfgNode()
+    cfg.MODEL.ROI_BOX_HEAD.NAME = ""
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 0
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1024
     cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = "smooth_l1"
     cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT = 1.0
     cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -180,13 +193,16 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def load_cfg(config_file: str | Path, overrides: list[str] = ()) -> CfgNode:
+def load_cfg(config_file: str | Path, overrides: list[str] = (), *, defaults: CfgNode | None = None) -> CfgNode:
     """Reads a YAML file, and the files it names as ``_BASE_``, over the defaults, then ``KEY VALUE`` pairs.
+
+    Args:
+        defaults: a configuration to change in place; ``get_cfg()`` by default.
 
     Raises:
         InputError: names the file and the key: no such file, not YAML, an unknown key, a value of another type.
     """
-    cfg = get_cfg()
+    cfg = get_cfg() if defaults is None else defaults
     _merge_file(cfg, Path(config_file))
     _merge_overrides(cfg, list(overrides))
     for key, allowed in {"BOX_CONVENTION": CONVENTIONS, "RESIZE": CONVENTIONS, "STEM_POOL": CONVENTIONS}.items():

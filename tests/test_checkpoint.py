@@ -88,8 +88,8 @@ def test_something_else_than_a_dict(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"none\.pth: no such checkpoint file"):
         load_checkpoint(tmp_path / "none.pth")
-    with pytest.raises(InputError, match=r"detectron2://.*R-50\.pkl: not a file; download it"):
-        load_checkpoint("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    with pytest.raises(InputError, match=r"s3://bucket/a\.pth: not an address that bua can fetch"):
+        load_checkpoint("s3://bucket/a.pth")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_missing_file(tmp_path):
             make_model(attributes=5),
             "attr_score.weight",
             ((3, 2), (5, 2)),
-            "MODEL.BUA.ATTRIBUTES.NUM_CLASSES to 3",
+            "NUM_CLASSES to 2, or to 3 with MODEL.BUA.ATTRIBUTES.NO_ATTRIBUTE_CLASS False",
         ),
     ],
 )

@@ -25,6 +25,7 @@ from bua.features import FORMATS, FeatureWriter, open_writer
 from bua.features.files import whole_file
 from bua.modeling import Detector, build_detector
 from bua.structures import DetectorInput
+from bua.weights.zoo import ZOO, fetch
 
 RANDOM_WEIGHTS = "random"
 
@@ -79,7 +80,8 @@ def extract(
         images, image_root: as for ``bua.extraction.sources.list_images``.
         output: a file, or a folder for the npz format.
         config_file, overrides: as for ``bua.config.load_cfg``.
-        weights: a checkpoint; by default the configuration's MODEL.WEIGHTS; "random" for random weights.
+        weights: a checkpoint, a released one's name (``bua.weights.zoo.ZOO``) or an address; by default the
+            configuration's MODEL.WEIGHTS; "random" for random weights.
         format: one of ``bua.features.FORMATS``.
         min_boxes, max_boxes, score_threshold, nms_threshold: as for ``bua.extraction.select_regions``.
         batch_size: pictures a step.
@@ -121,6 +123,10 @@ def extract(
             num_workers=num_workers,
             **selection,
         )
+    except OSError as error:
+        raise InputError(
+            f"{output}: cannot be written: {error.strerror}; make room, and the same command goes on"
+        ) from error
     finally:
         writer.close()
 
@@ -196,7 +202,6 @@ class _Pictures(Dataset):
 def _start_worker(_: int) -> None:
     # Ctrl-C reaches every process of the terminal; the main one ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
 
 
 def _progress(summary: Summary, total: int) -> tqdm:
@@ -226,14 +231,15 @@ def _load_detector(cfg, weights: str) -> Detector:
 
 
 def _find_weights(weights: str | Path | None, cfg, config_file: str | Path) -> str:
-    if weights:
-        return str(weights)
-    if not os.path.isfile(cfg.MODEL.WEIGHTS):
+    """A file, fetched where it must be, or ``RANDOM_WEIGHTS``."""
+    if weights == RANDOM_WEIGHTS:
+        return RANDOM_WEIGHTS
+    if not weights and not os.path.isfile(cfg.MODEL.WEIGHTS) and cfg.MODEL.WEIGHTS not in ZOO:
         raise InputError(
             f"weights: none given, and MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, not a checkpoint here; "
             f"give a trained detector's checkpoint, or {RANDOM_WEIGHTS!r} to try things out"
         )
-    return cfg.MODEL.WEIGHTS
+    return str(fetch(weights or cfg.MODEL.WEIGHTS))
 
 
 def _check_selection(min_boxes: int, max_boxes: int, score_threshold: float, nms_threshold: float) -> None:

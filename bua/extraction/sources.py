@@ -62,9 +62,11 @@ def _read_coco(path: Path, image_root: str | Path | None) -> list[ImageFile]:
         raise InputError(f"{path}: a COCO JSON does not say where its pictures are; give their folder as image root")
     try:
         content = orjson.loads(path.read_bytes())
-        return [
-            ImageFile(str(Path(image_root) / image["file_name"]), parse_id(image["id"])) for image in content["images"]
-        ]
+        images = content["images"]
+        for image in images:
+            if type(image["id"]) not in (int, str):
+                raise InputError(f"{path}: images: an id is {image['id']!r}; it must be a number or a text")
+        return [ImageFile(str(Path(image_root) / image["file_name"]), parse_id(image["id"])) for image in images]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except orjson.JSONDecodeError as error:

@@ -1,7 +1,7 @@
 """Anchors in the two conventions."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # The original scales one 16x16 box, whose pixels are 0 to 15 (lib/rpn/generate_anchors.py).
 CAFFE_BASE_SIZE = 16
@@ -41,6 +41,40 @@ def grid_anchors(cell: Tensor, height: int, width: int, stride: int, offset: flo
     y, x = torch.meshgrid(y, x, indexing="ij")
     shifts = torch.stack([x, y, x, y], dim=-1).to(cell.dtype)
     return (shifts[:, :, None] + cell).reshape(-1, 4)
+
+
+class AnchorGenerator(nn.Module):
+    """The anchors of whole feature maps, as cfg.MODEL.ANCHOR_GENERATOR says.
+
+    Attributes:
+        num_anchors: of a cell, for each feature map.
+    """
+
+    def __init__(self, cfg, strides: list[int]):
+        """
+        Args:
+            strides: network pixels a cell, for each feature map. SIZES and ASPECT_RATIOS have a list for each of
+                them, or one for all.
+        """
+        super().__init__()
+        generator = cfg.MODEL.ANCHOR_GENERATOR
+        self.strides, self.offset = strides, generator.OFFSET
+        for level in range(len(strides)):
+            sizes = generator.SIZES[level if len(generator.SIZES) > 1 else 0]
+            ratios = generator.ASPECT_RATIOS[level if len(generator.ASPECT_RATIOS) > 1 else 0]
+            cell = cell_anchors(sizes, ratios, cfg.MODEL.BUA.BOX_CONVENTION)
+            self.register_buffer(f"cell_anchors_{level}", cell, persistent=False)
+
+    @property
+    def num_anchors(self) -> list[int]:
+        return [len(cell) for cell in self.buffers()]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Feature maps [N, C, H, W] to their anchors [H*W*A, 4], as ``grid_anchors``."""
+        return [
+            grid_anchors(cell, *feature_map.shape[-2:], stride, self.offset)
+            for cell, feature_map, stride in zip(self.buffers(), features, self.strides)
+        ]
 
 
 def _caffe_anchor(scale: float, ratio: float) -> list[float]:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bua.modeling.losses import attribute_loss
+
 
 class AttributePredictor(nn.Module):
     """Scores a region's attributes from its feature and an embedding of its class.
@@ -44,6 +46,26 @@ class AttributePredictor(nn.Module):
         joint = torch.cat([features, self.cls_embedding(classes)], dim=1)
         return self.attr_score(F.relu(self.fc_attr(joint)))
 
+    def loss(self, features: Tensor, classes: Tensor, attributes: Tensor) -> Tensor:
+        """``attribute_loss`` of regions with features [N, D], true classes [N] and attributes [N, M] int64, padded
+        with -1."""
+        return attribute_loss(self(features, classes), attributes, self.no_attribute)
+
     def probabilities(self, features: Tensor, classes: Tensor) -> Tensor:
         """Softmax over all classes of the head, [N, num_attributes] without "no attribute"."""
         return self(features, classes).float().softmax(dim=1)[:, : self.num_attributes]
+
+
+def build_attribute_predictor(cfg, feature_dim: int) -> AttributePredictor | None:
+    """The head that cfg.MODEL.BUA.ATTRIBUTES describes, for features [N, feature_dim]; None where it is disabled."""
+    attributes = cfg.MODEL.BUA.ATTRIBUTES
+    if not attributes.ENABLED:
+        return None
+    return AttributePredictor(
+        feature_dim,
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        attributes.NUM_CLASSES,
+        embedding_dim=attributes.EMBEDDING_DIM,
+        hidden_dim=attributes.HIDDEN_DIM,
+        no_attribute_class=attributes.NO_ATTRIBUTE_CLASS,
+    )

@@ -1,4 +1,8 @@
-"""ResNet up to res4, and its fifth stage, which runs on regions ("C4"), under Detectron2's parameter names."""
+"""ResNet up to res4, and its fifth stage, which runs on regions ("C4"), under Detectron2's parameter names.
+
+Version 1 is that of He et al. (2015). Version 2 (He et al. 2016), of MILVLG's ResNet-152, normalises and rectifies
+before each convolution, pixels included.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -6,6 +10,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STRIDE = 16
+VERSION_2_EPSILON = 2e-5
 
 
 class ConvNorm(nn.Conv2d):
@@ -26,9 +31,13 @@ class Stem(nn.Module):
     The "caffe" pooling has no padding and counts a last partial window; its grid differs from Detectron2's.
     """
 
-    def __init__(self, out_channels: int, norm: str, pool: str):
+    def __init__(self, out_channels: int, norm: str, pool: str, version: int = 1):
         super().__init__()
+        self.norm = nn.Identity()
         self.conv1 = ConvNorm(3, out_channels, 7, norm, stride=2, padding=3)
+        if version == 2:
+            self.norm = make_norm(norm, 3, VERSION_2_EPSILON)
+            self.conv1.norm = make_norm(norm, out_channels, VERSION_2_EPSILON)
         if norm == "FrozenBN":
             # Pixels are not normalised, and frozen statistics do not follow random weights: this keeps a network whose
             # weights are still to be loaded at the scale of a trained one.
@@ -36,7 +45,7 @@ class Stem(nn.Module):
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if pool == "caffe" else nn.MaxPool2d(3, 2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(F.relu_(self.conv1(x)))
+        return self.pool(F.relu_(self.conv1(self.norm(x))))
 
 
 class Bottleneck(nn.Module):
@@ -82,20 +91,75 @@ class Bottleneck(nn.Module):
         return F.relu_(self.conv3(out) + shortcut)
 
 
+class NormConv(nn.Conv2d):
+    """Normalisation, as ``norm``, ReLU, and a convolution without bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: str, **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
+        self.norm = make_norm(norm, in_channels, VERSION_2_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.relu_(self.norm(x)))
+
+
+class PreActivationBottleneck(nn.Module):
+    """``Bottleneck`` of version 2; ``norm`` is None where the input comes normalised and rectified."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bottleneck_channels: int,
+        norm: str,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        stride_in_1x1: bool = True,
+    ):
+        super().__init__()
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.norm = make_norm(norm, in_channels, VERSION_2_EPSILON)
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, bottleneck_channels, 1, stride=stride_1x1, bias=False)
+        self.conv2 = NormConv(
+            bottleneck_channels,
+            bottleneck_channels,
+            3,
+            norm,
+            stride=stride_3x3,
+            padding=dilation,
+            dilation=dilation,
+            groups=groups,
+        )
+        self.conv3 = NormConv(bottleneck_channels, out_channels, 1, norm)
+        nn.init.zeros_(self.conv3.weight)  # a block starts as its shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = x if self.norm is None else F.relu(self.norm(x))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return self.conv3(self.conv2(self.conv1(active))) + shortcut
+
+
 class ResNetC4(nn.Module):
     """Pictures [N, 3, H, W] to the res4 feature map [N, out_channels, ~H/16, ~W/16]."""
 
     def __init__(self, cfg):
         super().__init__()
         resnets = cfg.MODEL.RESNETS
-        self.stem = Stem(resnets.STEM_OUT_CHANNELS, resnets.NORM, cfg.MODEL.BUA.STEM_POOL)
+        version = cfg.MODEL.BUA.RESNET_VERSION
+        self.stem = Stem(resnets.STEM_OUT_CHANNELS, resnets.NORM, cfg.MODEL.BUA.STEM_POOL, version)
         self.res2 = make_stage(cfg, 2)
         self.res3 = make_stage(cfg, 3)
         self.res4 = make_stage(cfg, 4)
         self.out_channels = stage_channels(cfg, 4)
+        self.norm = make_norm(resnets.NORM, self.out_channels, VERSION_2_EPSILON) if version == 2 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.res4(self.res3(self.res2(self.stem(x))))
+        x = self.res4(self.res3(self.res2(self.stem(x))))
+        return x if self.norm is None else F.relu_(self.norm(x))
 
     def freeze(self, stages: int) -> None:
         """Stops the first ``stages`` of stem, res2, res3, res4 from learning, their normalisation included."""
@@ -119,8 +183,10 @@ def make_stage(cfg, stage: int) -> nn.Sequential:
     out_channels = stage_channels(cfg, stage)
     bottleneck_channels = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2 ** (stage - 2)
     in_channels = resnets.STEM_OUT_CHANNELS if stage == 2 else stage_channels(cfg, stage - 1)
+    version = cfg.MODEL.BUA.RESNET_VERSION
+    block = Bottleneck if version == 1 else PreActivationBottleneck
     blocks = [
-        Bottleneck(
+        block(
             in_channels if i == 0 else out_channels,
             out_channels,
             bottleneck_channels,
@@ -132,7 +198,12 @@ def make_stage(cfg, stage: int) -> nn.Sequential:
         )
         for i in range(BLOCKS[resnets.DEPTH][stage - 2])
     ]
-    return nn.Sequential(*blocks)
+    layers = nn.Sequential(*blocks)
+    if version == 2 and stage == 5:
+        blocks[0].norm = None  # the backbone ends with it
+        layers.add_module("norm", make_norm(resnets.NORM, out_channels, VERSION_2_EPSILON))
+        layers.add_module("relu", nn.ReLU(inplace=True))
+    return layers
 
 
 def stage_channels(cfg, stage: int) -> int:
@@ -140,11 +211,18 @@ def stage_channels(cfg, stage: int) -> int:
     return cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 2 ** (stage - 2)
 
 
-def make_norm(norm: str, channels: int) -> nn.Module:
+def make_norm(norm: str, channels: int, eps: float = 1e-5) -> nn.Module:
     """FrozenBN (fixed statistics and scale), BN, or GN over 32 groups, or as many as there are channels."""
     if norm == "GN":
-        return nn.GroupNorm(min(32, channels), channels)
-    return {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d}[norm](channels)
+        return nn.GroupNorm(min(32, channels), channels, eps)
+    return {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d}[norm](channels, eps)
+
+
+def freeze_parameters(model: nn.Module, prefixes: list[str]) -> None:
+    """Stops the parameters whose names begin with one of ``prefixes`` from learning."""
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(prefixes)):
+            parameter.requires_grad_(False)
 
 
 def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:

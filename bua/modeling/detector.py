@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from bua.data.images import Resize
 from bua.errors import InputError
-from bua.modeling.backbone import BLOCKS, STRIDE, ResNetC4
-from bua.modeling.boxes import clip_boxes, decode_boxes
+from bua.modeling.anchors import AnchorGenerator
+from bua.modeling.backbone import BLOCKS, STRIDE, ResNetC4, freeze_parameters
+from bua.modeling.regions import given_regions, proposed_regions, region_predictions
 from bua.modeling.roi_heads import AttributeRes5ROIHeads
 from bua.modeling.rpn import RPN
 from bua.structures import DetectorInput, RegionPredictions
@@ -39,15 +40,13 @@ class Detector(nn.Module):
         self.convention = cfg.MODEL.BUA.BOX_CONVENTION
         self.box_weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
         self.backbone = ResNetC4(cfg)
-        self.proposal_generator = RPN(cfg, self.backbone.out_channels, STRIDE)
+        self.proposal_generator = RPN(cfg, self.backbone.out_channels, AnchorGenerator(cfg, [STRIDE]))
         self.roi_heads = AttributeRes5ROIHeads(cfg)
         self.prepare = Resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.MODEL.BUA.RESIZE)
         self.register_buffer("pixel_mean", torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1), persistent=False)
         self.backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-        for name, parameter in self.named_parameters():
-            if any(name.startswith(prefix) for prefix in cfg.MODEL.BUA.FREEZE):
-                parameter.requires_grad_(False)
+        freeze_parameters(self, cfg.MODEL.BUA.FREEZE)
 
     @property
     def device(self) -> torch.device:
@@ -94,50 +93,20 @@ class Detector(nn.Module):
 
     def _infer_one_size(self, batch: list[DetectorInput], boxes: list[Tensor] | None) -> list[RegionPredictions]:
         feature_map = self.backbone(self._stack(batch))
-        scales = [self._scale(picture) for picture in batch]
         if boxes is None:
             sizes = [picture.image.shape[-2:] for picture in batch]
             proposals = self.proposal_generator.propose(
                 *self.proposal_generator(feature_map), sizes, [p.scale[0] for p in batch]
             )
-            regions = [region for region, _ in proposals]
-            objectness = [logits.sigmoid() for _, logits in proposals]
-            boxes = [region / scale for region, scale in zip(regions, scales)]
+            regions = [proposed_regions(picture, *proposed) for picture, proposed in zip(batch, proposals)]
         else:
-            boxes = [given.to(self.device, torch.float32).reshape(-1, 4) for given in boxes]
-            regions = [given * scale for given, scale in zip(boxes, scales)]
-            objectness = [torch.ones(len(region), device=self.device) for region in regions]
-        features = self.roi_heads.features(feature_map, regions, STRIDE).float()
-        class_probs, deltas, attribute_probs = self.roi_heads.predict(features)
-        counts = [len(region) for region in regions]
+            regions = [given_regions(picture, given.to(self.device)) for picture, given in zip(batch, boxes)]
+        outputs = self.roi_heads.describe(feature_map, [boxes.network for boxes in regions], STRIDE)
+        outputs = outputs.split([len(boxes.network) for boxes in regions])
         return [
-            RegionPredictions(
-                width=picture.width,
-                height=picture.height,
-                proposals=boxes[i],
-                objectness=objectness[i],
-                class_probs=class_probs.split(counts)[i][:, :-1],
-                boxes=self._regress(picture, regions[i], deltas.split(counts)[i], scales[i]),
-                features=features.split(counts)[i],
-                attribute_probs=None if attribute_probs is None else attribute_probs.split(counts)[i],
-            )
+            region_predictions(picture, regions[i], outputs[i], self.box_weights, self.convention)
             for i, picture in enumerate(batch)
         ]
-
-    def _regress(self, picture: DetectorInput, regions: Tensor, deltas: Tensor, scale: Tensor) -> Tensor:
-        """Class boxes [R, C, 4] in original pixels; the original decodes and clips there (lib/fast_rcnn/test.py),
-        Detectron2 in network pixels."""
-        if self.convention == "caffe":
-            boxes = decode_boxes(regions / scale, deltas, self.box_weights, self.convention).unflatten(1, (-1, 4))
-        else:
-            height, width = picture.image.shape[-2:]
-            boxes = decode_boxes(regions, deltas, self.box_weights, self.convention).unflatten(1, (-1, 4))
-            boxes = clip_boxes(boxes, height, width, self.convention) / scale
-        return clip_boxes(boxes, picture.height, picture.width, self.convention)
-
-    def _scale(self, picture: DetectorInput) -> Tensor:
-        x, y = picture.scale
-        return torch.tensor([x, y, x, y], dtype=torch.float32, device=self.device)
 
     def _stack(self, batch: list[DetectorInput]) -> Tensor:
         """Pictures less their mean, padded with zeros to the largest: [N, 3, H, W]."""
@@ -152,11 +121,14 @@ class Detector(nn.Module):
 
 def _check(cfg) -> None:
     allowed = {
-        "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-        "MODEL.BACKBONE.NAME": ("build_resnet_backbone",),
+        "MODEL.META_ARCHITECTURE": ("AttributeRCNN", "GeneralizedRCNN"),
+        "MODEL.BACKBONE.NAME": ("build_bua_resnet_backbone", "build_resnet_backbone"),
         "MODEL.RESNETS.DEPTH": tuple(BLOCKS),
         "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "GN"),
         "MODEL.RESNETS.RES5_DILATION": (1, 2),
+        "MODEL.ANCHOR_GENERATOR.NAME": ("BUAAnchorGenerator", "DefaultAnchorGenerator"),
+        "MODEL.PROPOSAL_GENERATOR.NAME": ("BUAProposalGenerator", "RPN"),
+        "MODEL.BUA.RESNET_VERSION": (1, 2),
         "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
         "MODEL.ROI_HEADS.NAME": ("AttributeRes5ROIHeads", "Res5ROIHeads"),
         "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
-from bua.modeling.attributes import AttributePredictor
+from bua.modeling.attributes import build_attribute_predictor
 from bua.modeling.backbone import make_stage, stage_channels
 from bua.modeling.boxes import encode_boxes, pairwise_iou
-from bua.modeling.losses import attribute_loss, box_regression_loss
+from bua.modeling.losses import box_regression_loss
 from bua.modeling.matching import match, sample
+from bua.modeling.regions import RegionOutputs
 
 
 @dataclass
@@ -59,16 +60,7 @@ class AttributeRes5ROIHeads(nn.Module):
         self.res5 = make_stage(cfg, 5)
         self.box_predictor = BoxPredictor(self.feature_dim, self.num_classes)
         self.attribute_loss_weight = bua.ATTRIBUTES.LOSS_WEIGHT
-        self.attribute_predictor = None
-        if bua.ATTRIBUTES.ENABLED:
-            self.attribute_predictor = AttributePredictor(
-                self.feature_dim,
-                self.num_classes,
-                bua.ATTRIBUTES.NUM_CLASSES,
-                embedding_dim=bua.ATTRIBUTES.EMBEDDING_DIM,
-                hidden_dim=bua.ATTRIBUTES.HIDDEN_DIM,
-                no_attribute_class=bua.ATTRIBUTES.NO_ATTRIBUTE_CLASS,
-            )
+        self.attribute_predictor = build_attribute_predictor(cfg, self.feature_dim)
 
     def features(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
         """Region features [sum of N, D], >= 0, of boxes [N, 4] a picture, in network pixels."""
@@ -119,19 +111,19 @@ class AttributeRes5ROIHeads(nn.Module):
         }
         if self.attribute_predictor is not None:
             foreground = classes < self.num_classes
-            attribute_logits = self.attribute_predictor(features[foreground], classes[foreground])
             attributes = torch.cat([region.attributes for region in regions])
-            loss = attribute_loss(attribute_logits, attributes, self.attribute_predictor.no_attribute)
+            loss = self.attribute_predictor.loss(features[foreground], classes[foreground], attributes)
             losses["loss_attr"] = self.attribute_loss_weight * loss
         return losses
 
-    def predict(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features [N, D] to class probabilities [N, C + 1], deltas [N, C * 4], attribute probabilities [N, A]."""
+    def describe(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> RegionOutputs:
+        """What there is in boxes [N, 4] a picture, in network pixels; the regions of all pictures together."""
+        features = self.features(feature_map, boxes, stride).float()
         logits, deltas = self.box_predictor(features)
         attribute_probs = None
         if self.attribute_predictor is not None:
             attribute_probs = self.attribute_predictor.probabilities(features, logits.argmax(dim=1))
-        return logits.softmax(dim=1), deltas, attribute_probs
+        return RegionOutputs(features, logits.softmax(dim=1), deltas, attribute_probs)
 
 
 def pool_regions(

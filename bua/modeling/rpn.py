@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bua.modeling.anchors import cell_anchors, grid_anchors
 from bua.modeling.boxes import box_sizes, clip_boxes, decode_boxes, encode_boxes, nms, pairwise_iou
 from bua.modeling.losses import smooth_l1_loss
 from bua.modeling.matching import match, sample
@@ -119,23 +118,23 @@ class RPNHead(nn.Module):
 class RPN(nn.Module):
     """Proposals from a feature map, and the losses that teach them (paper section 3.1; cfg.MODEL.RPN)."""
 
-    def __init__(self, cfg, in_channels: int, stride: int):
+    def __init__(self, cfg, in_channels: int, anchor_generator: nn.Module):
+        """
+        Args:
+            anchor_generator: as ``bua.modeling.anchors.AnchorGenerator``, of one feature map.
+        """
         super().__init__()
         rpn = cfg.MODEL.RPN
         self.rpn = rpn
         self.convention = cfg.MODEL.BUA.BOX_CONVENTION
         self.min_size = cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE
-        self.stride = stride
-        self.offset = cfg.MODEL.ANCHOR_GENERATOR.OFFSET
-        generator = cfg.MODEL.ANCHOR_GENERATOR
-        cell = cell_anchors(generator.SIZES[0], generator.ASPECT_RATIOS[0], self.convention)
-        self.register_buffer("cell_anchors", cell, persistent=False)
+        self.anchor_generator = anchor_generator
         hidden_channels = in_channels if rpn.CONV_DIMS[0] == -1 else rpn.CONV_DIMS[0]
-        self.rpn_head = RPNHead(in_channels, hidden_channels, len(cell))
+        self.rpn_head = RPNHead(in_channels, hidden_channels, *anchor_generator.num_anchors)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N, C, H, W] to anchors [H*W*A, 4], objectness logits [N, H*W*A], deltas [N, H*W*A, 4]."""
-        anchors = grid_anchors(self.cell_anchors, *features.shape[-2:], self.stride, self.offset)
+        (anchors,) = self.anchor_generator([features])
         return anchors, *self.rpn_head(features)
 
     @torch.no_grad()

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from fvcore.common.config import CfgNode
+from torch import nn
 from torch.utils.data import ConcatDataset
 
 from bua.checkpoint import load_weights
 from bua.data.annotations import DetectionDataset
 from bua.data.catalog import get_dataset
 from bua.data.loader import TrainingLoader, aspect_groups
-from bua.data.mapper import build_mapper
+from bua.data.mapper import TrainingMapper, build_mapper
 from bua.engine import (
     Trainer,
     build_clip,
@@ -48,7 +49,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     evaluators = test_evaluators(cfg) if accelerator.is_main_process else []
     detector = build_detector(cfg)
     if cfg.MODEL.WEIGHTS and not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
-        _start_from(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
+        start_from(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
     optimizer = build_optimizer(cfg, detector)
     trainer = Trainer(
         detector,
@@ -70,24 +71,68 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
-    """Evaluates ``MODEL.WEIGHTS``, or else the newest checkpoint in ``OUTPUT_DIR``, on ``DATASETS.TEST``.
+    """Evaluates ``MODEL.WEIGHTS``, or else the newest checkpoint in ``OUTPUT_DIR``, on ``DATASETS.TEST``, in the first
+    of the processes that ``bua.engine.launch`` started, and prints the metrics.
 
     Returns:
         the metrics of ``VisualGenomeEvaluator``; with several data sets, under ``<data set>/<metric>``.
     """
+    if not connect(cfg.MODEL.DEVICE).is_main_process:
+        return {}
+    weights = weights_to_evaluate(cfg)
     evaluators = test_evaluators(cfg)
-    if not evaluators:
+    detector = build_detector(cfg)
+    load_weights(detector, weights)
+    metrics = _evaluate(cfg, detector, evaluators)
+    print_metrics(metrics)
+    return metrics
+
+
+def print_metrics(metrics: dict[str, float]) -> None:
+    """Prints fractions as a table of percentages."""
+    for name, value in metrics.items():
+        print(f"{name:40s} {100 * value:6.2f} %", flush=True)
+
+
+def weights_to_evaluate(cfg: CfgNode) -> str:
+    """``MODEL.WEIGHTS``, or else the newest checkpoint in ``OUTPUT_DIR``.
+
+    Raises:
+        InputError: neither is there, or nothing to evaluate them on.
+    """
+    if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST: empty; name a data set to evaluate on")
     weights = cfg.MODEL.WEIGHTS or last_checkpoint(cfg.OUTPUT_DIR)
     if not weights:
         raise InputError(f"MODEL.WEIGHTS: empty, and no checkpoint in {cfg.OUTPUT_DIR}; name the weights to evaluate")
-    detector = build_detector(cfg)
-    load_weights(detector, weights)
-    return _evaluate(cfg, detector, evaluators)
+    return str(weights)
 
 
 def training_loader(cfg: CfgNode, seed: int, process_index: int = 0, num_processes: int = 1) -> TrainingLoader:
     """Batches of ``DetectorInput`` from all of ``DATASETS.TRAIN``."""
+    dataset, mapper, keep = training_set(cfg)
+    groups = None
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        groups = aspect_groups(np.concatenate([part.sizes for part in dataset.datasets]))
+    return TrainingLoader(
+        dataset,
+        mapper,
+        cfg.SOLVER.IMS_PER_BATCH,
+        seed=seed,
+        groups=groups,
+        keep=keep,
+        num_workers=_workers(cfg),
+        process_index=process_index,
+        num_processes=num_processes,
+    )
+
+
+def training_set(cfg: CfgNode) -> tuple[ConcatDataset, TrainingMapper, np.ndarray | None]:
+    """All of ``DATASETS.TRAIN``, the mapper for it, and the indices of the pictures to train on; None is all.
+
+    Raises:
+        InputError: no data set, one that is not there, or vocabularies that differ or have other sizes than ``cfg``.
+    """
     datasets = [_dataset(cfg, name) for name in cfg.DATASETS.TRAIN]
     if not datasets:
         raise InputError("DATASETS.TRAIN: empty; name a data set, such as shapes_train")
@@ -100,35 +145,33 @@ def training_loader(cfg: CfgNode, seed: int, process_index: int = 0, num_process
     keep = None
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         keep = np.concatenate([_has_boxes(dataset, cfg.MODEL.BUA.BOX_CONVENTION) for dataset in datasets]).nonzero()[0]
-    groups = None
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = aspect_groups(np.concatenate([dataset.sizes for dataset in datasets]))
-    return TrainingLoader(
-        ConcatDataset(datasets),
-        build_mapper(cfg, first.objects, first.attribute_names),
-        cfg.SOLVER.IMS_PER_BATCH,
-        seed=seed,
-        groups=groups,
-        keep=keep,
-        num_workers=_workers(cfg),
-        process_index=process_index,
-        num_processes=num_processes,
-    )
+    return ConcatDataset(datasets), build_mapper(cfg, first.objects, first.attribute_names), keep
 
 
 def test_evaluators(cfg: CfgNode) -> list[VisualGenomeEvaluator]:
-    """One for each of ``DATASETS.TEST``; their tables go to ``OUTPUT_DIR/evaluation/<data set>``."""
-    return [
-        VisualGenomeEvaluator(
-            _dataset(cfg, name),
-            convention=cfg.MODEL.BUA.BOX_CONVENTION,
-            nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-            score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            output_dir=f"{cfg.OUTPUT_DIR}/evaluation/{name}",
-        )
-        for name in cfg.DATASETS.TEST
-    ]
+    """One for each of ``DATASETS.TEST``."""
+    return [build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+
+
+def build_evaluator(cfg: CfgNode, name: str, kind: type[VisualGenomeEvaluator] = VisualGenomeEvaluator):
+    """An evaluator of the class ``kind`` for a data set; its tables go to ``OUTPUT_DIR/evaluation/<data set>``."""
+    return kind(
+        _dataset(cfg, name),
+        convention=cfg.MODEL.BUA.BOX_CONVENTION,
+        nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+        score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        output_dir=f"{cfg.OUTPUT_DIR}/evaluation/{name}",
+    )
+
+
+def start_from(model: nn.Module, weights: str, verbose: bool = True) -> None:
+    """Copies what fits from a checkpoint, and says what does not."""
+    report = load_weights(model, weights, allow_missing=True)
+    for what, names in report._asdict().items():
+        if names and verbose:
+            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            print(f"{weights}: {len(names)} parameters {what}: {shown}", flush=True)
 
 
 def _evaluate(cfg: CfgNode, detector: Detector, evaluators: Sequence[VisualGenomeEvaluator]) -> dict[str, float]:
@@ -161,11 +204,3 @@ def _has_boxes(dataset: DetectionDataset, convention: str) -> np.ndarray:
     least = 0 if convention == "caffe" else np.finfo(np.float32).tiny
     sides = (dataset.boxes(index) for index in range(len(dataset)))
     return np.array([(boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1).any() for boxes in sides], dtype=bool)
-
-
-def _start_from(detector: Detector, weights: str, verbose: bool) -> None:
-    report = load_weights(detector, weights, allow_missing=True)
-    for what, names in report._asdict().items():
-        if names and verbose:
-            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-            print(f"{weights}: {len(names)} parameters {what}: {shown}", flush=True)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from bua.checkpoint import load_weights
 from bua.config import get_cfg, load_cfg
 from bua.data.images import read_image
 from bua.errors import InputError
@@ -59,12 +60,7 @@ def public_port(shared_data):
     model.BUA.ATTRIBUTES.EMBEDDING_DIM, model.BUA.ATTRIBUTES.HIDDEN_DIM = 64, 128
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 240, 400
     detector = build_detector(cfg).eval()
-    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    del state["proposal_generator.anchor_generator.cell_anchors.0"]
-    for name in list(state):
-        if any(part in name for part in (".cls_embedding.", ".fc_attr.", ".attr_score.")):
-            state[name.replace("box_predictor", "attribute_predictor")] = state.pop(name)
-    detector.load_state_dict(state)
+    assert load_weights(detector, folder / "pytorch_model.bin") == ([], [], [])
     golden = np.load(folder / "outputs.npz")
     return detector, golden, read_image(shared_data / "images" / str(golden["image"]))
 

@@ -1,0 +1,193 @@
+"""Writes the weights of a detector of bua as the programs that released theirs would have: the inverse of loading.
+
+Each function takes weights under bua's names and gives those of a file; ``save_*`` make the file. All of it also works
+on tensors without values ("meta"), which gives the names and shapes of a real network in no time.
+"""
+
+import pickle
+
+import numpy as np
+import torch
+
+from bua.modeling.anchors import cell_anchors
+from bua.weights.caffemodel import net_parameter
+
+HEAD, ATTRIBUTES, RPN = "roi_heads.box_predictor.", "roi_heads.attribute_predictor.", "proposal_generator.rpn_head."
+D2_ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
+SIZES, RATIOS = (64, 128, 256, 512), (0.5, 1.0, 2.0)
+DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+def convolutions(depth: int) -> dict[str, str]:
+    """bua's name of each convolution of a ResNet: Caffe's name of it (MSRA's release: a, b, c or a, b1, b2, ...)."""
+    names = {"backbone.stem.conv1": "conv1"}
+    for stage, blocks in zip((2, 3, 4, 5), DEPTHS[depth]):
+        parent = "roi_heads.res5" if stage == 5 else f"backbone.res{stage}"
+        for block in range(blocks):
+            many = blocks > 6 or (depth == 101 and stage == 3)
+            label = "a" if block == 0 else f"b{block}" if many else "abcdef"[block]
+            parts = {"conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}
+            for part, branch in ({"shortcut": "branch1"} | parts if block == 0 else parts).items():
+                names[f"{parent}.{block}.{part}"] = f"res{stage}{label}_{branch}"
+    return names
+
+
+def caffe(weights: dict, depth: int) -> dict[str, torch.Tensor]:
+    """Blobs ``<layer>.<number>``, background and "no attribute" first, two objectness logits, raw deltas."""
+    blobs = {}
+    for target, layer in convolutions(depth).items():
+        suffix = "_conv1" if layer == "conv1" else layer.removeprefix("res")
+        factor = 999.98  # Caffe's moving averages are sums
+        blobs[f"{layer}.0"] = weights[f"{target}.weight"]
+        blobs[f"bn{suffix}.0"] = weights[f"{target}.norm.running_mean"] * factor
+        blobs[f"bn{suffix}.1"] = weights[f"{target}.norm.running_var"] * factor
+        blobs[f"bn{suffix}.2"] = torch.full((1,), factor, device=blobs[f"{layer}.0"].device)
+        blobs[f"scale{suffix}.0"] = weights[f"{target}.norm.weight"]
+        blobs[f"scale{suffix}.1"] = weights[f"{target}.norm.bias"]
+    layers = {f"{RPN}conv": "rpn_conv/3x3", f"{RPN}objectness_logits": "rpn_cls_score"}
+    layers |= {f"{RPN}anchor_deltas": "rpn_bbox_pred", f"{HEAD}cls_score": "cls_score", f"{HEAD}bbox_pred": "bbox_pred"}
+    layers |= {ATTRIBUTES + name: name for name in ("cls_embedding", "fc_attr", "attr_score")}
+    heads = caffe_heads(weights)
+    for target, layer in layers.items():
+        for number, part in enumerate(("weight", "bias")):
+            if f"{target}.{part}" in heads:
+                blobs[f"{layer}.{number}"] = heads[f"{target}.{part}"]
+    return blobs
+
+
+def caffe_imagenet(weights: dict, depth: int) -> dict[str, torch.Tensor]:
+    backbone = ("conv1.", "bn", "scale", "res")
+    return {name: value for name, value in caffe(weights, depth).items() if name.startswith(backbone)}
+
+
+def caffe_heads(weights: dict) -> dict[str, torch.Tensor]:
+    """The heads under bua's names with Caffe's orders and scales."""
+    heads = {name: value for name, value in weights.items() if name.startswith((HEAD, ATTRIBUTES, RPN))}
+    for part in ("weight", "bias"):
+        difference = heads[f"{RPN}objectness_logits.{part}"]
+        background = torch.full_like(difference, 0.25)
+        heads[f"{RPN}objectness_logits.{part}"] = torch.cat([background, background + difference])
+        scores = heads[f"{HEAD}cls_score.{part}"]
+        heads[f"{HEAD}cls_score.{part}"] = torch.cat([scores[-1:], scores[:-1]])
+        deltas = heads[f"{HEAD}bbox_pred.{part}"]
+        stds = torch.tensor([0.1, 0.1, 0.2, 0.2], device=deltas.device).repeat(len(deltas) // 4)
+        raw = deltas * (stds[:, None] if part == "weight" else stds)
+        heads[f"{HEAD}bbox_pred.{part}"] = torch.cat([torch.full_like(raw[:4], 7.0), raw])
+    for name in ("cls_embedding.weight", "attr_score.weight", "attr_score.bias"):
+        rows = heads[ATTRIBUTES + name]
+        heads[ATTRIBUTES + name] = torch.cat([rows[-1:], rows[:-1]])
+    return heads
+
+
+def milvlg(weights: dict) -> dict[str, torch.Tensor]:
+    renamed = {**weights, **caffe_heads(weights)}
+    for mine, theirs in {"cls_embedding": "cls_embed", "fc_attr": "attr_linear1", "attr_score": "attr_linear2"}.items():
+        for part in ("weight", "bias"):
+            if f"{ATTRIBUTES}{mine}.{part}" in renamed:
+                renamed[f"{HEAD}{theirs}.{part}"] = renamed.pop(f"{ATTRIBUTES}{mine}.{part}")
+    return with_counters(renamed) | {D2_ANCHORS: cell_anchors(SIZES, RATIOS, "caffe")}
+
+
+def milvlg_version_2(weights: dict) -> dict[str, torch.Tensor]:
+    """MILVLG's ResNet-152, whose detector applies the first normalisation of res5 to the whole feature map."""
+    places = {"backbone.norm.": "roi_heads.res5.0.norm.", "roi_heads.res5.norm.": "roi_heads.res5_bn."}
+    renamed = {}
+    for name, value in milvlg(weights).items():
+        for mine, theirs in places.items():
+            name = name.replace(mine, theirs) if name.startswith(mine) else name
+        renamed[name] = value
+    return renamed
+
+
+def airsplay(weights: dict) -> dict[str, torch.Tensor]:
+    """Hugging Face's too."""
+    renamed = {name.replace(ATTRIBUTES, HEAD): value for name, value in weights.items()}
+    return with_counters(renamed) | {D2_ANCHORS: cell_anchors(SIZES, RATIOS, "detectron2")}
+
+
+def grid_feats(weights: dict) -> dict[str, torch.Tensor]:
+    """Without "no attribute"."""
+    renamed = {}
+    for name, value in weights.items():
+        value = value[:-1] if name.startswith(f"{ATTRIBUTES}attr_score") else value
+        renamed[name.replace("cls_embedding", "obj_embed").replace("fc_attr", "fc.0")] = value
+    return renamed
+
+
+def caffe2(weights: dict, depth: int) -> dict[str, torch.Tensor]:
+    """Detectron2's ImageNet backbones, with the classifier and the bias that nothing uses."""
+    renamed = {}
+    for target, layer in convolutions(depth).items():
+        block, part = target.split(".")[-2:]
+        branch = {"shortcut": "branch1", "conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}[part]
+        name = layer if layer == "conv1" else f"{layer[:4]}_{block}_{branch}"
+        norm = f"{'res_' if name == 'conv1' else ''}{name}_bn"
+        renamed[f"{name}_w"] = weights[f"{target}.weight"]
+        renamed[f"{norm}_gamma"] = weights[f"{target}.norm.weight"]
+        renamed[f"{norm}_beta"] = weights[f"{target}.norm.bias"]
+        renamed[f"{norm}_running_mean"] = weights[f"{target}.norm.running_mean"]
+        renamed[f"{norm}_running_var"] = weights[f"{target}.norm.running_var"]
+    device = renamed["conv1_w"].device
+    extra = {"conv1_b": (renamed["conv1_w"].shape[0],), "fc1000_w": (1000, 8), "fc1000_b": (1000,)}
+    return renamed | {name: torch.zeros(shape, device=device) for name, shape in extra.items()}
+
+
+def torchvision(weights: dict, depth: int) -> dict[str, torch.Tensor]:
+    """RGB."""
+    renamed = {"fc.weight": torch.zeros(1000, 8), "fc.bias": torch.zeros(1000)}
+    for target in convolutions(depth):
+        for part in ("weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"):
+            block = ".".join(target.split(".")[-3:])
+            for stage in (2, 3, 4, 5):
+                block = block.replace(f"res{stage}.", f"layer{stage - 1}.").replace("backbone.stem.", "")
+            if "shortcut" in block:
+                name = block.replace("shortcut", "downsample.1" if "norm" in part else "downsample.0")
+            else:
+                name = block.replace("conv", "bn") if "norm" in part else block
+            renamed[f"{name}.{part.removeprefix('norm.')}"] = weights[f"{target}.{part}"]
+    renamed["conv1.weight"] = renamed["conv1.weight"].flip(1)
+    return with_counters(renamed)
+
+
+def with_counters(weights: dict) -> dict[str, torch.Tensor]:
+    """As normalisation that learns has them."""
+    counters = {
+        name.replace("running_var", "num_batches_tracked"): torch.tensor(0)
+        for name in weights
+        if name.endswith("running_var")
+    }
+    return weights | counters
+
+
+def backbone_of(weights: dict) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights.items() if name.startswith(("backbone.", "roi_heads.res5."))}
+
+
+def save_caffemodel(path, blobs: dict, *, shapes: str = "new", double: bool = False) -> None:
+    """A caffemodel with these blobs, and a layer without; ``shapes`` "old" writes four sides."""
+    net = net_parameter()(name="ResNet-101")
+    net.layer.add(name="data", type="Python")
+    layers = {}
+    for name, value in blobs.items():
+        layer, _, _ = name.rpartition(".")
+        if layer not in layers:
+            layers[layer] = net.layer.add(name=layer, type="Any")
+        blob = layers[layer].blobs.add()
+        if double:
+            blob.double_data.append(value.double().numpy().astype("<f8").tobytes())
+        else:
+            blob.data.append(value.numpy().astype("<f4").tobytes())
+        if shapes == "new":
+            blob.shape.dim.extend(value.shape)
+        else:
+            blob.num, blob.channels, blob.height, blob.width = [1] * (4 - value.dim()) + list(value.shape)
+    path.write_bytes(net.SerializeToString())
+
+
+def save_pickle(path, weights: dict, *, protocol: int = 2, author: str | None = "Detectron2 Model Zoo") -> None:
+    """Arrays, as Detectron2 pickles them; without an author, as Detectron does."""
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    arrays = {name: np.asarray(value) for name, value in arrays.items()}
+    content = {"model": arrays, "__author__": author} if author else {"blobs": arrays}
+    with open(path, "wb") as file:
+        pickle.dump(content, file, protocol=protocol)
