@@ -16,7 +16,7 @@ from bua.data.shapes import MARKER, make_shapes
 from bua.data.visual_genome import prepare
 from bua.engine.log import METRICS_FILE
 from bua.engine.trainer import FINAL, last_checkpoint
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 from bua.evaluation.inference import evaluate_detector
 from bua.extraction import extract
 from bua.modeling import Detector
@@ -71,7 +71,7 @@ def run_demo(
     cfg.OUTPUT_DIR = str(detector_dir)
     _check_configuration(detector_dir / "config.yaml", cfg.dump())
     metrics_file = output / "metrics.json"
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     seconds = _read_seconds(metrics_file)
 
     with _stage("data", seconds, metrics_file, goes_on=True):

@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
@@ -13,6 +14,20 @@ class InputError(ValueError):
 
     The message is one line: the file (or option) first, then the field, then what to do.
     """
+
+
+def make_folder(path: str | Path) -> Path:
+    """Makes a folder, and those above it, where they are missing.
+
+    Raises:
+        InputError: names the path: it is a file, or may not be made.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made a folder: {error.strerror}; name another place") from error
+    return path
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:

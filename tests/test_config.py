@@ -20,7 +20,7 @@ def test_a_file_and_then_overrides_go_over_the_defaults():
     assert cfg.SOLVER.BASE_LR == 0.5
     assert cfg.MODEL.WEIGHTS == ""
     assert cfg.DATASETS.TRAIN == ("a", "b")
-    assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"  # from _BASE_
+    assert cfg.MODEL.META_ARCHITECTURE == "AttributeRCNN"  # from _BASE_
 
 
 @pytest.mark.parametrize(

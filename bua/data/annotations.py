@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from bua.data.json_records import without_gc
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 from bua.vocabulary import Vocabulary
 
 MAX_ATTRIBUTES = 16  # of a box; the original's (lib/datasets/vg.py)
@@ -154,7 +154,7 @@ def write_annotations(
 ) -> None:
     """Writes an annotation file; an older one stays in place until the new one is whole."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(path.name + ".part")
     described = []
     count = 0

@@ -14,11 +14,15 @@ from bua.structures import DetectorInput
 # started threads hangs as soon as it sets their number: data-loader workers did.
 cv2.setNumThreads(1)
 
+READ_MODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Decodes a picture as the original did, with OpenCV: [H, W, 3] uint8 BGR.
+
+    A rotation that the file's EXIF data asks for is not done: sizes and boxes in annotations are those of the stored
+    pixels, and the OpenCV of the original's time did not do it either.
 
     Raises:
         InputError: names the file: missing, not a picture, or cut short (which some releases of
@@ -28,7 +32,9 @@ def read_image(path: str | Path) -> np.ndarray:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except ValueError as error:
+        raise InputError(f"{str(path)!r}: not the name of a file: {error}") from error
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), READ_MODE) if data else None
     if data.startswith(JPEG_START) and not data.endswith(JPEG_END) and _is_truncated(path):
         raise InputError(f"{path}: truncated JPEG ({len(data)} bytes); fetch it again")
     if image is None:

@@ -38,7 +38,7 @@ from bua.data.shapes_files import Picture, caption_records, flickr30k_entities, 
 from bua.data.shapes_scene import compose_scene, draw_scene
 from bua.data.shapes_text import ask_questions, write_sentence
 from bua.data.shapes_visual_genome import visual_genome_records, vocabulary_lines
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 
 VERSIONS = ("1.2", "1.4")
 # To be raised when the same arguments come to give other bytes, so that a folder made before is not taken for current.
@@ -137,7 +137,7 @@ def _begin(root: Path, arguments: dict) -> bool:
     else:
         if root.exists() and any(root.iterdir()):
             raise InputError(f"{root}: is not empty and no Shapes data set; name another folder")
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         _write_json(root / MARKER_UNFINISHED, arguments, indent=True)
     for folder in (
         *("VG_100K", "VG_100K_2", "splits", "vocab", "train2014", "val2014", "test2015", "vqa", "captions"),

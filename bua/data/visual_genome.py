@@ -60,6 +60,8 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
         InputError: a file is missing, truncated or of another format.
     """
     root = Path(root)
+    if Path(name).name != name:
+        raise InputError(f"name {name!r}: becomes part of file names and must have no / in it")
     sources = _Sources.find(root)
     objects = Vocabulary.read(_text_file(root, "vocab/objects_vocab.txt"))
     attributes = Vocabulary.read(_text_file(root, "vocab/attributes_vocab.txt"))
@@ -171,6 +173,8 @@ def _read_splits(root: Path) -> dict[str, dict[int, str]]:
                 )
             split_of[image_id] = path.name
             splits[split][image_id] = file
+        if not splits[split]:
+            raise InputError(f"{path}: lists no pictures; it must have lines like 'VG_100K/1.jpg xml/1.xml'")
     return splits
 
 

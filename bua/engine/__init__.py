@@ -1,18 +1,20 @@
 """Training of any model on any number of devices: it knows batches and losses, and nothing of what they mean."""
 
-from bua.engine.launch import connect, launch
+from bua.engine.launch import connect, launch, rendezvous
 from bua.engine.optimizer import build_clip, build_optimizer, build_scheduler
 from bua.engine.random_state import seed_everything
-from bua.engine.trainer import NonFiniteLoss, Trainer, last_checkpoint
+from bua.engine.trainer import NonFiniteLoss, Trainer, autocast_dtype, last_checkpoint
 
 __all__ = [
     "NonFiniteLoss",
     "Trainer",
+    "autocast_dtype",
     "build_clip",
     "build_optimizer",
     "build_scheduler",
     "connect",
     "last_checkpoint",
     "launch",
+    "rendezvous",
     "seed_everything",
 ]

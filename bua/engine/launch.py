@@ -46,7 +46,7 @@ def launch(
     if num_processes * num_machines == 1:
         function(*args)
         return
-    host, port = _rendezvous(address, num_machines, machine_rank)
+    host, port = rendezvous(address, num_machines, machine_rank)
     threads = max(1, os.cpu_count() // num_processes)
     world = {
         "MASTER_ADDR": host,
@@ -135,7 +135,8 @@ def _stop(processes) -> None:
             process.terminate()
 
 
-def _rendezvous(address: str, num_machines: int, machine_rank: int) -> tuple[str, int]:
+def rendezvous(address: str, num_machines: int, machine_rank: int) -> tuple[str, int]:
+    """The host and the port where the processes meet; arguments and errors as for ``launch``."""
     if not 0 <= machine_rank < num_machines:
         raise InputError(f"--machine-rank {machine_rank}: must be from 0 to {num_machines - 1} for --num-machines")
     if address == "auto":

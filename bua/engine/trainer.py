@@ -16,7 +16,7 @@ from bua.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from bua.engine.interruption import Interruption
 from bua.engine.log import TrainingLog
 from bua.engine.random_state import random_state, set_random_state, undisturbed
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 
 FINAL = "model_final.pth"
 POINTER = "last_checkpoint"
@@ -24,7 +24,8 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss became infinite or not a number. The message is one line with the iteration and the batch's ids."""
+    """A loss, or a weight, became infinite or not a number. The message is one line with the iteration and, for a
+    loss, the batch's ids."""
 
 
 class Trainer:
@@ -83,7 +84,7 @@ class Trainer:
         self.checkpoint_period, self.log_period, self.config = checkpoint_period, log_period, config
         self.evaluate, self.eval_period, self.clip = evaluate, eval_period, clip
         self.device = next(model.parameters()).device
-        self.dtype = _dtype(precision, self.device)
+        self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.parallel = accelerator.prepare_model(model)
         self.log: TrainingLog | None = None
@@ -108,7 +109,7 @@ class Trainer:
         if saved:
             self._restore(saved)
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(self.output_dir)
             if self.config is not None:
                 (self.output_dir / "config.yaml").write_text(self.config.dump())
             self.log = TrainingLog(self.output_dir, self.max_iter, start=self.iteration, period=self.log_period)
@@ -121,7 +122,13 @@ class Trainer:
             metrics = self._catch_up(interruption)
             batches = iter(self.loader)
             while self.iteration < self.max_iter:
-                stop = self._step(batches, interruption)
+                try:
+                    stop = self._step(batches, interruption)
+                except InputError:
+                    # A picture that cannot be read. With several processes the others wait for this one elsewhere.
+                    if self.accelerator.num_processes == 1 and self.iteration > 0:
+                        self._save(self._snapshot())
+                    raise
                 if stop or self.iteration == self.max_iter or self.iteration % self.checkpoint_period == 0:
                     self._save(self._snapshot())
                 if stop:
@@ -171,12 +178,14 @@ class Trainer:
         failures = gather_object([(names, self.ids(batch))])
         names = dict.fromkeys(name for names, _ in failures for name in names)
         ids = [str(item) for names, items in failures if names for item in items]
-        last = last_checkpoint(self.output_dir)
         return (
             f"iteration {self.iteration + 1}: {', '.join(names)} not finite in the batch of {', '.join(ids)}; "
-            "look at their annotations or lower the learning rate"
-            + (f"; the last checkpoint is {last}" if last is not None else "")
+            "look at their annotations or lower the learning rate" + self._last_checkpoint_hint()
         )
+
+    def _last_checkpoint_hint(self) -> str:
+        last = last_checkpoint(self.output_dir)
+        return f"; the last checkpoint is {last}" if last is not None else ""
 
     def _evaluation_due(self) -> bool:
         if self.evaluate is None or self.iteration == 0:
@@ -226,6 +235,12 @@ class Trainer:
     def _save(self, state: dict) -> None:
         if not state:
             return
+        broken = [name for name, value in state["model"].items() if not torch.isfinite(value).all()]
+        if broken:
+            raise NonFiniteLoss(
+                f"iteration {self.iteration}: {len(broken)} parameters are not finite, such as {broken[0]}, and are not "
+                "saved; lower the learning rate or clip gradients" + self._last_checkpoint_hint()
+            )
         name = FINAL if self.iteration == self.max_iter else f"model_{self.iteration - 1:07d}.pth"
         save_checkpoint(self.output_dir / name, **state)
         partial = self.output_dir / f"{POINTER}.tmp"
@@ -241,8 +256,8 @@ class Trainer:
         if not resume:
             raise InputError(f"{self.output_dir}: holds a run already ({path.name}); --resume it or set OUTPUT_DIR")
         load_weights(self.model, path)
-        saved = read_checkpoint(path)
-        needed = {*self._parts(), "log", "random", "iteration"}
+        saved = _from_detectron2(read_checkpoint(path))
+        needed = {*self._parts(), "iteration"} - {"data"}
         if not needed <= set(saved):
             raise InputError(f"{path}: holds weights only and cannot be resumed; name it in MODEL.WEIGHTS instead")
         if self.accelerator.is_main_process:
@@ -251,7 +266,7 @@ class Trainer:
 
     def _restore(self, saved: dict) -> None:
         for name, part in self._parts().items():
-            if name == "model":
+            if name == "model" or (name == "data" and name not in saved):
                 continue
             try:
                 part.load_state_dict(saved[name])
@@ -263,13 +278,32 @@ class Trainer:
         self.iteration = saved["iteration"]
 
 
+def _from_detectron2(saved: dict) -> dict:
+    """A checkpoint of ``bua.d2.Trainer`` as one of this trainer; any other as it is.
+
+    Detectron2 counts the last iteration, from 0, where this trainer counts those done. Its data loader cannot say how
+    far it was: the pictures begin anew.
+    """
+    if "LRScheduler" not in saved.get("trainer", {}).get("hooks", {}):
+        return saved
+    trainer = saved["trainer"]
+    parts = {name: trainer[name] for name in ("optimizer", "scaler")}
+    return {
+        "model": saved["model"],
+        **parts,
+        "scheduler": trainer["hooks"]["LRScheduler"],
+        "iteration": trainer["iteration"] + 1,
+    }
+
+
 def last_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest checkpoint of the run in ``output_dir``, or None where nothing was saved."""
     pointer = Path(output_dir) / POINTER
     return pointer.with_name(pointer.read_text().strip()) if pointer.is_file() else None
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What ``torch.autocast`` computes in; None for float32, which needs none."""
     if precision not in DTYPES:
         raise InputError(f"SOLVER.AMP.DTYPE is {precision!r}; use one of {', '.join(DTYPES)}")
     if precision == "float16" and device.type == "cpu":

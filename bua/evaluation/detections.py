@@ -15,7 +15,27 @@ def object_detections(
     max_detections: int = 400,
     score_threshold: float = -np.inf,
 ) -> np.ndarray:
-    """The objects found in one picture: every region in every class, less the non-maxima and the least likely.
+    """The objects found in one picture, as rows to be evaluated; arguments as for ``find_objects``.
+
+    Returns:
+        [n, 6] float32: class, score, x1, y1, x2, y2 in pixels of the original picture; best first, equal scores in
+        the order of regions and then of classes.
+    """
+    options = {"nms_threshold": nms_threshold, "max_detections": max_detections, "score_threshold": score_threshold}
+    regions, classes = find_objects(predictions, convention=convention, **options)
+    scores, boxes = predictions.class_probs[regions, classes], predictions.boxes[regions, classes]
+    return torch.column_stack((classes, scores.float(), boxes.float())).cpu().numpy()
+
+
+def find_objects(
+    predictions: RegionPredictions,
+    *,
+    convention: str = "caffe",
+    nms_threshold: float = 0.3,
+    max_detections: int = 400,
+    score_threshold: float = -np.inf,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The objects in one picture: every region in every class, less the non-maxima and the least likely.
 
     Each class is suppressed by itself, on the boxes regressed for it. Then all detections that score at least as
     high as the ``max_detections``-th stay, over all classes, so that equal scores can make a few more. Source:
@@ -28,8 +48,8 @@ def object_detections(
         score_threshold: only regions that score more than this in a class count in it.
 
     Returns:
-        [n, 6] float32: class, score, x1, y1, x2, y2 in pixels of the original picture; best first, equal scores in
-        the order of regions and then of classes.
+        the region [n] and the class [n] of each object, int64; best first, equal scores in the order of regions and
+        then of classes.
     """
     num_classes = predictions.class_probs.shape[1]
     scores = predictions.class_probs.float().flatten()
@@ -40,10 +60,12 @@ def object_detections(
         chosen = _best(scores, size)
         pair = chosen[scores[chosen] > score_threshold]
         rows = torch.column_stack((pair % num_classes, scores[pair], boxes[pair])).cpu().numpy()
-        rows = rows[np.argsort(-rows[:, 1], kind="stable")]
-        rows = rows[_survivors(rows, nms_threshold, convention)]
-        if len(rows) >= max_detections or len(pair) < len(chosen) or len(chosen) == len(scores):
-            return rows[: _number_kept(rows[:, 1], max_detections)]
+        order = np.argsort(-rows[:, 1], kind="stable")
+        order = order[_survivors(rows[order], nms_threshold, convention)]
+        if len(order) >= max_detections or len(pair) < len(chosen) or len(chosen) == len(scores):
+            order = order[: _number_kept(rows[order, 1], max_detections)]
+            found = pair[torch.from_numpy(order).to(pair.device)]
+            return found // num_classes, found % num_classes
         size *= 4
 
 

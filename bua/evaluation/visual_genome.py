@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 from bua.evaluation.average_precision import PROTOCOLS, PrecisionRecall, mean_average_precision, precision_recall
 from bua.evaluation.coco import coco_average_precision
 from bua.evaluation.detections import attribute_detections, object_detections
@@ -46,7 +46,7 @@ class VisualGenomeEvaluator:
         self.dataset = dataset
         self.protocols = tuple(protocols)
         self.max_detections = max_detections
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.output_dir = None if output_dir is None else make_folder(output_dir)
         self.coco = coco
         self._suppression = {
             "convention": convention,
@@ -160,6 +160,5 @@ def _with_image(index: int, rows: np.ndarray) -> np.ndarray:
 
 
 def _write_table(path: Path, names: list[str], ap: np.ndarray, count: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{name}\t{precision:.4f}\t{number}\n" for name, precision, number in zip(names, ap, count)]
     path.write_text("class\tap\tnpos\n" + "".join(lines), encoding="utf-8")

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from bua.checkpoint import load_weights
 from bua.data.annotations import DetectionDataset
 from bua.data.images import read_image
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 from bua.modeling import Detector, build_detector
 from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections
 from bua.vocabulary import Vocabulary
@@ -66,6 +66,8 @@ def draw_dataset(
     Returns:
         the files, ``0001_<name of the picture>.jpg`` and so on.
     """
+    if not len(indices):
+        raise InputError(f"{dataset.name}: has no pictures to draw")
     files = []
     for number, index in enumerate(tqdm(indices, desc=f"draw {dataset.name}", unit="image"), start=1):
         file_name = dataset.file_name(index)
@@ -113,7 +115,7 @@ def _side_by_side(sides: list[np.ndarray]) -> np.ndarray:
 
 def _save(output: str | Path, number: int, source: str | Path, image: np.ndarray) -> Path:
     path = Path(output) / f"{number:04d}_{Path(source).stem}.jpg"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if not cv2.imwrite(str(path), image):
         raise InputError(f"{path}: cannot be written; give another --output")
     return path

@@ -178,6 +178,25 @@ def test_refuses_a_checkpoint_of_weights_only(tmp_path):
         train_toy(tmp_path, max_iter=4, resume=True)
 
 
+def test_goes_on_from_a_checkpoint_of_detectron2s_trainer(tmp_path):
+    """In its form, so that this is tested where Detectron2 is not installed; tests/d2 has the real one."""
+    train_toy(tmp_path, max_iter=4)
+    path = last_checkpoint(tmp_path)
+    saved = read_checkpoint(path)
+    theirs = {
+        "iteration": 3,
+        "hooks": {"LRScheduler": saved["scheduler"]},
+        "optimizer": saved["optimizer"],
+        "scaler": saved["scaler"],
+    }
+    torch.save({"model": saved["model"], "trainer": theirs, "iteration": 3}, path)
+    trainer = train_toy(tmp_path, max_iter=4, resume=True)
+    assert trainer.iteration == trainer.scheduler.last_epoch == 4
+    momentum = [state["momentum_buffer"] for state in trainer.optimizer.state.values()]
+    assert all(map(torch.equal, momentum, [state["momentum_buffer"] for state in saved["optimizer"]["state"].values()]))
+    assert train_toy(tmp_path, max_iter=6, resume=True).iteration == 6
+
+
 def test_bfloat16_trains_and_float16_needs_a_gpu(tmp_path):
     train_toy(tmp_path / "bf16", precision="bfloat16")
     line = metrics_lines(tmp_path / "bf16")[-1]
