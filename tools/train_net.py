@@ -5,10 +5,8 @@ import argparse
 import importlib.util
 import sys
 
-from bua.config import load_cfg
-from bua.engine import NonFiniteLoss, launch
+from bua.engine import NonFiniteLoss
 from bua.errors import InputError, command
-from bua.modeling.training import evaluate_checkpoint, train_detector
 
 ENGINES = ("detectron2", "torch")
 TRAINING_FAILED = 1
@@ -17,16 +15,20 @@ TRAINING_FAILED = 1
 @command
 def main(argv: list[str] | None = None) -> int | None:
     args = parse_arguments(argv)
-    choose_engine(args.engine)
+    if choose_engine(args.engine) == "detectron2":
+        from bua.d2.config import load_cfg
+        from bua.d2.launch import launch
+        from bua.d2.trainer import evaluate_checkpoint, train_detector
+    else:
+        from bua.config import load_cfg
+        from bua.engine import launch
+        from bua.modeling.training import evaluate_checkpoint, train_detector
     cfg = load_cfg(args.config_file, args.overrides)
-    if args.eval_only:
-        for name, value in evaluate_checkpoint(cfg).items():
-            print(f"{name:40s} {100 * value:6.2f} %")
-        return 0
+    function, arguments = (evaluate_checkpoint, (cfg,)) if args.eval_only else (train_detector, (cfg, args.resume))
     try:
         launch(
-            train_detector,
-            (cfg, args.resume),
+            function,
+            arguments,
             num_processes=args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -53,10 +55,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose_engine(requested: str | None) -> str:
-    """The engine to train on: the requested one, or Detectron2 where it and bua's plug-in for it can be imported."""
-    has_detectron2 = all(importlib.util.find_spec(module) is not None for module in ("bua.d2", "detectron2"))
+    """The engine to train on: the requested one, or Detectron2 where it is installed."""
+    spec = importlib.util.find_spec("detectron2")
+    # A folder of this name, such as that of its repository, can be imported too, and has no file of its own.
+    has_detectron2 = spec is not None and spec.origin is not None
     if requested == "detectron2" and not has_detectron2:
-        raise InputError("--engine detectron2: Detectron2 or bua's plug-in for it is not installed; use --engine torch")
+        raise InputError("--engine detectron2: Detectron2 is not installed; README.md says how, or use --engine torch")
     return requested or ("detectron2" if has_detectron2 else "torch")
 
 

@@ -64,7 +64,7 @@ def options(datasets, tmp_path, monkeypatch):
 
     def arguments(*changes, output="run"):
         merged = {**values, "OUTPUT_DIR": tmp_path / output, **dict(zip(changes[::2], changes[1::2]))}
-        return ["--config-file", CONFIG, *(str(part) for pair in merged.items() for part in pair)]
+        return ["--engine", "torch", "--config-file", CONFIG, *(str(part) for pair in merged.items() for part in pair)]
 
     return arguments
 
@@ -172,13 +172,6 @@ def test_bad_input_gets_its_line(options, capsys, changes, extra, message):
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-
-
-@pytest.mark.skipif(importlib.util.find_spec("bua.d2") is not None, reason="bua.d2 is there")
-def test_detectron2_engine_without_its_plugin(options, capsys):
-    assert train_net.main([*options(), "--engine", "detectron2"]) == 2
-    assert "--engine detectron2" in capsys.readouterr().err
-    assert train_net.choose_engine(None) == "torch"
 
 
 def test_truncated_picture_gets_its_line(options, datasets, capsys):

@@ -1,0 +1,33 @@
+"""bua as an extension of Detectron2; importing it registers all of its parts there."""
+
+from bua.config import add_bua_config
+from bua.d2.anchors import BUAAnchorGenerator
+from bua.d2.backbone import build_bua_resnet_backbone
+from bua.d2.config import load_cfg
+from bua.d2.datasets import register_datasets
+from bua.d2.evaluation import VisualGenomeEvaluator
+from bua.d2.feature_dumper import FeatureDumper
+from bua.d2.mapper import InferenceMapper, TrainingMapper
+from bua.d2.proposals import BUAProposalGenerator
+from bua.d2.rcnn import AttributeRCNN
+from bua.d2.roi_heads import AttributeRes5ROIHeads, AttributeStandardROIHeads
+from bua.d2.trainer import Trainer
+
+register_datasets()
+
+__all__ = [
+    "AttributeRCNN",
+    "AttributeRes5ROIHeads",
+    "AttributeStandardROIHeads",
+    "BUAAnchorGenerator",
+    "BUAProposalGenerator",
+    "FeatureDumper",
+    "InferenceMapper",
+    "Trainer",
+    "TrainingMapper",
+    "VisualGenomeEvaluator",
+    "add_bua_config",
+    "build_bua_resnet_backbone",
+    "load_cfg",
+    "register_datasets",
+]

@@ -1,0 +1,26 @@
+"""bua's data sets in Detectron2's catalogs."""
+
+import functools
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from bua.data.annotations import DetectionDataset
+from bua.data.catalog import dataset_names, get_dataset
+
+
+def register_datasets() -> None:
+    """Registers the data sets of ``bua.data.catalog`` that Detectron2's catalog does not have.
+
+    Called when ``bua.d2`` is imported, and to be called again after ``bua.data.catalog.register_dataset``. Once a
+    data set has been read, its metadata has ``thing_classes`` and ``attribute_classes``, the names by id.
+    """
+    for name in dataset_names():
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, functools.partial(_read, name))
+            MetadataCatalog.get(name).evaluator_type = "visual_genome"
+
+
+def _read(name: str) -> DetectionDataset:
+    dataset = get_dataset(name)
+    MetadataCatalog.get(name).set(thing_classes=dataset.objects.names, attribute_classes=dataset.attribute_names.names)
+    return dataset

@@ -1,0 +1,45 @@
+"""The region proposal network of bua's C4 detectors for Detectron2."""
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+from bua.d2.config import check_parts
+from bua.modeling.rpn import RPN
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class BUAProposalGenerator(RPN):
+    """``bua.modeling.rpn.RPN`` behind Detectron2's interface.
+
+    Unlike Detectron2's ``RPN`` it also has the original's box code, order of filtering and suppression
+    (MODEL.BUA.BOX_CONVENTION "caffe"). It works on one feature map.
+    """
+
+    def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
+        check_parts(cfg)
+        (in_feature,) = cfg.MODEL.RPN.IN_FEATURES
+        shape = input_shape[in_feature]
+        super().__init__(cfg, shape.channels, build_anchor_generator(cfg, [shape]))
+        self.in_feature = in_feature
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances] | None = None
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Proposals (``proposal_boxes`` in network pixels, ``objectness_logits``), and in training the losses.
+
+        Args:
+            images: in the "caffe" convention with ``scales``, as ``AttributeRCNN`` gives them.
+        """
+        anchors, objectness, deltas = super().forward(features[self.in_feature])
+        predictions = (anchors.tensor, objectness, deltas)
+        losses = {}
+        if self.training:
+            losses = self.losses(*predictions, images.image_sizes, [x.gt_boxes.tensor for x in gt_instances])
+        scales = images.scales if self.convention == "caffe" else [1.0] * len(images)
+        proposals = self.propose(*predictions, images.image_sizes, scales)
+        return [
+            Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=logits)
+            for size, (boxes, logits) in zip(images.image_sizes, proposals)
+        ], losses

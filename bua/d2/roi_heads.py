@@ -1,0 +1,205 @@
+"""ROI heads with attributes for Detectron2.
+
+In training they take ``gt_attributes`` ([G, M] int64, padded with -1) beside ``gt_boxes`` and ``gt_classes``, and
+return ``loss_attr`` beside Detectron2's losses. Their detections carry, beside Detectron2's fields:
+
+- ``features`` [n, D]: of the region that the detection comes from.
+- ``proposal_boxes``: that region's box, which the features were pooled from; ``pred_boxes`` is it regressed for the
+  class. In the frame of ``pred_boxes`` under ``AttributeRCNN``; Detectron2's ``GeneralizedRCNN`` brings only
+  ``pred_boxes`` back to the original picture and leaves these in network pixels.
+- ``attribute_classes`` [n] int64, ``attribute_scores`` [n]: the region's most probable attribute.
+"""
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads import select_foreground_proposals
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+
+import bua.modeling.roi_heads
+from bua.d2.config import check_parts
+from bua.errors import InputError
+from bua.evaluation.detections import find_objects
+from bua.modeling.attributes import build_attribute_predictor
+from bua.modeling.regions import RegionBoxes, RegionOutputs, proposed_regions, region_predictions
+from bua.structures import DetectorInput, RegionPredictions
+
+
+class AttributeROIHeads:
+    """What both kinds of heads share: from ``describe_regions`` to predictions and detections."""
+
+    def configure(self, cfg) -> None:
+        self.box_weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+        self.detection = {
+            "convention": cfg.MODEL.BUA.BOX_CONVENTION,
+            "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        }
+
+    def describe_regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> RegionOutputs:
+        """What there is in boxes [N, 4] a picture, in network pixels; the regions of all pictures together."""
+        raise NotImplementedError
+
+    def predict_regions(
+        self, pictures: list[DetectorInput], features: dict[str, Tensor], regions: list[RegionBoxes]
+    ) -> list[RegionPredictions]:
+        """All that can be said about the given regions of each picture."""
+        outputs = self.describe_regions(features, [boxes.network for boxes in regions])
+        outputs = outputs.split([len(boxes.network) for boxes in regions])
+        options = (self.box_weights, self.detection["convention"])
+        return [region_predictions(*parts, *options) for parts in zip(pictures, regions, outputs)]
+
+    def detect(self, predictions: RegionPredictions) -> Instances:
+        """The objects among the regions of a picture; see the module for the fields."""
+        regions, classes = find_objects(predictions, **self.detection)
+        instances = Instances(
+            (predictions.height, predictions.width),
+            pred_boxes=Boxes(predictions.boxes[regions, classes]),
+            scores=predictions.class_probs[regions, classes],
+            pred_classes=classes,
+            proposal_boxes=Boxes(predictions.proposals[regions]),
+            features=predictions.features[regions],
+        )
+        if predictions.attribute_probs is not None:
+            _set_attributes(instances, predictions.attribute_probs[regions])
+        return instances
+
+    def detect_resized(
+        self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> list[Instances]:
+        """As ``detect``, in network pixels, for Detectron2's own meta-architectures."""
+        pictures = [
+            DetectorInput(images[i], width=width, height=height, scale=(1.0, 1.0))
+            for i, (height, width) in enumerate(images.image_sizes)
+        ]
+        regions = [
+            proposed_regions(picture, x.proposal_boxes.tensor, x.objectness_logits)
+            for picture, x in zip(pictures, proposals)
+        ]
+        return [self.detect(predictions) for predictions in self.predict_regions(pictures, features, regions)]
+
+    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+        """Adds ``features``, ``attribute_classes`` and ``attribute_scores`` of ``pred_boxes`` in network pixels."""
+        outputs = self.describe_regions(features, [x.pred_boxes.tensor for x in instances])
+        for x, output in zip(instances, outputs.split([len(x) for x in instances])):
+            x.features = output.features
+            if output.attribute_probs is not None:
+                _set_attributes(x, output.attribute_probs)
+        return instances
+
+
+@ROI_HEADS_REGISTRY.register()
+class AttributeRes5ROIHeads(AttributeROIHeads, bua.modeling.roi_heads.AttributeRes5ROIHeads):
+    """``bua.modeling.roi_heads.AttributeRes5ROIHeads`` behind Detectron2's interface.
+
+    Unlike Detectron2's ``Res5ROIHeads`` its res5 keeps the resolution where MODEL.RESNETS.RES5_DILATION is 2, and it
+    has both box conventions.
+    """
+
+    def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
+        check_parts(cfg)
+        super().__init__(cfg)
+        self.configure(cfg)
+        (self.in_feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        self.stride = input_shape[self.in_feature].stride
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Detections in network pixels, or in training the losses."""
+        if not self.training:
+            return self.detect_resized(images, features, proposals), {}
+        regions = [
+            self.sample(x.proposal_boxes.tensor, target.gt_boxes.tensor, target.gt_classes, _gt_attributes(target))
+            for x, target in zip(proposals, targets)
+        ]
+        return [], self.losses(features[self.in_feature], regions, self.stride)
+
+    def describe_regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> RegionOutputs:
+        return self.describe(features[self.in_feature], boxes, self.stride)
+
+
+@ROI_HEADS_REGISTRY.register()
+class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
+    """Detectron2's ``StandardROIHeads`` with attributes: for FPN and whatever else has a box head of its own.
+
+    The feature of a region is the box head's output.
+    """
+
+    def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
+        check_parts(cfg)
+        _check_standard_heads(cfg)
+        super().__init__(cfg, input_shape)
+        self.configure(cfg)
+        shape = self.box_head.output_shape
+        self.attribute_predictor = build_attribute_predictor(
+            cfg, shape.channels * (shape.height or 1) * (shape.width or 1)
+        )
+        self.attribute_loss_weight = cfg.MODEL.BUA.ATTRIBUTES.LOSS_WEIGHT
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Detections in network pixels, or in training the drawn proposals and the losses."""
+        if not self.training:
+            return self.detect_resized(images, features, proposals), {}
+        for target in targets:
+            target.gt_attributes = _gt_attributes(target)
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        region_features = self._region_features(features, [x.proposal_boxes for x in proposals])
+        losses = self.box_predictor.losses(self.box_predictor(region_features), proposals)
+        if self.attribute_predictor is not None:
+            losses["loss_attr"] = self.attribute_loss_weight * self._attribute_loss(region_features, proposals)
+        return proposals, losses
+
+    def describe_regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> RegionOutputs:
+        region_features = self._region_features(features, [Boxes(x) for x in boxes]).float()
+        logits, deltas = (values.float() for values in self.box_predictor(region_features))
+        attribute_probs = None
+        if self.attribute_predictor is not None:
+            attribute_probs = self.attribute_predictor.probabilities(region_features, logits.argmax(dim=1))
+        return RegionOutputs(region_features, logits.softmax(dim=1), deltas, attribute_probs)
+
+    def _region_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        pooled = self.box_pooler([features[name] for name in self.box_in_features], boxes)
+        return self.box_head(pooled).flatten(1)
+
+    def _attribute_loss(self, region_features: Tensor, proposals: list[Instances]) -> Tensor:
+        foreground, masks = select_foreground_proposals(proposals, self.num_classes)
+        classes = torch.cat([x.gt_classes for x in foreground])
+        # Proposals of a picture without ground truth have no gt_attributes, and none of them is foreground.
+        attributes = [x.gt_attributes for x in foreground if x.has("gt_attributes")] or [classes[:0, None]]
+        return self.attribute_predictor.loss(region_features[torch.cat(masks)], classes, torch.cat(attributes))
+
+
+def _gt_attributes(target: Instances) -> Tensor:
+    if target.has("gt_attributes"):
+        return target.gt_attributes
+    return torch.full_like(target.gt_classes, -1)[:, None]
+
+
+def _set_attributes(instances: Instances, probs: Tensor) -> None:
+    instances.attribute_scores, instances.attribute_classes = probs.max(dim=1)
+
+
+def _check_standard_heads(cfg) -> None:
+    switches = {
+        "MODEL.MASK_ON": cfg.MODEL.MASK_ON,
+        "MODEL.KEYPOINT_ON": cfg.MODEL.KEYPOINT_ON,
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
+        "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE,
+        "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
+    }
+    for key, value in switches.items():
+        if value:
+            raise InputError(f"config: {key} is True, which AttributeStandardROIHeads does not have; set it to False")

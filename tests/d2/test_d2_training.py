@@ -1,0 +1,206 @@
+"""tools/train_net.py on Detectron2's engine, over a few pictures."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed (README.md, With Detectron2)")
+
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+
+import bua.d2
+from bua.checkpoint import load_checkpoint
+from bua.d2.launch import launch
+from bua.d2.trainer import Trainer, train_detector
+from bua.engine import NonFiniteLoss
+from bua.errors import InputError
+from bua.extraction import extract
+from bua.features import FORMATS, open_features
+
+CONFIG = "configs/shapes.yaml"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("train_net", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_net = load_tool()
+
+
+@pytest.fixture
+def run(shapes, tmp_path):
+    """Calls the tool with an engine and changes to the short run's configuration; output in ``tmp_path / "run"``."""
+
+    def call(engine, *flags, **changes):
+        overrides = shapes(**{"OUTPUT_DIR": tmp_path / "run", **changes})
+        return train_net.main(["--config-file", CONFIG, "--engine", engine, *flags, *overrides])
+
+    return call
+
+
+def last_lines(folder, number):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()[-number:]]
+
+
+def test_train_resume_evaluate(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run("detectron2", SOLVER__AMP__ENABLED=True) == 0
+    losses, metrics = last_lines(folder, 2)
+    assert {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_attr", "total_loss", "lr"} < set(losses)
+    assert {"objects/mAP50", "attributes/weighted_mAP50"} < set(metrics)
+    assert (folder / "evaluation" / "shapes_test" / "objects_corrected.tsv").exists()
+    assert {"model_0000001.pth", "model_final.pth"} < {path.name for path in folder.iterdir()}
+
+    capsys.readouterr()
+    assert run("detectron2") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    tables = []
+    for engine in ("detectron2", "torch"):
+        assert run(engine, "--eval-only") == 0
+        tables.append([line for line in capsys.readouterr().out.splitlines() if line.endswith(" %")])
+    assert tables[0] == tables[1]
+    table = dict(line.rsplit(maxsplit=2)[:2] for line in tables[0])
+    assert float(table["attributes/mAP50"]) == pytest.approx(100 * metrics["attributes/mAP50"], abs=0.01)
+
+
+def test_engines_go_on_from_each_others_checkpoints(run, tmp_path):
+    """Iterations, learning rate and the optimiser's state go on whichever engine takes which turn."""
+    turns = {"torch_last": ["torch", "detectron2", "torch"], "detectron2_last": ["detectron2", "torch", "detectron2"]}
+    saved = {}
+    for name, engines in turns.items():
+        for number, engine in enumerate(engines, start=1):
+            changes = {"OUTPUT_DIR": tmp_path / name, "DATASETS__TEST": "()", "SOLVER__MAX_ITER": 2 * number}
+            assert run(engine, *(["--resume"] if number > 1 else []), **changes) == 0
+        saved[name] = torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+    ours, theirs = saved["torch_last"], saved["detectron2_last"]["trainer"]
+    assert ours["iteration"] == theirs["iteration"] + 1 == 6
+    assert ours["scheduler"]["last_epoch"] == theirs["hooks"]["LRScheduler"]["last_epoch"] == 6
+    assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
+    for part in (ours, theirs):
+        assert {int(state["step"]) for state in part["optimizer"]["state"].values()} == {6}  # AdamW's own count
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_features_dumped_by_one_process_are_the_extracted_ones(shapes, shapes_root, tmp_path, format):
+    cfg = bua.d2.load_cfg(CONFIG, shapes())
+    model = Trainer.build_model(cfg)
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    dumped = tmp_path / "dumped"
+    dumper = bua.d2.FeatureDumper(dumped, format, min_boxes=5, max_boxes=7, convention="caffe")
+    dumper.reset()  # a run that was stopped
+    dumper.parts.joinpath("7").write_text("old")
+    assert inference_on_dataset(model, Trainer.build_test_loader(cfg, "shapes_test"), dumper) == {}
+    assert not dumper.parts.exists()
+
+    extracted = tmp_path / "extracted"
+    folder = shapes_root / "shapes"
+    options = {"image_root": folder, "format": format, "min_boxes": 5, "max_boxes": 7}
+    annotations = folder / "annotations" / "shapes_test.json"
+    overrides = shapes(MODEL__WEIGHTS=tmp_path / "weights.pth")
+    extract(annotations, extracted, config_file=CONFIG, overrides=overrides, **options)
+    assert_same_features(dumped, extracted)
+    with pytest.raises(InputError, match="dumped: exists"):
+        dumper.reset()
+
+
+def assert_same_features(path, expected_path):
+    dumped, expected = open_features(path), open_features(expected_path)
+    assert sorted(dumped) == sorted(expected)
+    for image_id, regions in expected.items():
+        ours = dumped[image_id]
+        assert (ours.width, ours.height) == (regions.width, regions.height)
+        for field in ("boxes", "features"):
+            value, wanted = (torch.from_numpy(getattr(x, field)) for x in (ours, regions))
+            torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4 * float(wanted.max()))
+
+
+def train_evaluate_and_dump(config, overrides, folder):
+    cfg = bua.d2.load_cfg(config, overrides)
+    train_detector(cfg)
+    model = Trainer.build_model(cfg)
+    model.load_state_dict(load_checkpoint(folder / "run" / "model_final.pth"))
+    for format in ("tsv", "npz"):
+        dumper = bua.d2.FeatureDumper(folder / f"features.{format}", format, max_boxes=12, convention="caffe")
+        assert inference_on_dataset(model, Trainer.build_test_loader(cfg, "shapes_test"), dumper) == {}
+    (folder / f"rank{comm.get_rank()}").touch()
+
+
+def test_two_processes_train_evaluate_and_dump(shapes, shapes_root, tmp_path, capsys):
+    """Three pictures for two processes: neither has as many as the other."""
+    overrides = shapes(OUTPUT_DIR=tmp_path / "run")
+    launch(train_evaluate_and_dump, (CONFIG, overrides, tmp_path), num_processes=2)
+    assert (tmp_path / "rank0").exists()
+    assert (tmp_path / "rank1").exists()
+
+    weights = tmp_path / "run" / "model_final.pth"
+    metrics = last_lines(tmp_path / "run", 1)[0]
+    cfg = bua.d2.load_cfg(CONFIG, [*overrides, "MODEL.WEIGHTS", str(weights)])
+    alone = bua.d2.trainer.evaluate_checkpoint(cfg)
+    assert {name: metrics[name] for name in alone} == pytest.approx(alone, abs=1e-6)
+
+    annotations = shapes_root / "shapes" / "annotations" / "shapes_test.json"
+    extract(
+        annotations,
+        tmp_path / "extracted.tsv",
+        config_file=CONFIG,
+        weights=weights,
+        overrides=overrides,
+        image_root=shapes_root / "shapes",
+        max_boxes=12,
+    )
+    assert list(open_features(tmp_path / "features.tsv")) == list(open_features(tmp_path / "extracted.tsv"))
+    for format in ("tsv", "npz"):
+        assert_same_features(tmp_path / f"features.{format}", tmp_path / "extracted.tsv")
+        assert not (tmp_path / f"features.{format}.parts").exists()
+
+
+def fail(error):
+    if comm.get_rank() == 1:
+        raise error
+    comm.synchronize()
+
+
+def test_errors_come_back_from_processes_and_workers_as_they_are(run, shapes_root, tmp_path, capsys):
+    with pytest.raises(NonFiniteLoss, match=r"^a line$"):
+        launch(fail, (NonFiniteLoss("a line"),), num_processes=2)
+    picture = next((shapes_root / "shapes" / "VG_100K").glob("*.jpg"))
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    try:
+        assert run("detectron2", DATALOADER__NUM_WORKERS=1, SOLVER__MAX_ITER=30) == 2
+    finally:
+        picture.write_bytes(whole)
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith(f"error: {picture}: truncated JPEG")
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(run, capsys):
+    assert run("detectron2", SOLVER__BASE_LR=1e20, SOLVER__WARMUP_ITERS=0) == 1
+    assert "not finite in the batch of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "message"),
+    [
+        ((), {"MODEL__WEIGHTS": "none.pth"}, "none.pth: no such checkpoint file"),
+        ((), {"SOLVER__IMS_PER_BATCH": 0}, "SOLVER.IMS_PER_BATCH is 0"),
+        ((), {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "float16"}, "needs a GPU"),
+        (("--eval-only",), {}, "MODEL.WEIGHTS: empty, and no checkpoint in"),
+        (("--eval-only",), {"DATASETS__TEST": "()"}, "DATASETS.TEST: empty"),
+        (("--num-gpus", "0"), {}, "--num-gpus 0"),
+        (("--num-machines", "2"), {}, "--dist-url auto"),
+    ],
+)
+def test_bad_input_gets_its_line(run, capsys, flags, changes, message):
+    assert run("detectron2", *flags, **changes) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error

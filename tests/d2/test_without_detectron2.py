@@ -1,0 +1,51 @@
+"""bua works where Detectron2 is not installed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(code, *arguments):
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)})
+
+
+def test_everything_but_the_plug_in_can_be_imported():
+    code = """
+import importlib, pkgutil, sys
+sys.modules["detectron2"] = None  # makes `import detectron2` fail
+import bua
+for module in pkgutil.walk_packages(bua.__path__, "bua."):
+    if not module.name.startswith("bua.d2"):
+        importlib.import_module(module.name)
+"""
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_only_the_plug_in_names_it_in_an_import():
+    imports = re.compile(r"^\s*(import|from) (detectron2|bua\.d2)\b", re.MULTILINE)
+    tool = REPOSITORY / "tools" / "train_net.py"
+    for folder in ("bua", "tools", "datasets", "benchmarks"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            if path.parent != REPOSITORY / "bua" / "d2" and path != tool:
+                assert not imports.search(path.read_text()), path
+    assert not re.search(r"^(import|from) (detectron2|bua\.d2)\b", tool.read_text(), re.MULTILINE)
+
+
+def test_the_tool_trains_on_the_torch_engine_without_it():
+    code = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "detectron2" else find_spec(name, *rest)
+sys.path.insert(0, "tools")
+import train_net
+assert train_net.choose_engine(None) == "torch"
+sys.exit(train_net.main(["--config-file", "configs/shapes.yaml", "--engine", "detectron2"]))
+"""
+    result = run(code)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --engine detectron2: Detectron2 is not installed")
