@@ -14,6 +14,20 @@ from fvcore.common.config import CfgNode
 from bua.errors import InputError
 
 CONVENTIONS = ("caffe", "detectron2")
+POSITIVE = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH",
+    "INPUT.MAX_SIZE_TRAIN",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    "TEST.DETECTIONS_PER_IMAGE",
+)
+NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
 
 
 def add_bua_config(cfg: CfgNode) -> None:
@@ -205,10 +219,36 @@ def load_cfg(config_file: str | Path, overrides: list[str] = (), *, defaults: Cf
     cfg = get_cfg() if defaults is None else defaults
     _merge_file(cfg, Path(config_file))
     _merge_overrides(cfg, list(overrides))
-    for key, allowed in {"BOX_CONVENTION": CONVENTIONS, "RESIZE": CONVENTIONS, "STEM_POOL": CONVENTIONS}.items():
-        if cfg.MODEL.BUA[key] not in allowed:
-            raise InputError(f"{config_file}: MODEL.BUA.{key} is {cfg.MODEL.BUA[key]!r}; use one of {allowed}")
+    _check_values(cfg, str(config_file))
     return cfg
+
+
+def check_device(device: str) -> None:
+    """
+    Raises:
+        InputError: ``device`` is no device of torch, or a GPU that is not here.
+    """
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"MODEL.DEVICE is {device!r}, which is no device; use cpu, cuda or cuda:N") from error
+    found = torch.cuda.device_count()
+    if parsed.type == "cuda" and (parsed.index or 0) >= found:
+        raise InputError(f"MODEL.DEVICE is {device!r}, and there are {found} GPUs here; use cpu or another GPU")
+
+
+def _check_values(cfg: CfgNode, source: str) -> None:
+    values = dict(_leaves(cfg))
+    for key in ("BOX_CONVENTION", "RESIZE", "STEM_POOL"):
+        value = cfg.MODEL.BUA[key]
+        if value not in CONVENTIONS:
+            raise InputError(f"{source}: MODEL.BUA.{key} is {value!r}; use one of {', '.join(CONVENTIONS)}")
+    for key in POSITIVE:
+        if values[key] < 1:
+            raise InputError(f"{source}: {key} is {values[key]}; it must be 1 or more")
+    for key in NOT_EMPTY:
+        if not values[key] or [] in list(values[key]):
+            raise InputError(f"{source}: {key} is {values[key]}; it must have a value")
 
 
 def _merge_file(cfg: CfgNode, path: Path) -> None:
@@ -218,6 +258,8 @@ def _merge_file(cfg: CfgNode, path: Path) -> None:
         tree = CfgNode.load_yaml_with_base(str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: _BASE_ leads back to the file itself") from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: _BASE_ names {error.filename}, which does not exist") from error
     if not isinstance(tree, dict):
@@ -244,7 +286,7 @@ def _leaves(tree: dict, prefix: str = ""):
 def _set(cfg: CfgNode, key: str, value, source: str) -> None:
     known = [name for name, _ in _leaves(cfg)]
     if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = f"; did you mean {close[0]}?" if close else "; see bua/config.py for the keys"
         raise InputError(f"{source}: unknown config key {key}{hint}")
     try:

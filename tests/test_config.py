@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bua.config import add_bua_config, get_cfg, load_cfg
+from bua.config import add_bua_config, check_device, get_cfg, load_cfg
 from bua.errors import InputError
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
@@ -32,6 +32,10 @@ def test_a_file_and_then_overrides_go_over_the_defaults():
         ("MODEL: [\n", "not a YAML file"),
         ("- a\n- b\n", "not a config file"),
         ("_BASE_: missing.yaml\n", "_BASE_ names"),
+        ("_BASE_: mine.yaml\n", "_BASE_ leads back to the file itself"),
+        ("SOLVER:\n  CHECKPOINT_PERIOD: 0\n", "SOLVER.CHECKPOINT_PERIOD is 0; it must be 1 or more"),
+        ("INPUT:\n  MIN_SIZE_TRAIN: ()\n", "INPUT.MIN_SIZE_TRAIN is (); it must have a value"),
+        ("MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: [[]]\n", "MODEL.ANCHOR_GENERATOR.SIZES is [[]]"),
         ("MODEL:\n  BUA:\n    BOX_CONVENTION: pascal\n", "MODEL.BUA.BOX_CONVENTION is 'pascal'"),
     ],
 )
@@ -65,3 +69,10 @@ def test_bua_keys_can_be_added_to_another_configuration():
     del cfg.MODEL["BUA"]
     add_bua_config(cfg)
     assert expected == cfg.MODEL.BUA
+
+
+@pytest.mark.parametrize(("device", "message"), [("gpu", "no device"), ("cuda:99", "GPUs here")])
+def test_a_device_that_is_not_there_is_named(device, message):
+    check_device("cpu")
+    with pytest.raises(InputError, match=f"MODEL.DEVICE is '{device}'.*{message}"):
+        check_device(device)

@@ -10,6 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from bua.config import check_device
 from bua.errors import InputError
 
 # Processes wait for each other while one of them evaluates.
@@ -86,6 +87,7 @@ def connect(device: str) -> Accelerator:
     Raises:
         InputError: no such device here.
     """
+    check_device(device)
     kind = torch.device(device).type
     if kind == "cuda":
         needed = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

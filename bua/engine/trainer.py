@@ -238,8 +238,8 @@ class Trainer:
         broken = [name for name, value in state["model"].items() if not torch.isfinite(value).all()]
         if broken:
             raise NonFiniteLoss(
-                f"iteration {self.iteration}: {len(broken)} parameters are not finite, such as {broken[0]}, and are not "
-                "saved; lower the learning rate or clip gradients" + self._last_checkpoint_hint()
+                f"iteration {self.iteration}: {len(broken)} parameters are not finite, such as {broken[0]}, and are "
+                "not saved; lower the learning rate or clip gradients" + self._last_checkpoint_hint()
             )
         name = FINAL if self.iteration == self.max_iter else f"model_{self.iteration - 1:07d}.pth"
         save_checkpoint(self.output_dir / name, **state)

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bua.config import check_device
 from bua.data.images import Resize
 from bua.errors import InputError
 from bua.modeling.anchors import AnchorGenerator
@@ -141,3 +142,4 @@ def _check(cfg) -> None:
             value = value[part]
         if value not in values:
             raise InputError(f"config: {key} is {value!r}; the torch engine has {', '.join(map(str, values))}")
+    check_device(cfg.MODEL.DEVICE)

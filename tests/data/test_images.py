@@ -16,6 +16,13 @@ def image():
     return np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 
 
+def test_exif_rotation_is_ignored(tmp_path, image):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter
+    Image.fromarray(image).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == image.shape
+
+
 def test_read_gives_bgr(tmp_path, image):
     Image.fromarray(image).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image[..., ::-1])
@@ -31,6 +38,11 @@ def test_what_is_no_picture_is_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(InputError, match=f"broken.jpg: {message}"):
         read_image(path)
+
+
+def test_what_is_no_file_name_is_named():
+    with pytest.raises(InputError, match="not the name of a file"):
+        read_image("a\0b.jpg")
 
 
 def test_a_truncated_jpeg_is_named_and_trailing_bytes_are_not_minded(tmp_path, image):

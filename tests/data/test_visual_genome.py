@@ -264,6 +264,7 @@ def truncate(root):
         ),
         (lambda root: (root / "splits/val.txt").unlink(), r"val\.txt: no such file"),
         (lambda root: (root / "splits/val.txt").write_text("5.jpg\nx.jpg"), r"val\.txt: line 2 is 'x\.jpg'"),
+        (lambda root: (root / "splits/val.txt").write_text(""), r"val\.txt: lists no pictures"),
         (lambda root: (root / "splits/val.txt").write_text("a/1.jpg"), r"picture 1 is in train\.txt too"),
         (lambda root: (root / "splits/val.txt").write_text("a/9.jpg"), r"no picture of splits/val\.txt has an object"),
         (lambda root: (root / "image_data.json").write_text("[]"), r"picture 1 is not in image_data\.json"),

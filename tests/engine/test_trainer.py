@@ -205,3 +205,22 @@ def test_bfloat16_trains_and_float16_needs_a_gpu(tmp_path):
         train_toy(tmp_path / "fp16", precision="float16")
     with pytest.raises(InputError, match="use one of"):
         train_toy(tmp_path / "int8", precision="int8")
+
+
+def test_a_picture_that_cannot_be_read_stops_the_run_and_keeps_what_was_trained(undisturbed_run, tmp_path):
+    def unreadable():
+        raise InputError("a.jpg: truncated JPEG; fetch it again")
+
+    with pytest.raises(InputError, match=r"a\.jpg"):
+        train_toy(tmp_path, at_iteration={7: unreadable})
+    assert last_checkpoint(tmp_path).name == "model_0000005.pth"
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = train_toy(tmp_path)
+    state = trainer._snapshot()
+    state["model"]["linear.weight"] = torch.full((2, 3), torch.nan)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pth")}
+    with pytest.raises(NonFiniteLoss, match=r"iteration 10: 1 parameters are not finite, such as linear\.weight"):
+        trainer._save(state)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pth")} == before

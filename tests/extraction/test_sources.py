@@ -61,6 +61,7 @@ def test_coco_json(tmp_path):
         ("a.json", b'[{"id": 1}]', "needs images"),
         ("a.json", b'{"images": [{"id": 1}]}', "needs images"),
         ("a.json", b'{"images": []}', "no pictures"),
+        ("a.json", b'{"images": [{"id": null, "file_name": "x.jpg"}]}', "an id is None"),
         ("a.txt", b"x.jpg\t1\t2\n", "line 1"),
         ("a.txt", b"y.jpg\nx.jpg\t\n", "line 2"),
         ("a.txt", b"\n", "no pictures"),
