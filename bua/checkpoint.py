@@ -38,6 +38,14 @@ class LoadReport(NamedTuple):
     unexpected: list[str]
     reshaped: list[str]
 
+    def lines(self) -> list[str]:
+        """What did not fit, a line for each kind of it, with the first few names."""
+        kinds = {what: names for what, names in self._asdict().items() if names}
+        return [
+            f"{len(names)} parameters {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            for what, names in kinds.items()
+        ]
+
 
 def load_checkpoint(weights: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint in any of ``bua.weights.layouts.LAYOUTS``, on the CPU, under bua's parameter names,

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         device=args.device,
+        allow_missing=args.allow_missing,
     )
     print(
         f"{args.output}: {summary.done} pictures written in {summary.seconds:.1f} s "
@@ -66,6 +67,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--num-workers", type=natural, help="processes that decode pictures; default: DATALOADER.NUM_WORKERS"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: MODEL.DEVICE of the configuration")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="let parameters that the weights lack keep random values"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
     return parser.parse_intermixed_args(argv)
 

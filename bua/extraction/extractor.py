@@ -69,6 +69,7 @@ def extract(
     batch_size: int = 1,
     num_workers: int | None = None,
     device: str | None = None,
+    allow_missing: bool = False,
 ) -> Summary:
     """Writes the region features of pictures, and goes on where an earlier run with the same settings stopped.
 
@@ -87,6 +88,7 @@ def extract(
         batch_size: pictures a step.
         num_workers: processes that decode and resize; by default the configuration's, at most one a core.
         device: "cpu", "cuda", ...; by default the configuration's.
+        allow_missing: whether parameters that the weights lack, or have in another shape, may keep random values.
 
     Raises:
         InputError: names what cannot be used, before anything is written.
@@ -108,7 +110,7 @@ def extract(
     settings = _settings(cfg, weights, format, selection)
     _check_settings(output, settings)
 
-    detector = _load_detector(cfg, weights)
+    detector = _load_detector(cfg, weights, allow_missing)
     writer = open_writer(output, format)
     _write_settings(output, settings)
     if num_workers is None:
@@ -218,7 +220,7 @@ def _list_failures(path: Path, reasons: list[tuple[ImageFile, str]]) -> None:
             file.write(json.dumps({"image_id": image.image_id, "path": image.path, "reason": reason}) + "\n")
 
 
-def _load_detector(cfg, weights: str) -> Detector:
+def _load_detector(cfg, weights: str, allow_missing: bool) -> Detector:
     # Random weights are the same in each run, so that one can go on with another's output.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -226,7 +228,8 @@ def _load_detector(cfg, weights: str) -> Detector:
     if weights == RANDOM_WEIGHTS:
         logger.warning("random weights, as asked for: the features mean nothing")
     else:
-        load_weights(detector, weights)
+        for line in load_weights(detector, weights, allow_missing=allow_missing).lines():
+            logger.warning("%s: %s", weights, line)
     return detector.eval()
 
 

@@ -168,10 +168,8 @@ def build_evaluator(cfg: CfgNode, name: str, kind: type[VisualGenomeEvaluator] =
 def start_from(model: nn.Module, weights: str, verbose: bool = True) -> None:
     """Copies what fits from a checkpoint, and says what does not."""
     report = load_weights(model, weights, allow_missing=True)
-    for what, names in report._asdict().items():
-        if names and verbose:
-            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-            print(f"{weights}: {len(names)} parameters {what}: {shown}", flush=True)
+    for line in report.lines() if verbose else ():
+        print(f"{weights}: {line}", flush=True)
 
 
 def _evaluate(cfg: CfgNode, detector: Detector, evaluators: Sequence[VisualGenomeEvaluator]) -> dict[str, float]:

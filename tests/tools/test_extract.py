@@ -117,6 +117,18 @@ def test_weights_resume_and_other_settings(folder, tmp_path, capsys):
     assert by_override == 0
 
 
+def test_what_weights_lack_stays_random_only_where_that_is_allowed(folder, tmp_path, capsys, caplog):
+    state = build_detector(load_cfg(CONFIG, SLIM)).state_dict()
+    state = {name: value for name, value in state.items() if "attribute_predictor" not in name}
+    checkpoint, output = tmp_path / "model.pth", tmp_path / "features.tsv"
+    save_checkpoint(checkpoint, model=state)
+    assert extract(folder, output, weights=checkpoint) == 2
+    assert "attribute_predictor" in capsys.readouterr().err
+    assert not output.exists()
+    assert extract(folder, output, "--allow-missing", weights=checkpoint) == 0
+    assert "5 parameters missing: roi_heads.attribute_predictor" in caplog.text
+
+
 @pytest.mark.parametrize("format", ["npz", "lxmert-tsv"])
 def test_labels_and_scores(folder, tmp_path, format):
     assert extract(folder, tmp_path / "out", "--format", format, "--min-boxes", "20", "--max-boxes", "20") == 0
