@@ -1,6 +1,5 @@
 """Weights in files: reading any released layout, fitting into a model, saving."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bua.errors import InputError
+from bua.files import whole_file
 from bua.weights.files import read_file, read_weights
 from bua.weights.layouts import ANCHORS, PER_ANCHOR, Layout, LayoutError, anchor_convention, find_layout, to_bua
 from bua.weights.zoo import fetch
@@ -145,13 +145,8 @@ def describe_mismatch(name: str, in_file: torch.Size, in_model: torch.Size) -> s
 
 def save_checkpoint(path: str | Path, **state) -> None:
     """Writes ``state`` (``model=...`` and what else is needed to go on) so that no half-written file is ever seen."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "wb") as file:
+    with whole_file(Path(path), durable=True) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_checkpoint(path: str | Path) -> dict:

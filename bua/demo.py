@@ -1,7 +1,6 @@
 """The whole way at once: data set, training, evaluation, features, and a page that shows them."""
 
 import json
-import os
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,9 @@ from bua.engine.trainer import FINAL, last_checkpoint
 from bua.errors import InputError, make_folder
 from bua.evaluation.inference import evaluate_detector
 from bua.extraction import extract
+from bua.files import whole_file
 from bua.modeling import Detector
-from bua.modeling.training import test_evaluators, train_detector
+from bua.modeling.training import build_evaluators, train_detector
 from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections
 from bua.visualization.report import Picture, Report, format_seconds, write_report
 from bua.visualization.visualize import evenly, load_detector
@@ -83,7 +83,7 @@ def run_demo(
     with _stage("evaluation", seconds, metrics_file):
         detector = load_detector(cfg, test)
         cfg.DATASETS.TEST = ("shapes_test",)
-        (evaluator,) = test_evaluators(cfg)
+        (evaluator,) = build_evaluators(cfg)
         metrics = evaluate_detector(detector, evaluator, num_workers=cfg.DATALOADER.NUM_WORKERS)
     with _stage("extraction", seconds, metrics_file, goes_on=features.exists()):
         summary = extract(
@@ -165,9 +165,8 @@ def _read_seconds(path: Path) -> dict[str, float]:
 
 def _write_metrics(path: Path, metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
     content = {**metrics, **{f"seconds/{name}": round(seconds[name], 3) for name in STAGES if name in seconds}}
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
     return content
 
 

@@ -16,6 +16,7 @@ import orjson
 
 from bua.data.json_records import without_gc
 from bua.errors import InputError, make_folder
+from bua.files import whole_file
 from bua.vocabulary import Vocabulary
 
 MAX_ATTRIBUTES = 16  # of a box; the original's (lib/datasets/vg.py)
@@ -155,10 +156,9 @@ def write_annotations(
     """Writes an annotation file; an older one stays in place until the new one is whole."""
     path = Path(path)
     make_folder(path.parent)
-    part = path.with_name(path.name + ".part")
     described = []
     count = 0
-    with open(part, "wb") as file:
+    with whole_file(path) as file:
         # A line a picture, so that the file can be looked at with head and grep.
         file.write(b'{"annotations":[')
         for image in images:
@@ -176,7 +176,6 @@ def write_annotations(
             file.write(b',\n"%b":' % field.encode())
             file.write(orjson.dumps(_categories(vocabulary)))
         file.write(b"}\n")
-    os.replace(part, path)
 
 
 def _records(image: ImageAnnotations, first_id: int) -> list[dict]:

@@ -4,11 +4,11 @@ import gzip
 import hashlib
 import http.client
 import logging
-import os
 import urllib.request
 from pathlib import Path
 
 from bua.errors import InputError
+from bua.files import whole_file
 
 URL = "https://raw.githubusercontent.com/peteanderson80/bottom-up-attention/master/data/genome/"
 TIMEOUT_SECONDS = 60
@@ -58,9 +58,8 @@ def _fetch(url: str, target: Path, md5: str) -> None:
     if hashlib.md5(data).hexdigest() != md5:
         raise InputError(f"{target}: {url} is not the file that was published (MD5 {md5}); put that one there by hand")
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, target)
+    with whole_file(target) as file:
+        file.write(data)
 
 
 def _md5(path: Path) -> str:

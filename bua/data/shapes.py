@@ -39,6 +39,7 @@ from bua.data.shapes_scene import compose_scene, draw_scene
 from bua.data.shapes_text import ask_questions, write_sentence
 from bua.data.shapes_visual_genome import visual_genome_records, vocabulary_lines
 from bua.errors import InputError, make_folder
+from bua.files import whole_file
 
 VERSIONS = ("1.2", "1.4")
 # To be raised when the same arguments come to give other bytes, so that a folder made before is not taken for current.
@@ -267,6 +268,5 @@ def _write_json(path: Path, content, indent: bool = False) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """All or nothing, so that an interrupted run leaves no half a file that a later one would keep."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    with whole_file(path) as file:
+        file.write(content)

@@ -1,7 +1,6 @@
 """What training says while it runs: lines on the console, ``metrics.json``, TensorBoard."""
 
 import json
-import os
 import resource
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from bua.files import whole_file
 
 METRICS_FILE = "metrics.json"
 
@@ -120,9 +121,8 @@ def _drop_lines_after(path: Path, iteration: int) -> None:
             continue
         if done <= iteration:
             kept.append(line + "\n")
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        file.write("".join(kept).encode())
 
 
 def _memory_megabytes() -> int:

@@ -1,7 +1,6 @@
 """The training loop: of any model whose forward takes a batch and returns a dict of losses."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from bua.engine.interruption import Interruption
 from bua.engine.log import TrainingLog
 from bua.engine.random_state import random_state, set_random_state, undisturbed
 from bua.errors import InputError, make_folder
+from bua.files import whole_file
 
 FINAL = "model_final.pth"
 POINTER = "last_checkpoint"
@@ -243,9 +243,8 @@ class Trainer:
             )
         name = FINAL if self.iteration == self.max_iter else f"model_{self.iteration - 1:07d}.pth"
         save_checkpoint(self.output_dir / name, **state)
-        partial = self.output_dir / f"{POINTER}.tmp"
-        partial.write_text(name)
-        os.replace(partial, self.output_dir / POINTER)
+        with whole_file(self.output_dir / POINTER) as file:
+            file.write(name.encode())
         print(f"saved {self.output_dir / name}", flush=True)
 
     def _find_run(self, resume: bool) -> dict:

@@ -22,7 +22,7 @@ from bua.errors import InputError
 from bua.extraction.select import regions_from
 from bua.extraction.sources import ImageFile, list_images
 from bua.features import FORMATS, FeatureWriter, open_writer
-from bua.features.files import whole_file
+from bua.files import whole_file
 from bua.modeling import Detector, build_detector
 from bua.structures import DetectorInput
 from bua.weights.zoo import ZOO, fetch
@@ -311,7 +311,7 @@ def _check_settings(output: Path, settings: dict) -> None:
 
 
 def _write_settings(output: Path, settings: dict) -> None:
-    with whole_file(_beside(output, "meta.json")) as file:
+    with whole_file(_beside(output, "meta.json"), shared=True) as file:
         file.write(json.dumps(settings, indent=2).encode())
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from bua.errors import InputError
 from bua.features import FeatureStore
 from bua.features.ids import image_id_of
+from bua.modeling.boxes import pairwise_iou
 from bua.structures import Regions
 
 # Regions that overlap less are not two computations of the same region.
@@ -78,7 +80,9 @@ def compare_regions(found: Regions, reference: Regions) -> Comparison:
             f"{reference.features.shape[1]}; these are of different networks"
         )
     distance = np.abs(found.boxes[None, :] - reference.boxes[:, None]).max(axis=2, initial=0)
-    iou = _pairwise_iou(reference.boxes.astype(np.float64), found.boxes.astype(np.float64))
+    # With both end pixels counted, so that a box of no extent overlaps itself.
+    theirs, ours = (torch.from_numpy(regions.boxes.astype(np.float64)) for regions in (reference, found))
+    iou = pairwise_iou(theirs, ours, "caffe").numpy()
     rows = _pair(distance, iou)
     theirs, ours = rows.T
     a, b = reference.features[theirs].astype(np.float64), found.features[ours].astype(np.float64)
@@ -164,14 +168,6 @@ def _pair(distance: np.ndarray, iou: np.ndarray) -> np.ndarray:
             used_rows.add(row)
             used_columns.add(column)
     return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
-
-
-def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """With both end pixels counted, so that a box of no extent overlaps itself."""
-    extent = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2]) + 1
-    intersection = extent.clip(min=0).prod(axis=2)
-    area_a, area_b = ((boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1) for boxes in (a, b))
-    return intersection / (area_a[:, None] + area_b[None] - intersection)
 
 
 def _same(theirs: np.ndarray | None, ours: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from bua.errors import InputError
-from bua.features.files import whole_file
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.tsv import LABELS
+from bua.files import whole_file
 from bua.structures import Regions
 
 
@@ -79,7 +79,7 @@ class NpzWriter:
             if labels is not None:
                 arrays[key] = np.asarray(labels, dtype)
         # Not compressed: that saves a third, and takes longer than all the rest of writing and reading.
-        with whole_file(self.path / name) as file:
+        with whole_file(self.path / name, shared=True) as file:
             np.savez(file, **arrays)
         self.done.add(parse_id(regions.image_id))
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from bua.errors import InputError
-from bua.features.files import whole_file
 from bua.features.ids import parse_id
+from bua.files import whole_file
 from bua.structures import Regions
 
 ORIGINAL_FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -306,7 +306,7 @@ def _load_index(path: Path, file: io.BufferedReader) -> tuple[list[str], np.ndar
         logger.debug("%s: none that can be read; making it", index)
     ids, offsets = _scan(file)
     try:
-        with whole_file(index) as kept:
+        with whole_file(index, shared=True) as kept:
             np.savez(kept, stamp=stamp, ids=np.array(ids, dtype=str), offsets=offsets)
     except OSError as error:
         logger.debug("%s: not kept: %s", index, error)

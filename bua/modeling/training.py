@@ -46,7 +46,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     seed = broadcast_object_list([cfg.SEED if cfg.SEED >= 0 else secrets.randbits(31)])[0]
     seed_everything(seed + accelerator.process_index)
     loader = training_loader(cfg, seed, accelerator.process_index, accelerator.num_processes)
-    evaluators = test_evaluators(cfg) if accelerator.is_main_process else []
+    evaluators = build_evaluators(cfg) if accelerator.is_main_process else []
     detector = build_detector(cfg)
     if cfg.MODEL.WEIGHTS and not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
         start_from(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
@@ -80,7 +80,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     if not connect(cfg.MODEL.DEVICE).is_main_process:
         return {}
     weights = weights_to_evaluate(cfg)
-    evaluators = test_evaluators(cfg)
+    evaluators = build_evaluators(cfg)
     detector = build_detector(cfg)
     load_weights(detector, weights)
     metrics = _evaluate(cfg, detector, evaluators)
@@ -148,7 +148,7 @@ def training_set(cfg: CfgNode) -> tuple[ConcatDataset, TrainingMapper, np.ndarra
     return ConcatDataset(datasets), build_mapper(cfg, first.objects, first.attribute_names), keep
 
 
-def test_evaluators(cfg: CfgNode) -> list[VisualGenomeEvaluator]:
+def build_evaluators(cfg: CfgNode) -> list[VisualGenomeEvaluator]:
     """One for each of ``DATASETS.TEST``."""
     return [build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from bua.evaluation.average_precision import PrecisionRecall
+from bua.files import whole_file
 from bua.visualization.charts import Series, legend, line_chart, smooth
 from bua.visualization.style import STYLE
 
@@ -78,9 +79,8 @@ def write_report(path: str | Path, report: Report) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(_page(report), encoding="utf-8")
-    unfinished.replace(path)
+    with whole_file(path) as file:
+        file.write(_page(report).encode())
 
 
 def format_seconds(seconds: float) -> str:

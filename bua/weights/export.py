@@ -1,12 +1,12 @@
 """bua's weights in the layouts of Detectron2 and Hugging Face, for programs without bua."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from bua.files import whole_file
 from bua.modeling.anchors import cell_anchors
 from bua.weights.layouts import (
     ANCHORS,
@@ -101,16 +101,12 @@ def write_weights(path: str | Path, weights: Weights, *, bare: bool = False) -> 
     """
     path = Path(path)
     weights = {name: value.contiguous() for name, value in weights.items()}
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "wb") as file:
+    with whole_file(path, durable=True) as file:
         if path.suffix == ".pkl":
             arrays = {name: value.numpy() for name, value in weights.items()}
             pickle.dump({"model": arrays, "__author__": "bua"}, file)
         else:
             torch.save(weights if bare else {"model": weights}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -171,7 +171,7 @@ def test_index_that_cannot_be_kept(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr("bua.features.files.os.replace", refuse)
+    monkeypatch.setattr("bua.files.os.replace", refuse)
     assert list(TsvFeatures(path)) == [1, 2]
     assert [entry.name for entry in tmp_path.iterdir()] == ["features.tsv"]
 
