@@ -65,16 +65,11 @@ def add_bua_config(cfg: CfgNode) -> None:
 
 def get_cfg() -> CfgNode:
     """A new configuration with Detectron2's defaults for every key that bua's own engine reads."""
-    cfg = CfgNode()
+    cfg = engine_cfg()
     cfg.VERSION = 2
-    cfg.OUTPUT_DIR = "./output"
-    cfg.SEED = -1
     cfg.CUDNN_BENCHMARK = False
 
-    cfg.MODEL = CfgNode()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]
     cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
     cfg.MODEL.MASK_ON = False
@@ -168,10 +163,27 @@ def get_cfg() -> CfgNode:
     cfg.DATASETS.TRAIN = ()
     cfg.DATASETS.TEST = ()
 
-    cfg.DATALOADER = CfgNode()
-    cfg.DATALOADER.NUM_WORKERS = 4
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+
+    cfg.TEST.DETECTIONS_PER_IMAGE = 100
+
+    add_bua_config(cfg)
+    return cfg
+
+
+def engine_cfg() -> CfgNode:
+    """A new configuration with the keys that training reads whatever it trains, and Detectron2's defaults."""
+    cfg = CfgNode()
+    cfg.OUTPUT_DIR = "./output"
+    cfg.SEED = -1
+
+    cfg.MODEL = CfgNode()
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.WEIGHTS = ""
+
+    cfg.DATALOADER = CfgNode()
+    cfg.DATALOADER.NUM_WORKERS = 4
 
     cfg.SOLVER = CfgNode()
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
@@ -201,9 +213,6 @@ def get_cfg() -> CfgNode:
 
     cfg.TEST = CfgNode()
     cfg.TEST.EVAL_PERIOD = 0
-    cfg.TEST.DETECTIONS_PER_IMAGE = 100
-
-    add_bua_config(cfg)
     return cfg
 
 
@@ -217,10 +226,15 @@ def load_cfg(config_file: str | Path, overrides: list[str] = (), *, defaults: Cf
         InputError: names the file and the key: no such file, not YAML, an unknown key, a value of another type.
     """
     cfg = get_cfg() if defaults is None else defaults
-    _merge_file(cfg, Path(config_file))
-    _merge_overrides(cfg, list(overrides))
+    merge(cfg, config_file, overrides)
     _check_values(cfg, str(config_file))
     return cfg
+
+
+def merge(cfg: CfgNode, config_file: str | Path, overrides: list[str] = ()) -> None:
+    """Changes ``cfg`` in place by a YAML file and ``KEY VALUE`` pairs; errors as for ``load_cfg``."""
+    _merge_file(cfg, Path(config_file))
+    _merge_overrides(cfg, list(overrides))
 
 
 def check_device(device: str) -> None:
@@ -287,7 +301,7 @@ def _set(cfg: CfgNode, key: str, value, source: str) -> None:
     known = [name for name, _ in _leaves(cfg)]
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-        hint = f"; did you mean {close[0]}?" if close else "; see bua/config.py for the keys"
+        hint = f"; did you mean {close[0]}?" if close else "; see configs/ for the keys"
         raise InputError(f"{source}: unknown config key {key}{hint}")
     try:
         cfg.merge_from_list([key, value])

@@ -29,26 +29,29 @@ class TrainingLog:
         start: iterations that are done. Lines of later ones are taken out of ``metrics.json``: the run that wrote
             them did not live to save what it learned there.
         period: iterations between lines.
+        unit: what is counted in the rate, in the name of ``images_per_second`` too.
     """
 
-    def __init__(self, output_dir: str | Path, max_iter: int, *, start: int = 0, period: int = 20):
+    def __init__(
+        self, output_dir: str | Path, max_iter: int, *, start: int = 0, period: int = 20, unit: str = "images"
+    ):
         self.path = Path(output_dir) / METRICS_FILE
-        self.max_iter, self.period = max_iter, period
+        self.max_iter, self.period, self.unit = max_iter, period, unit
         self._sums, self._count = defaultdict(float), 0
         _drop_lines_after(self.path, start)
         self._board = SummaryWriter(str(output_dir), purge_step=start + 1 if start else None)
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves the time since the last line, and the images in it, out of the rates."""
-        self._clock, self._images, self._data_seconds, self._timed = time.perf_counter(), 0, 0.0, 0
+        """Leaves the time since the last line, and the items in it, out of the rates."""
+        self._clock, self._items, self._data_seconds, self._timed = time.perf_counter(), 0, 0.0, 0
 
-    def step(self, iteration: int, losses: dict[str, float], lr: float, images: int, data_seconds: float) -> None:
+    def step(self, iteration: int, losses: dict[str, float], lr: float, items: int, data_seconds: float) -> None:
         """Takes in what iteration number ``iteration`` (from 1) gave."""
         for name, value in losses.items():
             self._sums[name] += value
         self._count += 1
-        self._images += images
+        self._items += items
         self._data_seconds += data_seconds
         self._timed += 1
         if iteration % self.period == 0 or iteration == self.max_iter:
@@ -79,21 +82,21 @@ class TrainingLog:
         seconds = time.perf_counter() - self._clock
         losses = {name: value / self._count for name, value in self._sums.items()}
         total = sum(losses.values())
-        rate = self._images / seconds
+        rate = self._items / seconds
         self._write(
             {
                 "iteration": iteration,
                 "total_loss": total,
                 **losses,
                 "lr": lr,
-                "images_per_second": round(rate, 3),
+                f"{self.unit}_per_second": round(rate, 3),
                 "data_seconds": round(self._data_seconds / self._timed, 6),
             }
         )
         left = timedelta(seconds=round(seconds / self._timed * (self.max_iter - iteration)))
         parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
         print(
-            f"{iteration}/{self.max_iter}  loss {total:.3f}  {parts}  lr {lr:.3g}  {rate:.3g} images/s  "
+            f"{iteration}/{self.max_iter}  loss {total:.3f}  {parts}  lr {lr:.3g}  {rate:.3g} {self.unit}/s  "
             f"left {left}  memory {_memory_megabytes()} MB",
             flush=True,
         )

@@ -12,6 +12,9 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from bua.errors import InputError
 
+# With the learning rate as their only setting.
+ADAPTIVE = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "Adamax": torch.optim.Adamax}
+
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -39,9 +42,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     parameters = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(parameters, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
-    if solver.OPTIMIZER == "AdamW":
-        return torch.optim.AdamW(parameters, lr=solver.BASE_LR)
-    raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use 'SGD' or 'AdamW'")
+    if solver.OPTIMIZER in ADAPTIVE:
+        return ADAPTIVE[solver.OPTIMIZER](parameters, lr=solver.BASE_LR)
+    raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of SGD, {', '.join(ADAPTIVE)}")
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
@@ -53,8 +56,9 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
 def lr_factor(cfg: CfgNode, iteration: int) -> float:
     """The learning rate in step ``iteration`` (from 0) over ``BASE_LR``.
 
-    Steps (times ``GAMMA`` at each of ``STEPS``) or half a cosine down to ``BASE_LR_END``; before ``WARMUP_ITERS``,
-    ``WARMUP_FACTOR`` of it, constant or growing linearly to where the schedule is at the end of the warm-up.
+    Steps (times ``GAMMA`` at each of ``STEPS``), half a cosine or a straight line down to ``BASE_LR_END``, or times
+    ``GAMMA`` in each iteration; before ``WARMUP_ITERS``, ``WARMUP_FACTOR`` of it, constant or growing linearly to
+    where the schedule is at the end of the warm-up.
     """
     solver = cfg.SOLVER
     if iteration >= solver.WARMUP_ITERS:
@@ -92,6 +96,12 @@ def _schedule(solver: CfgNode, iteration: int) -> float:
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
         end = solver.BASE_LR_END / solver.BASE_LR
         return end + (1 - end) * (1 + math.cos(math.pi * iteration / solver.MAX_ITER)) / 2
+    if solver.LR_SCHEDULER_NAME == "WarmupLinearLR":
+        end = solver.BASE_LR_END / solver.BASE_LR
+        return end + (1 - end) * max(0.0, 1 - iteration / solver.MAX_ITER)
+    if solver.LR_SCHEDULER_NAME == "WarmupExponentialLR":
+        return solver.GAMMA**iteration
     raise InputError(
-        f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use 'WarmupMultiStepLR' or 'WarmupCosineLR'"
+        f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of 'WarmupMultiStepLR', 'WarmupCosineLR', "
+        "'WarmupLinearLR', 'WarmupExponentialLR'"
     )

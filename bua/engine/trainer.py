@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from bua.errors import InputError, make_folder
 from bua.files import whole_file
 
 FINAL = "model_final.pth"
+BEST = "model_best.pth"
 POINTER = "last_checkpoint"
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,11 +39,11 @@ class Trainer:
     trace in them.
 
     Files in ``output_dir``: ``model_0000999.pth`` after 1000 iterations (Detectron2 counts from 0), at the end
-    ``model_final.pth``, the name of the newest in ``last_checkpoint``, and what ``TrainingLog`` writes.
+    ``model_final.pth``, the name of the newest in ``last_checkpoint``, what ``TrainingLog`` writes, and, with ``best``,
+    ``model_best.pth``.
 
     Args:
-        model: on its device, which it moves batches to by itself. In training mode ``model(batch)`` is a dict of
-            scalar losses, whose sum is minimised.
+        model: on its device.
         loader: yields this process's share of each batch, without end; iterated anew, it goes on after what was
             taken; has ``state_dict`` and ``load_state_dict``.
         optimizer: over the parameters of ``model`` that learn.
@@ -49,12 +52,18 @@ class Trainer:
         output_dir: made where it does not exist.
         max_iter: iterations in all.
         ids: of the items in a batch, for messages and rates.
+        losses: of the model and a batch, a dict of scalars whose sum is minimised. By default ``model(batch)``, which
+            moves the batch to its device by itself.
+        accumulate: batches whose gradients make one step together.
         checkpoint_period, eval_period: in iterations; with an ``eval_period`` of 0 only the end is evaluated.
         evaluate: gives metrics; called in the main process; None never evaluates.
+        best: the metric by which the best model is kept, the higher the better; None keeps none.
         clip: changes the gradients of a list of parameters in place.
         precision: of the forward pass: "float32", "bfloat16", or "float16" with scaled losses, on a GPU.
         log_period: iterations between two lines of the log.
         config: what the run was made from; written to ``config.yaml``.
+        extra: what else every checkpoint is to hold, such as a vocabulary.
+        unit: what the log calls the items of a batch.
 
     Raises:
         InputError: a precision that the device does not have.
@@ -71,18 +80,25 @@ class Trainer:
         output_dir: str | Path,
         max_iter: int,
         ids: Callable[[object], list],
+        losses: Callable[[nn.Module, object], dict[str, torch.Tensor]] = lambda model, batch: model(batch),
+        accumulate: int = 1,
         checkpoint_period: int = 5000,
         evaluate: Callable[[], dict[str, float]] | None = None,
         eval_period: int = 0,
+        best: str | None = None,
         clip: Callable[[list[nn.Parameter]], object] | None = None,
         precision: str = "float32",
         log_period: int = 20,
         config: CfgNode | None = None,
+        extra: dict | None = None,
+        unit: str = "images",
     ):
         self.model, self.loader, self.optimizer, self.scheduler = model, loader, optimizer, scheduler
         self.accelerator, self.output_dir, self.max_iter, self.ids = accelerator, Path(output_dir), max_iter, ids
         self.checkpoint_period, self.log_period, self.config = checkpoint_period, log_period, config
         self.evaluate, self.eval_period, self.clip = evaluate, eval_period, clip
+        self.losses, self.accumulate, self.extra, self.unit = losses, accumulate, extra or {}, unit
+        self.best, self.best_value = best, -math.inf
         self.device = next(model.parameters()).device
         self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -112,7 +128,9 @@ class Trainer:
             make_folder(self.output_dir)
             if self.config is not None:
                 (self.output_dir / "config.yaml").write_text(self.config.dump())
-            self.log = TrainingLog(self.output_dir, self.max_iter, start=self.iteration, period=self.log_period)
+            self.log = TrainingLog(
+                self.output_dir, self.max_iter, start=self.iteration, period=self.log_period, unit=self.unit
+            )
             self.log.load_state_dict(saved.get("log", self.log.state_dict()))
         self.model.train()
         # Last, because what comes before may draw random numbers.
@@ -141,16 +159,23 @@ class Trainer:
 
     def _step(self, batches, interruption: Interruption) -> bool:
         """One iteration; whether it is to be the last, in all processes alike."""
-        start = time.perf_counter()
-        batch = next(batches)
-        data_seconds = time.perf_counter() - start
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            losses = self.parallel(batch)
-        values, stop = self._share(losses, interruption.requested)
-        if not all(map(math.isfinite, values)):
-            raise NonFiniteLoss(self._describe_failure(losses, batch))
+        values, items, data_seconds, stop = defaultdict(float), 0, 0.0, False
         self.optimizer.zero_grad()
-        self.scaler.scale(sum(losses.values())).backward()
+        for part in range(self.accumulate):
+            start = time.perf_counter()
+            batch = next(batches)
+            data_seconds += time.perf_counter() - start
+            # Processes exchange gradients once a step.
+            with self._exchange(part == self.accumulate - 1):
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    losses = self.losses(self.parallel, batch)
+                means, stop = self._share(losses, interruption.requested)
+                if not all(map(math.isfinite, means)):
+                    raise NonFiniteLoss(self._describe_failure(losses, batch))
+                self.scaler.scale(sum(losses.values()) / self.accumulate).backward()
+            for name, mean in zip(losses, means):
+                values[name] += mean / self.accumulate
+            items += len(self.ids(batch)) * self.accelerator.num_processes
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
             self.clip([p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None])
@@ -160,9 +185,11 @@ class Trainer:
         self.scheduler.step()
         self.iteration += 1
         if self.log is not None:
-            images = len(self.ids(batch)) * self.accelerator.num_processes
-            self.log.step(self.iteration, dict(zip(losses, values)), lr, images, data_seconds)
+            self.log.step(self.iteration, values, lr, items, data_seconds)
         return stop
+
+    def _exchange(self, now: bool) -> AbstractContextManager:
+        return nullcontext() if now else self.accelerator.no_sync(self.parallel)
 
     def _share(self, losses: dict[str, torch.Tensor], stop: bool) -> tuple[list[float], bool]:
         """The losses' means over all processes, and whether any is asked to stop."""
@@ -209,11 +236,19 @@ class Trainer:
                 self._save(state)
                 raise
             self.log.metrics(self.iteration, metrics)
+            self._keep_best(metrics)
         self.accelerator.wait_for_everyone()
         self.model.train()
         if self.log is not None:
             self.log.restart_clock()
         return metrics
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        if self.best is None or metrics[self.best] <= self.best_value:
+            return
+        self.best_value = metrics[self.best]
+        content = {"model": self.model.state_dict(), "iteration": self.iteration, "metrics": metrics, **self.extra}
+        save_checkpoint(self.output_dir / BEST, **content)
 
     def _parts(self) -> dict:
         return {
@@ -230,7 +265,13 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return {}
         state = {name: part.state_dict() for name, part in self._parts().items()}
-        return {**state, "log": self.log.state_dict(), "random": random_states, "iteration": self.iteration}
+        return {
+            **self.extra,
+            **state,
+            "log": self.log.state_dict(),
+            "random": random_states,
+            "iteration": self.iteration,
+        }
 
     def _save(self, state: dict) -> None:
         if not state:
@@ -275,6 +316,9 @@ class Trainer:
                     f"{path}: {name} does not fit ({reason}); resume with the configuration that the run started with"
                 ) from error
         self.iteration = saved["iteration"]
+        best = self.output_dir / BEST
+        if self.best is not None and best.exists():
+            self.best_value = read_checkpoint(best)["metrics"][self.best]
 
 
 def _from_detectron2(saved: dict) -> dict:

@@ -11,7 +11,7 @@ def lines(folder):
 
 def fill(log, first, last):
     for iteration in range(first, last + 1):
-        log.step(iteration, {"loss_a": iteration, "loss_b": 1.0}, lr=0.1, images=4, data_seconds=0.5)
+        log.step(iteration, {"loss_a": iteration, "loss_b": 1.0}, lr=0.1, items=4, data_seconds=0.5)
 
 
 def test_means_over_a_period(tmp_path, capsys):

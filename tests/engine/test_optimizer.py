@@ -157,12 +157,25 @@ def test_unknown_clip_type():
         clipped(CLIP_TYPE="other")
 
 
-def test_adamw_has_the_same_groups_and_an_unknown_optimizer_is_named():
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax"])
+def test_other_optimizers_have_the_same_groups(name):
     model = small_model()
-    sgd, adamw = (build_optimizer(make_cfg(OPTIMIZER=name), model) for name in ("SGD", "AdamW"))
-    assert type(adamw) is torch.optim.AdamW
-    for ours, theirs in zip(adamw.param_groups, sgd.param_groups):
+    sgd, other = (build_optimizer(make_cfg(OPTIMIZER=kind), model) for kind in ("SGD", name))
+    assert type(other) is getattr(torch.optim, name)
+    for ours, theirs in zip(other.param_groups, sgd.param_groups):
         assert ours["params"] == theirs["params"]
         assert (ours["lr"], ours["weight_decay"]) == (theirs["lr"], theirs["weight_decay"])
-    with pytest.raises(InputError, match=r"SOLVER\.OPTIMIZER is 'Adam'"):
-        build_optimizer(make_cfg(OPTIMIZER="Adam"), model)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(InputError, match=r"SOLVER\.OPTIMIZER is 'Adadelta'"):
+        build_optimizer(make_cfg(OPTIMIZER="Adadelta"), small_model())
+
+
+def test_straight_and_exponential_schedules():
+    line = learning_rates(make_cfg(LR_SCHEDULER_NAME="WarmupLinearLR", BASE_LR=0.01, MAX_ITER=10, WARMUP_ITERS=0))
+    assert line == pytest.approx([0.01 * (1 - i / 10) for i in range(10)])
+    fall = learning_rates(
+        make_cfg(LR_SCHEDULER_NAME="WarmupExponentialLR", BASE_LR=1e-3, GAMMA=0.9, MAX_ITER=10, WARMUP_ITERS=0)
+    )
+    assert fall == pytest.approx([1e-3 * 0.9**i for i in range(10)])

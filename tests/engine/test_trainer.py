@@ -224,3 +224,43 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"iteration 10: 1 parameters are not finite, such as linear\.weight"):
         trainer._save(state)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pth")} == before
+
+
+def test_accumulated_parts_make_one_step(tmp_path):
+    seen = []
+
+    def losses(model, batch):
+        seen.append([index for index, _ in batch])
+        return {"loss_a": model(batch)["loss_a"]}
+
+    trainer = train_toy(tmp_path, noisy=False, max_iter=2, batch_size=5, accumulate=2, losses=losses)
+    assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(10))
+    assert (trainer.loader.epoch, trainer.loader.position) == (2, 0)
+    # Each step was on all ten items, as with one batch of ten.
+    whole = train_toy(
+        tmp_path / "whole", noisy=False, max_iter=2, batch_size=10, losses=lambda m, b: {"loss_a": m(b)["loss_a"]}
+    )
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(value, whole.model.state_dict()[name])
+
+
+def test_keeps_the_best_and_what_belongs_to_it(tmp_path):
+    values = iter([0.5, 0.75, 0.25])
+    train_toy(
+        tmp_path,
+        max_iter=9,
+        evaluate=lambda: {"accuracy": next(values)},
+        eval_period=3,
+        best="accuracy",
+        extra={"vocabulary": ["cat", "dog"]},
+    )
+    best = read_checkpoint(tmp_path / "model_best.pth")
+    assert (best["iteration"], best["metrics"], best["vocabulary"]) == (6, {"accuracy": 0.75}, ["cat", "dog"])
+    final = read_checkpoint(tmp_path / "model_final.pth")
+    assert final["vocabulary"] == ["cat", "dog"]
+
+
+def test_a_resumed_run_knows_its_best(tmp_path):
+    train_toy(tmp_path, max_iter=3, evaluate=lambda: {"accuracy": 0.75}, eval_period=3, best="accuracy")
+    train_toy(tmp_path, max_iter=4, resume=True, evaluate=lambda: {"accuracy": 0.5}, eval_period=4, best="accuracy")
+    assert read_checkpoint(tmp_path / "model_best.pth")["iteration"] == 3
