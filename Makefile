@@ -21,7 +21,7 @@ install: $(INSTALLED)
 # in a folder that pip's find-links names, without asking an index.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev,detectron2]'
+	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev,detectron2,captioning,ray]'
 	$(BIN)/pip install --quiet --no-index --no-deps detectron2 2>/dev/null \
 		|| echo "No Detectron2 wheel in pip's find-links: the tests of bua/d2 are skipped (README.md, With Detectron2)."
 	touch $@

@@ -36,7 +36,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "captioning": ["pycocoevalcap>=1.2"],
+        "captioning": ["pycocoevalcap>=1.2", "tokenizers>=0.15"],
         "ray": ["ray>=2.9"],
         "app": ["gradio>=4"],
         # What Detectron2 itself needs from PyPI. Detectron2 is on no package index: README.md says how to install it.

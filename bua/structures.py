@@ -43,7 +43,8 @@ class RegionPredictions:
             the order of ``objectness``, best first (or the boxes that the caller gave, in the caller's order).
         objectness: [R] float32, 0 to 1; all ones for boxes that the caller gave.
         class_probs: [R, C] float32, softmax over C + 1 with background left out.
-        boxes: [R, C, 4] float32 x1y1x2y2 in original pixels: each proposal regressed for each class, clipped.
+        boxes: [R, C, 4] float32 x1y1x2y2 in original pixels: each proposal regressed for each class, clipped;
+            None where the detector was told not to regress.
         features: [R, D] float32, >= 0.
         attribute_probs: [R, A] float32, softmax over A + 1 with "no attribute" left out; None for a detector
             without attributes.
@@ -54,7 +55,7 @@ class RegionPredictions:
     proposals: torch.Tensor
     objectness: torch.Tensor
     class_probs: torch.Tensor
-    boxes: torch.Tensor
+    boxes: torch.Tensor | None
     features: torch.Tensor
     attribute_probs: torch.Tensor | None = None
 

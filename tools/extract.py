@@ -3,7 +3,8 @@
 
     tools/extract.py --config-file configs/vg_r101.yaml --weights model_final.pth --images val2014 --output val2014.tsv
 
-Run again, the same command goes on where it stopped. Exit code: 0, 1 where some pictures failed, 2 for bad input.
+Run again, the same command goes on where it stopped. Exit code: 0, 1 where some pictures failed, 2 for bad input (with
+--on-error stop a picture that fails is bad input), 130 after Ctrl-C.
 """
 
 import argparse
@@ -12,61 +13,70 @@ import sys
 
 from bua.errors import command
 from bua.extraction import extract
+from bua.extraction.cluster import SHARD_SIZE
+from bua.extraction.run import ON_ERROR
 from bua.features import FORMATS
+from bua.modeling.inference import PRECISIONS
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    args = vars(parse(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    summary = extract(
-        args.images,
-        args.output,
-        config_file=args.config_file,
-        weights=args.weights,
-        overrides=args.overrides,
-        format=args.format,
-        image_root=args.image_root,
-        min_boxes=args.min_boxes,
-        max_boxes=args.max_boxes,
-        score_threshold=args.score_threshold,
-        nms_threshold=args.nms_threshold,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        device=args.device,
-        allow_missing=args.allow_missing,
-    )
+    output = args["output"]
+    summary = extract(**args)
     print(
-        f"{args.output}: {summary.done} pictures written in {summary.seconds:.1f} s "
+        f"{output}: {summary.done} pictures written in {summary.seconds:.1f} s "
         f"({summary.images_per_second:.2f} a second), {summary.skipped} were there, {summary.failed} failed"
     )
     if summary.failed:
-        print(f"{summary.failed} pictures failed; see {args.output.rstrip('/')}.failures.jsonl", file=sys.stderr)
+        print(f"{summary.failed} pictures failed; see {output.rstrip('/')}.failures.jsonl", file=sys.stderr)
         return 1
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments, under the names that ``bua.extraction.extract`` has for them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="YAML file that describes the detector")
     parser.add_argument("--weights", help="checkpoint, or `random`; default: MODEL.WEIGHTS of the configuration")
-    parser.add_argument(
+
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
         "--images",
         required=True,
-        help="folder, glob (in quotes), list file (path or path<TAB>id), COCO JSON, or picture",
+        help="folder, glob (in quotes), list file (path or path<TAB>id), COCO JSON, Visual Genome's image_data.json, "
+        "WebDataset shards (shards-{000..123}.tar), a picture, or - for a list on standard input",
     )
-    parser.add_argument("--image-root", help="folder that paths in a JSON or a list file are relative to")
-    parser.add_argument("--output", required=True, help="file to write; a folder for npz")
-    parser.add_argument("--format", choices=FORMATS, default="tsv", help="default: %(default)s, the original's columns")
-    parser.add_argument("--min-boxes", type=int, default=10, help="least number of regions a picture (%(default)s)")
-    parser.add_argument("--max-boxes", type=int, default=100, help="largest number of regions a picture (%(default)s)")
-    parser.add_argument("--score-threshold", type=float, default=0.2, help="least confidence, 0 to 1 (%(default)s)")
-    parser.add_argument("--nms-threshold", type=float, default=0.3, help="IoU of suppression, 0 to 1 (%(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=1, help="pictures a step (%(default)s)")
-    parser.add_argument(
-        "--num-workers", type=natural, help="processes that decode pictures; default: DATALOADER.NUM_WORKERS"
+    group.add_argument("--image-root", help="folder that paths in a JSON or a list are relative to")
+    group.add_argument(
+        "--on-error", choices=ON_ERROR, default="skip", help="at a picture that fails: list it and go on, or stop"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: MODEL.DEVICE of the configuration")
+
+    group = parser.add_argument_group("what of each picture")
+    group.add_argument("--min-boxes", type=int, default=10, help="least number of regions (%(default)s)")
+    group.add_argument("--max-boxes", type=int, default=100, help="largest number of regions (%(default)s)")
+    group.add_argument("--score-threshold", type=float, default=0.2, help="least confidence, 0 to 1 (%(default)s)")
+    group.add_argument("--nms-threshold", type=float, default=0.3, help="IoU of suppression, 0 to 1 (%(default)s)")
+    group.add_argument("--regressed", action="store_true", help="boxes regressed for the best class, not proposals")
+    group.add_argument("--boxes", help="boxes to describe: JSON, TSV, npz, or a folder of npz or npy files; in pixels")
+    group.add_argument("--grid", action="store_true", help="the cells of the feature map instead of regions")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", required=True, help="file to write; a folder for npz, mmf, vilbert-lmdb, flat")
+    group.add_argument("--format", choices=FORMATS, default="tsv", help="default: %(default)s, the original's columns")
+    group.add_argument("--vocabulary", help="folder of the names' files, for formats that hold names")
+
+    group = parser.add_argument_group("machines and speed")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: MODEL.DEVICE of the configuration")
+    group.add_argument("--num-gpus", type=int, default=1, help="devices, with a process each (%(default)s)")
+    group.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster: auto, host:port, or local")
+    group.add_argument("--shard-size", type=positive, default=SHARD_SIZE, help="pictures a task on Ray (%(default)s)")
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the convolutions (%(default)s)")
+    group.add_argument("--compile", action="store_true", help="compile the network first (torch.compile)")
+    group.add_argument("--batch-size", type=positive, default=1, help="pictures of one size a step (%(default)s)")
+    group.add_argument("--num-workers", type=natural, help="threads that decode; default: DATALOADER.NUM_WORKERS")
+
     parser.add_argument(
         "--allow-missing", action="store_true", help="let parameters that the weights lack keep random values"
     )

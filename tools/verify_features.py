@@ -13,8 +13,7 @@ import tempfile
 from pathlib import Path
 
 from bua.errors import InputError, command
-from bua.extraction.extractor import extract
-from bua.extraction.sources import list_images
+from bua.extraction import extract, list_images
 from bua.extraction.verify import Bounds, compare_features, differences, table
 from bua.features import FeatureStore, open_features
 from bua.features.ids import image_id_of

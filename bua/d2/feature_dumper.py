@@ -1,7 +1,9 @@
 """Region features as a by-product of Detectron2's inference loop."""
 
 import logging
+import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from detectron2.evaluation import DatasetEvaluator
@@ -10,6 +12,7 @@ from detectron2.utils import comm
 from bua.errors import InputError
 from bua.extraction import regions_from
 from bua.features import FeatureWriter, open_features, open_writer
+from bua.features.convert import copy_missing
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +25,9 @@ class FeatureDumper(DatasetEvaluator):
     that they share. What an interrupted run left in the folder is replaced by the next one.
 
     Args:
-        output: a file, or a folder for npz; must not exist yet.
+        output: a file, or a folder for formats that are folders; must not exist yet.
         format: one of ``bua.features.FORMATS``.
+        about: as for ``bua.features.open_writer``: vinvl-tsv needs the names of the classes.
         selection: keyword arguments of ``bua.extraction.select_regions``; ``convention`` should be the model's
             MODEL.BUA.BOX_CONVENTION.
 
@@ -31,20 +35,22 @@ class FeatureDumper(DatasetEvaluator):
         InputError: the output exists, or cannot be written.
     """
 
-    def __init__(self, output: str | Path, format: str = "tsv", **selection):
-        self.output, self.format, self.selection = Path(output), format, selection
+    def __init__(self, output: str | Path, format: str = "tsv", about: dict | None = None, **selection):
+        self.output, self.format, self.about, self.selection = Path(output), format, about, selection
         self.parts = self.output.with_name(f"{self.output.name}.parts")
         self.writer: FeatureWriter | None = None
+        self._opened = ExitStack()
 
     def reset(self) -> None:
         """Begins anew."""
         if self.output.exists():
             raise InputError(f"{self.output}: exists; remove it or choose another output")
+        self._opened.close()
         comm.synchronize()
         if comm.is_main_process() and self.parts.exists():
             shutil.rmtree(self.parts)
         comm.synchronize()
-        self.writer = open_writer(self._part(comm.get_rank()), self.format)
+        self.writer = self._opened.enter_context(open_writer(self._part(comm.get_rank()), self.format, self.about))
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Writes the regions of some pictures; the inputs have ``image_id``, the outputs ``objects``."""
@@ -54,7 +60,8 @@ class FeatureDumper(DatasetEvaluator):
 
     def evaluate(self) -> dict:
         """Puts the parts together. It has to be called in all processes; there are no metrics."""
-        self.writer.close()
+        self.writer.finish()
+        self._opened.close()
         counts = comm.gather(len(self.writer.done))
         if comm.is_main_process():
             self._merge([self._part(rank) for rank, count in enumerate(counts) if count])
@@ -68,17 +75,17 @@ class FeatureDumper(DatasetEvaluator):
             if not part.exists():
                 raise InputError(f"{part}: written on another machine and not here; choose an output that all share")
         if len(parts) == 1:
-            parts[0].rename(self.output)
-            return
-        # Under another name until it is whole.
-        merged = self.parts / "all"
-        writer = open_writer(merged, self.format)
-        for part in parts:
-            for regions in open_features(part).values():
-                if regions.image_id not in writer.done:
-                    writer.append(regions)
-        writer.close()
-        merged.rename(self.output)
+            merged = parts[0]
+        else:
+            merged = self._part("all")  # apart until it is whole
+            with open_writer(merged, self.format, self.about) as writer:
+                for part in parts:
+                    copy_missing(open_features(part), writer, str(part))
+                writer.finish()
+        # What lies beside it belongs to it, and goes first.
+        for name in sorted(os.listdir(merged.parent), key=lambda name: name == self.output.name):
+            (merged.parent / name).rename(self.output.with_name(name))
 
-    def _part(self, rank: int) -> Path:
-        return self.parts / str(rank)
+    def _part(self, name: int | str) -> Path:
+        # A folder each, under the output's name: files beside a part are named after it.
+        return self.parts / str(name) / self.output.name

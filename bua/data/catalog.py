@@ -59,6 +59,11 @@ def get_dataset(name: str) -> DetectionDataset:
     return DetectionDataset(annotation_file, folder, name)
 
 
+def vocabulary_folder(name: str) -> Path:
+    """Where the ``objects_vocab.txt`` and ``attributes_vocab.txt`` of a data set of this name are kept."""
+    return datasets_root() / _places.get(name, (name, ""))[0] / "vocab"
+
+
 def _how_to_prepare(name: str, folder: Path) -> str:
     kind = name.rpartition("_")[0]
     if kind not in PREPARED:

@@ -1,5 +1,8 @@
 """Pictures from files, and their way to the network's size."""
 
+import io
+import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -16,29 +19,49 @@ cv2.setNumThreads(1)
 
 READ_MODE = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+PNG_START, GIF_START = b"\x89PNG\r\n\x1a\n", b"GIF8"
+
+# Beyond this, half a gigabyte of pixels, PIL refuses a picture by its header.
+MAX_PIXELS = 178_956_970
+
+# Of less the first layers leave nothing: a convolution and a pooling of 3x3 without padding, each with stride 2.
+MIN_NETWORK_SIDE = 3
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray:
     """Decodes a picture as the original did, with OpenCV: [H, W, 3] uint8 BGR.
 
+    Grey is copied to all three channels and palettes are looked up; transparency is dropped, so that the colours
+    under it show; of 16 bits the upper 8 remain; CMYK becomes RGB by OpenCV's formula, without colour profiles. Of
+    an animation the first frame is taken (GIF by PIL: the original's OpenCV could not read it at all, nor can all
+    of today's).
+
     A rotation that the file's EXIF data asks for is not done: sizes and boxes in annotations are those of the stored
-    pixels, and the OpenCV of the original's time did not do it either.
+    pixels. The original's README asks for python-opencv, which was 2.4 on the Ubuntu of its time and did not do it
+    either; OpenCV does it since 3.1, and with it the ports that call ``cv2.imread`` as it is. OpenCV always follows
+    TIFF's own orientation.
+
+    Args:
+        span: (offset, size) in bytes of the picture in the file, as in an archive; None: all of the file.
 
     Raises:
-        InputError: names the file: missing, not a picture, or cut short (which some releases of
-            OpenCV fill with grey).
+        InputError: names the file: missing, unreadable, not a picture, damaged, cut short (which some releases of
+            OpenCV fill with grey), or of more than ``MAX_PIXELS`` pixels by its header (which is looked at before
+            anything is decoded).
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{str(path)!r}: not the name of a file: {error}") from error
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), READ_MODE) if data else None
-    if data.startswith(JPEG_START) and not data.endswith(JPEG_END) and _is_truncated(path):
-        raise InputError(f"{path}: truncated JPEG ({len(data)} bytes); fetch it again")
+    name = str(path) if span is None else f"{path} (at byte {span[0]})"
+    data = _read(path, span, name)
+    pixels = _pixels_by_header(data)
+    if pixels is not None and pixels > MAX_PIXELS:
+        raise InputError(f"{name}: more than {MAX_PIXELS // 1_000_000} million pixels by its header; make it smaller")
+    for kind, is_truncated in (("JPEG", _is_truncated_jpeg), ("PNG", _is_truncated_png)):
+        if is_truncated(data):
+            raise InputError(f"{name}: truncated {kind} ({len(data)} bytes); fetch it again")
+    image = None
+    if pixels is not None:
+        image = _decode_gif(data) if data.startswith(GIF_START) else _decode(data)
     if image is None:
-        raise InputError(f"{path}: not a picture that OpenCV can decode ({len(data)} bytes); remove or replace it")
+        raise InputError(f"{name}: not a picture, or a damaged one ({len(data)} bytes); fetch it again or remove it")
     return image
 
 
@@ -64,16 +87,22 @@ def resize_image(image: np.ndarray, short: int, long: int, mode: str) -> tuple[n
         the picture, and its (x, y) scale in network pixels per original pixel.
 
     Raises:
-        InputError: too long and narrow for any size.
+        InputError: too long and narrow: less than ``MIN_NETWORK_SIDE`` pixels would remain of a side.
     """
     height, width = image.shape[:2]
     scale = resize_scale(height, width, short, long)
-    if scale * min(height, width) < 1:
-        raise InputError(f"a picture of {width}x{height} pixels is less than a pixel high or wide at {long}; crop it")
+    # Halves are rounded as cv2.resize rounds them.
+    new_height, new_width = round(height * scale), round(width * scale)
+    if mode == "detectron2":
+        new_height, new_width = _detectron2_size(height, width, short, long)
+    if min(new_height, new_width) < MIN_NETWORK_SIDE:
+        raise InputError(
+            f"a picture of {width}x{height} pixels becomes {new_width}x{new_height} for the network, "
+            f"which needs {MIN_NETWORK_SIDE}; crop it"
+        )
     if mode == "caffe":
         resized = cv2.resize(image.astype(np.float32), None, None, scale, scale, cv2.INTER_LINEAR)
         return resized, (scale, scale)
-    new_height, new_width = _detectron2_size(height, width, short, long)
     if (new_height, new_width) != (height, width):
         image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
     return image.astype(np.float32), (new_width / width, new_height / height)
@@ -105,11 +134,71 @@ def _detectron2_size(height: int, width: int, short: int, long: int) -> tuple[in
     return int(new_height * shrink + 0.5), int(new_width * shrink + 0.5)
 
 
-def _is_truncated(path: str | Path) -> bool:
+def _read(path: str | Path, span: tuple[int, int] | None, name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            if span is None:
+                return file.read()
+            offset, size = span
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        link = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
+        raise InputError(f"{path}: cannot be read{link}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{str(path)!r}: not the name of a file: {error}") from error
+    if len(data) < size:
+        raise InputError(f"{name}: {len(data)} of its {size} bytes are there: the file is cut short; fetch it again")
+    return data
+
+
+def _pixels_by_header(data: bytes) -> int | None:
+    """None: no header of a picture. OpenCV ignores some damage there, and then takes gigabytes for a wrong size."""
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            return header.width * header.height
+    except Image.DecompressionBombError:
+        return MAX_PIXELS + 1
+    except Exception:
+        # PIL stumbles on damage in more ways than it documents.
+        return None
+
+
+def _decode(data: bytes) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), READ_MODE)
+    except cv2.error:
+        return None
+
+
+def _decode_gif(data: bytes) -> np.ndarray | None:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1])
+    except Exception:
+        return None
+
+
+def _is_truncated_jpeg(data: bytes) -> bool:
+    if not data.startswith(JPEG_START) or data.endswith(JPEG_END):
+        return False
     # Bytes after the end marker are common and harmless; PIL knows whether the picture itself is whole.
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             picture.load()
     except OSError:
         return True
     return False
+
+
+def _is_truncated_png(data: bytes) -> bool:
+    """Also by a damaged length, for which OpenCV would ask up to four gigabytes."""
+    if not data.startswith(PNG_START):
+        return False
+    position = len(PNG_START)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"IEND":
+            return False
+        position += 12 + length  # a checksum follows
+    return True

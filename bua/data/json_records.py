@@ -39,13 +39,13 @@ def iter_records(path: str | Path, progress: bool = True, piece_bytes: int = PIE
     ):
         head = file.read(piece_bytes).lstrip(_BLANKS)
         if not head.startswith(b"["):
-            raise InputError(f"{path}: not a file of Visual Genome: its top level must be a list of pictures")
+            raise InputError(f"{path}: its top level must be a list of records, as in files of Visual Genome")
         pending, closed = head[1:], False
         while not closed:
             cut, closed = _cut(pending)
             for record in _parse(pending[:cut], path, file.tell()):
                 if not isinstance(record, dict):
-                    raise InputError(f"{path}: not a file of Visual Genome: its list must hold objects {{...}}")
+                    raise InputError(f"{path}: its list must hold objects {{...}}, as in files of Visual Genome")
                 yield record
             if not closed:
                 more = file.read(piece_bytes)

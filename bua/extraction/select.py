@@ -61,14 +61,22 @@ def regions_from(
     score_threshold: float = 0.2,
     nms_threshold: float = 0.3,
     convention: str = "caffe",
+    regressed: bool = False,
 ) -> Regions:
     """The selected regions of one picture with their features, best object class and best attribute.
 
-    The boxes are the proposals that the features were pooled from, not the boxes regressed for a class, as in the
-    original. Arguments as for ``select_regions``.
+    Args:
+        min_boxes, max_boxes, score_threshold, nms_threshold, convention: as for ``select_regions``. Every region
+            above the threshold, however many: ``min_boxes`` 0 and ``max_boxes`` at least the number of proposals.
+        regressed: False: boxes are the proposals that the features were pooled from, as in the original. True: each
+            proposal regressed for its best class, which regions are also selected by; the features remain those of
+            the proposals. MILVLG's port has such boxes in its "caffe" mode 2 (bboxes), without features: always its
+            MAX_BOXES most confident, best first, whatever their confidence; and with the proposals' features in its
+            "d2" mode, where a region is there once for each class that it is detected as.
     """
+    boxes = _boxes_of_best_class(predictions) if regressed else predictions.proposals
     keep = select_regions(
-        predictions.proposals,
+        boxes,
         predictions.class_probs,
         min_boxes=min_boxes,
         max_boxes=max_boxes,
@@ -76,6 +84,17 @@ def regions_from(
         nms_threshold=nms_threshold,
         convention=convention,
     )
+    return _regions(predictions, image_id, boxes, keep)
+
+
+def regions_of_given(predictions: RegionPredictions, image_id: int | str) -> Regions:
+    """All regions in their order, for boxes that the caller gave the detector, with labels as in ``regions_from``."""
+    return _regions(predictions, image_id, predictions.proposals, slice(None))
+
+
+def _regions(
+    predictions: RegionPredictions, image_id: int | str, boxes: torch.Tensor, keep: torch.Tensor | slice
+) -> Regions:
     object_ids, object_scores = _best(predictions.class_probs[keep])
     attribute_ids, attribute_scores = None, None
     if predictions.attribute_probs is not None:
@@ -84,13 +103,19 @@ def regions_from(
         image_id=image_id,
         width=predictions.width,
         height=predictions.height,
-        boxes=predictions.proposals[keep].float().cpu().numpy(),
+        boxes=boxes[keep].float().cpu().numpy(),
         features=predictions.features[keep].float().cpu().numpy(),
         object_ids=object_ids,
         object_scores=object_scores,
         attribute_ids=attribute_ids,
         attribute_scores=attribute_scores,
     )
+
+
+def _boxes_of_best_class(predictions: RegionPredictions) -> torch.Tensor:
+    """[R, 4] each region's box as regressed for its most probable class."""
+    best = predictions.class_probs.argmax(dim=1)
+    return predictions.boxes[torch.arange(len(best), device=best.device), best]
 
 
 def _best(probs: torch.Tensor):

@@ -1,105 +1,220 @@
-"""Where pictures come from: a folder, a glob, one picture, a list file or a COCO JSON."""
+"""Where pictures come from: a folder, a glob, a list, a JSON of COCO or Visual Genome, tar shards."""
 
 import glob
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
+from tqdm import tqdm
 
+from bua.data.json_records import iter_records, without_gc
 from bua.errors import InputError
+from bua.extraction.shards import pictures_in_shard
 from bua.features.ids import image_id_of, parse_id
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # the compressed ones are refused, by what is said about them
+STANDARD_INPUT = "-"
+_NUMBERS = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
 class ImageFile(NamedTuple):
-    """A picture to be read, and the id that its features get."""
+    """A picture to be read, and the id that its features get.
+
+    Attributes:
+        path: the file that holds it.
+        image_id: an integer where its text reads as one (``bua.features.ids.parse_id``).
+        span: (offset, size) in bytes of the picture in that file, for a picture in a tar shard; None: all of it.
+    """
 
     path: str
     image_id: int | str
+    span: tuple[int, int] | None = None
 
 
-def list_images(source: str | Path, image_root: str | Path | None = None) -> list[ImageFile]:
+def list_images(
+    source: str | Path,
+    image_root: str | Path | None = None,
+    *,
+    id_of: Callable[[str], int | str] = image_id_of,
+) -> list[ImageFile]:
     """The pictures that ``source`` names, each id once, in its order (folders and globs sorted by path).
 
     Args:
-        source: a folder (with its subfolders), a glob such as ``"val2014/*.jpg"``, a picture, a COCO JSON (``images``
-            with ``id`` and ``file_name``), or a list file: UTF-8, a line ``path`` or ``path<TAB>id`` for each.
-            Where no id is given, it is ``bua.features.ids.image_id_of`` the path.
+        source: one of
+            a folder, with its subfolders;
+            a picture, a glob such as ``"val2014/*.jpg"``, or a range such as ``"part-{00..31}/*.jpg"``;
+            a list file: UTF-8, a line ``path`` or ``path<TAB>id`` for each; ``"-"``: such lines on standard input;
+            a COCO JSON (``images`` with ``id`` and ``file_name``) or Visual Genome's image_data.json (a list with
+            ``image_id`` and ``url``, of which the last folder and the name are the path);
+            WebDataset's tar shards, uncompressed: one, a glob, or a range such as ``"train-{000..123}.tar"``. Their
+            ids are WebDataset's keys (``bua.extraction.shards``).
         image_root: what relative paths in a JSON or a list are relative to; for a list it may be left out and is the
             current folder then.
+        id_of: a path's id, where nothing else gives it.
 
     Raises:
         InputError: ``source`` does not exist, is none of these, names no picture, or gives two pictures one id.
     """
-    path = Path(source)
-    if path.is_dir():
-        images = _named_by_path(found for found in path.rglob("*") if found.suffix.lower() in SUFFIXES)
-    elif not path.exists():
-        if not glob.has_magic(str(source)):
-            raise InputError(
-                f"{source}: no such file or folder; give pictures as a folder, glob, list file or COCO JSON"
-            )
-        images = _named_by_path(Path(found) for found in glob.glob(str(source), recursive=True))
-    elif path.suffix.lower() in SUFFIXES:
-        images = _named_by_path([path])
-    elif path.suffix.lower() == ".json":
-        images = _read_coco(path, image_root)
-    else:
-        images = _read_list(path, Path(image_root or "."))
-    if not images:
-        raise InputError(f"{source}: no pictures there ({' '.join(SUFFIXES)})")
-    _check_ids(images, source)
+    source = os.fspath(source)
+    with without_gc():
+        images = _list(source, image_root, id_of)
+        if not images:
+            shards = f"; for shards give {os.path.join(source, '*.tar')}" if os.path.isdir(source) else ""
+            raise InputError(f"{source}: no pictures there ({' '.join(SUFFIXES)}){shards}")
+        _check_ids(images, source)
     return images
 
 
-def _named_by_path(paths) -> list[ImageFile]:
-    return [ImageFile(str(path), image_id_of(path)) for path in sorted(paths)]
-
-
-def _read_coco(path: Path, image_root: str | Path | None) -> list[ImageFile]:
-    if image_root is None:
-        raise InputError(f"{path}: a COCO JSON does not say where its pictures are; give their folder as image root")
+def _list(source: str, image_root: str | Path | None, id_of: Callable[[str], int | str]) -> list[ImageFile]:
+    if source == STANDARD_INPUT:
+        return _read_list(sys.stdin.buffer, "standard input", image_root, id_of)
+    if os.path.isdir(source):
+        return _named_by_path(_find(source), id_of)
+    if not os.path.exists(source) or source.lower().endswith(SUFFIXES + SHARD_SUFFIXES):
+        paths = _expand(source)
+        shards = [path for path in paths if path.lower().endswith(SHARD_SUFFIXES)]
+        pictures = [path for path in paths if not path.lower().endswith(SHARD_SUFFIXES)]
+        return _named_by_path(pictures, id_of) + _in_shards(shards)
     try:
-        content = orjson.loads(path.read_bytes())
-        images = content["images"]
-        for image in images:
-            if type(image["id"]) not in (int, str):
-                raise InputError(f"{path}: images: an id is {image['id']!r}; it must be a number or a text")
-        return [ImageFile(str(Path(image_root) / image["file_name"]), parse_id(image["id"])) for image in images]
+        if source.lower().endswith(".json"):
+            return _read_json(source, image_root)
+        with open(source, "rb") as lines:
+            return _read_list(lines, source, image_root, id_of)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{source}: cannot be read: {error.strerror}") from error
+
+
+def _expand(pattern: str) -> list[str]:
+    """The files that a name, a glob or a range such as ``{000..123}`` stands for."""
+    if os.path.exists(pattern):
+        return [pattern]
+    if numbers := _NUMBERS.search(pattern):
+        first, last = numbers.groups()
+        width = max(map(len, (first, last))) if first.startswith("0") and len(first) > 1 else 0
+        names = (
+            f"{pattern[: numbers.start()]}{number:0{width}d}{pattern[numbers.end() :]}"
+            for number in range(int(first), int(last) + 1)
+        )
+        return [path for name in names for path in _expand(name)]
+    if glob.has_magic(pattern):
+        return sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    raise InputError(
+        f"{pattern}: no such file or folder; give pictures as a folder, glob, list file, COCO JSON or tar shards"
+    )
+
+
+def _find(folder: str) -> list[str]:
+    """The pictures in a folder and those below it, also where links lead to, each folder once. A link to nowhere is
+    a picture by its name, and fails when it is read."""
+    found, folders, seen = [], [folder], set()
+    while folders:
+        folder = folders.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.path)
+                    elif entry.name.lower().endswith(SUFFIXES):
+                        found.append(entry.path)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    return sorted(found)
+
+
+def _named_by_path(paths: list[str], id_of: Callable[[str], int | str]) -> list[ImageFile]:
+    return [ImageFile(path, id_of(path)) for path in paths]
+
+
+def _in_shards(shards: list[str]) -> list[ImageFile]:
+    return [
+        ImageFile(shard, parse_id(key), (offset, size))
+        for shard in tqdm(shards, desc="shards", unit="shard", disable=len(shards) < 2, mininterval=1)
+        for key, offset, size in pictures_in_shard(shard, SUFFIXES)
+    ]
+
+
+def _read_json(path: str, image_root: str | Path | None) -> list[ImageFile]:
+    if image_root is None:
+        raise InputError(f"{path}: a JSON does not say where its pictures are; give their folder as image root")
+    with open(path, "rb") as file:
+        is_list = file.read(64).lstrip().startswith(b"[")
+    named = _in_visual_genome(path) if is_list else _in_coco(path)
+    images = []
+    for name, image_id in named:
+        if type(image_id) not in (int, str):
+            raise InputError(f"{path}: images: an id is {image_id!r}; it must be a number or a text")
+        images.append(ImageFile(os.path.join(image_root, name), parse_id(image_id)))
+    return images
+
+
+def _in_coco(path: str) -> list[tuple[str, int | str]]:
+    try:
+        return [(image["file_name"], image["id"]) for image in orjson.loads(Path(path).read_bytes())["images"]]
     except orjson.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a COCO JSON: needs images, a list with id and file_name") from error
 
 
-def _read_list(path: Path, image_root: Path) -> list[ImageFile]:
+def _in_visual_genome(path: str) -> list[tuple[str, int | str]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: neither a picture ({' '.join(SUFFIXES)}) nor a list file in UTF-8") from error
+        # Version 1.0 calls it id.
+        return [
+            ("/".join(record["url"].rsplit("/", 2)[1:]), record["image_id" if "image_id" in record else "id"])
+            for record in iter_records(path, progress=False)
+        ]
+    except (KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path}: a list, but not Visual Genome's image_data.json: needs image_id and url in each record"
+        ) from error
+
+
+def _read_list(
+    lines: Iterable[bytes], source: str, image_root: str | Path | None, id_of: Callable[[str], int | str]
+) -> list[ImageFile]:
     images = []
     for number, line in enumerate(lines, start=1):
-        name, *ids = line.removesuffix("\r").split("\t")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{source}: line {number}: not UTF-8; this is neither a picture ({' '.join(SUFFIXES)}) nor a list file"
+            ) from error
+        name, *ids = text.split("\t")
         if not name and not ids:
             continue
         if not name or len(ids) > 1 or ids == [""]:
-            raise InputError(f"{path}: line {number}: need `path` or `path<TAB>id`")
-        image_id = parse_id(ids[0]) if ids else image_id_of(name)
-        images.append(ImageFile(str(image_root / name), image_id))
+            raise InputError(f"{source}: line {number}: need `path` or `path<TAB>id`")
+        image_id = parse_id(ids[0]) if ids else id_of(name)
+        images.append(ImageFile(os.path.join(image_root, name) if image_root is not None else name, image_id))
     return images
 
 
-def _check_ids(images: list[ImageFile], source: str | Path) -> None:
-    paths: dict[int | str, str] = {}
-    for path, image_id in images:
-        if image_id in paths:
+def _check_ids(images: list[ImageFile], source: str) -> None:
+    if len({image.image_id for image in images}) == len(images):
+        return
+    first: dict[int | str, ImageFile] = {}
+    for image in images:
+        earlier = first.setdefault(image.image_id, image)
+        if earlier is image:
+            continue
+        if image.span is not None:
             raise InputError(
-                f"{source}: {paths[image_id]} and {path} both have the id {image_id}; "
-                "name the pictures in a list file with `path<TAB>id`"
+                f"{source}: {earlier.path} and {image.path} both have the id {image.image_id}; "
+                "the names in all shards must differ before their first dot: repack them, or extract them apart"
             )
-        paths[image_id] = path
+        if earlier == image:
+            raise InputError(f"{source}: {image.path} is there twice with the id {image.image_id}; remove one")
+        raise InputError(
+            f"{source}: {earlier.path} and {image.path} both have the id {image.image_id}; "
+            "name the pictures in a list file with `path<TAB>id`"
+        )

@@ -4,6 +4,7 @@ Files of features hold ids as text, so one rule for all of them: what reads as a
 else a string. ``42`` and ``"42"`` are one id; ``"042"`` is another.
 """
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,9 +24,14 @@ def parse_id(value: int | str) -> int | str:
 def image_id_of(path: str | Path) -> int | str:
     """The id of a picture by its file name: COCO's number for names like ``COCO_train2014_000000084002.jpg`` and
     ``000000084002.jpg``, otherwise the name without its last suffix."""
-    stem = Path(path).stem
+    stem = os.path.splitext(os.path.basename(path))[0]
     coco = _COCO_NAME.fullmatch(stem)
     return int(coco[1]) if coco else parse_id(stem)
+
+
+def stem_of(path: str | Path) -> int | str:
+    """The id of a picture by its file name, without its last suffix, COCO's too: what LXMERT's readers look for."""
+    return parse_id(os.path.splitext(os.path.basename(path))[0])
 
 
 def file_stem(image_id: int | str) -> str:

@@ -2,11 +2,11 @@
 
 One picture a row, no header, rows end in CR LF as Python's csv writes them; arrays are base64 of their bytes in C
 order. The original's columns (tools/generate_tsv.py) have the width before the height and no place for labels;
-LXMERT's have the height before the width, and object and attribute labels with their scores.
+LXMERT's have the height before the width, and object and attribute labels with their scores. Ids are written as they
+are given: the original's readers want numbers, LXMERT's the names of the pictures' files without their suffix, as its
+questions have them (``COCO_val2014_000000000042``).
 """
 
-import base64
-import binascii
 import csv
 import io
 import logging
@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from bua.errors import InputError
+from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
+from bua.features.synced import SyncedMark
 from bua.files import whole_file
 from bua.structures import Regions
 
@@ -56,7 +58,10 @@ class TsvFeatures(Mapping[int | str, Regions]):
 
     Where each row begins is found once and kept in ``<file>.index`` beside the file, where that folder can be written
     to; it is found anew when the file's size or time of change differ. Many processes and threads may read from one
-    object, also one that was forked or pickled to them.
+    object, also one that was forked or pickled to them. Of rows with one id, the first is read.
+
+    Attributes:
+        format: "tsv" or "lxmert-tsv".
 
     Raises:
         InputError: when opened: no such file, or its first row has the columns of neither format; when a row is
@@ -67,6 +72,7 @@ class TsvFeatures(Mapping[int | str, Regions]):
         self.path = Path(path)
         self._file = _open_for_reading(self.path)
         self._fields = _fields_of(self.path, self._file)
+        self.format = next(format for format, fields in FIELDS.items() if fields == self._fields)
         ids, self._offsets = _load_index(self.path, self._file)
         self._rows: dict[int | str, int] = {}
         for row, image_id in enumerate(ids):
@@ -85,6 +91,18 @@ class TsvFeatures(Mapping[int | str, Regions]):
 
     def __contains__(self, image_id) -> bool:
         return parse_id(image_id) in self._rows
+
+    def problems(self) -> Iterator[str]:
+        """A line for each row that is not read: one without an id or with that of an earlier row, or incomplete."""
+        ids, _ = _load_index(self.path, self._file)
+        for row, image_id in enumerate(ids):
+            earlier = self._rows.get(parse_id(image_id))
+            if image_id == "":
+                yield f"line {row + 1}: no columns"
+            elif earlier is None:
+                yield f"line {row + 1}: incomplete"
+            elif earlier != row:
+                yield f"line {row + 1}: image {image_id} again, which line {earlier + 1} has"
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None}
@@ -118,8 +136,11 @@ class TsvFeatures(Mapping[int | str, Regions]):
 
 
 class TsvWriter:
-    """Appends rows to a TSV file, each whole or not at all; an incomplete last row, which a killed writer leaves, is
-    cut off first.
+    """Appends rows to a TSV file, each whole or not at all.
+
+    ``<file>.synced`` beside the file says how many bytes of it are on the disk for certain, until ``finish`` removes
+    it. What lies behind, which a killed writer or a machine that died leaves, is cut off at the first row that is not
+    whole.
 
     Args:
         path: the file; made where it does not exist.
@@ -136,9 +157,11 @@ class TsvWriter:
         self.path = Path(path)
         self.fields = FIELDS[format]
         self.done: set[int | str] = set()
+        self._mark = SyncedMark(self.path)
         if self.path.exists():
             self._continue()
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self.sync()
 
     def append(self, regions: Regions) -> None:
         """Writes one picture's row.
@@ -156,25 +179,42 @@ class TsvWriter:
             raise
         self.done.add(parse_id(regions.image_id))
 
+    def sync(self) -> None:
+        """Returns when the rows are on the disk."""
+        self._mark.sync(self._file)
+
+    def finish(self) -> None:
+        """Returns when the rows are on the disk; all there is of the file."""
+        self._mark.finish(self._file)
+
     def close(self) -> None:
         os.close(self._file)
 
     def _continue(self) -> None:
         with _open_for_reading(self.path) as file:
             ids, offsets = _scan(file)
-            if offsets[-1] == 0:
-                return
             whole = len(ids)
-            if os.pread(file.fileno(), 1, int(offsets[-1]) - 1) != b"\n":
+            if whole and os.pread(file.fileno(), 1, int(offsets[-1]) - 1) != b"\n":
                 whole -= 1
-            if whole and _fields_of(self.path, file) != self.fields:
-                raise InputError(
-                    f"{self.path}: line 1: not the columns {','.join(self.fields)}; choose another output or format"
-                )
+            synced = int(np.searchsorted(offsets, self._mark.read(int(offsets[-1]))))
+            lines = (
+                os.pread(file.fileno(), int(offsets[row + 1] - offsets[row]), int(offsets[row]))
+                for row in range(synced, whole)
+            )
+            broken = next((row for row, line in enumerate(lines, synced) if not _is_whole(line, self.fields)), whole)
+            if broken or (whole and _is_of_a_format(file)):
+                self._check_fields(file)
+            whole = broken
         if whole < len(ids):
-            logger.warning("%s: line %d is incomplete; cut off and extracted again", self.path, whole + 1)
+            logger.warning("%s: not whole from line %d on; cut off and extracted again", self.path, whole + 1)
             os.truncate(self.path, int(offsets[whole]))
         self.done = {parse_id(image_id) for image_id in ids[:whole] if image_id}
+
+    def _check_fields(self, file: io.BufferedReader) -> None:
+        if _fields_of(self.path, file) != self.fields:
+            raise InputError(
+                f"{self.path}: line 1: not the columns {','.join(self.fields)}; choose another output or format"
+            )
 
 
 def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
@@ -189,8 +229,8 @@ def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
         "img_w": regions.width,
         "img_h": regions.height,
         "num_boxes": len(regions),
-        "boxes": _encode(regions.boxes, _FLOAT),
-        "features": _encode(regions.features, _FLOAT),
+        "boxes": encode_array(regions.boxes, _FLOAT),
+        "features": encode_array(regions.features, _FLOAT),
     }
     for field, (attribute, dtype) in LABELS.items():
         if field not in fields:
@@ -200,7 +240,7 @@ def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
             raise InputError(
                 f"image {image_id}: has no {attribute}, which {field} of LXMERT's TSV needs; use tsv or npz"
             )
-        values[field] = _encode(labels, dtype)
+        values[field] = encode_array(labels, dtype)
     text = io.StringIO()
     csv.writer(text, delimiter="\t").writerow([values[field] for field in fields])
     return text.getvalue().encode(errors="surrogateescape")
@@ -226,22 +266,24 @@ def decode_row(line: bytes, fields: tuple[str, ...]) -> Regions:
     )
 
 
-def _encode(array: np.ndarray, dtype: np.dtype) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype)).decode()
-
-
 def _decode(row: dict[str, bytes], field: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    if shape[0] and not row[field]:
+        raise ValueError(f"{field}: 0 bytes do not fit {shape[0]} boxes")
+    return decode_array(row[field], dtype, shape, field)
+
+
+def _is_whole(line: bytes, fields: tuple[str, ...]) -> bool:
     try:
-        data = base64.b64decode(row[field], validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"{field}: not base64 ({error})") from error
-    try:
-        array = np.frombuffer(data, dtype).reshape(shape)
+        decode_row(line, fields)
     except ValueError:
-        array = None
-    if array is None or (shape[0] and not data):
-        raise ValueError(f"{field}: {len(data)} bytes do not fit num_boxes {shape[0]}")
-    return array.copy()
+        return False
+    return b"\0" not in line  # what a dead machine leaves for what was not on the disk
+
+
+def _is_of_a_format(file: io.BufferedReader) -> bool:
+    file.seek(0)
+    line = file.readline()
+    return any(_is_whole(line, fields) for fields in FIELDS.values())
 
 
 def _integer(row: dict[str, bytes], field: str) -> int:
@@ -264,12 +306,15 @@ def _open_for_reading(path: Path) -> io.BufferedReader:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _fields_of(path: Path, file: io.BufferedReader) -> tuple[str, ...]:
+def _columns_of(file: io.BufferedReader) -> int:
     file.seek(0)
-    line = file.readline()
-    if not line:
+    return file.readline().count(b"\t") + 1
+
+
+def _fields_of(path: Path, file: io.BufferedReader) -> tuple[str, ...]:
+    if os.fstat(file.fileno()).st_size == 0:
         raise InputError(f"{path}: empty; no features were written to it")
-    columns = line.count(b"\t") + 1
+    columns = _columns_of(file)
     for fields in FIELDS.values():
         if columns == len(fields):
             return fields

@@ -86,9 +86,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        out = F.relu_(self.conv1(x))
-        out = F.relu_(self.conv2(out))
-        return F.relu_(self.conv3(out) + shortcut)
+        return self.after_conv2(self.conv2(F.relu_(self.conv1(x))), shortcut)
+
+    def after_conv2(self, out: Tensor, shortcut: Tensor) -> Tensor:
+        return F.relu_(self.conv3(F.relu_(out)).add_(shortcut))
 
 
 class NormConv(nn.Conv2d):
@@ -140,7 +141,10 @@ class PreActivationBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = x if self.norm is None else F.relu(self.norm(x))
         shortcut = x if self.shortcut is None else self.shortcut(active)
-        return self.conv3(self.conv2(self.conv1(active))) + shortcut
+        return self.after_conv2(self.conv2(self.conv1(active)), shortcut)
+
+    def after_conv2(self, out: Tensor, shortcut: Tensor) -> Tensor:
+        return self.conv3(out).add_(shortcut)
 
 
 class ResNetC4(nn.Module):

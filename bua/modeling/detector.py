@@ -79,20 +79,39 @@ class Detector(nn.Module):
         return self.infer([self.prepare(image) for image in images], boxes)
 
     @torch.inference_mode()
-    def infer(self, batch: list[DetectorInput], boxes: list[Tensor] | None = None) -> list[RegionPredictions]:
+    def infer(
+        self, batch: list[DetectorInput], boxes: list[Tensor] | None = None, *, regress: bool = True
+    ) -> list[RegionPredictions]:
         """As ``predict``, for pictures that ``prepare`` resized. Pictures of one size run together, others apart, so
-        that padding never changes a result."""
+        that padding never changes a result.
+
+        Args:
+            regress: False leaves out the boxes regressed for each class, which many uses ignore: ``boxes`` is None.
+        """
         self.eval()
         results: dict[int, RegionPredictions] = {}
-        sizes: dict[torch.Size, list[int]] = {}
-        for i, picture in enumerate(batch):
-            sizes.setdefault(picture.image.shape, []).append(i)
-        for rows in sizes.values():
+        for rows in _rows_of_one_size(batch):
             given = None if boxes is None else [boxes[i] for i in rows]
-            results.update(zip(rows, self._infer_one_size([batch[i] for i in rows], given)))
+            results.update(zip(rows, self._infer_one_size([batch[i] for i in rows], given, regress)))
         return [results[i] for i in range(len(batch))]
 
-    def _infer_one_size(self, batch: list[DetectorInput], boxes: list[Tensor] | None) -> list[RegionPredictions]:
+    @torch.inference_mode()
+    def grid(self, batch: list[DetectorInput]) -> list[Tensor]:
+        """Grid features (Jiang et al. 2020, "In Defense of Grid Features"): res5 over whole pictures that ``prepare``
+        resized, [D, h, w] float32, >= 0, on the detector's device.
+
+        A cell is 32 network pixels, or 16 where MODEL.RESNETS.RES5_DILATION is 2.
+        """
+        self.eval()
+        results: dict[int, Tensor] = {}
+        for rows in _rows_of_one_size(batch):
+            feature_map = self.backbone(self._stack([batch[i] for i in rows]))
+            results.update(zip(rows, self.roi_heads.res5(feature_map).float()))
+        return [results[i] for i in range(len(batch))]
+
+    def _infer_one_size(
+        self, batch: list[DetectorInput], boxes: list[Tensor] | None, regress: bool
+    ) -> list[RegionPredictions]:
         feature_map = self.backbone(self._stack(batch))
         if boxes is None:
             sizes = [picture.image.shape[-2:] for picture in batch]
@@ -102,7 +121,7 @@ class Detector(nn.Module):
             regions = [proposed_regions(picture, *proposed) for picture, proposed in zip(batch, proposals)]
         else:
             regions = [given_regions(picture, given.to(self.device)) for picture, given in zip(batch, boxes)]
-        outputs = self.roi_heads.describe(feature_map, [boxes.network for boxes in regions], STRIDE)
+        outputs = self.roi_heads.describe(feature_map, [boxes.network for boxes in regions], STRIDE, regress=regress)
         outputs = outputs.split([len(boxes.network) for boxes in regions])
         return [
             region_predictions(picture, regions[i], outputs[i], self.box_weights, self.convention)
@@ -110,14 +129,21 @@ class Detector(nn.Module):
         ]
 
     def _stack(self, batch: list[DetectorInput]) -> Tensor:
-        """Pictures less their mean, padded with zeros to the largest: [N, 3, H, W]."""
+        """Pictures less their mean, padded with zeros to the largest: [N, 3, H, W], of the backbone's dtype."""
         height = max(picture.image.shape[1] for picture in batch)
         width = max(picture.image.shape[2] for picture in batch)
         stacked = torch.zeros(len(batch), 3, height, width, device=self.device)
         for row, picture in zip(stacked, batch):
             image = picture.image.to(self.device, non_blocking=True)
             row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
-        return stacked
+        return stacked.to(self.backbone.stem.conv1.weight.dtype)
+
+
+def _rows_of_one_size(batch: list[DetectorInput]) -> list[list[int]]:
+    sizes: dict[torch.Size, list[int]] = {}
+    for i, picture in enumerate(batch):
+        sizes.setdefault(picture.image.shape, []).append(i)
+    return list(sizes.values())
 
 
 def _check(cfg) -> None:

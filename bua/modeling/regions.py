@@ -29,13 +29,13 @@ class RegionOutputs(NamedTuple):
     Attributes:
         features: [R, D] float32.
         class_probs: [R, C + 1] float32, background last.
-        deltas: [R, C * 4] float32.
+        deltas: [R, C * 4] float32, or None where they were not asked for.
         attribute_probs: [R, A] float32, or None without an attribute head.
     """
 
     features: Tensor
     class_probs: Tensor
-    deltas: Tensor
+    deltas: Tensor | None
     attribute_probs: Tensor | None
 
     def split(self, counts: list[int]) -> list["RegionOutputs"]:
@@ -60,28 +60,34 @@ def region_predictions(
 ) -> RegionPredictions:
     """Puts together what is known of one picture's regions.
 
-    The boxes are regressed and clipped in the original picture (lib/fast_rcnn/test.py), or, in the "detectron2"
-    convention, in network pixels and then once more in the original picture.
-
     Args:
         box_weights: of the deltas, as ``decode_boxes`` takes them.
     """
-    if convention == "caffe":
-        boxes = decode_boxes(regions.original, outputs.deltas, box_weights, convention).unflatten(1, (-1, 4))
-    else:
-        height, width = picture.image.shape[-2:]
-        boxes = decode_boxes(regions.network, outputs.deltas, box_weights, convention).unflatten(1, (-1, 4))
-        boxes = clip_boxes(boxes, height, width, convention) / _scale(picture, boxes)
+    boxes = None
+    if outputs.deltas is not None:
+        boxes = _regressed_boxes(picture, regions, outputs.deltas, box_weights, convention)
     return RegionPredictions(
         width=picture.width,
         height=picture.height,
         proposals=regions.original,
         objectness=regions.objectness,
         class_probs=outputs.class_probs[:, :-1],
-        boxes=clip_boxes(boxes, picture.height, picture.width, convention),
+        boxes=boxes,
         features=outputs.features,
         attribute_probs=outputs.attribute_probs,
     )
+
+
+def _regressed_boxes(picture, regions, deltas, box_weights, convention) -> Tensor:
+    """[R, C, 4], regressed and clipped in the original picture (lib/fast_rcnn/test.py), or, in the "detectron2"
+    convention, in network pixels and then once more in the original picture."""
+    if convention == "caffe":
+        boxes = decode_boxes(regions.original, deltas, box_weights, convention).unflatten(1, (-1, 4))
+    else:
+        height, width = picture.image.shape[-2:]
+        boxes = decode_boxes(regions.network, deltas, box_weights, convention).unflatten(1, (-1, 4))
+        boxes = clip_boxes(boxes, height, width, convention) / _scale(picture, boxes)
+    return clip_boxes(boxes, picture.height, picture.width, convention)
 
 
 def _scale(picture: DetectorInput, boxes: Tensor) -> Tensor:

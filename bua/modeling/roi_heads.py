@@ -43,9 +43,9 @@ class BoxPredictor(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, D] to logits [N, C + 1] and deltas [N, C * 4]."""
-        return self.cls_score(features).float(), self.bbox_pred(features).float()
+    def forward(self, features: Tensor, regress: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Features [N, D] to logits [N, C + 1] and deltas [N, C * 4], or None in their place without ``regress``."""
+        return self.cls_score(features).float(), self.bbox_pred(features).float() if regress else None
 
 
 class AttributeRes5ROIHeads(nn.Module):
@@ -61,9 +61,13 @@ class AttributeRes5ROIHeads(nn.Module):
         self.box_predictor = BoxPredictor(self.feature_dim, self.num_classes)
         self.attribute_loss_weight = bua.ATTRIBUTES.LOSS_WEIGHT
         self.attribute_predictor = build_attribute_predictor(cfg, self.feature_dim)
+        # What optimize_for_inference puts in the place of ``features``.
+        self.fast_features = None
 
     def features(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
         """Region features [sum of N, D], >= 0, of boxes [N, 4] a picture, in network pixels."""
+        if self.fast_features is not None:
+            return self.fast_features(feature_map, boxes, stride)
         pooled = pool_regions(
             feature_map,
             boxes,
@@ -116,10 +120,14 @@ class AttributeRes5ROIHeads(nn.Module):
             losses["loss_attr"] = self.attribute_loss_weight * loss
         return losses
 
-    def describe(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> RegionOutputs:
-        """What there is in boxes [N, 4] a picture, in network pixels; the regions of all pictures together."""
+    def describe(self, feature_map: Tensor, boxes: list[Tensor], stride: int, *, regress: bool = True) -> RegionOutputs:
+        """What there is in boxes [N, 4] a picture, in network pixels; the regions of all pictures together.
+
+        Args:
+            regress: whether deltas are wanted.
+        """
         features = self.features(feature_map, boxes, stride).float()
-        logits, deltas = self.box_predictor(features)
+        logits, deltas = self.box_predictor(features, regress)
         attribute_probs = None
         if self.attribute_predictor is not None:
             attribute_probs = self.attribute_predictor.probabilities(features, logits.argmax(dim=1))

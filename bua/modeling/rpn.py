@@ -109,7 +109,8 @@ class RPNHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, C, H, W] to objectness logits [N, H*W*A] and deltas [N, H*W*A, 4], rows as ``grid_anchors``."""
-        hidden = F.relu_(self.conv(features))
+        # optimize_for_inference leaves these two in float32: bfloat16 would tie the logits of hundreds of anchors.
+        hidden = F.relu_(self.conv(features)).to(self.objectness_logits.weight.dtype)
         objectness = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
         deltas = self.anchor_deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
         return objectness.float(), deltas.float()

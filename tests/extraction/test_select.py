@@ -5,7 +5,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bua.extraction import regions_from, select_regions
+from bua.extraction import regions_from, regions_of_given, select_regions
 from bua.structures import RegionPredictions
 
 CONVENTIONS = ["caffe", "detectron2"]
@@ -152,7 +152,7 @@ def predictions(attributes=True):
         proposals=torch.cat([corners, corners + 20], dim=1),
         objectness=torch.ones(20),
         class_probs=(torch.randn(20, 7, generator=generator) * 3).softmax(1)[:, :-1],
-        boxes=torch.zeros(20, 6, 4),
+        boxes=torch.tensor([10.0, 10, 50, 50]) + torch.rand(20, 6, 4, generator=generator),
         features=torch.rand(20, 8, generator=generator),
         attribute_probs=torch.rand(20, 5, generator=generator) if attributes else None,
     )
@@ -178,3 +178,36 @@ def test_regions_of_a_detector_without_attributes():
     regions = regions_from(predictions(attributes=False), 1)
     assert regions.attribute_ids is None
     assert regions.attribute_scores is None
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_regressed_boxes_of_each_regions_best_class(convention):
+    detected = predictions()
+    best = detected.class_probs.argmax(1)
+    boxes = torch.stack([detected.boxes[region, class_] for region, class_ in enumerate(best)])
+    keep = select_regions(boxes, detected.class_probs, min_boxes=5, max_boxes=9, convention=convention)
+    assert keep.tolist() != select_regions(detected.proposals, detected.class_probs, min_boxes=5, max_boxes=9).tolist()
+    regions = regions_from(detected, 1, min_boxes=5, max_boxes=9, convention=convention, regressed=True)
+    assert np.array_equal(regions.boxes, boxes.numpy()[keep])
+    assert np.array_equal(regions.features, detected.features.numpy()[keep])
+    assert np.array_equal(regions.object_ids, best.numpy()[keep])
+
+
+def test_no_limits_give_every_region_above_the_threshold():
+    detected = predictions()
+    regions = regions_from(detected, 1, min_boxes=0, max_boxes=20, score_threshold=0.7, nms_threshold=1.0)
+    above = np.flatnonzero(detected.class_probs.numpy().max(1) >= 0.7)
+    assert 0 < len(above) < 20
+    assert np.array_equal(regions.features, detected.features.numpy()[above])
+    assert len(regions_from(detected, 1, min_boxes=0, max_boxes=20, score_threshold=1.0)) == 0
+    assert len(regions_from(detected, 1, min_boxes=0, max_boxes=20, score_threshold=0.0)) == 20
+
+
+def test_given_boxes_are_all_kept_in_their_order():
+    detected = predictions()
+    regions = regions_of_given(detected, "a")
+    assert (regions.image_id, regions.width, regions.height) == ("a", 120, 90)
+    assert np.array_equal(regions.boxes, detected.proposals)
+    assert np.array_equal(regions.features, detected.features)
+    assert np.array_equal(regions.object_scores, detected.class_probs.max(1).values)
+    assert np.array_equal(regions.attribute_ids, detected.attribute_probs.argmax(1))

@@ -1,4 +1,6 @@
+import io
 import json
+import os
 
 import pytest
 
@@ -45,6 +47,71 @@ def test_list_file(tmp_path):
     assert list_images(path)[0].path == "a.jpg"
 
 
+def test_list_on_standard_input(monkeypatch):
+    lines = "a.jpg\nsub/b c.jpg\t007\nété.jpg\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert list_images("-", "/root") == [
+        ImageFile("/root/a.jpg", "a"),
+        ImageFile("/root/sub/b c.jpg", "007"),
+        ImageFile("/root/été.jpg", "été"),
+    ]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a.jpg\n\xff.jpg\n")))
+    with pytest.raises(InputError, match="standard input: line 2: not UTF-8"):
+        list_images("-")
+
+
+def test_names_keep_apart(tmp_path):
+    names = ["a.jpg", "a.b.jpg", "a.c.jpg", " a.jpg", "a .jpg", "A.jpg", "1.jpg", "01.jpg", "-1.jpg", "1.0.jpg"]
+    names += ["\u00e9.jpg", "e\u0301.jpg", "猫.jpg"]
+    for name in names:
+        (tmp_path / name).touch()
+    found = list_images(tmp_path)
+    assert {os.path.basename(image.path) for image in found} == set(names)
+    assert {image.image_id for image in found} == {
+        *["a", "a.b", "a.c", " a", "a ", "A", 1, "01", -1, "1.0", "\u00e9", "e\u0301", "猫"]
+    }
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(names), encoding="utf-8")
+    assert set(ids(list_images(path))) == set(ids(found))
+
+
+def test_folders_behind_links_are_visited_once(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "1.jpg").touch()
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "near")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "there").symlink_to(tmp_path / "far")
+    (tmp_path / "near" / "2.gif").touch()
+    assert ids(list_images(tmp_path / "near")) == [2, 1]
+
+
+def test_range_of_folders(tmp_path):
+    for part in range(3):
+        (tmp_path / f"part-{part:02d}").mkdir()
+        (tmp_path / f"part-{part:02d}" / f"{part}.jpg").touch()
+    assert ids(list_images(f"{tmp_path}/part-{{00..02}}/*.jpg")) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"part-03/3.jpg: no such file"):
+        list_images(f"{tmp_path}/part-{{03..04}}/{{3..4}}.jpg")
+
+
+def test_visual_genomes_image_data(tmp_path):
+    path = tmp_path / "image_data.json"
+    start = "https://cs.stanford.edu/people/rak248"
+    records = [
+        {"width": 800, "height": 600, "url": f"{start}/VG_100K_2/1.jpg", "image_id": 1, "coco_id": None},
+        {"width": 800, "height": 600, "url": f"{start}/VG_100K/2.jpg", "image_id": 2, "coco_id": None},
+    ]
+    expected = [ImageFile("/vg/VG_100K_2/1.jpg", 1), ImageFile("/vg/VG_100K/2.jpg", 2)]
+    path.write_text(json.dumps(records))
+    assert list_images(path, "/vg") == expected
+    for record in records:
+        record["id"] = record.pop("image_id")
+    path.write_text(json.dumps(records, indent=1))
+    assert list_images(path, "/vg") == expected
+    with pytest.raises(InputError, match="image root"):
+        list_images(path)
+
+
 def test_coco_json(tmp_path):
     path = tmp_path / "coco.json"
     path.write_text(json.dumps({"images": [{"id": 9, "file_name": "x.jpg"}, {"id": 3, "file_name": "y.jpg"}]}))
@@ -58,15 +125,20 @@ def test_coco_json(tmp_path):
     [
         ("a.json", b"{", "not JSON"),
         ("a.json", b'{"questions": []}', "needs images"),
-        ("a.json", b'[{"id": 1}]', "needs images"),
+        ("a.json", b'[{"id": 1}]', "needs image_id and url"),
+        ("a.json", b'[{"url": "a/b/c.jpg"}]', "needs image_id and url"),
+        ("a.json", b'[{"image_id": 1, "url": null}]', "needs image_id and url"),
+        ("a.json", b'[{"image_id": 1, "url": "a/b/c.jpg"}', "truncated"),
+        ("a.json", b"[]", "no pictures"),
         ("a.json", b'{"images": [{"id": 1}]}', "needs images"),
         ("a.json", b'{"images": []}', "no pictures"),
         ("a.json", b'{"images": [{"id": null, "file_name": "x.jpg"}]}', "an id is None"),
         ("a.txt", b"x.jpg\t1\t2\n", "line 1"),
         ("a.txt", b"y.jpg\nx.jpg\t\n", "line 2"),
         ("a.txt", b"\n", "no pictures"),
-        ("a.gif", b"\xff\xfe\x00", "neither a picture"),
+        ("a.lst", b"\xff\xfe\x00", "line 1: not UTF-8; this is neither a picture"),
         ("a.txt", b"one/1.jpg\ntwo/1.jpg\n", "both have the id 1"),
+        ("a.txt", b"one/1.jpg\none/1.jpg\n", "one/1.jpg is there twice"),
     ],
 )
 def test_bad_sources(tmp_path, name, content, message):
@@ -83,5 +155,5 @@ def test_nothing_there(tmp_path):
         list_images(tmp_path / "gone")
     with pytest.raises(InputError, match="no pictures"):
         list_images(f"{tmp_path}/*.jpg")
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match=r"no pictures there .* for shards give .*\*\.tar"):
         list_images(tmp_path)

@@ -7,7 +7,8 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from hypothesis import given
+from feature_samples import LABELS, assert_same, sample
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,35 +16,12 @@ from bua.errors import InputError
 from bua.features.tsv import FIELDS, LXMERT_FIELDS, ORIGINAL_FIELDS, TsvFeatures, TsvWriter, decode_row, encode_row
 from bua.structures import Regions
 
-LABELS = ("object_ids", "object_scores", "attribute_ids", "attribute_scores")
-
-
-def regions_of(image_id, count=3, dim=5, seed=0):
-    rng = np.random.default_rng(seed)
-    return Regions(
-        image_id=image_id,
-        width=640,
-        height=480,
-        boxes=rng.random((count, 4), np.float32) * 400,
-        features=rng.random((count, dim), np.float32),
-        object_ids=rng.integers(0, 1600, count),
-        object_scores=rng.random(count, np.float32),
-        attribute_ids=rng.integers(0, 400, count),
-        attribute_scores=rng.random(count, np.float32),
-    )
-
-
-def assert_same(a, b, labels=LABELS):
-    assert (a.image_id, a.width, a.height) == (b.image_id, b.width, b.height)
-    for field in ("boxes", "features", *labels):
-        assert getattr(a, field).dtype == getattr(b, field).dtype
-        assert np.array_equal(getattr(a, field), getattr(b, field))
-
 
 def write(path, ids, format="tsv"):
     writer = TsvWriter(path, format)
     for seed, image_id in enumerate(ids):
-        writer.append(regions_of(image_id, seed=seed))
+        writer.append(sample(image_id, seed=seed))
+    writer.finish()
     writer.close()
 
 
@@ -63,10 +41,10 @@ def test_the_original_reads_what_is_written(tmp_path):
     path = tmp_path / "features.tsv"
     write(path, [7, 11])
     rows = list(read_as_the_original(path))
-    assert [row[:3] for row in rows] == [(7, 640, 480), (11, 640, 480)]
+    assert [row[:3] for row in rows] == [(7, 640, 480), (11, 640, 481)]
     for seed, row in enumerate(rows):
-        assert np.array_equal(row[3], regions_of(7, seed=seed).boxes)
-        assert np.array_equal(row[4], regions_of(7, seed=seed).features)
+        assert np.array_equal(row[3], sample(7, seed=seed).boxes)
+        assert np.array_equal(row[4], sample(7, seed=seed).features)
     assert path.read_bytes().count(b"\r\n") == 2
 
 
@@ -78,8 +56,8 @@ def test_what_is_written_is_read(tmp_path, format):
     store = TsvFeatures(path)
     assert list(store) == ids
     for seed, image_id in enumerate(ids):
-        expected = regions_of(image_id, seed=seed)
-        assert_same(store[image_id], expected, LABELS if format == "lxmert-tsv" else ())
+        expected = sample(image_id, seed=seed)
+        assert_same(store[image_id], expected, () if format == "lxmert-tsv" else LABELS)
     if format == "tsv":
         assert store[7].object_ids is None
     assert store["7"].image_id == 7
@@ -128,7 +106,7 @@ def test_rows_decode_to_what_they_encode(boxes_and_features, width, height, imag
     ("column", "value", "message"),
     [
         (3, b"x", "num_boxes: 'x' is not a number"),
-        (3, b"4", "boxes: 48 bytes do not fit num_boxes 4"),
+        (3, b"4", "boxes: 48 bytes do not fit 4 boxes"),
         (4, b"AAA", "boxes: not base64"),
         (5, b"AAAA", "features: 3 bytes"),
         (5, b"", "features: 0 bytes"),
@@ -147,7 +125,7 @@ def test_a_row_that_does_not_decode_is_named(tmp_path, column, value, message):
     store = TsvFeatures(path)
     with pytest.raises(InputError, match=f"features.tsv: line 2: {message}"):
         store[2]
-    assert_same(store[3], regions_of(3, seed=2), labels=())
+    assert_same(store[3], sample(3, seed=2), LABELS)
 
 
 def test_index_is_kept_and_renewed(tmp_path):
@@ -200,7 +178,7 @@ def test_writer_goes_on_after_an_incomplete_row(tmp_path, missing):
     writer = TsvWriter(path)
     assert writer.done == {0, 1}
     for image_id in (2, 3):
-        writer.append(regions_of(image_id, seed=image_id))
+        writer.append(sample(image_id, seed=image_id))
     assert writer.done == {0, 1, 2, 3}
     writer.close()
     assert path.read_bytes() == whole.read_bytes()
@@ -221,17 +199,76 @@ def test_a_row_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch):
 
     monkeypatch.setattr("bua.features.tsv.os.write", full_disk)
     with pytest.raises(OSError, match="No space"):
-        writer.append(regions_of(2))
+        writer.append(sample(2))
     writer.close()
     assert path.read_bytes() == before
     assert writer.done == {1}
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_machine_that_died(tmp_path_factory, monkeypatch, data):
+    """It leaves what was not synced in any state; the rows that are whole from the first on are kept."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    format = data.draw(st.sampled_from(sorted(FIELDS)))
+    path = tmp_path_factory.mktemp("died") / "features.tsv"
+    synced = data.draw(st.integers(0, 4))
+    writer = TsvWriter(path, format)
+    for i in range(5):
+        if i == synced:
+            writer.sync()
+            durable = path.stat().st_size
+        writer.append(sample(i, count=2, dim=2, seed=i))
+    writer.close()
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    start = data.draw(st.integers(durable, len(content)))
+    end = data.draw(st.integers(start, len(content)))
+    content[start:end] = bytes(end - start)
+    del content[data.draw(st.integers(durable, len(content))) :]
+    path.write_bytes(content)
+
+    writer = TsvWriter(path, format)
+    assert writer.done >= set(range(synced))
+    for i in range(5):
+        if i not in writer.done:
+            writer.append(sample(i, count=2, dim=2, seed=i))
+    writer.finish()
+    writer.close()
+    assert path.read_bytes() == whole
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_rows_of_the_other_format_are_not_cut(tmp_path):
+    """Not even where none of them was synced."""
+    path = tmp_path / "features.tsv"
+    writer = TsvWriter(path, "lxmert-tsv")
+    writer.append(sample(1))
+    writer.close()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="choose another output or format"):
+        TsvWriter(path, "tsv")
+    assert path.read_bytes() == before
+
+
+def test_rows_that_are_not_read_are_named(tmp_path):
+    path = tmp_path / "features.tsv"
+    write(path, [1, "a", 2])
+    assert list(TsvFeatures(path).problems()) == []
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(rows[0] + b"\r\n" + rows[1] + rows[0] + rows[2][:40])
+    assert list(TsvFeatures(path).problems()) == [
+        "line 2: no columns",
+        "line 4: image 1 again, which line 1 has",
+        "line 5: incomplete",
+    ]
+
+
 def test_ids_and_labels_that_cannot_be_written(tmp_path):
     writer = TsvWriter(tmp_path / "features.tsv", "lxmert-tsv")
     with pytest.raises(InputError, match="tab or line break"):
-        writer.append(regions_of("a\tb"))
-    unlabelled = regions_of(1)
+        writer.append(sample("a\tb"))
+    unlabelled = sample(1)
     unlabelled.attribute_ids = None
     with pytest.raises(InputError, match="attribute_ids"):
         writer.append(unlabelled)
@@ -255,4 +292,4 @@ def test_first_of_two_rows_with_one_id(tmp_path):
     write(path, [2])
     store = TsvFeatures(path)
     assert len(store) == 2
-    assert_same(store[2], regions_of(2, seed=1), labels=())
+    assert_same(store[2], sample(2, seed=1), LABELS)

@@ -4,6 +4,9 @@ import base64
 import csv
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -157,6 +160,12 @@ def test_failed_pictures_are_reported(folder, tmp_path, capsys):
         (["--min-boxes", "50", "--max-boxes", "20"], "random", "min boxes 50, max boxes 20"),
         (["--score-threshold", "20"], "random", "score threshold 20.0"),
         (["--format", "lxmert-tsv"], "random", "ATTRIBUTES.ENABLED"),
+        (["--format", "vinvl-tsv", "--grid"], "random", "cells of a grid have none"),
+        (["--format", "hdf5"], "random", "as many boxes in every picture; add --min-boxes 36 --max-boxes 36"),
+        (["--grid", "--regressed"], "random", "--regressed and --grid: choose one"),
+        (["--boxes", "gone.json"], "random", "gone.json: cannot be read"),
+        (["--num-gpus", "0"], "random", "--num-gpus 0: must be 1 or more"),
+        (["--num-gpus", "2", "--ray", "local"], "random", "--ray and --num-gpus"),
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, capsys, options, weights, message):
@@ -175,3 +184,95 @@ def test_a_file_of_something_else_is_left_alone(folder, tmp_path, capsys):
     assert extract(folder, output) == 2
     assert "choose another output" in capsys.readouterr().err
     assert output.read_text() == "mine"
+
+
+def test_many_devices_give_the_features_of_one(folder, tmp_path, caplog):
+    assert extract(folder, tmp_path / "one", "--format", "flat") == 0
+    assert extract(folder, tmp_path / "two", "--format", "flat", "--num-gpus", "2", "--device", "cpu") == 0
+    assert_same_features(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_cluster_gives_the_features_of_one_device(folder, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bua[ray]'")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert extract(folder, tmp_path / "one", "--format", "flat") == 0
+    assert extract(folder, tmp_path / "two", "--format", "flat", "--ray", "local", "--shard-size", "2") == 0
+    assert_same_features(tmp_path / "one", tmp_path / "two")
+    assert not (tmp_path / "two.shards").exists()
+
+
+@pytest.mark.parametrize("options", [["--batch-size", "3"], ["--num-workers", "2"]])
+def test_speed_options_change_nothing(folder, tmp_path, options):
+    assert extract(folder, tmp_path / "one", "--format", "flat") == 0
+    assert extract(folder, tmp_path / "two", "--format", "flat", *options) == 0
+    assert_same_features(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same_features(a, b):
+    a, b = open_features(a), open_features(b)
+    assert set(a) == set(b)
+    for image_id in a:
+        np.testing.assert_allclose(a[image_id].boxes, b[image_id].boxes, atol=1e-3)
+        np.testing.assert_allclose(a[image_id].features, b[image_id].features, rtol=1e-4, atol=1e-5)
+
+
+def test_grid_regressed_and_given_boxes(folder, tmp_path):
+    assert extract(folder, tmp_path / "grid", "--grid") == 0
+    for regions in open_features(tmp_path / "grid").values():
+        assert regions.features.shape[1] == FEATURE_DIM
+        assert regions.boxes[0].tolist()[:2] == [0, 0]
+        assert regions.boxes[-1].tolist()[2:] == [regions.width - 1, regions.height - 1]
+
+    given = tmp_path / "boxes.json"
+    given.write_text(json.dumps({str(i): [[10, 10, 40, 40], [5, 5, 20, 30]] for i in range(3)}))
+    assert extract(folder, tmp_path / "given", "--boxes", str(given), "--format", "npz") == 0
+    for regions in open_features(tmp_path / "given").values():
+        assert regions.boxes.tolist() == [[10, 10, 40, 40], [5, 5, 20, 30]]
+        assert len(regions.object_ids) == 2
+
+    assert extract(folder, tmp_path / "proposals") == 0
+    assert extract(folder, tmp_path / "regressed", "--regressed") == 0
+    proposals, regressed = open_features(tmp_path / "proposals"), open_features(tmp_path / "regressed")
+    assert any(not np.array_equal(proposals[i].boxes, regressed[i].boxes) for i in proposals)
+
+
+def test_stop_at_a_picture_that_fails(folder, tmp_path, capsys):
+    (folder / "a.jpg").write_bytes(b"")
+    assert extract(folder, tmp_path / "features.tsv", "--on-error", "stop") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {folder / 'a.jpg'}: ")
+    assert error.endswith("; --on-error skip goes on without it")
+
+
+def test_ctrl_c_stops_and_the_same_command_goes_on(folder, tmp_path):
+    """A picture that comes through a pipe keeps the run busy until it is interrupted."""
+    pipe, output = folder / "zzz.jpg", tmp_path / "features.tsv"
+    os.mkfifo(pipe)
+    options = ["--weights", "random", "--images", str(folder), "--output", str(output)]
+    command = [sys.executable, str(ROOT / "tools" / "extract.py"), "--config-file", str(CONFIG), *options, *SLIM]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    # Opens when the run does.
+    with open(pipe, "wb") as end:
+        run.send_signal(signal.SIGINT)
+        # Decoding goes on to its end.
+        end.write(b"no picture")
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert errors.splitlines()[-2:] == [
+        errors.splitlines()[-2],
+        "interrupted",
+    ]
+    assert "the same command goes on from there" in errors.splitlines()[-2]
+    pipe.unlink()
+    assert extract(folder, output) == 0
+    assert len(open_features(output)) == 3
+
+
+def test_help_names_everything(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        load_tool().main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--images", "--boxes", "--grid", "--regressed", "--num-gpus", "--ray", "--precision", "--on-error"):
+        assert option in text

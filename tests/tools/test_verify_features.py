@@ -15,13 +15,13 @@ def reference(shared_data):
 
 
 def rewritten(reference, path, change):
-    store, writer = open_features(reference), open_writer(path, "lxmert-tsv")
-    for i, image_id in enumerate(store):
-        regions = store[image_id]
-        if i == 3:
-            change(regions)
-        writer.append(regions)
-    writer.close()
+    store = open_features(reference)
+    with open_writer(path, "lxmert-tsv") as writer:
+        for i, image_id in enumerate(store):
+            regions = store[image_id]
+            if i == 3:
+                change(regions)
+            writer.append(regions)
     return list(store)[3]
 
 

@@ -1,0 +1,371 @@
+"""Features as flat arrays in a folder: bua's own format, for reading at the speed of memory.
+
+``bua.features.flat_files`` says what is in the folder.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bua.errors import InputError
+from bua.features.flat_files import (
+    FILES,
+    FORMAT,
+    HEADER,
+    LABELS,
+    LOOKUP,
+    MARK,
+    RECORD,
+    REGION,
+    VERSION,
+    FlatFiles,
+    checksum,
+    key_and_text,
+    load_lookup,
+    make_lookup,
+    read_header,
+    save_lookup,
+    write_header,
+)
+from bua.features.ids import parse_id
+from bua.files import sync_folder
+from bua.structures import Regions
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """B pictures side by side, padded with zeros to the largest number of regions M.
+
+    Attributes:
+        features: [B, M, dim] in the store's dtype.
+        boxes: [B, M, 4] float32 x1y1x2y2 in pixels.
+        counts: [B] int64, how many regions each picture has.
+        sizes: [B, 2] int64, width and height of the pictures in pixels.
+    """
+
+    features: np.ndarray
+    boxes: np.ndarray
+    counts: np.ndarray
+    sizes: np.ndarray
+
+
+class FlatFeatures(Mapping[int | str, Regions]):
+    """The features in a folder of the flat format, as they are when it is opened.
+
+    ``store[image_id]`` gives arrays of their own with features in float32; ``features``, ``boxes`` and ``read`` give
+    what is stored without conversion. May be used from threads and forked processes; pickled to others it opens the
+    folder again.
+
+    Attributes:
+        format: "flat" or "flat-fp16".
+        dtype: of the stored features, float32 or float16.
+        dim: numbers a region; 0 while there are no regions.
+        about: what the writer was told about the features (vocabularies, configuration, weights' hash).
+        all_features: [R, dim], all_boxes: [R, 4] float32: the regions of all pictures, mapped from the files.
+        offsets, counts: [N] the first region and the number of regions of each picture, by row.
+        widths, heights: [N] sizes of the pictures in pixels, by row.
+
+    Raises:
+        InputError: when opened: the folder or its header cannot be read, or are of another format or version.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.path = Path(folder)
+        header = read_header(self.path)
+        self.dtype, self.dim, self.about = np.dtype(header["dtype"]), header["dim"] or 0, header["about"]
+        self.format = "flat-fp16" if self.dtype == np.float16 else "flat"
+        self._files = FlatFiles(self.path, self.dtype, self.dim)
+        count = self._files.whole_records()
+        if count < len(self._files.index):
+            logger.warning(
+                "%s: its last %d pictures are not whole and are left out", self.path, len(self._files.index) - count
+            )
+        self._index = self._files.index[:count]
+        self.all_features, self._regions = self._files.features, self._files.regions
+        self.all_boxes = self._regions["box"]
+        self.offsets, self.counts = self._index["offset"], self._index["count"]
+        self.widths, self.heights = self._index["width"], self._index["height"]
+        self._keys, self._rows = load_lookup(self.path, self._index)
+        # The methods themselves: a look-up takes less than a microsecond, of which finding them would be a part.
+        self._search, self._key_at, self._row_at = self._keys.searchsorted, self._keys.item, self._rows.item
+        self._only_integers = self._files.ends(count)["ids.bin"] == 0
+        self._feature_file = self._files.open("features.bin")
+
+    def __getitem__(self, image_id: int | str) -> Regions:
+        row = self._row(image_id)
+        record = self._index[row]
+        start = int(record["offset"])
+        regions = self._regions[start : start + int(record["count"])]
+        labels = {
+            name: regions[name].astype(np.int64 if name.endswith("ids") else np.float32)
+            for bit, name in enumerate(LABELS)
+            if int(record["labels"]) >> bit & 1
+        }
+        return Regions(
+            image_id=self._id(row),
+            width=int(record["width"]),
+            height=int(record["height"]),
+            boxes=regions["box"].copy(),
+            features=self.all_features[start : start + len(regions)].astype(np.float32),
+            **labels,
+        )
+
+    def __iter__(self) -> Iterator[int | str]:
+        return map(self._id, range(len(self._index)))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, image_id) -> bool:
+        try:
+            self._row(image_id)
+        except KeyError:
+            return False
+        return True
+
+    def __reduce__(self):
+        return FlatFeatures, (self.path,)
+
+    def features(self, image_id: int | str) -> np.ndarray:
+        """[n, dim] in the store's dtype, mapped from the file: read-only, read when looked at, good for ever."""
+        row = self._row(image_id)
+        start = self.offsets.item(row)
+        return self.all_features[start : start + self.counts.item(row)]
+
+    def boxes(self, image_id: int | str) -> np.ndarray:
+        """[n, 4] float32 x1y1x2y2 in pixels, likewise."""
+        row = self._row(image_id)
+        start = self.offsets.item(row)
+        return self.all_boxes[start : start + self.counts.item(row)]
+
+    def rows(self, image_ids: Sequence[int | str]) -> np.ndarray:
+        """[B] int64: the rows of pictures in ``offsets``, ``counts``, ``widths`` and ``heights``.
+
+        Raises:
+            KeyError: an id that is not there.
+        """
+        ids = np.asarray(image_ids)
+        if ids.dtype.kind != "i" or not len(self._keys):
+            return np.array([self._row(image_id) for image_id in image_ids], np.int64)
+        places = np.minimum(np.searchsorted(self._keys, ids), len(self._keys) - 1)
+        rows = self._rows[places]
+        found = (self._keys[places] == ids) & (self._index["text_length"][rows] == 0)
+        for i in np.flatnonzero(~found):  # not there, or behind a text with the same key
+            rows[i] = self._row(int(ids[i]))
+        return rows
+
+    def read(self, image_ids: Sequence[int | str], out: np.ndarray | None = None) -> Batch:
+        """A batch for training, read into memory of its own.
+
+        Args:
+            out: [>= B, >= M, dim] in the store's dtype, contiguous: memory to read the features into, such as pinned
+                memory, which spares making it for every batch. The batch's features are then ``out[:B, :M]``.
+
+        Raises:
+            KeyError: an id that is not there.
+        """
+        rows = self.rows(image_ids)
+        offsets, counts = self.offsets[rows].astype(np.int64), self.counts[rows].astype(np.int64)
+        most = int(counts.max(initial=0))
+        if out is None:
+            out = np.empty((len(rows), most, self.dim), self.dtype)
+        features, boxes = out[: len(rows), :most], np.zeros((len(rows), most, 4), np.float32)
+        row_bytes, file = self.dim * self.dtype.itemsize, self._feature_file.fileno()
+        for i, (start, count) in enumerate(zip(offsets.tolist(), counts.tolist())):
+            # Not through the mapped memory: its pages would count as this process's, up to the size of the file.
+            if count and os.preadv(file, [features[i, :count]], start * row_bytes) != count * row_bytes:
+                raise InputError(f"{self.path}/features.bin: was cut while open; open it again")
+            features[i, count:] = 0
+            boxes[i, :count] = self.all_boxes[start : start + count]
+        sizes = np.stack([self.widths[rows], self.heights[rows]], axis=1).astype(np.int64)
+        return Batch(features, boxes, counts, sizes)
+
+    def problems(self) -> Iterator[str]:
+        """A line for each picture whose bytes are not those that were written; reads everything."""
+        for row in range(len(self)):
+            if not self._files.is_whole(row):
+                yield f"picture {row + 1}: image {self._id(row)}: its bytes are not those that were written"
+        if len(self._files.index) > len(self):
+            yield f"pictures {len(self) + 1} to {len(self._files.index)}: not whole, left out"
+
+    def _row(self, image_id: int | str) -> int:
+        if type(image_id) is int and self._only_integers:
+            place = self._search(image_id)
+            if place < len(self._keys) and self._key_at(place) == image_id:
+                return self._row_at(place)
+            raise KeyError(image_id)
+        image_id = image_id if type(image_id) is int else parse_id(image_id)
+        key, text = key_and_text(image_id)
+        place = self._keys.searchsorted(key)
+        while place < len(self._keys) and self._keys.item(place) == key:
+            row = self._rows.item(place)
+            if self._text(row) == text:
+                return row
+            place += 1
+        raise KeyError(image_id)
+
+    def _id(self, row: int) -> int | str:
+        text = self._text(row)
+        return parse_id(text.decode(errors="surrogateescape")) if text else self._index["key"].item(row)
+
+    def _text(self, row: int) -> bytes:
+        length = self._files.text_lengths.item(row)
+        return self._files.text(row) if length else b""
+
+
+class FlatWriter:
+    """Appends pictures to a folder of the flat format.
+
+    Args:
+        path: the folder; made where it does not exist.
+        dtype: of the features, "float32" or "float16".
+        about: what to keep about the features in the header, as JSON holds it.
+
+    Attributes:
+        done: the ids in the folder.
+
+    Raises:
+        InputError: the folder holds something else, or features of another dtype or about which ``about`` differs.
+    """
+
+    def __init__(self, path: str | Path, dtype: str = "float32", about: dict | None = None):
+        self.path = Path(path)
+        self._header = _start_or_continue(self.path, dtype, about)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        (self.path / LOOKUP).unlink(missing_ok=True)
+        for name in (*FILES, MARK):
+            (self.path / name).touch()
+        files = FlatFiles(self.path, self.dtype, self._header["dim"] or 0)
+        self._records = files.whole_records()
+        self._ends = files.ends(self._records)
+        self.done: set[int | str] = files.ids(self._records)
+        if self._records < len(files.index):
+            logger.warning(
+                "%s: its last %d pictures are not whole; cut off and extracted again",
+                self.path,
+                len(files.index) - self._records,
+            )
+        del files
+        self._handles = {name: os.open(self.path / name, os.O_WRONLY) for name in (*FILES, MARK)}
+        self._cut()
+        self.sync()
+
+    def append(self, regions: Regions) -> None:
+        """Writes one picture.
+
+        Raises:
+            InputError: its id is there already or empty, its features have another length than those before, or
+                are beyond the range of the dtype.
+        """
+        image_id = parse_id(regions.image_id)
+        if image_id in self.done or image_id == "":
+            raise InputError(f"image id {image_id!r}: {'in the output already' if image_id else 'empty'}")
+        features, rows = self._features_of(regions), _rows_of(regions)
+        record, text = self._record_of(image_id, regions)
+        contents = dict(zip(FILES, (features.tobytes(), rows.tobytes(), text)))
+        record["checksum"] = checksum(*contents.values(), record)
+        contents["index.bin"] = record.tobytes()
+        try:
+            for name, content in contents.items():
+                _write(self._handles[name], content, self._ends[name])
+        except BaseException:
+            self._cut()
+            raise
+        for name, content in contents.items():
+            self._ends[name] += len(content)
+        self._records += 1
+        self.done.add(image_id)
+
+    def sync(self) -> None:
+        """Returns when everything that was appended is on the disk."""
+        for name in FILES:
+            os.fsync(self._handles[name])
+        _write(self._handles[MARK], self._records.to_bytes(8, "little"), 0)
+        os.fsync(self._handles[MARK])
+
+    def finish(self) -> None:
+        """Syncs, and keeps the order of the ids for readers."""
+        self.sync()
+        files = FlatFiles(self.path, self.dtype, self._header["dim"] or 0)
+        save_lookup(self.path, make_lookup(files.index))
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+
+    def _features_of(self, regions: Regions) -> np.ndarray:
+        features = np.asarray(regions.features)
+        if not len(features):
+            return np.empty((0, 0), self.dtype)
+        if self._records == 0 or not self._header["dim"]:
+            header = {**self._header, "dim": features.shape[1]}
+            write_header(self.path, header)
+            self._header = header
+        if features.shape != (len(regions), self._header["dim"]):
+            raise InputError(
+                f"image {regions.image_id}: features {features.shape}; "
+                f"{self.path} needs {(len(regions), self._header['dim'])}"
+            )
+        try:
+            with np.errstate(over="raise"):
+                return np.ascontiguousarray(features, self.dtype)
+        except FloatingPointError:
+            raise InputError(
+                f"image {regions.image_id}: features beyond the range of float16; use the format flat"
+            ) from None
+
+    def _record_of(self, image_id: int | str, regions: Regions) -> tuple[np.ndarray, bytes]:
+        key, text = key_and_text(image_id)
+        record = np.zeros((), RECORD)
+        record["offset"] = self._ends["regions.bin"] // REGION.itemsize
+        record["text_offset"], record["text_length"] = self._ends["ids.bin"], len(text)
+        record["key"], record["count"] = key, len(regions)
+        record["width"], record["height"] = regions.width, regions.height
+        record["labels"] = sum(1 << bit for bit, name in enumerate(LABELS) if getattr(regions, name) is not None)
+        return record, text
+
+    def _cut(self) -> None:
+        for name in FILES:
+            os.ftruncate(self._handles[name], self._ends[name])
+
+
+def _start_or_continue(folder: Path, dtype: str, about: dict | None) -> dict:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; the flat formats need a folder")
+    if not (folder / HEADER).exists():
+        if folder.exists() and any(not name.endswith(".tmp") for name in os.listdir(folder)):
+            raise InputError(f"{folder}: holds something else than flat features; choose another output")
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+        header = {"format": FORMAT, "version": VERSION, "dtype": dtype, "dim": None, "about": about or {}}
+        write_header(folder, header)
+        return header
+    header = read_header(folder)
+    if header["dtype"] != dtype:
+        raise InputError(f"{folder}/{HEADER}: dtype {header['dtype']}, not {dtype}; choose another output or format")
+    if about is not None and header["about"] != json.loads(json.dumps(about)):
+        raise InputError(f"{folder}/{HEADER}: about differs: features of other settings; choose another output")
+    return header
+
+
+def _rows_of(regions: Regions) -> np.ndarray:
+    rows = np.zeros(len(regions), REGION)
+    rows["box"] = regions.boxes
+    for name in LABELS:
+        labels = getattr(regions, name)
+        if labels is not None:
+            rows[name] = labels
+    return rows
+
+
+def _write(handle: int, content: bytes, offset: int) -> None:
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(handle, rest, offset)
+        rest, offset = rest[written:], offset + written

@@ -1,0 +1,155 @@
+"""What is in a file of features, and what is wrong with it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bua.errors import InputError
+from bua.features.store import open_features
+from bua.structures import Regions
+
+# A box may end at the width or, counting pixels from 0 inclusively, at the width less one.
+_PIXEL = 1e-2
+_BINS = 8
+
+
+@dataclass
+class Summary:
+    """What ``summarize`` finds.
+
+    Attributes:
+        format, dtype: how the features are stored; the format is empty where the reader does not say.
+        images, boxes: how many; ``unreadable`` pictures are not counted.
+        histogram: number of boxes -> how many pictures have it.
+        dims: numbers a region -> how many pictures have them.
+        labels: field of Regions -> how many pictures have it.
+        minimum, maximum, mean: of all numbers of the features.
+        zeros: share of them that are 0.
+        zero_rows: regions whose features are all 0.
+        not_finite: numbers of features and boxes that are none, or infinite.
+        boxes_outside: boxes that reach out of their picture, where its size is known.
+        boxes_inverted: boxes that end before they begin.
+        unreadable: a line for each picture that does not decode: file, line or picture, and why.
+        problems: a line for each record that no id leads to (duplicates, incomplete ones).
+    """
+
+    format: str = ""
+    dtype: str = "float32"
+    images: int = 0
+    boxes: int = 0
+    histogram: dict[int, int] = field(default_factory=dict)
+    dims: dict[int, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    minimum: float = float("inf")
+    maximum: float = float("-inf")
+    mean: float = 0.0
+    zeros: float = 0.0
+    zero_rows: int = 0
+    not_finite: int = 0
+    boxes_outside: int = 0
+    boxes_inverted: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def faults(self) -> list[str]:
+        """A line for each kind of thing that is wrong."""
+        counts = {
+            "no pictures": not self.images,
+            f"features of several lengths: {', '.join(map(str, self.dims))}": len(self.dims) > 1,
+            f"{self.zero_rows} regions with features that are all 0": self.zero_rows,
+            f"{self.not_finite} numbers that are not finite": self.not_finite,
+            f"{self.boxes_outside} boxes that reach out of their picture": self.boxes_outside,
+            f"{self.boxes_inverted} boxes that end before they begin": self.boxes_inverted,
+            f"{len(self.unreadable)} pictures that do not decode": self.unreadable,
+            f"{len(self.problems)} records that are not read": self.problems,
+        }
+        return [line for line, wrong in counts.items() if wrong]
+
+    def lines(self) -> list[str]:
+        """The summary as a table."""
+        per_image = self.boxes / self.images if self.images else 0
+        bounds = f"{min(self.histogram)} to {max(self.histogram)}, {per_image:.1f} on average" if self.histogram else ""
+        table = {
+            "format": self.format,
+            "images": self.images,
+            "boxes": f"{self.boxes}, {bounds} an image",
+            "histogram": "  ".join(f"{boxes}: {images}" for boxes, images in _binned(self.histogram)),
+            "features": f"{', '.join(map(str, self.dims))} numbers, {self.dtype}",
+            "values": f"{self.minimum:.4g} to {self.maximum:.4g}, {self.mean:.4g} on average, {self.zeros:.1%} zeros",
+            "labels": ", ".join(f"{name} of {count}" for name, count in self.labels.items()) or "none",
+        }
+        return [f"{name:<10} {value}" for name, value in table.items() if value != ""]
+
+
+def summarize(path: str | Path) -> Summary:
+    """Reads all features of a file or folder, a picture at a time, whatever the format.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    store = open_features(path)
+    summary = Summary(getattr(store, "format", ""), str(np.dtype(getattr(store, "dtype", "float32"))))
+    total = zeros = numbers = 0
+    for image_id in tqdm(store, unit=" pictures", disable=None):
+        try:
+            regions = store[image_id]
+        except InputError as error:
+            summary.unreadable.append(str(error))
+            continue
+        _count(summary, regions)
+        if not regions.features.size:
+            continue
+        features = regions.features
+        finite = np.isfinite(features)
+        summary.not_finite += int(finite.size - finite.sum())
+        features = features[finite]
+        if features.size:
+            summary.minimum = min(summary.minimum, float(features.min()))
+            summary.maximum = max(summary.maximum, float(features.max()))
+        total += float(features.sum(dtype=np.float64))
+        numbers += features.size
+        zeros += int((features == 0).sum())
+        summary.zero_rows += int((~regions.features.any(axis=1)).sum())
+    if numbers:
+        summary.mean, summary.zeros = total / numbers, zeros / numbers
+    if hasattr(store, "problems"):
+        summary.problems = [f"{path}: {line}" for line in store.problems()]
+    return summary
+
+
+def _count(summary: Summary, regions: Regions) -> None:
+    boxes = regions.boxes
+    summary.images += 1
+    summary.boxes += len(boxes)
+    _add(summary.histogram, len(boxes))
+    if regions.features.size:
+        _add(summary.dims, regions.features.shape[1])
+    for name in ("object_ids", "object_scores", "attribute_ids", "attribute_scores"):
+        if getattr(regions, name) is not None:
+            _add(summary.labels, name)
+    summary.not_finite += int((~np.isfinite(boxes)).sum())
+    summary.boxes_inverted += int((boxes[:, 2:] < boxes[:, :2]).any(axis=1).sum())
+    if regions.width and regions.height:
+        limit = np.array([regions.width, regions.height]) + _PIXEL
+        outside = (boxes[:, :2] < -_PIXEL) | (boxes[:, 2:] > limit)
+        summary.boxes_outside += int(outside.any(axis=1).sum())
+
+
+def _add(counts: dict, key) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _binned(histogram: dict[int, int]) -> list[tuple[str, int]]:
+    """(numbers, how many) in bins of one width, at most _BINS of them."""
+    if not histogram:
+        return []
+    first, last = min(histogram), max(histogram)
+    width = -(-(last - first + 1) // _BINS)
+    bins = []
+    for start in range(first, last + 1, width):
+        end = min(start + width - 1, last)
+        count = sum(images for boxes, images in histogram.items() if start <= boxes <= end)
+        bins.append((str(start) if start == end else f"{start}-{end}", count))
+    return bins

@@ -1,0 +1,146 @@
+"""A detector that costs nothing, pictures for it, and jobs that misbehave as told; also for other processes."""
+
+import io
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bua.data.images import Resize
+from bua.extraction import ImageFile, Job
+from bua.features import open_features
+from bua.structures import RegionPredictions
+
+CLASSES, FEATURES, REGIONS = 8, 6, 30
+
+
+class FakeDetector:
+    """Regions that depend on the picture's pixels alone.
+
+    Args:
+        deadly: ids of pictures that kill the process.
+        too_large: the most pictures that it has memory for at a time.
+    """
+
+    convention = "caffe"
+    prepare = Resize(64, 128, "caffe")
+
+    def __init__(self, deadly=(), too_large=1000):
+        self.deadly, self.too_large = deadly, too_large
+        self.batches = []
+
+    def infer(self, batch, boxes=None, *, regress=True):
+        self._take(batch)
+        if boxes is None:
+            return [self.regions(picture) for picture in batch]
+        return [self.regions(picture, given) for picture, given in zip(batch, boxes)]
+
+    def grid(self, batch):
+        self._take(batch)
+        return [picture.image.mean(0, keepdim=True)[:, ::32, ::32] for picture in batch]
+
+    def _take(self, batch):
+        self.batches.append([picture.image_id for picture in batch])
+        for picture in batch:
+            if picture.image_id in self.deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if len(batch) > self.too_large:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    def regions(self, picture, boxes=None):
+        generator = torch.Generator().manual_seed(int(picture.image.sum()))
+        if boxes is None:
+            corners = torch.rand(REGIONS, 2, generator=generator) * 10
+            boxes = torch.cat([corners, corners + 3], dim=1)
+        count = len(boxes)
+        return RegionPredictions(
+            width=picture.width,
+            height=picture.height,
+            proposals=boxes,
+            objectness=torch.ones(count),
+            class_probs=(torch.randn(count, CLASSES + 1, generator=generator) * 3).softmax(1)[:, :-1],
+            boxes=boxes[:, None] + torch.arange(CLASSES)[:, None] + 1.0,
+            features=torch.rand(count, FEATURES, generator=generator),
+            attribute_probs=torch.rand(count, 5, generator=generator),
+        )
+
+
+@dataclass(frozen=True)
+class FakeJob(Job):
+    """A job with the detector above.
+
+    Attributes:
+        deadly: ids of pictures that kill the process.
+        loads: a file that gets a line for each detector that is loaded; with ``most_loads`` lines, loading kills.
+    """
+
+    config_file: str = ""
+    overrides: tuple = ()
+    weights: str = "random"
+    deadly: tuple = ()
+    loads: str | None = None
+    most_loads: int = 1000
+
+    def load(self, device=None):
+        if self.loads:
+            with open(self.loads, "a+") as file:
+                file.write(f"{os.getpid()}\n")
+                file.seek(0)
+                if len(file.readlines()) > self.most_loads:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return FakeDetector(self.deadly)
+
+
+def make_images(folder, number):
+    """Pictures of three sizes, with the ids 0, 1, ..."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    images = []
+    for i in range(number):
+        path = folder / f"{i}.png"
+        cv2.imwrite(str(path), rng.integers(0, 255, (32 + 8 * (i % 3), 48, 3), np.uint8))
+        images.append(ImageFile(str(path), i))
+    return images
+
+
+def assert_same_features(a, b):
+    a, b = open_features(a), open_features(b)
+    assert set(a) == set(b)
+    for image_id in a:
+        assert_same_regions(a[image_id], b[image_id])
+
+
+def assert_same_regions(a, b):
+    assert (a.image_id, a.width, a.height) == (b.image_id, b.width, b.height)
+    assert np.array_equal(a.boxes, b.boxes)
+    assert np.array_equal(a.features, b.features)
+
+
+def fork(function, stderr=os.devnull):
+    """The id of a child process that calls ``function`` and exits with what it returns."""
+    if child := os.fork():
+        return child
+    try:
+        code = 1
+        handle = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 2)
+        sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
+        torch.set_num_threads(1)
+        # By default processes share one, and one that is killed may hold it.
+        tqdm.set_lock(threading.RLock())
+        code = function()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def exit_code_of(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,0 +1,185 @@
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_detector import FakeDetector, FakeJob, assert_same_regions, make_images
+
+from bua.errors import InputError
+from bua.extraction import Extractor, Wanted
+from bua.extraction.cluster import Cluster, on_ray
+from bua.features import open_features
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'bua[ray]'")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"), 20)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A Ray cluster on this machine, whose workers know this folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, *Path(__file__).parents[2:3]))))
+        with on_ray(FakeJob(), "local", tmp_path_factory.mktemp("shards"), "cpu") as cluster:
+            yield cluster
+
+
+@pytest.fixture
+def cluster(running, tmp_path):
+    def make(shard_size=5, **job):
+        return Cluster(FakeJob(**job), tmp_path / "shards", "cpu", shard_size)
+
+    return make
+
+
+def assert_all_once(outcomes, images, failed=()):
+    assert sorted(outcome.image.image_id for outcome in outcomes) == [image.image_id for image in images]
+    plain = {outcome.image: outcome.regions for outcome in Extractor(FakeDetector(), Wanted())(images)}
+    for image, regions, _ in outcomes:
+        if image.image_id in failed:
+            assert regions is None
+        else:
+            assert_same_regions(regions, plain[image])
+
+
+def test_shards_together_are_what_one_device_does(cluster, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(images[0].path).parent)
+    relative = [image._replace(path=Path(image.path).name) for image in images]
+    workers = cluster(shard_size=7)
+    outcomes = list(workers(relative))
+    assert_all_once([outcome._replace(image=images[outcome.image.image_id]) for outcome in outcomes], images)
+    assert len(list((tmp_path / "shards").iterdir())) == 3
+    workers.remove()
+    assert not (tmp_path / "shards").exists()
+
+
+def test_pictures_that_fail_are_told_with_their_reason(cluster, images, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    pictures = [*images[:3], images[3]._replace(path=str(tmp_path / "text.jpg"))]
+    outcomes = list(cluster()(pictures))
+    assert_all_once(outcomes, images[:3] + pictures[3:], failed=(3,))
+    assert "not a picture" in next(outcome.reason for outcome in outcomes if outcome.image.image_id == 3)
+
+
+def test_an_interrupted_run_leaves_shards_that_are_used(cluster, images, tmp_path):
+    loads = tmp_path / "loads"
+    some = list(cluster(loads=str(loads))(images[:10]))
+    assert len(some) == 10
+    # Pictures that failed are tried again, and what the output has already is not asked for.
+    damaged = cluster()(images[5:])
+    next(damaged)
+    damaged.close()
+    deadly = tuple(range(10))
+    outcomes = list(cluster(deadly=deadly)(images[5:]))
+    assert_all_once(outcomes, images[5:])
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_path):
+    # A picture that comes through a pipe keeps its worker busy until it is killed.
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    pictures = [*images[:3], images[3]._replace(path=str(pipe)), *images[4:]]
+
+    def kill_then_let_go():
+        end = wait_for(lambda: open_if_read(pipe))
+        wait_for(lambda: [p for p in (tmp_path / "shards").glob("*.attempt/features/index.bin") if p.stat().st_size])
+        (worker,) = readers_of(pipe)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: readers_of(pipe) - {worker})
+        os.write(end, Path(images[3].path).read_bytes())
+        os.close(end)
+        killed.append(worker)
+
+    killed = []
+    helper = threading.Thread(target=kill_then_let_go, daemon=True)
+    helper.start()
+    outcomes = list(cluster(shard_size=10)(pictures))
+    helper.join(60)
+    assert len(killed) == 1
+    assert_all_once([o._replace(image=images[o.image.image_id]) for o in outcomes], images)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+def open_if_read(pipe):
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+def readers_of(path):
+    """The ids of other processes that have a file open."""
+    readers = set()
+    for link in Path("/proc").glob("[1-9]*/fd/*"):
+        with suppress(OSError):
+            if link.readlink() == path:
+                readers.add(int(link.parts[2]))
+    return readers - {os.getpid()}
+
+
+def test_a_picture_that_kills_every_worker_is_found_and_given_up(cluster, images, monkeypatch, caplog):
+    monkeypatch.setattr("bua.extraction.cluster.RETRIES", 0)
+    outcomes = list(cluster(shard_size=2, deadly=(5,))(images[:8]))
+    assert_all_once(outcomes, images[:8], failed=(5,))
+    assert "its worker was lost 1 times" in next(o.reason for o in outcomes if o.regions is None)
+    assert caplog.text.count("a shard of ") == 2
+
+
+class UnfitJob(FakeJob):
+    def load(self, device=None):
+        raise InputError("weights: do not fit")
+
+
+def test_what_is_wrong_with_the_job_or_the_disk_is_one_line(cluster, images, tmp_path):
+    unfit = cluster()
+    unfit.job = UnfitJob()
+    with pytest.raises(InputError, match=r"^weights: do not fit$"):
+        list(unfit(images))
+    (tmp_path / "file").write_text("")
+    unfit.folder = tmp_path / "file" / "shards"
+    with pytest.raises(InputError, match="cannot be made a folder"):
+        list(unfit(images))
+
+
+def test_files_of_a_job_are_named_for_every_machine(running, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = replace(FakeJob(), config_file="a.yaml", weights="b.pth", wanted=Wanted(boxes="c.json"))
+    there = Cluster(job, Path("shards"), "cuda:1", 5)
+    assert (there.job.config_file, there.job.weights) == (str(tmp_path / "a.yaml"), str(tmp_path / "b.pth"))
+    assert there.job.wanted.boxes == str(tmp_path / "c.json")
+    assert (there.folder, there.device) == (tmp_path / "shards", "cuda")
+
+
+def test_no_cluster_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
+    with (
+        pytest.raises(InputError, match=r"^--ray .*: no cluster there") as error,
+        on_ray(FakeJob(), "nonsense", tmp_path, "cpu"),
+    ):
+        pytest.fail("joined")
+    assert "\n" not in str(error.value)
+
+
+def test_usage_is_not_reported(running):
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_shards_are_flat_folders(cluster, images, tmp_path):
+    list(cluster(shard_size=20)(images))
+    (shard,) = (tmp_path / "shards").iterdir()
+    assert set(open_features(shard / "features")) == set(range(20))
+    assert (shard / "failures.jsonl").read_text() == ""

@@ -1,0 +1,134 @@
+import io
+import logging
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+
+from bua.data.images import read_image
+from bua.errors import InputError
+from bua.extraction import ImageFile, list_images
+
+PICTURES = {
+    name: np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    for seed, name in enumerate(["000001.png", "000002.PNG", "sub/été 猫.png", f"{'long' * 60}.png", "7.png"])
+}
+
+
+def write_tar(path, files, format=tarfile.GNU_FORMAT):
+    with tarfile.open(path, "w", format=format) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def encode(picture):
+    return cv2.imencode(".png", picture)[1].tobytes()
+
+
+def sample_files():
+    """A picture and what belongs to it, as WebDataset has it."""
+    files = {}
+    for name, picture in PICTURES.items():
+        files[name] = encode(picture)
+        files[name.rsplit(".", 1)[0] + ".json"] = b"{}"
+    return files
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_pictures_are_read_where_they_lie(tmp_path, format):
+    path = tmp_path / "a.tar"
+    write_tar(path, sample_files(), format)
+    images = list_images(path)
+    assert [image.image_id for image in images] == ["000001", "000002", "sub/été 猫", "long" * 60, 7]
+    assert {image.path for image in images} == {str(path)}
+    for image, picture in zip(images, PICTURES.values()):
+        np.testing.assert_array_equal(read_image(image.path, image.span), picture)
+
+
+def test_globs_and_ranges_of_shards(tmp_path):
+    for shard in range(12):
+        write_tar(tmp_path / f"train-{shard:03d}.tar", {f"./{shard}-{i}.jpg": b"x" * i for i in range(3)})
+    images = list_images(f"{tmp_path}/train-{{000..011}}.tar")
+    assert len(images) == 36
+    assert images[-1] == ImageFile(str(tmp_path / "train-011.tar"), "11-2", images[-1].span)
+    assert images[-1].span[1] == 2
+    assert list_images(f"{tmp_path}/train-*.tar") == images
+    assert list_images(f"{tmp_path}/train-{{009..010}}.tar") == images[27:33]
+    with pytest.raises(InputError, match=r"train-012.tar: no such file"):
+        list_images(f"{tmp_path}/train-{{010..012}}.tar")
+
+
+def test_a_key_in_two_shards(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / name, {"0.jpg": b"x"})
+    with pytest.raises(InputError, match=r"a.tar and .*b.tar both have the id 0; the names in all shards must differ"):
+        list_images(f"{tmp_path}/*.tar")
+
+
+def test_what_is_no_picture_of_a_sample_is_left_out(tmp_path, caplog):
+    path = tmp_path / "a.tar"
+    write_tar(path, {"0.jpg": b"x", "0.seg.png": b"x", ".hidden.jpg": b"x", "0.txt": b"x", "d.jpg/1.webp": b"x"})
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("2.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.jpg"
+        archive.addfile(link)
+        folder = tarfile.TarInfo("3.jpg")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    with caplog.at_level(logging.WARNING):
+        assert [image.image_id for image in list_images(path)] == [0, "d.jpg/1"]
+    (record,) = caplog.records
+    assert "a.tar: 2 pictures are left out, such as 0.seg.png" in record.getMessage()
+
+
+def whole_and_warning(path, caplog):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        images = list_images(path)
+    return [image.image_id for image in images], [record.getMessage() for record in caplog.records]
+
+
+def test_a_shard_that_is_cut_short_gives_what_is_there_and_one_warning(tmp_path, caplog):
+    path = tmp_path / "a.tar"
+    write_tar(path, {f"{i}.jpg": bytes([65 + i]) * 700 for i in range(3)})
+    data = path.read_bytes()
+    record = 512 + 1024
+    # Its end marker is zeros that some programs do not write.
+    path.write_bytes(data[: 3 * record])
+    assert whole_and_warning(path, caplog) == ([0, 1, 2], [])
+
+    path.write_bytes(data[: 2 * record + 600])
+    ids, warnings = whole_and_warning(path, caplog)
+    assert ids == [0, 1, 2]
+    assert len(warnings) == 1
+    assert "a.tar: cut short or damaged" in warnings[0]
+    last = list_images(path)[-1]
+    with pytest.raises(InputError, match=r"88 of its 700 bytes are there"):
+        read_image(last.path, last.span)
+
+    for damaged in (data[: 2 * record + 100], data[: 2 * record] + b"rubbish!" * 200):
+        path.write_bytes(damaged)
+        ids, warnings = whole_and_warning(path, caplog)
+        assert ids == [0, 1]
+        assert len(warnings) == 1
+        assert f"at byte {2 * record}" in warnings[0]
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 2000, b"\x1f\x8b\x08" + b"x" * 2000])
+def test_what_is_no_tar_is_named(tmp_path, data):
+    path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a.tar: not an uncompressed tar archive"):
+        list_images(path)
+    path.rename(tmp_path / "a.tar.gz")
+    with pytest.raises(InputError, match=r"a.tar.gz: not an uncompressed tar archive"):
+        list_images(tmp_path / "a.tar.gz")
+
+
+def test_a_shard_without_pictures(tmp_path):
+    write_tar(tmp_path / "a.tar", {"0.json": b"{}"})
+    with pytest.raises(InputError, match="no pictures there"):
+        list_images(tmp_path / "a.tar")

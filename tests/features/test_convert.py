@@ -1,0 +1,162 @@
+import json
+
+import pytest
+from feature_samples import LABELS, assert_same, sample
+
+from bua.errors import InputError
+from bua.features import FORMATS, convert_features, open_features, open_writer
+
+ABOUT = {
+    "object_vocabulary": [f"object {number}" for number in range(1600)],
+    "attribute_vocabulary": [f"attribute {number}" for number in range(400)],
+    "weights": "sha256:1",
+}
+# The fields that a format has no place for.
+LOST = {"tsv": LABELS}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Nothing waits for the disk."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture
+def pictures():
+    return {image_id: sample(image_id, seed=seed) for seed, image_id in enumerate((7, "a b", "ü"))}
+
+
+@pytest.fixture
+def source(tmp_path, pictures):
+    with open_writer(tmp_path / "source", "flat", ABOUT) as writer:
+        for regions in pictures.values():
+            writer.append(regions)
+        writer.finish()
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_from_every_format_to_every_format(source, tmp_path, pictures, format):
+    """What the first can hold comes through to what the second can."""
+    first = tmp_path / "first"
+    assert convert_features(source, first, format) == 3
+    for second in FORMATS:
+        path = tmp_path / f"second {second}"
+        if second == "lxmert-tsv" and format in LOST:
+            with pytest.raises(InputError, match=rf"second {second} \(lxmert-tsv\): image 7: has no object_ids"):
+                convert_features(first, path, second)
+            continue
+        assert convert_features(first, path, second, ABOUT) == 3
+        converted = dict(open_features(path))
+        assert converted.keys() == pictures.keys()
+        for image_id, regions in pictures.items():
+            assert_same(converted[image_id], regions, {*LOST.get(format, ()), *LOST.get(second, ())})
+
+
+@pytest.mark.parametrize("format", ["tsv", "npz", "flat", "vilbert-lmdb"])
+def test_a_conversion_that_was_stopped_goes_on(source, tmp_path, pictures, format, monkeypatch):
+    target, read = tmp_path / "target", []
+    real = type(open_features(source)).__getitem__
+
+    def stop_at_the_third(store, image_id):
+        read.append(image_id)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return real(store, image_id)
+
+    monkeypatch.setattr("bua.features.flat.FlatFeatures.__getitem__", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        convert_features(source, target, format)
+    assert convert_features(source, target, format) == 1
+    assert read == [*pictures, "ü"]
+    monkeypatch.undo()
+    assert open_features(target).keys() == pictures.keys()
+    assert convert_features(source, target, format) == 0
+
+
+def test_settings_go_along(source, tmp_path):
+    settings = {"format": "flat", "weights": "sha256:1", "max_boxes": 36}
+    (tmp_path / "source.meta.json").write_text(json.dumps(settings))
+    for format in ("tsv", "flat-fp16"):
+        convert_features(source, tmp_path / format, format)
+        assert json.loads((tmp_path / f"{format}.meta.json").read_text()) == {**settings, "format": format}
+    assert open_features(tmp_path / "flat-fp16").about == {**ABOUT, "settings": settings}
+    convert_features(tmp_path / "tsv", tmp_path / "again", "flat", {"weights": "sha256:1"})
+    expected = {"weights": "sha256:1", "settings": {**settings, "format": "tsv"}}
+    assert open_features(tmp_path / "again").about == expected
+    (tmp_path / "again.meta.json").unlink()
+    convert_features(tmp_path / "again", tmp_path / "npz", "npz")
+    assert json.loads((tmp_path / "npz.meta.json").read_text()) == {**settings, "format": "npz"}
+
+    (tmp_path / "source.meta.json").write_text(json.dumps({**settings, "max_boxes": 100}))
+    with pytest.raises(InputError, match=r"tsv\.meta\.json: features of other settings"):
+        convert_features(source, tmp_path / "tsv", "tsv")
+    (tmp_path / "source.meta.json").write_text("{")
+    with pytest.raises(InputError, match=r"source\.meta\.json: cannot be read as JSON"):
+        convert_features(source, tmp_path / "tsv", "tsv")
+
+
+def test_a_picture_that_cannot_be_converted_keeps_those_before_it(tmp_path):
+    pictures = [sample(1), sample(2, labelled=False), sample(3)]
+    with open_writer(tmp_path / "source", "npz") as writer:
+        for regions in pictures:
+            writer.append(regions)
+    target = tmp_path / "target"
+    with pytest.raises(InputError, match=r"target \(lxmert-tsv\): image 2: has no object_ids"):
+        convert_features(tmp_path / "source", target, "lxmert-tsv")
+    assert list(open_features(target)) == [1]
+    (tmp_path / "source" / "2.npz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"2\.npz"):
+        convert_features(tmp_path / "source", tmp_path / "second", "vilbert-lmdb")
+    assert list(open_features(tmp_path / "second")) == [1]
+
+
+def test_sources_and_targets_that_are_none(source, tmp_path):
+    with pytest.raises(InputError, match="is the source"):
+        convert_features(source, tmp_path / "." / "source", "flat")
+    with pytest.raises(InputError, match="unknown; use one of"):
+        convert_features(source, tmp_path / "target", "pickle")
+    with pytest.raises(InputError, match="gone: cannot be read"):
+        convert_features(tmp_path / "gone", tmp_path / "target", "tsv")
+    with pytest.raises(InputError, match="holds something else"):
+        convert_features(source, tmp_path, "flat")
+    assert not (tmp_path / "target").exists()
+
+
+def test_ids(tmp_path):
+    """From LXMERT's, which are names of files, to the numbers of the others, and back."""
+    lxmert, numbers, back = (tmp_path / name for name in ("lxmert.tsv", "numbers", "back.tsv"))
+    with open_writer(lxmert, "lxmert-tsv") as writer:
+        for seed, image_id in enumerate(("COCO_val2014_000000000042", "COCO_val2014_000000393267")):
+            writer.append(sample(image_id, seed=seed))
+        writer.finish()
+    assert convert_features(lxmert, numbers, "hdf5", ids="number") == 2
+    assert list(open_features(numbers)) == [42, 393267]
+    assert convert_features(lxmert, numbers, "hdf5", ids="number") == 0
+    assert convert_features(numbers, back, "lxmert-tsv", ids="COCO_val2014_{:012d}") == 2
+    assert back.read_bytes() == lxmert.read_bytes()
+    for ids, message in (("{:012d}", "does not fit"), ("{", "does not fit"), ("x", "need keep, number or a pattern")):
+        with pytest.raises(InputError, match=f"ids .*{message}"):
+            convert_features(lxmert, tmp_path / "none", "tsv", ids=ids)
+
+
+def test_a_full_disk(source, tmp_path, monkeypatch):
+    def full_disk(handle, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bua.features.tsv.os.write", full_disk)
+    with pytest.raises(InputError, match="No space left on device; make room, and the same command goes on"):
+        convert_features(source, tmp_path / "target", "tsv")
+
+
+def test_the_original_caffe_features(shared_data, tmp_path):
+    """LXMERT's file comes back byte for byte by way of the formats that hold all of it."""
+    original = shared_data / "caffe_features" / "train2014_obj36.tsv"
+    for first in ("flat", "npz", "vilbert-lmdb", "ban-hdf5", "mmf"):
+        convert_features(original, tmp_path / first, first)
+    for first in ("flat", "npz", "vilbert-lmdb", "ban-hdf5", "mmf"):
+        back = tmp_path / f"{first}.tsv"
+        convert_features(tmp_path / first, back, "lxmert-tsv")
+        rows = {line.split(b"\t")[0]: line.rstrip() for line in back.read_bytes().splitlines()}
+        expected = {line.split(b"\t")[0]: line.rstrip() for line in original.read_bytes().splitlines()}
+        assert rows == expected

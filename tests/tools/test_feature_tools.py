@@ -1,0 +1,93 @@
+"""tools/convert_features.py and tools/inspect_features.py."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "features"))
+
+from feature_samples import LABELS, assert_same, sample
+
+from bua.features import open_features, open_writer
+
+
+def load_tool(name):
+    path = Path(__file__).resolve().parents[2] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+convert, inspect = load_tool("convert_features"), load_tool("inspect_features")
+
+
+@pytest.fixture
+def source(tmp_path):
+    with open_writer(tmp_path / "source.tsv", "lxmert-tsv") as writer:
+        for seed, name in enumerate(("COCO_val2014_000000000042", "COCO_val2014_000000393267")):
+            writer.append(sample(name, seed=seed))
+        writer.finish()
+    return tmp_path / "source.tsv"
+
+
+def test_convert_and_inspect(source, tmp_path, capsys):
+    target = tmp_path / "train36.hdf5"
+    assert convert([str(source), str(target), "--format", "hdf5", "--ids", "number"]) == 0
+    assert capsys.readouterr().out == f"{target}: 2 pictures copied\n"
+    assert_same(open_features(target)[393267], sample(393267, seed=1))
+    assert inspect([str(target)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "images     2" in out
+    assert "boxes      6, 3 to 3, 3.0 on average an image" in out
+    assert inspect([str(target), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["images"], summary["histogram"], summary["faults"]) == (2, {"3": 2}, [])
+
+
+def test_vocabularies(source, tmp_path, capsys):
+    target = tmp_path / "vinvl.tsv"
+    assert convert([str(source), str(target), "--format", "vinvl-tsv"]) == 2
+    assert "give the vocabulary" in capsys.readouterr().err
+    for kind, number in (("object", 1600), ("attribute", 400)):
+        (tmp_path / kind).write_text("".join(f"{kind}{i}\n" for i in range(number)))
+    names = ["--object-vocabulary", str(tmp_path / "object"), "--attribute-vocabulary", str(tmp_path / "attribute")]
+    target.unlink()
+    assert convert([str(source), str(target), "--format", "vinvl-tsv", *names]) == 0
+    read = open_features(target)["COCO_val2014_000000000042"]
+    assert_same(read, sample("COCO_val2014_000000000042"))
+
+
+def test_what_is_wrong(source, tmp_path, capsys):
+    rows = source.read_bytes().splitlines(keepends=True)
+    source.write_bytes(b"".join([*rows, *[rows[1]] * 30, rows[0].replace(b"000042", b"000043").replace(b"640", b"")]))
+    assert inspect([str(source)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert "wrong: 1 pictures that do not decode" in out
+    assert f"  {source}: line 33: img_w: '' is not a number; extract this picture again" in out
+    assert f"  {source}: line 3: image COCO_val2014_000000393267 again, which line 2 has" in out
+    assert out[-1] == "  ... and 11 more (--json has all)"
+    assert inspect([str(source), "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 30
+    (tmp_path / "empty").mkdir()
+    with open_writer(tmp_path / "none", "flat"):
+        pass
+    assert inspect([str(tmp_path / "none"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["minimum"] is None
+    assert inspect([str(tmp_path / "empty")]) == 2
+    assert "no features in this folder" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_converted(tmp_path, capsys):
+    with open_writer(tmp_path / "source", "flat") as writer:
+        writer.append(sample(1))
+        writer.append(sample(2, labelled=False))
+        writer.finish()
+    assert convert([str(tmp_path / "source"), str(tmp_path / "out.tsv"), "--format", "lxmert-tsv"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith(f"error: {tmp_path}/out.tsv (lxmert-tsv): image 2: has no object_ids")
+    assert convert([str(tmp_path / "source"), str(tmp_path / "out.tsv2"), "--format", "tsv"]) == 0
+    assert_same(open_features(tmp_path / "out.tsv2")[2], sample(2), LABELS)
