@@ -89,6 +89,7 @@ def train_head(
         evaluate=evaluate,
         eval_period=cfg.TEST.EVAL_PERIOD * epoch,
         best=best if evaluate else None,
+        keep_all=False,
         clip=build_clip(cfg),
         precision=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32",
         config=cfg,

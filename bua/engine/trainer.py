@@ -58,6 +58,7 @@ class Trainer:
         checkpoint_period, eval_period: in iterations; with an ``eval_period`` of 0 only the end is evaluated.
         evaluate: gives metrics; called in the main process; None never evaluates.
         best: the metric by which the best model is kept, the higher the better; None keeps none.
+        keep_all: every checkpoint; otherwise the newest alone, and the best.
         clip: changes the gradients of a list of parameters in place.
         precision: of the forward pass: "float32", "bfloat16", or "float16" with scaled losses, on a GPU.
         log_period: iterations between two lines of the log.
@@ -86,6 +87,7 @@ class Trainer:
         evaluate: Callable[[], dict[str, float]] | None = None,
         eval_period: int = 0,
         best: str | None = None,
+        keep_all: bool = True,
         clip: Callable[[list[nn.Parameter]], object] | None = None,
         precision: str = "float32",
         log_period: int = 20,
@@ -98,7 +100,7 @@ class Trainer:
         self.checkpoint_period, self.log_period, self.config = checkpoint_period, log_period, config
         self.evaluate, self.eval_period, self.clip = evaluate, eval_period, clip
         self.losses, self.accumulate, self.extra, self.unit = losses, accumulate, extra or {}, unit
-        self.best, self.best_value = best, -math.inf
+        self.best, self.best_value, self.keep_all = best, -math.inf, keep_all
         self.device = next(model.parameters()).device
         self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -283,9 +285,12 @@ class Trainer:
                 "not saved; lower the learning rate or clip gradients" + self._last_checkpoint_hint()
             )
         name = FINAL if self.iteration == self.max_iter else f"model_{self.iteration - 1:07d}.pth"
+        before = last_checkpoint(self.output_dir)
         save_checkpoint(self.output_dir / name, **state)
         with whole_file(self.output_dir / POINTER) as file:
             file.write(name.encode())
+        if not self.keep_all and before is not None and before.name != name:
+            before.unlink(missing_ok=True)
         print(f"saved {self.output_dir / name}", flush=True)
 
     def _find_run(self, resume: bool) -> dict:
