@@ -119,25 +119,6 @@ def detector_job(
     return replace(job, weights=find_weights(weights, job.cfg(), config_file))
 
 
-def detector_job(
-    config_file: str | Path,
-    weights: str | Path | None = None,
-    overrides: list[str] = (),
-    *,
-    min_boxes: int = 10,
-    max_boxes: int = 100,
-) -> Job:
-    """The job of a detector that is given a picture now and then, as by the tools that answer, caption and ground.
-
-    Args:
-        config_file, weights, overrides, min_boxes, max_boxes: as for ``bua.extraction.extract``.
-    """
-    wanted = Wanted(min_boxes, max_boxes)
-    wanted.check()
-    cfg = load_cfg(config_file, list(overrides))
-    return Job(str(config_file), tuple(overrides), find_weights(weights, cfg, config_file), wanted, num_workers=0)
-
-
 def find_weights(weights: str | Path | None, cfg, config_file: str | Path) -> str:
     """A checkpoint file, fetched where it must be, or ``RANDOM_WEIGHTS``."""
     if weights == RANDOM_WEIGHTS:
