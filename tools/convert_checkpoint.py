@@ -3,19 +3,26 @@
 
     tools/convert_checkpoint.py resnet101_faster_rcnn_final.caffemodel caffe_10_100.pth --to bua
     tools/convert_checkpoint.py output/mine/model_final.pth pytorch_model.bin --to huggingface --config-file mine.yaml
+    tools/convert_checkpoint.py model_epoch12.pth ban.pth --to bua --vqa-folder datasets/vqa/prepared
 
-bua reads every released layout as it is, and its plug-in for Detectron2 reads bua's; nothing needs converting for them.
+bua reads every released layout of a detector as it is, and its plug-in for Detectron2 reads bua's; nothing needs
+converting for them. Of models for question answering and grounding, those of hengyuan-hu/bottom-up-attention-vqa and
+jnhwkim/ban-vqa become bua's. They come without their vocabularies, which --vqa-folder adds, so that tools/answer.py and
+tools/predict_vqa.py can use them.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from bua.checkpoint import identify, load_checkpoint
+from bua.checkpoint import identify, load_checkpoint, save_checkpoint
 from bua.config import load_cfg
 from bua.errors import InputError, command
+from bua.vqa.inference import add_vocabularies
 from bua.weights.export import AnchorGeometry, released_geometry, to_detectron2, to_huggingface, write_weights
-from bua.weights.layouts import LayoutError
+from bua.weights.layouts import Layout, LayoutError, Weights
+from bua.weights.vqa_layouts import constructor_arguments, read_seed_checkpoint
+from bua.weights.zoo import fetch
 
 
 @command
@@ -26,6 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     if not args.target.parent.is_dir():
         raise InputError(f"{args.target}: no such folder; make it first")
     cfg = load_cfg(args.config_file) if args.config_file else None
+    if seed := read_seed_checkpoint(fetch(args.source)):
+        convert_seed(args, *seed)
+        return
     layout = identify(args.source)
     weights = load_checkpoint(args.source)
     print(f"{args.source}: {len(weights)} tensors in the layout `{layout.name}` ({layout.origin})")
@@ -48,12 +58,34 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.target}: written in the layout of {args.to}")
 
 
+def convert_seed(args: argparse.Namespace, layout: Layout, weights: Weights) -> None:
+    if args.to != "bua":
+        raise InputError(f"--to {args.to}: is for detectors, and {args.source} is a model of {layout.origin}; use bua")
+    sizes = ", ".join(f"{name}={value}" for name, value in constructor_arguments(weights).items())
+    if args.vqa_folder is None:
+        write_weights(args.target, weights)
+    elif layout.name == "ban-flickr":
+        raise InputError(
+            f"--vqa-folder: is for question answering, and {args.source} is a model for grounding; omit it"
+        )
+    else:
+        save_checkpoint(args.target, **add_vocabularies(weights, args.vqa_folder))
+    print(f"{args.source}: {len(weights)} tensors in the layout `{layout.name}` ({layout.origin})")
+    print(f"configuration: {layout.config}, with {sizes}")
+    print(f"{args.target}: written in the layout of bua")
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="file, released checkpoint's name, or address")
     parser.add_argument("target", type=Path, help="file to write; one that ends with .pkl holds numpy arrays")
     parser.add_argument("--to", required=True, choices=("bua", "detectron2", "huggingface"))
     parser.add_argument("--config-file", help="of the detector; needed for weights that bua trained")
+    parser.add_argument(
+        "--vqa-folder",
+        type=Path,
+        help="of datasets/prepare_vqa.py, with the vocabularies, in their order, of a question answering model",
+    )
     return parser.parse_args(argv)
 
 

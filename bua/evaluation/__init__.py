@@ -11,6 +11,7 @@ from bua.evaluation.coco import coco_average_precision
 from bua.evaluation.detections import attribute_detections, object_detections
 from bua.evaluation.inference import evaluate_detector
 from bua.evaluation.visual_genome import VisualGenomeEvaluator
+from bua.evaluation.vqa import vqa_accuracy
 
 __all__ = [
     "PROTOCOLS",
@@ -23,4 +24,5 @@ __all__ = [
     "mean_average_precision",
     "object_detections",
     "precision_recall",
+    "vqa_accuracy",
 ]

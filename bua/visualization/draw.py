@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+# How much of its light a part of a picture keeps that a model does not look at.
+DARKEST = 0.3
 # BGR; hues far apart and all dark enough or light enough for a label in black or white on them.
 PALETTE = (
     (178, 114, 0),
@@ -75,6 +77,31 @@ def draw_regions(
             canvas[y1:y2, x1:x2] = tag
             placed = np.vstack([placed, area])
     return canvas
+
+
+def draw_attention(image: np.ndarray, boxes: np.ndarray, attention: np.ndarray, *, shown: int = 5) -> np.ndarray:
+    """Draws how much a model looked at each region: what it did not look at is dark, and the regions that it looked
+    at most have their share of the attention beside them.
+
+    Args:
+        image: [H, W, 3] uint8 BGR.
+        boxes: [N, 4] x1y1x2y2 in pixels of ``image``.
+        attention: [N] at least 0; its sum is the whole.
+        shown: regions that are outlined, at most.
+
+    Returns:
+        [H', W', 3] uint8 BGR, as ``draw_regions``.
+    """
+    share = np.asarray(attention, np.float32) / max(float(np.sum(attention)), 1e-12)
+    light = np.zeros(image.shape[:2], np.float32)
+    for (x1, y1, x2, y2), value in zip(
+        np.asarray(boxes).round().astype(int).tolist(), share / max(share.max(initial=0), 1e-12)
+    ):
+        area = light[max(y1, 0) : y2 + 1, max(x1, 0) : x2 + 1]
+        np.maximum(area, value, out=area)
+    shaded = (image * (DARKEST + (1 - DARKEST) * light[..., None])).round().astype(np.uint8)
+    best = np.argsort(-share, kind="stable")[:shown]
+    return draw_regions(shaded, np.asarray(boxes)[best], [f"{100 * value:.0f}%" for value in share[best]])
 
 
 def _enlarge(image: np.ndarray, min_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bua.visualization import draw
-from bua.visualization.draw import class_colors, draw_regions
+from bua.visualization.draw import class_colors, draw_attention, draw_regions
 
 
 def picture(height=120, width=160):
@@ -104,3 +104,20 @@ def test_class_colors_depend_on_the_class_alone():
 def test_boxes_and_labels_must_be_as_many():
     with pytest.raises(ValueError, match="2 boxes, 1 labels"):
         draw_regions(picture(), np.zeros((2, 4)), ["one"])
+
+
+def test_attention_lights_what_was_looked_at():
+    image = np.full((400, 800, 3), 200, np.uint8)
+    boxes = np.array([[0, 0, 199, 399], [300, 100, 499, 299], [600, 0, 799, 399]])
+    drawn = draw_attention(image, boxes, np.array([0.0, 0.75, 0.25]), shown=1)
+    assert drawn.shape == image.shape
+    assert drawn[200, 400].tolist() == [200, 200, 200]
+    assert drawn[350, 100].tolist() == [60, 60, 60]
+    assert 60 < drawn[200, 700].max() < 200
+    assert image.min() == 200
+
+
+def test_attention_without_regions_or_without_weight():
+    image = np.full((40, 800, 3), 100, np.uint8)
+    assert (draw_attention(image, np.zeros((0, 4)), np.zeros(0)) == 30).all()
+    assert draw_attention(image, np.array([[0, 0, 10, 10]]), np.zeros(1)).shape == image.shape

@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""How long a training step of question answering takes, and how much of it waits for features.
+
+    benchmarks/vqa.py                                            a table for this machine's processor
+    benchmarks/vqa.py --device cuda --records 120000 --steps 200    one H200: epochs of VQA v2's train
+
+Features are drawn at random, with as many boxes a picture as asked for, and written once in the flat float16 format
+(--store, which a second run uses again); questions name pictures at random, as training does. Models have their real
+sizes, with 19,901 words and 3,129 answers. All figures are of one run: the model's step on batches that lie in memory,
+the loader alone, and both together, as training runs them. "waits" is the share of this time in which the step waits
+for its batch; "epoch" is what 443,757 questions take, validation not counted.
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import trange
+
+from bua.data.vqa import VqaDataset
+from bua.data.vqa_answers import AnswerVocabulary, SoftTargets
+from bua.data.vqa_batches import RegionReader, VqaBatch, VqaLoader
+from bua.data.vqa_questions import QUESTION_LENGTH, QuestionVocabulary
+from bua.features import open_writer
+from bua.structures import Regions
+from bua.vqa import BAN, UpDown
+from bua.vqa.training import vqa_loss
+
+WORDS, ANSWERS, DIM = 19_901, 3_129, 2048
+QUESTIONS = 443_757
+WARM_UP = 3
+
+
+def main() -> None:
+    args = parse()
+    if not args.store.exists():
+        write_store(args.store, args.records, args.min_boxes, args.max_boxes)
+    device = torch.device(args.device)
+    reader = RegionReader.open([args.store], pin_memory=device.type == "cuda")
+    dataset = draw_questions(len(reader.stores[0]), args.records * 4)
+    size = sum(path.stat().st_size for path in args.store.rglob("*"))
+    print(f"{args.store}: {len(reader.stores[0])} pictures, {size / 2**30:.1f} GiB; batches of {args.batch_size}")
+    print(f"{'':8}{'model ms':>10}{'loader ms':>11}{'both ms':>9}{'waits':>8}{'questions/s':>13}{'epoch s':>9}")
+    for kind in (UpDown, BAN):
+        if kind.__name__.lower() in args.models:
+            measure(kind(WORDS, ANSWERS, feature_dim=DIM).to(device), dataset, reader, args)
+    print(f"memory at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB, mapped files included")
+
+
+def measure(model: nn.Module, dataset: VqaDataset, reader: RegionReader, args: argparse.Namespace) -> None:
+    """Prints a model's line of the table."""
+    device = next(model.parameters()).device
+    optimizer = torch.optim.Adamax(model.parameters(), lr=1e-3)
+    loader = VqaLoader(dataset, reader, args.batch_size, seed=0, word_padding=model.word_padding, threads=args.threads)
+
+    def step(batch: VqaBatch) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            loss = vqa_loss(model, batch.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        optimizer.step()
+
+    batches = iter(loader)
+    in_memory = list(islice(batches, min(args.steps, 8)))
+    alone, _ = seconds(step, (in_memory[i % len(in_memory)] for i in range(WARM_UP + args.steps)), device)
+    loading, _ = seconds(lambda batch: None, islice(batches, WARM_UP + args.steps), device)
+    together, waiting = seconds(step, islice(batches, WARM_UP + args.steps), device)
+    figures = f"{1e3 * alone:10.1f}{1e3 * loading:11.1f}{1e3 * together:9.1f}{waiting / together:8.1%}"
+    print(
+        f"{type(model).__name__:8}{figures}{args.batch_size / together:13,.0f}"
+        f"{QUESTIONS / args.batch_size * together:9.1f}"
+    )
+
+
+def seconds(work: Callable, batches: Iterator[VqaBatch], device: torch.device) -> tuple[float, float]:
+    """The mean time that a batch takes, and how much of it goes by until the batch is there; without the first few."""
+    start = time.perf_counter()
+    waiting, count = 0.0, -WARM_UP
+    asked = start
+    for batch in batches:
+        waiting += time.perf_counter() - asked
+        work(batch)
+        count += 1
+        if count == 0:
+            finish(device)
+            start, waiting = time.perf_counter(), 0.0
+        asked = time.perf_counter()
+    finish(device)
+    return (time.perf_counter() - start) / count, waiting / count
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def write_store(path: Path, records: int, min_boxes: int, max_boxes: int) -> None:
+    rng = np.random.default_rng(0)
+    drawn = rng.random((2 * max_boxes, DIM), np.float32)
+    with open_writer(path, "flat-fp16") as writer:
+        for image_id in trange(records, unit="picture", desc=str(path)):
+            count = int(rng.integers(min_boxes, max_boxes + 1))
+            corners = rng.random((count, 2)) * 300
+            boxes = np.concatenate([corners, corners + 100], axis=1).astype(np.float32)
+            first = int(rng.integers(max_boxes))
+            writer.append(Regions(image_id, 640, 480, boxes, drawn[first : first + count]))
+        writer.finish()
+
+
+def draw_questions(pictures: int, count: int) -> VqaDataset:
+    """Questions of 3 to 12 words with 3 answers each."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, WORDS, (count, QUESTION_LENGTH), dtype=np.int32)
+    words[np.arange(QUESTION_LENGTH) >= rng.integers(3, 13, (count, 1))] = WORDS
+    labels = rng.integers(0, ANSWERS, 3 * count, dtype=np.int32)
+    targets = SoftTargets(np.arange(count + 1) * 3, labels, np.full(3 * count, 0.6, np.float32))
+    vocabularies = (
+        QuestionVocabulary([f"w{i}" for i in range(WORDS)]),
+        AnswerVocabulary([f"a{i}" for i in range(ANSWERS)]),
+    )
+    return VqaDataset("drawn", np.arange(count), rng.integers(0, pictures, count), words, targets, *vocabularies)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
+    parser.add_argument("--store", type=Path, default=Path("/tmp/bua_vqa_features"), help="folder (%(default)s)")
+    parser.add_argument(
+        "--records", type=int, default=8000, help="pictures, where the store must be made (%(default)s)"
+    )
+    parser.add_argument("--min-boxes", type=int, default=36, help="likewise (%(default)s)")
+    parser.add_argument("--max-boxes", type=int, default=36, help="likewise (%(default)s)")
+    parser.add_argument("--models", nargs="+", default=["updown", "ban"], choices=["updown", "ban"])
+    parser.add_argument("--batch-size", type=int, default=256, help="questions a step (%(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="that are timed (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="that read (%(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where training would")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Visual question answering on region features."""
+
+from bua.vqa.ban import BAN
+from bua.vqa.updown import UpDown
+
+__all__ = ["BAN", "UpDown"]

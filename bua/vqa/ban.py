@@ -1,0 +1,205 @@
+"""Bilinear attention networks (Kim, Jun and Zhang, NeurIPS 2018; ban-vqa, base_model.py, attention.py, bc.py)."""
+
+import torch
+from torch import Tensor, nn
+
+from bua.vqa.counter import Counter
+from bua.vqa.language import WordEmbedding
+from bua.vqa.layers import (
+    AnswerClassifier,
+    Projection,
+    Standardize,
+    WeightNormLinear,
+    at_least_float32,
+    mask_logits,
+    masked_softmax,
+)
+
+
+class BAN(nn.Module):
+    """Answers a question about a picture's regions with attention over all pairs of a region and a word.
+
+    Args:
+        num_words: size of the question vocabulary; the id of padding is ``num_words``.
+        num_answers: size of the answer vocabulary.
+        feature_dim: D of the region features.
+        embedding_dim: of a word, in each of its tables.
+        hidden_dim: of a word's state and everything after it.
+        glimpses: G, number of attention maps.
+        rank: of the attention's bilinear form, in multiples of ``hidden_dim``.
+        second_embedding: the seed's option "c", see ``WordEmbedding``.
+        train_second_embedding: whether the second table learns.
+        counted_objects: the greatest number that the ``Counter`` counts; 0 for a model without it, as in the paper's
+            tables.
+        dropout: of the inputs of projections.
+        attention_dropout: of the regions' side of the bilinear form.
+        classifier_dropout: of the classifier's hidden layer.
+        attend_padded_words: padded words take part as words do: they are attended, counted by and added up, as in
+            the seed, so that an answer depends on the length that a question is padded to (the seed's is 14).
+            Where false, it does not.
+        norm_whole_matrix: weight normalisation with one length for a whole matrix, as the seed; else one a row.
+        standardize: features are standardised first, see ``Standardize``, which takes less training. The seed does not.
+    """
+
+    # Where a question is padded: the states of its words do not see the padding.
+    word_padding = "end"
+
+    def __init__(
+        self,
+        num_words: int,
+        num_answers: int,
+        *,
+        feature_dim: int = 2048,
+        embedding_dim: int = 300,
+        hidden_dim: int = 1280,
+        glimpses: int = 8,
+        rank: int = 3,
+        second_embedding: bool = True,
+        train_second_embedding: bool = True,
+        counted_objects: int = 10,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.5,
+        classifier_dropout: float = 0.5,
+        attend_padded_words: bool = True,
+        norm_whole_matrix: bool = True,
+        standardize: bool = False,
+    ):
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.standardize = Standardize(feature_dim) if standardize else nn.Identity()
+        self.attend_padded_words = attend_padded_words
+        self.embedding = WordEmbedding(
+            num_words, embedding_dim, second=second_embedding, train_second=train_second_embedding
+        )
+        self.gru = nn.GRU(self.embedding.out_features, hidden_dim, batch_first=True)
+        self.attention = BilinearAttention(
+            feature_dim,
+            hidden_dim,
+            glimpses=glimpses,
+            rank=rank,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            norm_whole_matrix=norm_whole_matrix,
+        )
+        self.counter = Counter(counted_objects) if counted_objects else None
+        self.glimpses = nn.ModuleList(
+            Glimpse(
+                feature_dim,
+                hidden_dim,
+                counted_objects=counted_objects,
+                dropout=dropout,
+                norm_whole_matrix=norm_whole_matrix,
+            )
+            for _ in range(glimpses)
+        )
+        self.classifier = AnswerClassifier(
+            hidden_dim, num_answers, dropout=classifier_dropout, norm_whole_matrix=norm_whole_matrix
+        )
+
+    def forward(self, features: Tensor, boxes: Tensor, mask: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            features: [B, n, D] float32; finite, also in padding.
+            boxes: [B, n, 4 or more] float32; the first four columns are x1y1x2y2 in fractions, 0 to 1, of the
+                picture's width and height.
+            mask: [B, n] bool, false for padding. A picture may have no box at all.
+            question: [B, L] int64 ids of words, padded at the end.
+
+        Returns:
+            Logits [B, num_answers] and attention [B, G, n, L], a softmax over all pairs of a region and a word for
+            each glimpse, or 0 for a picture without boxes; both float32, in autocast too.
+        """
+        features = self.standardize(features)
+        states, _ = self.gru(self.embedding(question))
+        # Glimpses add up in the states, more finely than in bfloat16.
+        states = at_least_float32(states)
+        words = torch.ones_like(question, dtype=torch.bool)
+        if not self.attend_padded_words:
+            words = question != self.embedding.num_words
+        pairs = mask[:, None, :, None] & words[:, None, None, :]
+
+        logits = self.attention(features, states)
+        attention = masked_softmax(logits.flatten(2), pairs.flatten(2)).unflatten(2, pairs.shape[2:])
+        counts = self._counts(boxes, mask, mask_logits(logits, pairs))
+        for g, glimpse in enumerate(self.glimpses):
+            states = glimpse(features, states, attention[:, g], None if counts is None else counts[:, g])
+        joint = (states * words.unsqueeze(-1)).sum(dim=1)
+        return at_least_float32(self.classifier(joint)), attention
+
+    def _counts(self, boxes: Tensor, mask: Tensor, logits: Tensor) -> Tensor | None:
+        """What the counter says of each glimpse, [B, G, counted_objects + 1], from masked logits [B, G, n, L]."""
+        if self.counter is None:
+            return None
+        boxes = boxes[..., :4].masked_fill(~mask.unsqueeze(-1), 0)
+        batch, glimpses = logits.shape[:2]
+        boxes = boxes.unsqueeze(1).expand(-1, glimpses, -1, -1).flatten(0, 1)
+        return self.counter(boxes, logits.amax(dim=3).flatten(0, 1)).unflatten(0, (batch, glimpses))
+
+
+class BilinearAttention(nn.Module):
+    """Logits of all pairs of a region and a word: low-rank bilinear forms, one a glimpse.
+
+    Args:
+        feature_dim, hidden_dim: of regions and words.
+        glimpses: G, number of forms.
+        rank: of a form, in multiples of ``hidden_dim``.
+        dropout, attention_dropout, norm_whole_matrix: see ``BAN``.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        hidden_dim: int,
+        *,
+        glimpses: int,
+        rank: int = 3,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.5,
+        norm_whole_matrix: bool = True,
+    ):
+        super().__init__()
+        style = {"dropout": dropout, "norm_whole_matrix": norm_whole_matrix}
+        self.image = Projection(feature_dim, rank * hidden_dim, **style)
+        self.words = Projection(hidden_dim, rank * hidden_dim, **style)
+        self.attention_dropout = nn.Dropout(attention_dropout)
+        # A linear map of the product of both sides, as the seed's h_mat and h_bias, with their initial values.
+        self.forms = WeightNormLinear(rank * hidden_dim, glimpses, norm_whole_matrix=norm_whole_matrix)
+        self.forms.initialize_normal()
+
+    def forward(self, features: Tensor, states: Tensor) -> Tensor:
+        """Regions [B, n, feature_dim] and words [B, L, hidden_dim] to logits [B, G, n, L], float32 in autocast too.
+
+        Padding is not masked.
+        """
+        image = at_least_float32(self.attention_dropout(self.image(features)))
+        words = at_least_float32(self.words(states))
+        # Rounding the logits to bfloat16 would add a third and more to the answers' error, through the counter.
+        with torch.autocast(features.device.type, enabled=False):
+            # The forms go into the words' side, which is the smaller: the products of all pairs are never there.
+            weighted = (words.unsqueeze(1) * self.forms.weight().unsqueeze(1)).flatten(1, 2)
+            logits = torch.bmm(weighted, image.transpose(1, 2)).unflatten(1, (-1, words.shape[1]))
+            return logits.transpose(2, 3) + self.forms.bias.view(-1, 1, 1)
+
+
+class Glimpse(nn.Module):
+    """What one attention map finds, added to the state of every word."""
+
+    def __init__(
+        self, feature_dim: int, hidden_dim: int, *, counted_objects: int, dropout: float, norm_whole_matrix: bool
+    ):
+        super().__init__()
+        style = {"dropout": dropout, "norm_whole_matrix": norm_whole_matrix}
+        self.image = Projection(feature_dim, hidden_dim, **style)
+        self.words = Projection(hidden_dim, hidden_dim, **style)
+        self.residual = Projection(hidden_dim, hidden_dim, activation=None, **style)
+        if counted_objects:
+            self.count = Projection(counted_objects + 1, hidden_dim, norm_whole_matrix=norm_whole_matrix)
+
+    def forward(self, features: Tensor, states: Tensor, attention: Tensor, counts: Tensor | None) -> Tensor:
+        """[B, n, feature_dim], [B, L, hidden_dim], [B, n, L] and [B, counted_objects + 1] or None to new states."""
+        attended = torch.bmm(attention.transpose(1, 2), self.image(features))
+        joint = (attended * self.words(states)).sum(dim=1)
+        states = states + self.residual(joint).unsqueeze(1)
+        if counts is None:
+            return states
+        return states + self.count(counts).unsqueeze(1)

@@ -1,0 +1,212 @@
+"""Answers of trained models: to the questions of a data set, or to one about a picture's regions."""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+from torch import nn
+from tqdm import tqdm
+
+from bua.checkpoint import read_checkpoint
+from bua.data.vqa import VqaDataset, load_vocabularies
+from bua.data.vqa_answers import AnswerVocabulary
+from bua.data.vqa_batches import RegionReader, VqaBatch, evaluation_batches
+from bua.data.vqa_questions import QuestionVocabulary, pad_in_front, tokenize
+from bua.errors import InputError
+from bua.structures import Regions
+from bua.vqa.config import build_model, get_cfg
+from bua.weights.layouts import Weights
+from bua.weights.vqa_layouts import constructor_arguments
+
+logger = logging.getLogger(__name__)
+
+# What a checkpoint of a question answering model holds beside the weights.
+NEEDED = ("model", "config", "question_vocabulary", "answer_vocabulary", "feature_dim")
+
+
+@dataclass
+class VqaModel:
+    """A model with its vocabularies.
+
+    Attributes:
+        model: ``UpDown`` or ``BAN``.
+        look: false for one that answers without looking.
+    """
+
+    model: nn.Module
+    words: QuestionVocabulary
+    answers: AnswerVocabulary
+    look: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def describe(self, cfg: CfgNode) -> dict:
+        """What ``load_vqa`` needs in a checkpoint beside the weights."""
+        return {
+            "config": cfg.dump(),
+            "question_vocabulary": self.words.words,
+            "answer_vocabulary": self.answers.answers,
+            "feature_dim": self.model.feature_dim,
+        }
+
+
+@dataclass
+class Answer:
+    """An answer with its score, 0 to 1: what the model expects the official accuracy of it to be."""
+
+    text: str
+    score: float
+
+
+def load_vqa(path: str | Path, device: str = "cpu") -> VqaModel:
+    """A model that ``train_vqa`` saved, ready to answer.
+
+    Raises:
+        InputError: no such file, or something else than such a checkpoint.
+    """
+    saved = read_checkpoint(path)
+    lacking = [name for name in NEEDED if name not in saved]
+    if lacking:
+        raise InputError(
+            f"{path}: lacks {', '.join(lacking)}; name a checkpoint that tools/train_vqa.py wrote, or give a converted "
+            "one its vocabularies with tools/convert_checkpoint.py --vqa-folder"
+        )
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(saved["config"])))
+    except (KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: its configuration is of another version ({error}); train it again") from error
+    words, answers = QuestionVocabulary(saved["question_vocabulary"]), AnswerVocabulary(saved["answer_vocabulary"])
+    model = build_model(cfg, len(words), len(answers), saved["feature_dim"])
+    try:
+        model.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        raise InputError(f"{path}: its weights do not fit its configuration: {' '.join(str(error).split())}") from error
+    return VqaModel(model.to(device).eval(), words, answers, cfg.DATA.LOOK)
+
+
+def add_vocabularies(weights: Weights, folder: str | Path) -> dict:
+    """A checkpoint for ``load_vqa`` of the weights of a seed's model, which come without vocabularies.
+
+    Args:
+        weights: as ``bua.weights.vqa_layouts.read_seed_checkpoint`` gives them.
+        folder: that ``prepare_vqa`` wrote; its ``question_vocabulary.json`` and ``answer_vocabulary.json`` are in the
+            order that the model learned them in.
+
+    Raises:
+        InputError: vocabularies of other sizes than the model's.
+    """
+    vocabularies = load_vocabularies(folder)
+    arguments = constructor_arguments(weights)
+    sizes = [arguments.pop(name) for name in ("num_words", "num_answers")]
+    for vocabulary, size, name in zip(vocabularies, sizes, ("question", "answer")):
+        if len(vocabulary) != size:
+            unit = "words" if name == "question" else "answers"
+            raise InputError(
+                f"{folder}: its {name}_vocabulary.json has {len(vocabulary)} {unit}, the model {size}; name a folder "
+                "with the vocabularies that it learned from"
+            )
+    cfg = get_cfg()
+    cfg.MODEL.NAME = "BAN" if "attention.forms.weight_v" in weights else "UpDown"
+    feature_dim = arguments.pop("feature_dim")
+    cfg.MODEL[cfg.MODEL.NAME.upper()].update({name.upper(): value for name, value in arguments.items()})
+    with torch.device("meta"):
+        model = build_model(cfg, *sizes, feature_dim)
+    return {"model": weights, **VqaModel(model, *vocabularies).describe(cfg)}
+
+
+@torch.inference_mode()
+def predict(
+    models: Sequence[VqaModel],
+    dataset: VqaDataset,
+    reader: RegionReader,
+    *,
+    batch_size: int = 512,
+    progress: bool = True,
+) -> np.ndarray:
+    """The answers of a model, or of several by the mean of their logits.
+
+    Args:
+        dataset: its questions may be in another vocabulary than the models'.
+        reader: of all their pictures.
+
+    Returns:
+        [N] int64 labels in the models' answer vocabulary, in the data set's order.
+
+    Raises:
+        InputError: models with different answers, or pictures that the features lack.
+    """
+    first = models[0]
+    for other in models[1:]:
+        if other.answers != first.answers:
+            raise InputError("ensemble: the models have different answer vocabularies; train them from one folder")
+    labels = np.zeros(len(dataset), np.int64)
+    rows = {question_id: row for row, question_id in enumerate(dataset.question_ids.tolist())}
+    # Made first: what features lack is said before the progress.
+    streams = [_logits(model, dataset, reader, batch_size) for model in models]
+    with tqdm(total=len(dataset) * len(models), unit="question", disable=not progress, mininterval=_interval()) as bar:
+        for batches in zip(*streams, strict=True):
+            mean = sum(logits for _, logits in batches) / len(models)
+            where = [rows[question_id] for question_id in batches[0][0].tolist()]
+            labels[where] = mean.argmax(dim=1).cpu().numpy()
+            bar.update(len(where) * len(models))
+    return labels
+
+
+@torch.inference_mode()
+def answer_question(vqa: VqaModel, regions: Regions, question: str, top: int = 5) -> tuple[list[Answer], np.ndarray]:
+    """The best answers to a question about a picture, and where the model looked.
+
+    Args:
+        regions: of the picture, from the detector that the model's features came from.
+
+    Returns:
+        the ``top`` best answers, best first; [n] float32, how much it looked at each region, which sums to 1.
+
+    Raises:
+        InputError: no word of the question is known.
+    """
+    vqa.words.check(question)
+    unknown = [word for word in tokenize(question) if word not in vqa.words]
+    if unknown:
+        logger.warning("the model does not know %s; it takes %r instead", ", ".join(unknown), vqa.words.words[-1])
+    words = vqa.words.encode(question)
+    if vqa.model.word_padding == "front":
+        words = pad_in_front(words[None], len(vqa.words))[0]
+    features = torch.from_numpy(regions.features).float()[None].to(vqa.device)
+    boxes = torch.from_numpy(regions.boxes / np.array([regions.width, regions.height] * 2, np.float32))[None]
+    mask = torch.full((1, len(regions)), vqa.look)
+    tokens = torch.from_numpy(words.astype(np.int64))[None]
+    logits, attention = vqa.model(features, *(x.to(vqa.device) for x in (boxes, mask, tokens)))
+    scores, labels = logits[0].sigmoid().topk(min(top, len(vqa.answers)))
+    answers = [Answer(vqa.answers.answers[label], score) for label, score in zip(labels.tolist(), scores.tolist())]
+    # Both look several times, BAN at each region with each word.
+    looked = attention[0].flatten(start_dim=2).sum(dim=2) if attention.dim() == 4 else attention[0]
+    return answers, looked.mean(dim=0).cpu().numpy()
+
+
+def _logits(
+    vqa: VqaModel, dataset: VqaDataset, reader: RegionReader, batch_size: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """The questions' ids and the logits of their answers, batch by batch."""
+    vqa.model.eval()
+    asked = dataset.in_vocabularies(vqa.words, vqa.answers)
+    batches = evaluation_batches(asked, reader, batch_size, word_padding=vqa.model.word_padding)
+
+    def answer(batch: VqaBatch) -> torch.Tensor:
+        mask = batch.mask if vqa.look else torch.zeros_like(batch.mask)
+        return vqa.model(batch.features, batch.boxes, mask, batch.words)[0]
+
+    return ((batch.question_ids, answer(batch.to(vqa.device))) for batch in batches)
+
+
+def _interval() -> float:
+    return 0.2 if sys.stderr.isatty() else 30

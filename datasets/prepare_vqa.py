@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Prepares VQA v2, or a data set in its files' format, for training: vocabularies, questions and targets as arrays.
+
+    python datasets/prepare_vqa.py --root datasets/vqa --output datasets/vqa/prepared \\
+        --visual-genome datasets/visual_genome --glove datasets/glove.6B.300d.txt \\
+        --captions datasets/coco/captions_train2017.json datasets/coco/captions_val2017.json
+    python datasets/prepare_vqa.py --root datasets/shapes/vqa --output datasets/shapes/vqa_prepared
+
+The root holds the official files, unpacked: v2_mscoco_{train2014,val2014}_annotations.json and
+v2_OpenEnded_mscoco_{train2014,val2014,test2015,test-dev2015}_questions.json; those of test may be missing.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from bua.data.vqa import prepare_vqa
+from bua.data.vqa_answers import MIN_COUNT
+from bua.data.vqa_questions import QUESTION_LENGTH
+from bua.data.vqa_word_vectors import prepare_word_vectors
+from bua.errors import command
+from bua.evaluation.vqa import upper_bound
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    datasets = prepare_vqa(
+        args.root,
+        args.output,
+        min_count=args.min_count,
+        length=args.length,
+        normalize_targets=not args.seed_targets,
+        visual_genome=args.visual_genome,
+    )
+    words, answers = datasets["train"].words, datasets["train"].answers
+    print(f"{len(words)} words, {len(answers)} answers -> {args.output}")
+    for split, dataset in datasets.items():
+        bound = "without answers" if dataset.targets is None else f"upper bound {upper_bound(dataset.targets):.2f} %"
+        print(f"{split:9} {len(dataset):7} questions, {bound}")
+    if args.glove:
+        prepare_word_vectors(
+            args.output,
+            args.glove,
+            args.root,
+            visual_genome=args.visual_genome,
+            captions=args.captions,
+            dim=args.glove_dim,
+        )
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("datasets/vqa"), help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("datasets/vqa/prepared"), help="default: %(default)s")
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        default=MIN_COUNT,
+        help="answers that are the most frequent one of fewer questions are left out; default: %(default)s",
+    )
+    parser.add_argument(
+        "--length", type=int, default=QUESTION_LENGTH, help="words kept of a question; default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed-targets",
+        action="store_true",
+        help="count answers as people wrote them, as the seeds do, though the vocabulary is normalised",
+    )
+    parser.add_argument(
+        "--visual-genome", type=Path, help="folder with image_data.json and question_answers.json: BAN's augmentation"
+    )
+    parser.add_argument("--glove", type=Path, help="text file of word vectors, such as glove.6B.300d.txt")
+    parser.add_argument("--glove-dim", type=int, default=300, help="numbers a word; default: %(default)s")
+    parser.add_argument(
+        "--captions", type=Path, nargs="*", default=[], help="COCO's, whose words count for BAN's second table"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

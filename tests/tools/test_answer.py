@@ -1,0 +1,102 @@
+"""tools/answer.py with a detector and a model of random weights."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from bua.data.vqa_answers import AnswerVocabulary
+from bua.data.vqa_questions import QuestionVocabulary
+from bua.errors import InputError
+from bua.extraction.job import detector_job
+from bua.vqa.answer import answer, save_picture
+from bua.vqa.config import build_model, get_cfg
+from bua.vqa.inference import VqaModel
+
+ROOT = Path(__file__).resolve().parents[2]
+DETECTOR = str(ROOT / "configs" / "shapes.yaml")
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("answer", ROOT / "tools" / "answer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("image") / "blot.png"
+    picture = np.full((90, 120, 3), 200, np.uint8)
+    picture[20:60, 30:80] = (0, 0, 255)
+    cv2.imwrite(str(path), picture)
+    return str(path)
+
+
+def save_model(path: Path, feature_dim: int = 512) -> str:
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.UPDOWN.HIDDEN_DIM", 8, "MODEL.UPDOWN.EMBEDDING_DIM", 8])
+    words, answers = QuestionVocabulary(["what", "is", "it"]), AnswerVocabulary(["blot", "red", "yes"])
+    torch.manual_seed(0)
+    model = build_model(cfg, len(words), len(answers), feature_dim)
+    torch.save({"model": model.state_dict(), **VqaModel(model, words, answers).describe(cfg)}, path)
+    return str(path)
+
+
+def arguments(image: str, vqa: str, *more: str) -> list[str]:
+    options = ["--config-file", DETECTOR, "--detector", "random", "--max-boxes", "12", *more, "MODEL.DEVICE", "cpu"]
+    return ["--image", image, "--question", "What is it?", "--vqa", vqa, *options]
+
+
+def test_answers_and_draws(main, image, tmp_path, capsys):
+    vqa = save_model(tmp_path / "vqa.pth")
+    assert main(arguments(image, vqa, "--output", str(tmp_path / "new" / "where.png"))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[1] for line in lines[:3]) == ["blot", "red", "yes"]
+    scores = [float(line.split("%")[0]) for line in lines[:3]]
+    assert scores == sorted(scores, reverse=True)
+    assert lines[3].endswith("where.png")
+    assert cv2.imread(str(tmp_path / "new" / "where.png")).shape[0] >= 90
+    # From Python it is the same.
+    job = detector_job(DETECTOR, "random", ["MODEL.DEVICE", "cpu"], max_boxes=12)
+    found = answer(image, "What is it?", job=job, vqa=vqa)
+    assert [f"{one.score:6.1%}  {one.text}" for one in found.answers] == lines[:3]
+    assert 10 <= len(found.regions) <= 12
+    assert found.attention.shape == (len(found.regions),)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--image": "none.jpg"}, "none.jpg"),
+        ({"--question": "Warum?"}, "none of its words"),
+        ({"--min-boxes": "50"}, "need 0 <= min <= max"),
+        ({"--detector": "none.pth"}, "none.pth"),
+        ({"--vqa": "none.pth"}, "none.pth"),
+    ],
+)
+def test_bad_input_is_one_line(main, image, tmp_path, capsys, change, message):
+    given = arguments(image, save_model(tmp_path / "vqa.pth"), "--min-boxes", "10")
+    for name, value in change.items():
+        given[given.index(name) + 1] = value
+    logging.disable(logging.WARNING)
+    assert main(given) == 2
+    logging.disable(logging.NOTSET)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_detector_with_other_features(main, image, tmp_path, capsys):
+    assert main(arguments(image, save_model(tmp_path / "vqa.pth", 64))) == 2
+    assert "64 numbers a region, the detector gives 512" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"picture\.cat: cannot be written"):
+        save_picture(tmp_path / "picture.cat", np.zeros((4, 4, 3), np.uint8))

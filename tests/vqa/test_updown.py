@@ -1,0 +1,65 @@
+"""Up-Down against the seed and against loops."""
+
+import numpy as np
+import torch
+from vqa_examples import double_weights, golden, inputs, run, slow_updown, small
+
+from bua.vqa import UpDown
+from bua.vqa.layers import Projection
+from bua.weights.vqa_layouts import constructor_arguments, read_seed_checkpoint
+
+
+@torch.no_grad()
+def test_the_seeds_logits_and_attention(shared_data):
+    folder = shared_data / "golden" / "vqa"
+    weights = read_seed_checkpoint(folder / "updown_vqa.pth")[1]
+    model = UpDown(**constructor_arguments(weights)).eval()
+    model.load_state_dict(weights)
+    seed = golden(folder / "updown_vqa.npz")
+    mask = torch.ones(seed.features.shape[:2], dtype=torch.bool)
+    logits, attention = model(seed.features, seed.spatials, mask, seed.question)
+    torch.testing.assert_close(logits, seed.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(attention[:, 0], seed.attention, atol=1e-5, rtol=0)
+
+
+def test_the_real_size():
+    with torch.device("meta"):
+        model = UpDown(19_901, 3129)
+    assert sum(value.numel() for value in model.parameters()) == 24_851_177
+
+
+@torch.no_grad()
+def test_equals_a_loop_over_boxes():
+    model, batch, sizes = small(UpDown).eval(), inputs([4, 1, 6]), [4, 1, 6]
+    logits, attention = run(model, batch)
+    assert attention.shape == (3, 1, 6)
+    for i, size in enumerate(sizes):
+        features = batch.features[i, :size].double().numpy()
+        expected = slow_updown(double_weights(model), features, batch.question[i].tolist())
+        np.testing.assert_allclose(logits[i], expected[0], atol=1e-5)
+        np.testing.assert_allclose(attention[i, 0, :size], expected[1], atol=1e-6)
+
+
+def test_gated_tanh_is_everywhere():
+    model = small(UpDown, activation="gated_tanh")
+    gates = [name for name, layer in model.named_modules() if isinstance(layer, Projection) and hasattr(layer, "gate")]
+    assert gates == ["attention.image", "attention.question", "image", "question", "classifier.hidden"]
+    logits, _ = run(model, inputs([3, 2]))
+    logits.sum().backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters())
+
+
+def test_boxes_do_not_matter():
+    model, batch = small(UpDown).eval(), inputs([3])
+    logits, _ = run(model, batch)
+    batch.boxes = torch.rand_like(batch.boxes)
+    assert torch.equal(run(model, batch)[0], logits)
+
+
+@torch.no_grad()
+def test_glimpses_look_at_different_regions():
+    model, batch = small(UpDown, glimpses=2).eval(), inputs([4, 1, 6])
+    _, attention = run(model, batch)
+    assert attention.shape == (3, 2, 6)
+    torch.testing.assert_close(attention.sum(dim=2), torch.ones(3, 2))
+    assert not torch.allclose(attention[:, 0], attention[:, 1])

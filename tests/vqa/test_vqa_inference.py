@@ -1,0 +1,132 @@
+"""Answers of trained models, alone and together."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_questions import COLORS, FEATURE_DIM, see, write_world
+
+from bua.data.vqa import VqaDataset, prepare_vqa
+from bua.data.vqa_answers import AnswerVocabulary
+from bua.data.vqa_batches import RegionReader
+from bua.data.vqa_questions import QuestionVocabulary, tokenize
+from bua.errors import InputError
+from bua.structures import Regions
+from bua.vqa import BAN, UpDown
+from bua.vqa.inference import VqaModel, answer_question, load_vqa, predict
+
+WORDS = QuestionVocabulary(tokenize("what color is the star moon cup how many things are there"))
+ANSWERS = AnswerVocabulary([*COLORS, "1", "2", "3"])
+kinds = pytest.mark.parametrize("kind", [UpDown, BAN])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    write_world(root, {"train": 20, "val": 12, "test": 4})
+    prepare_vqa(root / "vqa", root / "prepared", min_count=1)
+    return root
+
+
+def vqa_model(kind: type, seed: int = 0, answers: AnswerVocabulary = ANSWERS, **sizes) -> VqaModel:
+    torch.manual_seed(seed)
+    arguments = {"feature_dim": FEATURE_DIM, "embedding_dim": 8, "hidden_dim": 8, "glimpses": 2} | sizes
+    return VqaModel(kind(len(WORDS), len(answers), **arguments).eval(), WORDS, answers)
+
+
+class Fixed(nn.Module):
+    """Says the same whatever it is asked."""
+
+    word_padding = "end"
+
+    def __init__(self, logits: list[float]):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, features, boxes, mask, question):
+        return self.logits.expand(len(question), -1), mask.float()
+
+
+def one_picture(seed: int = 0) -> Regions:
+    return see(7, np.array([0, 2]), np.array([1, 3]), np.random.default_rng(seed))
+
+
+@kinds
+def test_a_data_set_is_answered_as_single_questions_are(world, kind):
+    vqa, dataset = vqa_model(kind), VqaDataset.load(world / "prepared", "val")
+    reader = RegionReader.open([world / "features.flat"])
+    labels = predict([vqa], dataset, reader, batch_size=7, progress=False)
+    for index in range(0, len(dataset), 5):
+        words = [dataset.words.words[i] for i in dataset.questions[index] if i < len(dataset.words)]
+        regions = reader.stores[0][int(dataset.image_ids[index])]
+        best, attention = answer_question(vqa, regions, " ".join(words), top=1)
+        assert best[0].text == ANSWERS.answers[labels[index]]
+        assert 0 <= best[0].score <= 1
+        assert attention.shape == (len(regions),)
+        assert attention.sum() == pytest.approx(1)
+
+
+def test_models_together_decide_by_the_mean_of_their_logits(world):
+    dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
+    answers = AnswerVocabulary(["a", "b", "c"])
+    models = [VqaModel(Fixed(logits), WORDS, answers) for logits in ([3.0, 2, 0], [0.0, 2, 3], [0.0, 1, 0])]
+    alone = [predict([model], dataset, reader, progress=False) for model in models]
+    assert [labels.tolist() for labels in alone] == [[label] * len(dataset) for label in (0, 2, 1)]
+    assert predict(models, dataset, reader, progress=False).tolist() == [1] * len(dataset)
+    models[1] = replace(models[1], answers=AnswerVocabulary(["c", "b", "a"]))
+    with pytest.raises(InputError, match="different answer vocabularies"):
+        predict(models, dataset, reader, progress=False)
+
+
+def test_updown_and_ban_together(world):
+    """They pad questions at different ends."""
+    dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
+    labels = predict([vqa_model(UpDown), vqa_model(BAN)], dataset, reader, progress=False)
+    assert labels.shape == (len(dataset),)
+
+
+@kinds
+def test_a_picture_without_regions_is_answered(kind):
+    empty = Regions(1, 10, 10, np.zeros((0, 4), np.float32), np.zeros((0, FEATURE_DIM), np.float32))
+    answers, attention = answer_question(vqa_model(kind), empty, "What color is the star?")
+    assert len(answers) == 5
+    assert attention.shape == (0,)
+    blind, _ = answer_question(replace(vqa_model(kind), look=False), one_picture(), "What color is the star?")
+    assert [answer.text for answer in blind] == [answer.text for answer in answers]
+
+
+def test_the_best_answers_come_first():
+    vqa = VqaModel(Fixed([0.0, 3, -1, 2]), WORDS, AnswerVocabulary(list("abcd")))
+    answers, _ = answer_question(vqa, one_picture(), "star", top=9)
+    assert [answer.text for answer in answers] == list("bdac")
+    assert answers[2].score == 0.5
+
+
+def test_words_that_are_not_known(caplog):
+    vqa = vqa_model(UpDown)
+    with pytest.raises(InputError, match="none of its words is among the 12 of the vocabulary"):
+        answer_question(vqa, one_picture(), "Quo vadis?")
+    with pytest.raises(InputError, match="none of its words"):
+        answer_question(vqa, one_picture(), "")
+    answer_question(vqa, one_picture(), "What color is the zeppelin?")
+    assert "does not know zeppelin" in caplog.text
+
+
+def test_checkpoints_that_cannot_be_used(tmp_path):
+    def assert_error(message: str, **saved):
+        torch.save(saved, tmp_path / "model.pth")
+        with pytest.raises(InputError, match=message) as error:
+            load_vqa(tmp_path / "model.pth")
+        assert "\n" not in str(error.value)
+
+    assert_error("lacks config, question_vocabulary, answer_vocabulary, feature_dim; .* --vqa-folder", model={})
+    vqa = vqa_model(UpDown, glimpses=1)
+    parts = {"question_vocabulary": WORDS.words, "answer_vocabulary": ANSWERS.answers, "feature_dim": FEATURE_DIM}
+    config = "MODEL: {NAME: UpDown, UPDOWN: {EMBEDDING_DIM: 8, HIDDEN_DIM: 4}}"
+    assert_error("its weights do not fit its configuration", model=vqa.model.state_dict(), config=config, **parts)
+    assert_error("of another version .*MODEL.UPDOWN.WIDTH", model={}, config="MODEL: {UPDOWN: {WIDTH: 3}}", **parts)
+    with pytest.raises(InputError, match=r"none\.pth"):
+        load_vqa(tmp_path / "none.pth")

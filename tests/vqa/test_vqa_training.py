@@ -1,0 +1,145 @@
+"""From the official files to a trained model, on a world that an oracle sees."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from toy_questions import COLORS, FEATURE_DIM, write_world
+
+from bua.data.vqa import prepare_vqa
+from bua.errors import InputError
+from bua.vqa import training
+from bua.vqa.config import load_cfg
+from bua.vqa.inference import load_vqa
+from bua.vqa.training import train_vqa
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "vqa"
+SMALL = ["SOLVER.IMS_PER_BATCH", "32", "SOLVER.BASE_LR", "0.02", "SOLVER.EPOCH_FACTORS", "[1.0]", "SEED", "3"]
+SIZES = {"updown": ["MODEL.UPDOWN.HIDDEN_DIM", "32"], "ban": ["MODEL.BAN.HIDDEN_DIM", "32"]}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with ``vqa``, ``prepared`` and ``features.flat``."""
+    root = tmp_path_factory.mktemp("world")
+    write_world(root, {"train": 120, "val": 30, "test": 10})
+    prepare_vqa(root / "vqa", root / "prepared", min_count=2)
+    return root
+
+
+def configure(world: Path, output: Path, *overrides, name: str = "updown"):
+    paths = ["DATA.FOLDER", world / "prepared", "DATA.FEATURES", f"('{world / 'features.flat'}',)"]
+    options = [*SMALL, *SIZES[name], *paths, "OUTPUT_DIR", output, "MODEL.DEVICE", "cpu", *overrides]
+    return load_cfg(CONFIGS / f"shapes_{name}.yaml", [str(option) for option in options])
+
+
+def losses(output: Path) -> list[float]:
+    lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
+    return [line["total_loss"] for line in lines if "total_loss" in line]
+
+
+def weights(output: Path, name: str = "model_final.pth") -> dict:
+    return torch.load(output / name, weights_only=True)["model"]
+
+
+def assert_equal(found: dict, expected: dict):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("updown", 25), ("ban", 16)])
+def test_learns_by_looking(world, tmp_path, name, epochs):
+    scores = train_vqa(configure(world, tmp_path, "SOLVER.EPOCHS", epochs, name=name))
+    assert scores["upper_bound"] == 100
+    assert scores["soft_score"] > 80
+
+
+def test_what_questions_alone_give_away(world, tmp_path):
+    blind = train_vqa(configure(world, tmp_path, "SOLVER.EPOCHS", 4, "DATA.LOOK", False))
+    assert blind["soft_score"] < 60
+    assert not load_vqa(tmp_path / "model_best.pth").look
+
+
+def test_a_checkpoint_has_all_that_answering_needs(world, tmp_path):
+    train_vqa(configure(world, tmp_path, "SOLVER.EPOCHS", 1, "MODEL.UPDOWN.STANDARDIZE", True))
+    for name in ("model_best.pth", "model_final.pth"):
+        vqa = load_vqa(tmp_path / name)
+        assert set(COLORS) <= set(vqa.answers.answers)
+        assert "star" in vqa.words
+        assert vqa.model.feature_dim == FEATURE_DIM
+        # Features of the oracle are between 0 and 1.2, and mostly below 0.2.
+        assert 0.05 < vqa.model.standardize.mean.mean() < 0.5
+        assert_equal(vqa.model.state_dict(), weights(tmp_path, name))
+
+
+def test_a_killed_run_goes_on_as_if_it_never_stopped(world, tmp_path, monkeypatch):
+    train_vqa(configure(world, tmp_path / "whole", "SOLVER.EPOCHS", 3))
+
+    calls, loss = [], training.vqa_loss
+
+    def dying(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 17:
+            raise RuntimeError("killed")
+        return loss(*args, **kwargs)
+
+    killed = configure(world, tmp_path / "killed", "SOLVER.EPOCHS", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "vqa_loss", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_vqa(killed)
+    with pytest.raises(InputError, match="holds a run already"):
+        train_vqa(killed)
+    train_vqa(killed, resume=True)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_parts_of_a_batch_and_low_precision_change_little(world, tmp_path):
+    """Without dropout, the loss over an epoch is nearly the same."""
+    still = ["MODEL.UPDOWN.ATTENTION_DROPOUT", 0.0, "MODEL.UPDOWN.CLASSIFIER_DROPOUT", 0.0, "SOLVER.EPOCHS", 2]
+    variants = {"plain": [], "parts": ["SOLVER.ACCUMULATE", 2], "bf16": ["SOLVER.AMP.ENABLED", True]}
+    final = {}
+    for name, overrides in variants.items():
+        train_vqa(configure(world, tmp_path / name, *still, *overrides))
+        final[name] = losses(tmp_path / name)[-1]
+        assert all(value.dtype == torch.float32 for value in weights(tmp_path / name).values())
+    assert final["parts"] == pytest.approx(final["plain"], rel=0.2)
+    assert final["bf16"] == pytest.approx(final["plain"], rel=0.05)
+
+
+def test_train_and_val_together_without_validation(world, tmp_path):
+    together = ["DATA.TRAIN", "('train', 'val')", "DATA.VAL", "", "SOLVER.EPOCHS", 1]
+    assert train_vqa(configure(world, tmp_path, *together)) == {}
+    assert not (tmp_path / "model_best.pth").exists()
+    assert load_vqa(tmp_path / "model_final.pth")
+
+
+def test_settings_that_cannot_be_used(world, tmp_path):
+    (world / "vqa" / "v2_mscoco_test2015_annotations.json").unlink(missing_ok=True)
+    prepare_vqa(world / "vqa", tmp_path / "prepared", min_count=2)
+    # Pictures of training alone.
+    write_world(tmp_path / "few", {"train": 120})
+    few = f"('{tmp_path / 'few' / 'features.flat'}',)"
+    for overrides, message in (
+        (["DATA.FOLDER", ""], "DATA.FOLDER: empty"),
+        (["DATA.FEATURES", "()"], "DATA.FEATURES: empty"),
+        (["DATA.FOLDER", tmp_path], "prepare it with datasets/prepare_vqa.py"),
+        (["DATA.TRAIN", "('trian',)"], "no such split"),
+        (["DATA.FOLDER", tmp_path / "prepared", "DATA.VAL", "test"], "has no answers"),
+        (["DATA.FEATURES", few], r"lacks 30 of the 30 pictures of .*val\.npz: 121"),
+        (["DATA.WORD_VECTORS", "seed"], r"prepare_vqa\.py --glove makes it"),
+        (["SOLVER.ACCUMULATE", 5], "multiple of SOLVER.ACCUMULATE"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            train_vqa(configure(world, tmp_path / "run", "SOLVER.EPOCHS", 1, *overrides))
+        assert "\n" not in str(error.value)
+    for overrides, message in (
+        (["MODEL.NAME", "MCAN"], "use one of UpDown, BAN"),
+        (["DATA.WORD_VECTORS", "glove"], "use 'seed', 'tfidf'"),
+        (["MODEL.UPDOWN.HIDEN_DIM", "3"], "did you mean MODEL.UPDOWN.HIDDEN_DIM?"),
+    ):
+        with pytest.raises(InputError, match=message):
+            configure(world, tmp_path, *overrides)

@@ -1,0 +1,21 @@
+#!/usr/bin/env python3
+"""Trains a model that answers questions about pictures, from their region features.
+
+tools/train_vqa.py --config-file configs/vqa/updown.yaml DATA.FEATURES "('train2014.flat', 'val2014.flat')"
+"""
+
+import sys
+
+from bua.engine.tool import training_tool
+from bua.errors import command
+from bua.vqa.config import load_cfg
+from bua.vqa.training import train_vqa
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    return training_tool(__doc__, load_cfg, train_vqa, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
