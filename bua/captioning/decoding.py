@@ -1,0 +1,318 @@
+"""From a captioner to captions: the likeliest word each time, words drawn at random, or beam search."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.parametrize import cached
+
+from bua.captioning.updown import SpecialWords, State, UpDownCaptioner
+
+# Anderson's 20 steps, the end included.
+MAX_LENGTH = 20
+# The words that Anderson lets a caption repeat (scripts/create_caption_lstm.py).
+# fmt: off
+REPEATABLE = (
+    "a", "the", "of", ",", "on", "in", "with", "and", "is", "an", '"', "to", "some", "at", "are", "it", "that", "'",
+    "by",
+)
+# The words that ruotianluo lets no caption end with.
+BAD_ENDINGS = (
+    "a", "an", "the", "in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to", "is", "are", "am",
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What captions must not say. ``begin`` and ``pad``, where they are not ``end``, are never said.
+
+    Anderson's decoder has ``no_word_twice_in_a_row`` and ``repeatable``; the others are ruotianluo's.
+
+    Attributes:
+        no_word_twice_in_a_row: what it says.
+        repeatable: ids of the words that may occur more than once in a caption, such as those of ``REPEATABLE``;
+            None: all words.
+        no_trigram_twice: no three words in a row that were there before.
+        bad_endings: ids of words that the end must not follow, such as those of ``BAD_ENDINGS``. A caption that
+            ``max_length`` cuts may still end so.
+        suppress: ids of words that are never said, such as ``unk``.
+    """
+
+    no_word_twice_in_a_row: bool = False
+    repeatable: Sequence[int] | None = None
+    no_trigram_twice: bool = False
+    bad_endings: Sequence[int] = ()
+    suppress: Sequence[int] = ()
+
+
+class Captions(NamedTuple):
+    """K captions of each of B pictures, in T steps at most.
+
+    Attributes:
+        tokens: [B, K, T] int64: words, ``end``, then ``pad``; without ``end`` where ``max_length`` came first.
+        log_probs: [B, K, T] float32, natural logarithm of the model's probability of each token, before constraints;
+            0 after the end.
+        scores: [B, K] float32, what beams compete by, best first: the sum of ``log_probs``, over the length penalty.
+            Minus infinity, for a caption without words, where the constraints leave fewer than K.
+        attention: [B, K, T, n] float32, where each word looked; 0 after the end.
+        mask: [B, K, T] bool, true for words and ``end``.
+    """
+
+    tokens: Tensor
+    log_probs: Tensor
+    scores: Tensor
+    attention: Tensor
+    mask: Tensor
+
+    def words(self, end: int, with_end: bool = False) -> list[list[list[int]]]:
+        """The ids of each picture's captions' words, without ``end`` or, where they have one, with it."""
+        said = self.mask if with_end else self.mask & (self.tokens != end)
+        tokens, lengths = self.tokens.tolist(), said.sum(dim=2).tolist()
+        return [[caption[:length] for caption, length in zip(*picture)] for picture in zip(tokens, lengths)]
+
+
+def greedy(
+    models: UpDownCaptioner | Sequence[UpDownCaptioner],
+    features: Tensor,
+    mask: Tensor,
+    *,
+    max_length: int = MAX_LENGTH,
+    constraints: Constraints = Constraints(),
+) -> Captions:
+    """The likeliest word at each step; arguments as for ``beam_search``. One caption a picture, K = 1."""
+    return _follow(models, features, mask, 1, max_length, constraints, lambda log_probs: log_probs.argmax(dim=-1))
+
+
+def sample(
+    models: UpDownCaptioner | Sequence[UpDownCaptioner],
+    features: Tensor,
+    mask: Tensor,
+    *,
+    samples: int = 1,
+    temperature: float = 1.0,
+    max_length: int = MAX_LENGTH,
+    constraints: Constraints = Constraints(),
+    generator: torch.Generator | None = None,
+) -> Captions:
+    """Words drawn by their probability, independently for each of K = ``samples`` captions of a picture, in no order.
+
+    Args:
+        temperature: log-probabilities are divided by it before drawing; those returned are not.
+        generator: on the device of ``features``; torch's global one by default.
+        Others as for ``beam_search``.
+    """
+
+    def draw(log_probs: Tensor) -> Tensor:
+        # Of exponential variables divided by rates, the first to come is distributed as the rates are.
+        waits = torch.empty_like(log_probs).exponential_(generator=generator)
+        return ((log_probs / temperature).softmax(dim=-1) / waits).argmax(dim=-1)
+
+    return _follow(models, features, mask, samples, max_length, constraints, draw)
+
+
+@torch.no_grad()
+def beam_search(
+    models: UpDownCaptioner | Sequence[UpDownCaptioner],
+    features: Tensor,
+    mask: Tensor,
+    *,
+    beam: int = 5,
+    max_length: int = MAX_LENGTH,
+    constraints: Constraints = Constraints(),
+    length_penalty: str | None = None,
+    alpha: float = 1.0,
+) -> Captions:
+    """The K = ``beam`` captions that are left when at each step the best K go on, all pictures at once.
+
+    A caption that has ended stays among the K as long as no K others are better, and is not continued, as in
+    Anderson's decoder.
+
+    Args:
+        models: a captioner, or several with the same vocabulary that predict together: the arithmetic mean of their
+            probabilities, and of their attention. In evaluation mode, unless dropout is wanted.
+        features: [B, n, D] float32.
+        mask: [B, n] bool.
+        beam: K.
+        max_length: most steps, the end included.
+        constraints: words that break them have no probability; what is left is not scaled up.
+        length_penalty: sums of log-probabilities are compared as they are (None, the original), divided by the length
+            ("avg"), or by ((5 + length) / 6) ** ``alpha`` ("wu"; Wu et al. 2016). The end counts in the length.
+
+    Raises:
+        ValueError: an unknown ``length_penalty``.
+    """
+    penalty = _penalty(length_penalty, alpha)
+    with cached():
+        decoder = _Decoder(models, features, mask, beam)
+        special, rules = decoder.special, _Rules(constraints, decoder, features.device)
+        captions = _Unfinished.empty(len(features), beam, max_length, features, special.pad)
+        # At first all K are the same; all but one are left out.
+        sums = torch.full((len(features), beam), -torch.inf, device=features.device)
+        sums[:, 0] = 0
+        lengths, done = torch.zeros_like(sums), torch.zeros_like(sums, dtype=torch.bool)
+        word = torch.full_like(sums, special.begin, dtype=torch.int64)
+        for t in range(max_length):
+            log_probs, attention = decoder.step(word)
+            candidates = sums.unsqueeze(-1) + rules.apply(log_probs, captions.tokens[:, :, :t])
+            # What is done goes on as itself alone, with nothing to say.
+            candidates = candidates.masked_fill(done.unsqueeze(-1), -torch.inf)
+            candidates[:, :, special.pad] = torch.where(done, sums, candidates[:, :, special.pad])
+            lengths = torch.where(done, lengths, t + 1)
+            compared = (candidates / penalty(lengths).unsqueeze(-1)).flatten(1)
+            scores, best = compared.topk(beam, dim=1)
+
+            parent, word = best // decoder.num_words, best % decoder.num_words
+            sums, lengths = candidates.flatten(1).gather(1, best), lengths.gather(1, parent)
+            was_done = done.gather(1, parent)
+            log_probs = log_probs.flatten(1).gather(1, best).masked_fill(was_done, 0)
+            attention = _rows(attention, parent).masked_fill(was_done.unsqueeze(-1), 0)
+            captions = captions.select(parent)
+            captions.write(t, word, log_probs, attention, ~was_done)
+            done = was_done | (word == special.end) | sums.isneginf()
+            if done.all():
+                break
+            decoder.select(parent)
+    return captions.finish(t + 1, scores, special)
+
+
+@torch.no_grad()
+def _follow(
+    models: UpDownCaptioner | Sequence[UpDownCaptioner],
+    features: Tensor,
+    mask: Tensor,
+    captions_each: int,
+    max_length: int,
+    constraints: Constraints,
+    choose: Callable[[Tensor], Tensor],
+) -> Captions:
+    """K captions of each picture that go on, apart from each other, with what ``choose`` takes of [B, K, V]."""
+    with cached():
+        decoder = _Decoder(models, features, mask, captions_each)
+        special, rules = decoder.special, _Rules(constraints, decoder, features.device)
+        captions = _Unfinished.empty(len(features), captions_each, max_length, features, special.pad)
+        sums = torch.zeros(len(features), captions_each, device=features.device)
+        done = torch.zeros_like(sums, dtype=torch.bool)
+        word = torch.full_like(sums, special.begin, dtype=torch.int64)
+        for t in range(max_length):
+            log_probs, attention = decoder.step(word)
+            allowed = rules.apply(log_probs, captions.tokens[:, :, :t])
+            word = choose(allowed).masked_fill(done, special.pad)
+            chosen = allowed.gather(2, word.unsqueeze(2)).squeeze(2).masked_fill(done, 0)
+            captions.write(t, word, chosen, attention.masked_fill(done.unsqueeze(-1), 0), ~done)
+            sums = sums + chosen
+            done = done | (word == special.end) | sums.isneginf()
+            if done.all():
+                break
+    return captions.finish(t + 1, sums, special)
+
+
+class _Decoder:
+    """One or several models that read the same words."""
+
+    def __init__(self, models: UpDownCaptioner | Sequence[UpDownCaptioner], features: Tensor, mask: Tensor, captions):
+        self.models = [models] if isinstance(models, UpDownCaptioner) else list(models)
+        self.special: SpecialWords = self.models[0].special
+        self.num_words = self.models[0].num_words
+        self.states: list[State] = [model.start(features, mask, captions) for model in self.models]
+
+    def step(self, word: Tensor) -> tuple[Tensor, Tensor]:
+        """Words [B, K] to log-probabilities [B, K, V] and attention [B, K, n]."""
+        steps = [model.step(word, state) for model, state in zip(self.models, self.states)]
+        self.states = [state for _, _, state in steps]
+        log_probs = torch.stack([logits.log_softmax(dim=-1) for logits, _, _ in steps])
+        log_mean = log_probs[0] if len(steps) == 1 else log_probs.logsumexp(dim=0) - math.log(len(steps))
+        return log_mean, torch.stack([attention for _, attention, _ in steps]).mean(dim=0)
+
+    def select(self, captions: Tensor) -> None:
+        self.states = [state.select(captions) for state in self.states]
+
+
+class _Rules:
+    """``Constraints`` on the device."""
+
+    def __init__(self, constraints: Constraints, decoder: _Decoder, device: torch.device):
+        self.constraints, self.end = constraints, decoder.special.end
+        never = {decoder.special.begin, decoder.special.pad, *constraints.suppress} - {self.end}
+        self.never = _members(never, decoder.num_words, device)
+        self.bad_endings = _members(constraints.bad_endings, decoder.num_words, device)
+        self.once = None
+        if constraints.repeatable is not None:
+            self.once = ~_members(constraints.repeatable, decoder.num_words, device)
+
+    def apply(self, log_probs: Tensor, said: Tensor) -> Tensor:
+        """[B, K, V] with minus infinity for what must not follow the words [B, K, t]."""
+        log_probs = log_probs.masked_fill(self.never, -torch.inf)
+        if not said.shape[2]:
+            return log_probs
+        banned = torch.zeros_like(said, dtype=torch.bool)
+        if self.once is not None:
+            banned |= self.once[said]
+        if self.constraints.no_word_twice_in_a_row:
+            banned[:, :, -1] = True
+        if self.constraints.no_trigram_twice and said.shape[2] > 2:
+            banned[:, :, 2:] |= (said[:, :, :-2] == said[:, :, -2:-1]) & (said[:, :, 1:-1] == said[:, :, -1:])
+        # A word that is there twice may be banned for one of its places only, which sums tell and copies do not.
+        bans = torch.zeros_like(said, dtype=log_probs.dtype).masked_fill(banned, -torch.inf)
+        log_probs = log_probs.scatter_add(2, said, bans)
+        if self.constraints.bad_endings:
+            bans = torch.zeros_like(bans[:, :, -1]).masked_fill(self.bad_endings[said[:, :, -1]], -torch.inf)
+            log_probs[:, :, self.end] += bans
+        return log_probs
+
+
+class _Unfinished(NamedTuple):
+    """Captions with room for all steps; as ``Captions``, without scores."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    attention: Tensor
+    mask: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, captions: int, steps: int, features: Tensor, pad: int) -> "_Unfinished":
+        log_probs = torch.zeros(batch, captions, steps, device=features.device)
+        attention = torch.zeros(batch, captions, steps, features.shape[1], device=features.device)
+        tokens = torch.full_like(log_probs, pad, dtype=torch.int64)
+        return cls(tokens, log_probs, attention, torch.zeros_like(tokens, dtype=torch.bool))
+
+    def select(self, captions: Tensor) -> "_Unfinished":
+        return _Unfinished(*(_rows(part, captions) for part in self))
+
+    def write(self, step: int, *values: Tensor) -> None:
+        for part, value in zip(self, values):
+            part[:, :, step] = value
+
+    def finish(self, steps: int, scores: Tensor, special: SpecialWords) -> Captions:
+        tokens, log_probs, attention, mask = (part[:, :, :steps] for part in self)
+        # What the constraints left no way out of.
+        dead = scores.isneginf().unsqueeze(-1)
+        first = torch.arange(steps, device=tokens.device) == 0
+        tokens = torch.where(dead, torch.where(first, special.end, special.pad), tokens)
+        log_probs = torch.where(dead, torch.where(first, -torch.inf, 0.0), log_probs)
+        mask = torch.where(dead, first, mask)
+        return Captions(tokens, log_probs, scores, attention.masked_fill(dead.unsqueeze(-1), 0), mask)
+
+
+def _rows(part: Tensor, captions: Tensor) -> Tensor:
+    """[B, K, ...] with, as row k of b, what was row ``captions[b, k]``."""
+    return part[torch.arange(len(part), device=part.device).unsqueeze(1), captions]
+
+
+def _members(ids, size: int, device: torch.device) -> Tensor:
+    members = torch.zeros(size, dtype=torch.bool, device=device)
+    members[list(ids)] = True
+    return members
+
+
+def _penalty(name: str | None, alpha: float) -> Callable[[Tensor], Tensor]:
+    if name is None:
+        return torch.ones_like
+    if name == "avg":
+        return lambda lengths: lengths
+    if name == "wu":
+        return lambda lengths: ((5 + lengths) / 6) ** alpha
+    raise ValueError(f"length_penalty {name!r}: use avg, wu or None")

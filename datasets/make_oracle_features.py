@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Writes features as a detector without error would give them: what each annotated thing is, and where.
+
+    python datasets/make_oracle_features.py --root datasets/visual_genome --output oracle.flat
+    python datasets/make_oracle_features.py --root datasets/shapes --name shapes --ids coco --output oracle.flat
+
+They say how much of a model's error is the detector's, where the annotations have all that matters.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bua.data.annotations import DetectionDataset
+from bua.data.oracle_features import coco_ids, write_oracle_features
+from bua.data.visual_genome import SPLITS
+from bua.errors import command
+from bua.features.store import FORMATS
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    datasets = [
+        DetectionDataset(args.root / "annotations" / f"{args.name}_{split}.json", args.root) for split in SPLITS
+    ]
+    image_id_of = coco_ids(args.root / "image_data.json").get if args.ids == "coco" else int
+    left_out = write_oracle_features(datasets, args.output, format=args.format, image_id_of=image_id_of)
+    count = sum(map(len, datasets)) - left_out
+    print(f"{args.output}: {count} pictures" + (f"; {left_out} that COCO does not have, left out" if left_out else ""))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder that prepare_visual_genome.py prepared")
+    parser.add_argument("--name", default="visual_genome", help="of the data set (%(default)s)")
+    parser.add_argument("--output", required=True, help="file or folder of features")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="flat", help="%(default)s")
+    parser.add_argument(
+        "--ids",
+        choices=("visual_genome", "coco"),
+        default="visual_genome",
+        help="what pictures are called (%(default)s)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

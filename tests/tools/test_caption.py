@@ -1,0 +1,107 @@
+"""tools/caption.py with the real detector, a few channels wide, and a captioner that has learned nothing."""
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from bua.captioning.caption import caption
+from bua.captioning.config import build_model, get_cfg
+from bua.captioning.inference import Captioner
+from bua.checkpoint import save_checkpoint
+from bua.data.captions_vocabulary import CaptionVocabulary
+from bua.errors import InputError
+from bua.extraction.job import RANDOM_WEIGHTS, Job, Wanted
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "shapes.yaml")
+SLIM = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.RESNETS.DEPTH", "50"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
+    *("MODEL.RPN.CONV_DIMS", "[8]"),
+    *("INPUT.MIN_SIZE_TEST", "96"),
+    *("INPUT.MAX_SIZE_TEST", "160"),
+]
+VOCABULARY = CaptionVocabulary([".", "<unk>", "a", "cat", "on", "mat"])
+JOB = Job(CONFIG, tuple(SLIM), RANDOM_WEIGHTS, Wanted(min_boxes=4, max_boxes=8))
+
+
+def main(*arguments) -> int:
+    spec = importlib.util.spec_from_file_location("caption_tool", ROOT / "tools" / "caption.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main([*map(str, arguments)])
+
+
+def make_captioner(dim: int) -> Captioner:
+    cfg = get_cfg()
+    cfg.DATA.MAX_LENGTH, cfg.DATA.BOXES, cfg.MODEL.UPDOWN.INITIAL_STD = 4, True, 0.8
+    for key in ("HIDDEN_DIM", "EMBEDDING_DIM", "ATTENTION_DIM"):
+        cfg.MODEL.UPDOWN[key] = 8
+    torch.manual_seed(0)
+    return Captioner(build_model(cfg, VOCABULARY, dim).eval(), VOCABULARY, cfg, dim)
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    return make_captioner(128)
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "cat.jpg"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
+    return path
+
+
+def test_from_a_call(captioner, picture):
+    found = caption(picture, job=JOB, captioner=captioner)
+    assert 4 <= len(found.regions) <= 8
+    assert len(found.captions) <= 5
+    best = found.captions[0]
+    assert best.text == " ".join(best.words)
+    assert set(best.words) <= {"a", "cat", "on", "mat"}
+    assert best.attention.shape == (len(best.words), len(found.regions))
+    assert found.strip.ndim == 3
+    assert found.strip.dtype == np.uint8
+
+
+def test_the_tool_prints_and_draws(captioner, picture, tmp_path, capsys):
+    checkpoint, output = tmp_path / "captioner.pth", tmp_path / "new"
+    save_checkpoint(checkpoint, model=captioner.model.state_dict(), **captioner.describe())
+    other = tmp_path / "dog.png"
+    other.write_bytes(cv2.imencode(".png", np.full((40, 40, 3), 99, np.uint8))[1])
+    given = [
+        "--config-file",
+        CONFIG,
+        "--detector",
+        "random",
+        "--captioner",
+        checkpoint,
+        "--beam",
+        2,
+        "--output",
+        output,
+    ]
+    given += ["--min-boxes", 4, "--max-boxes", 8, "--image", picture, other]
+    assert main(*SLIM, *given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = caption(picture, job=JOB, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
+    assert lines[0] == f"{picture}: {expected[0].text}"
+    assert lines[1:3] == [f"  {one.score:8.2f}  {one.text}" for one in expected]
+    assert lines[3] == f"  where it looked: {output / 'cat_caption.jpg'}"
+    for name in ("cat", "dog"):
+        assert cv2.imread(str(output / f"{name}_caption.jpg")) is not None
+
+
+def test_what_cannot_be_captioned(captioner, tmp_path, picture):
+    with pytest.raises(InputError, match=r"none\.jpg"):
+        caption(tmp_path / "none.jpg", job=JOB, captioner=captioner)
+    with pytest.raises(InputError, match="128 numbers a region, where the captioner learned from 64"):
+        caption(picture, job=JOB, captioner=make_captioner(64))

@@ -1,0 +1,23 @@
+#!/usr/bin/env python3
+"""Trains a model that captions pictures, from their region features.
+
+tools/train_caption.py --config-file configs/captioning/updown.yaml DATA.FEATURES "('train2014.flat', 'val2014.flat')"
+tools/train_caption.py --config-file configs/captioning/updown_scst.yaml \\
+    DATA.FEATURES "('train2014.flat', 'val2014.flat')" MODEL.WEIGHTS output/captioning/updown/model_best.pth
+"""
+
+import sys
+
+from bua.captioning.config import load_cfg
+from bua.captioning.training import train_caption
+from bua.engine.tool import training_tool
+from bua.errors import command
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    return training_tool(__doc__, load_cfg, train_caption, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
