@@ -1,3 +1,4 @@
+import importlib
 from pathlib import Path
 
 import pytest
@@ -5,12 +6,21 @@ import pytest
 from bua.config import add_bua_config, check_device, get_cfg, load_cfg
 from bua.errors import InputError
 
-CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+CONFIGS = sorted(Path("configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_every_config_file_loads(path):
     assert load_cfg(path).VERSION == 2
+
+
+@pytest.mark.parametrize("task", ["vqa", "captioning", "grounding"])
+def test_every_config_file_of_a_head_loads(task):
+    load = importlib.import_module(f"bua.{task}.config").load_cfg
+    files = sorted(Path("configs", task).glob("*.yaml"))
+    assert files
+    for path in files:
+        assert load(path).OUTPUT_DIR.startswith("output/")
 
 
 def test_a_file_and_then_overrides_go_over_the_defaults():

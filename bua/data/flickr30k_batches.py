@@ -1,0 +1,222 @@
+"""Batches of sentences and their phrases with the regions of their pictures."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bua.data.flickr30k import GroundingDataset
+from bua.data.loader import TrainingLoader
+from bua.data.vqa_batches import BOXES_PER_BUCKET, RegionReader, _read_ahead
+from bua.evaluation.grounding import hits
+from bua.features.flat import FlatFeatures
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GroundingBatch:
+    """B sentences with up to E phrases each, and the regions of their pictures.
+
+    Attributes:
+        features: [B, n, D], float32 or, as read from features in float16, float16; 0 in padding.
+        mask: [B, n] bool, false for padding. n is 1 at least.
+        words: [B, L] int64, padded at the end.
+        positions: [B, E] int64, the last word of each phrase; 0 in padding.
+        phrase_mask: [B, E] bool, false for padding.
+        sentences: [B] int64, which of the data set's; always on the CPU.
+        places: [T, 3] int64: region ``places[t, 2]`` is right for phrase ``places[t, 1]`` of sentence ``places[t, 0]``.
+    """
+
+    features: Tensor
+    mask: Tensor
+    words: Tensor
+    positions: Tensor
+    phrase_mask: Tensor
+    sentences: np.ndarray
+    places: Tensor
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def to(self, device: torch.device | str) -> "GroundingBatch":
+        """The batch on a device, with features in float32. Does not wait for the copy from pinned memory."""
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return GroundingBatch(**moved | {"features": moved["features"].float()})
+
+    def targets(self) -> Tensor:
+        """[B, E, n] float32, 1 for each region that is right for a phrase, on the batch's device."""
+        targets = torch.zeros(*self.positions.shape, self.mask.shape[1], device=self.places.device)
+        targets[tuple(self.places.T)] = 1
+        return targets
+
+
+@dataclass
+class RightRegions:
+    """Which regions of its picture are right for each of P phrases.
+
+    Attributes:
+        offsets: [P + 1] int64; those of phrase i are ``regions[offsets[i]:offsets[i + 1]]``.
+        regions: int32.
+    """
+
+    offsets: np.ndarray
+    regions: np.ndarray
+
+
+class GroundingLoader(TrainingLoader):
+    """Yields ``GroundingBatch`` without end, in an order that follows from the seed and can be taken up again, as
+    ``TrainingLoader``; threads read them ahead of time.
+
+    A batch is of pictures with like numbers of boxes where the features are in the flat format, so that little of it
+    is padding. ``threads`` + 2 batches are in memory at most.
+
+    Args:
+        dataset: the sentences.
+        reader: of all their pictures.
+        right: of all their phrases, what ``right_regions`` gives.
+        batch_size: over all processes; each gets its share of every batch.
+        threads: that read; 0 reads a batch when it is asked for.
+        process_index, num_processes: which share of the batches this process gets.
+
+    Raises:
+        InputError: no sentences, pictures without features, or a batch that cannot be shared evenly.
+    """
+
+    def __init__(
+        self,
+        dataset: GroundingDataset,
+        reader: RegionReader,
+        right: RightRegions,
+        batch_size: int,
+        *,
+        seed: int,
+        threads: int = 2,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self._maker, self.threads = _BatchMaker(dataset, reader, right), threads
+        counts = self._maker.num_boxes
+        super().__init__(
+            dataset,
+            self._maker,
+            batch_size,
+            seed=seed,
+            groups=None if counts is None else counts // BOXES_PER_BUCKET,
+            process_index=process_index,
+            num_processes=num_processes,
+        )
+
+    def __iter__(self) -> Iterator[GroundingBatch]:
+        shares = ([index for _, index in share] for share in self._batches(self.epoch, self.position))
+        for batch in _read_ahead(self._maker, shares, self.threads):
+            self.position += 1
+            if self.position == self.batches_per_epoch:
+                self.epoch, self.position = self.epoch + 1, 0
+            yield batch
+
+
+def evaluation_batches(
+    dataset: GroundingDataset, reader: RegionReader, batch_size: int, *, threads: int = 2
+) -> Iterator[GroundingBatch]:
+    """Every sentence once, those about pictures with like numbers of boxes, and about one picture, together; the last
+    batch may be smaller. They do not say which regions are right."""
+    phrases = len(dataset.spans)
+    maker = _BatchMaker(dataset, reader, RightRegions(np.zeros(phrases + 1, np.int64), np.zeros(0, np.int32)))
+    counts = np.zeros(len(dataset)) if maker.num_boxes is None else maker.num_boxes
+    order = np.lexsort((dataset.image_ids, counts))
+    shares = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+    return _read_ahead(maker, shares, threads)
+
+
+def region_boxes(dataset: GroundingDataset, reader: RegionReader, *, progress: bool = True) -> dict[int, np.ndarray]:
+    """The regions' boxes [n, 4] float32 x1y1x2y2, in pixels, of every picture of a data set.
+
+    Features that are not in the flat format are read for it, all of them once.
+
+    Raises:
+        InputError: pictures without features.
+    """
+    image_ids, first = np.unique(dataset.image_ids, return_index=True)
+    stores = reader.locate(image_ids, dataset.name)
+    boxes, other_sizes = {}, []
+    pictures = zip(image_ids.tolist(), stores.tolist(), dataset.sizes[first].tolist())
+    for image_id, number, size in tqdm(pictures, "boxes", len(first), unit=" pictures", disable=not progress):
+        store = reader.stores[number]
+        if isinstance(store, FlatFeatures):
+            boxes[image_id] = store.boxes(image_id)
+            row = store.rows([image_id])[0]
+            found = [int(store.widths[row]), int(store.heights[row])]
+        else:
+            regions = store[image_id]
+            boxes[image_id], found = regions.boxes, [regions.width, regions.height]
+        if found != size and all(found):
+            other_sizes.append(image_id)
+    if other_sizes:
+        logger.warning(
+            "features: %d of the %d pictures of %s have another size than in the annotations, such as %s: extract "
+            "features from the original pictures, or no box will fit",
+            *(len(other_sizes), len(first), dataset.name, other_sizes[0]),
+        )
+    return boxes
+
+
+def right_regions(
+    dataset: GroundingDataset, boxes: dict[int, np.ndarray], *, protocol: str = "any", progress: bool = True
+) -> RightRegions:
+    """The regions that are right for each phrase of a data set.
+
+    Args:
+        boxes: what ``region_boxes`` gives.
+        protocol: see ``bua.evaluation.grounding``.
+    """
+    # A thing is named in several sentences, always with the same boxes.
+    known: dict[tuple[int, int], np.ndarray] = {}
+    keys = list(zip(dataset.image_ids[dataset.sentence_of].tolist(), dataset.chains.tolist()))
+    for phrase, key in enumerate(tqdm(keys, "right regions", unit=" phrases", disable=not progress)):
+        if key not in known:
+            known[key] = np.flatnonzero(hits(boxes[key[0]], dataset.boxes_of(phrase), protocol)).astype(np.int32)
+    found = [known[key] for key in keys]
+    offsets = np.concatenate([[0], np.cumsum([len(regions) for regions in found])]).astype(np.int64)
+    return RightRegions(offsets, np.concatenate(found))
+
+
+class _BatchMaker:
+    """Makes a batch of the sentences at given places in a data set."""
+
+    def __init__(self, dataset: GroundingDataset, reader: RegionReader, right: RightRegions):
+        self.dataset, self.reader, self.right = dataset, reader, right
+        self.stores = reader.locate(dataset.image_ids, dataset.name)
+        self.num_boxes = reader.num_boxes(dataset.image_ids, self.stores)
+        self.lengths = (dataset.words != len(dataset.vocabulary)).sum(axis=1)
+
+    def __call__(self, indices: Sequence[int]) -> GroundingBatch:
+        indices = np.asarray(indices)
+        indices = indices[np.argsort(self.stores[indices], kind="stable")]
+        dataset = self.dataset
+        features, _, mask = self.reader.read(dataset.image_ids[indices], self.stores[indices])
+        starts, counts = dataset.phrase_offsets[indices], np.diff(dataset.phrase_offsets)[indices]
+        phrase_mask = np.arange(counts.max()) < counts[:, None]
+        phrases = (starts[:, None] + np.arange(counts.max()))[phrase_mask]
+        positions = np.zeros(phrase_mask.shape, np.int64)
+        positions[phrase_mask] = dataset.spans[phrases, 1] - 1
+        # The seed's positions may lie in the padding.
+        length = max(int(self.lengths[indices].max()), int(positions.max()) + 1)
+        arrays = dataset.words[indices, :length].astype(np.int64), positions, phrase_mask
+        words, positions, phrase_mask = map(torch.from_numpy, arrays)
+        places = torch.from_numpy(self._places(np.stack(phrase_mask.nonzero(as_tuple=True), axis=1), phrases))
+        return GroundingBatch(features, mask, words, positions, phrase_mask, indices, places)
+
+    def _places(self, cells: np.ndarray, phrases: np.ndarray) -> np.ndarray:
+        """[T, 3] from the phrases' sentences and columns [K, 2] in the batch and their numbers [K] in the data set."""
+        offsets, regions = self.right.offsets, self.right.regions
+        counts = offsets[phrases + 1] - offsets[phrases]
+        chosen = [regions[offsets[phrase] : offsets[phrase + 1]] for phrase in phrases.tolist()]
+        return np.concatenate([np.repeat(cells, counts, axis=0), np.concatenate(chosen)[:, None]], axis=1)

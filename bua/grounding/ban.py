@@ -1,0 +1,71 @@
+"""Bilinear attention for grounding (Kim, Jun and Zhang, NeurIPS 2018; ban-vqa, base_model.py, BanModel_flickr)."""
+
+import torch
+from torch import Tensor, nn
+
+from bua.vqa.ban import BilinearAttention
+from bua.vqa.language import WordEmbedding
+from bua.vqa.layers import at_least_float32
+
+# The logit of padding, the seed's: a probability of zero in float32, and no gradient.
+MASKED = -99.0
+
+
+class BANGrounding(nn.Module):
+    """A logit for each pair of a phrase and a region: one map of BAN's attention, between the regions and the states of
+    the phrases' last words. Where regions lie plays no part.
+
+    Args:
+        num_words: size of the vocabulary; the id of padding is ``num_words``.
+        feature_dim: D of the region features.
+        embedding_dim: of a word.
+        hidden_dim: of a word's state.
+        rank: of the bilinear form, in multiples of ``hidden_dim``.
+        dropout: of the inputs of projections.
+        attention_dropout: of the regions' side of the bilinear form.
+        norm_whole_matrix: weight normalisation with one length for a whole matrix, as the seed; else one a row.
+    """
+
+    def __init__(
+        self,
+        num_words: int,
+        *,
+        feature_dim: int = 2048,
+        embedding_dim: int = 300,
+        hidden_dim: int = 1280,
+        rank: int = 3,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.5,
+        norm_whole_matrix: bool = True,
+    ):
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.embedding = WordEmbedding(num_words, embedding_dim)
+        self.gru = nn.GRU(embedding_dim, hidden_dim, batch_first=True)
+        self.attention = BilinearAttention(
+            feature_dim,
+            hidden_dim,
+            glimpses=1,
+            rank=rank,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            norm_whole_matrix=norm_whole_matrix,
+        )
+
+    def forward(self, features: Tensor, mask: Tensor, words: Tensor, positions: Tensor, phrase_mask: Tensor) -> Tensor:
+        """
+        Args:
+            features: [B, n, D] float32; finite, also in padding.
+            mask: [B, n] bool, false for padding.
+            words: [B, L] int64 ids, padded at the end, of the whole sentences.
+            positions: [B, E] int64, the place of each phrase's last word in its sentence, 0 to L - 1.
+            phrase_mask: [B, E] bool, false for padding, where any position may stand.
+
+        Returns:
+            Logits [B, E, n], of the probability that the region is right; float32, in autocast too; ``MASKED`` for
+            padding of either kind.
+        """
+        states, _ = self.gru(self.embedding(words))
+        phrases = torch.gather(at_least_float32(states), 1, positions.unsqueeze(2).expand(-1, -1, states.shape[2]))
+        logits = self.attention(features, phrases).squeeze(1).transpose(1, 2)
+        return logits.masked_fill(~(phrase_mask.unsqueeze(2) & mask.unsqueeze(1)), MASKED)

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Prepares Flickr30k Entities, or a data set in its files' format, for training: a vocabulary, sentences, phrases and
+boxes as arrays.
+
+    python datasets/prepare_flickr30k.py --root datasets/flickr30k_entities --output datasets/flickr30k/prepared \\
+        --glove datasets/glove.6B.300d.txt
+    python datasets/prepare_flickr30k.py --root datasets/shapes/flickr30k_entities --output datasets/shapes/flickr30k
+
+The root holds what https://github.com/BryanPlummer/flickr30k_entities has: Annotations/<id>.xml and Sentences/<id>.txt,
+which are in its annotations.zip, and train.txt, val.txt and test.txt.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bua.data.flickr30k import prepare_flickr30k
+from bua.errors import command
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    datasets, counts = prepare_flickr30k(**vars(args))
+    print(f"{len(datasets['train'].vocabulary)} words -> {args.output}")
+    for split, count in counts.items():
+        left_out = ", ".join(f"{number} {kind}" for kind, number in count["phrases_left_out"].items()) or "none"
+        print(
+            f"{split:6} {count['phrases']:7} phrases in {count['sentences']:6} sentences; without a box, and left out: "
+            f"{left_out}; {count['sentences_left_out']} sentences had no other"
+        )
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("datasets/flickr30k_entities"), help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("datasets/flickr30k/prepared"), help="default: %(default)s")
+    parser.add_argument(
+        "--zero-based",
+        action="store_true",
+        help="take 1 from the boxes' corners, as the data set's own program; by default they stay as in the files, "
+        "where pixels count from 1, as in ban-vqa",
+    )
+    parser.add_argument(
+        "--seed-positions",
+        action="store_true",
+        help="find phrases as ban-vqa does: off by the commas before them, and the first one where one is said twice",
+    )
+    parser.add_argument(
+        "--vocabulary", type=Path, help="JSON list of words in the order of ids, to use ban-vqa's checkpoints"
+    )
+    parser.add_argument("--glove", type=Path, help="text file of word vectors, such as glove.6B.300d.txt")
+    parser.add_argument("--glove-dim", type=int, default=300, help="numbers a word; default: %(default)s")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
