@@ -4,6 +4,7 @@
     tools/convert_features.py features.tsv train36.hdf5 --format hdf5
     tools/convert_features.py train2014_obj36.tsv features --format flat-fp16 --ids number
     tools/convert_features.py features val2014_obj36.tsv --format lxmert-tsv --ids "COCO_val2014_{:012d}"
+    tools/convert_features.py visual_genome coco --format flat-fp16 --ids coco_of_visual_genome.tsv
 
 Any format is read, and told from the content. A run that was stopped goes on when it is started again.
 """
@@ -36,8 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--ids",
         default="keep",
-        help="keep (default); number: of COCO_val2014_000000000042 make 42; "
-        "or a pattern that makes such names of numbers, which LXMERT's readers look for",
+        help="keep (default); number: of COCO_val2014_000000000042 make 42; a pattern that makes such names of "
+        "numbers, which LXMERT's readers look for; or a file with lines old<TAB>new, whose pictures alone are copied",
     )
     parser.add_argument("--object-vocabulary", help="the names of the objects' labels, which vinvl-tsv needs")
     parser.add_argument("--attribute-vocabulary", help="the names of the attributes' labels, likewise")

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes a data set, trains a detector on it, evaluates it, extracts features, and writes a page that shows them.
+"""Makes a data set, trains a detector on it, extracts features, trains models that answer questions, caption and ground
+phrases with them, scores all of these, and writes a page that shows them.
 
     tools/demo.py --output output/demo
 
@@ -12,10 +13,13 @@ import sys
 from pathlib import Path
 
 from bua.demo import run_demo
+from bua.demo.page import scores
 from bua.errors import command
 from bua.visualization.report import format_seconds
+from bua.visualization.scores import percent
 
 QUICK = ("SOLVER.MAX_ITER", "60", "TEST.EVAL_PERIOD", "0")
+QUICK_HEADS = ("SOLVER.EPOCHS", "1")
 
 
 @command
@@ -23,11 +27,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (%(default)s)")
     parser.add_argument("--config-file", default="configs/shapes.yaml", help="the detector (%(default)s)")
+    parser.add_argument(
+        "--head-configs", default="configs", help="folder with those of vqa, captioning and grounding (%(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="train for a moment only: to see that everything works")
     parser.add_argument("--num-train", type=int, default=4000, help="training pictures to make (%(default)s)")
     parser.add_argument("--num-val", type=int, default=300, help="validation pictures (%(default)s)")
     parser.add_argument("--num-test", type=int, default=500, help="test pictures (%(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY VALUE", help="the detector's configuration keys and values"
+    )
     args = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
@@ -35,14 +44,18 @@ def main(argv: list[str] | None = None) -> None:
         args.output,
         args.config_file,
         [*(QUICK if args.quick else ()), *args.overrides],
+        head_configs=args.head_configs,
+        head_overrides=QUICK_HEADS if args.quick else (),
         num_train=args.num_train,
         num_val=args.num_val,
         num_test=args.num_test,
     )
-    print(
-        f"\nobjects mAP@0.5 {100 * metrics['objects/mAP50']:.1f}, attributes {100 * metrics['attributes/mAP50']:.1f}, "
-        f"in {format_seconds(sum(value for name, value in metrics.items() if name.startswith('seconds/')))}"
-    )
+    print(f"\n{'':22}{'':10}{'score':>8}{'blind':>8}{'bound':>8}")
+    for row in scores(metrics):
+        values = (row.score, row.blind, row.bound)
+        print(f"{row.task:22}{row.metric:10}" + "".join(f"{percent(value):>8}" for value in values))
+    seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
+    print(f"in {format_seconds(seconds)}")
     print(f"open {(args.output / 'index.html').resolve()}")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,11 @@ SYNC_SECONDS = 30.0
 
 
 def convert_features(
-    source: str | Path, target: str | Path, format: str, about: dict | None = None, ids: str = "keep"
+    source: str | Path,
+    target: str | Path,
+    format: str,
+    about: dict | None = None,
+    ids: str | Path | Mapping[int | str, int | str] = "keep",
 ) -> int:
     """Copies the pictures of ``source`` that ``target`` lacks, one at a time, so that memory does not grow with them.
 
@@ -32,7 +36,8 @@ def convert_features(
             "attribute_vocabulary", lists of names, for VinVL's rows.
         ids: "keep"; "number": COCO's number for ids that are the names of its pictures, as LXMERT's files have them;
             or a pattern that makes such names of numbers, as LXMERT's readers look for, such as
-            ``"COCO_val2014_{:012d}"``.
+            ``"COCO_val2014_{:012d}"``; or the new id of each old one, as a mapping or a file with lines
+            ``old<TAB>new``: pictures that are not in it are left out.
 
     Returns:
         How many pictures were copied.
@@ -65,20 +70,21 @@ def convert_features(
 
 
 def copy_missing(
-    store: FeatureStore, writer: FeatureWriter, name: str, rename: Callable[[int | str], int | str] = parse_id
+    store: FeatureStore, writer: FeatureWriter, name: str, rename: Callable[[int | str], int | str | None] = parse_id
 ) -> int:
     """Appends what ``writer`` lacks of ``store``, with progress, synced as it goes; says how many pictures.
 
     Args:
         name: what is written, for the line that says what could not be.
-        rename: the id that a picture has in ``writer``.
+        rename: the id that a picture has in ``writer``; None leaves it out.
 
     Raises:
         InputError: a picture cannot be read, or not be written.
     """
-    missing = [image_id for image_id in store if rename(image_id) not in writer.done]
+    wanted = [image_id for image_id in store if rename(image_id) is not None]
+    missing = [image_id for image_id in wanted if rename(image_id) not in writer.done]
     synced = time.monotonic()
-    progress = tqdm(missing, unit=" pictures", total=len(store), initial=len(store) - len(missing), disable=None)
+    progress = tqdm(missing, unit=" pictures", total=len(wanted), initial=len(wanted) - len(missing), disable=None)
     try:
         for image_id in progress:
             regions = store[image_id]
@@ -96,13 +102,42 @@ def copy_missing(
     return len(missing)
 
 
-def _renaming(ids: str) -> Callable[[int | str], int | str]:
+def read_ids(path: str | Path) -> dict[int | str, int | str]:
+    """New ids by old ones, from a file with lines ``old<TAB>new``.
+
+    Raises:
+        InputError: the file cannot be read; a line is no such pair, or one of its ids was there before.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a list of ids ({error})") from error
+    found, taken = {}, set()
+    for number, line in enumerate(lines, start=1):
+        pair = [parse_id(text.strip()) for text in line.split("\t")]
+        if len(pair) != 2 or "" in pair:
+            raise InputError(f"{path}: line {number}: {line!r}: need old<TAB>new")
+        old, new = pair
+        if old in found or new in taken:
+            raise InputError(f"{path}: line {number}: {old if old in found else new} was there before; remove one")
+        found[old] = new
+        taken.add(new)
+    return found
+
+
+def _renaming(ids: str | Path | Mapping[int | str, int | str]) -> Callable[[int | str], int | str | None]:
+    if isinstance(ids, Mapping):
+        return {parse_id(old): parse_id(new) for old, new in ids.items()}.get
     if ids == "keep":
         return parse_id
     if ids == "number":
         return lambda image_id: image_id_of(f"{image_id}.jpg")
-    if "{" not in ids:
-        raise InputError(f"ids {ids!r}: need keep, number or a pattern such as COCO_val2014_{{:012d}}")
+    if Path(ids).is_file():
+        return read_ids(ids).get
+    if "{" not in str(ids):
+        raise InputError(
+            f"ids {str(ids)!r}: need keep, number or a pattern such as COCO_val2014_{{:012d}}, or a file of old<TAB>new"
+        )
 
     def rename(image_id: int | str) -> int | str:
         try:

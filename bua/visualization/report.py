@@ -1,18 +1,17 @@
-"""The page that shows a trained detector: one HTML file that needs nothing beside it."""
+"""The page that shows trained models: one HTML file that needs nothing beside it."""
 
-import base64
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from bua.evaluation.average_precision import PrecisionRecall
 from bua.files import whole_file
 from bua.visualization.charts import Series, legend, line_chart, smooth
+from bua.visualization.gallery import Picture, gallery
+from bua.visualization.scores import Score, percent, score_table
 from bua.visualization.style import STYLE
 
 LOSSES = {
@@ -28,34 +27,17 @@ CURVES_SHOWN = 6
 
 
 @dataclass
-class Picture:
-    """One picture of the gallery.
-
-    Attributes:
-        title: such as its file name.
-        predicted: [H, W, 3] uint8 BGR, with the boxes that the detector found drawn.
-        predicted_labels: what they say.
-        annotated: likewise with the annotation, or None.
-        annotated_labels: what that says.
-    """
-
-    title: str
-    predicted: np.ndarray
-    predicted_labels: Sequence[str]
-    annotated: np.ndarray | None = None
-    annotated_labels: Sequence[str] = ()
-
-
-@dataclass
 class Report:
-    """What the page tells; every part but the metrics may be empty and is then left out.
+    """What the page tells; every part may be empty and is then left out.
 
     Attributes:
         title, introduction: plain text.
-        metrics: as ``VisualGenomeEvaluator.evaluate`` returns them.
+        scores: of each task.
+        metrics: of the detector, as ``VisualGenomeEvaluator.evaluate`` returns them; others are passed over.
         facts: a few figures for the head of the page, name -> text.
         gallery: pictures.
-        training_log: the dicts of the training log, in order: losses by iteration, and metrics where evaluated.
+        training_log: the dicts of the detector's training log, in order: losses by iteration, and metrics where
+            evaluated.
         curves: ``objects`` and ``attributes`` -> class name -> precision-recall curve.
         timings: stage -> seconds.
         commands: (what for, shell command) for the reader's own pictures.
@@ -63,7 +45,8 @@ class Report:
 
     title: str
     introduction: str
-    metrics: Mapping[str, float]
+    scores: Sequence[Score] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     gallery: Sequence[Picture] = ()
     training_log: Sequence[Mapping[str, float]] = ()
@@ -96,8 +79,9 @@ def format_seconds(seconds: float) -> str:
 
 def _page(report: Report) -> str:
     sections = [
+        _scores(report.scores),
         _gallery(report.gallery),
-        _scores(report.metrics),
+        _protocols(report.metrics),
         _training(report.training_log),
         _precision_recall(report.curves.get("attributes", {})),
         _per_class(report.curves),
@@ -125,11 +109,7 @@ Question Answering”, CVPR 2018. This page stands alone: it loads nothing from 
 
 
 def _head(report: Report) -> str:
-    figures = {
-        f"{kind.capitalize()}, mAP@0.5": _percent(report.metrics[f"{kind}/mAP50"])
-        for kind in KINDS
-        if f"{kind}/mAP50" in report.metrics
-    }
+    figures = {f"{score.task}, {score.metric}": percent(score.score) for score in report.scores}
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
         for name, text in {**figures, **report.facts}.items()
@@ -144,61 +124,48 @@ def _section(title: str, note: str, body: str) -> str:
     return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>\n'
 
 
+def _scores(scores: Sequence[Score]) -> str:
+    if not scores:
+        return ""
+    return _section(
+        "How good is it",
+        "In percent, on the test split. Without looking: the same model, trained without seeing the pictures; for "
+        "phrases, a region drawn at random. Perfect regions: the same model, trained on regions that say without "
+        "error what each thing is; for phrases, the best choice among the detector's regions.",
+        f'<div class="scroll">{score_table(scores)}</div>',
+    )
+
+
 def _gallery(pictures: Sequence[Picture]) -> str:
     if not pictures:
         return ""
-    figures = "".join(_figure(picture) for picture in pictures)
-    switch = (
-        '<input class="choice" type="radio" name="view" id="found" checked>'
-        '<input class="choice" type="radio" name="view" id="beside">'
-        '<div class="switch"><label for="found">What it finds</label>'
-        '<label for="beside">Beside the annotation</label></div>'
+    with_tasks = any(picture.questions or picture.caption or picture.phrases for picture in pictures)
+    more = (
+        " Then each phrase of a sentence with the region that it was found in; questions, with the regions that the "
+        "model looked at most and its best answers; and a caption, with the region that was looked at most for each "
+        "word."
     )
-    with_annotation = any(picture.annotated is not None for picture in pictures)
     return _section(
         "Test pictures",
-        "The detector has not seen these in training. Each box has its attributes, its object class and the "
-        "probability of that class.",
-        f'{switch if with_annotation else ""}<div class="gallery">{figures}</div>',
+        "The models have not seen these in training. Each box has its attributes, its object class and the "
+        f"probability of that class.{more if with_tasks else ''}",
+        gallery(pictures),
     )
 
 
-def _figure(picture: Picture) -> str:
-    count = len(picture.predicted_labels)
-    sides = _side("found", picture.predicted, picture.predicted_labels, f"{picture.title}: {count} found")
-    if picture.annotated is not None:
-        caption = f"Annotation: {len(picture.annotated_labels)} objects"
-        sides += _side("annotated", picture.annotated, picture.annotated_labels, caption)
-    return f"<figure>{sides}</figure>"
-
-
-def _side(kind: str, image: np.ndarray, labels: Sequence[str], caption: str) -> str:
-    height, width = image.shape[:2]
-    alt = f"{caption}: {'; '.join(labels)}" if labels else caption
-    return (
-        f'<div class="{kind}"><img src="{_data_uri(image)}" width="{width}" height="{height}" loading="lazy" '
-        f'alt="{escape(alt)}"><figcaption>{escape(caption)}</figcaption></div>'
-    )
-
-
-def _data_uri(image: np.ndarray) -> str:
-    encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
-
-
-def _scores(metrics: Mapping[str, float]) -> str:
+def _protocols(metrics: Mapping[str, float]) -> str:
     rows = ""
     for kind in KINDS:
         for protocol, prefix in {"corrected": kind, "original": f"{kind}/original"}.items():
             values = [metrics.get(f"{prefix}/{name}") for name in ("mAP50", "weighted_mAP50", "coco_AP")]
             if values[0] is not None:
-                cells = "".join(f"<td>{_percent(value)}</td>" for value in values)
+                cells = "".join(f"<td>{percent(value)}</td>" for value in values)
                 rows += f"<tr><th>{kind.capitalize()}</th><td>{protocol}</td>{cells}</tr>"
     if not rows:
         return ""
     head = "<th></th><th>Protocol</th><th>mAP@0.5</th><th>weighted<br>mAP@0.5</th><th>COCO<br>AP</th>"
     return _section(
-        "How good is it",
+        "The detector, by protocol",
         "In percent, on the test split. Weighted: classes count by their instances. COCO AP: the mean over IoU 0.5 to "
         "0.95. The original protocol is that of the released code, with boxes moved by a pixel and scores rounded to "
         "three decimals; the corrected one does neither.",
@@ -254,10 +221,10 @@ def _points(log: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, n
 def _precision_recall(curves: Mapping[str, PrecisionRecall]) -> str:
     figures = ""
     for name, curve in sorted(curves.items(), key=lambda item: -item[1].count)[:CURVES_SHOWN]:
-        percent = _percent(curve.average_precision)
+        figure = percent(curve.average_precision)
         svg = line_chart(
             [Series(name, curve.recall, curve.precision)],
-            description=f"Precision by recall of {name}; average precision {percent} percent",
+            description=f"Precision by recall of {name}; average precision {figure} percent",
             x_label="recall",
             y_label="precision",
             x_range=(0, 1),
@@ -265,7 +232,7 @@ def _precision_recall(curves: Mapping[str, PrecisionRecall]) -> str:
             width=320,
             height=220,
         )
-        figures += f"<figure><h3>{escape(name)} <span>AP {percent}, {curve.count} instances</span></h3>{svg}</figure>"
+        figures += f"<figure><h3>{escape(name)} <span>AP {figure}, {curve.count} instances</span></h3>{svg}</figure>"
     if not figures:
         return ""
     return _section(
@@ -281,7 +248,7 @@ def _per_class(tables: Mapping[str, Mapping[str, PrecisionRecall]]) -> str:
     for kind, curves in tables.items():
         rows = [(name, curve.average_precision, curve.count) for name, curve in curves.items()]
         cells = "".join(
-            f"<tr><th>{escape(name)}</th><td>{count}</td><td>{_percent(ap)}</td>"
+            f"<tr><th>{escape(name)}</th><td>{count}</td><td>{percent(ap)}</td>"
             f'<td class="bar"><i style="width:{100 * ap:.1f}%"></i></td></tr>'
             for name, ap, count in sorted(rows, key=lambda row: -row[1])
         )
@@ -312,7 +279,3 @@ def _timings(timings: Mapping[str, float]) -> str:
 def _commands(commands: Sequence[tuple[str, str]]) -> str:
     body = "".join(f"<h3>{escape(what)}</h3><pre>{escape(command)}</pre>" for what, command in commands)
     return _section("On your own pictures", "From the project's folder:", body) if body else ""
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}"

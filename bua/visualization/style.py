@@ -30,9 +30,9 @@ section { margin-top: 56px; }
 .lede { font-size: 1.08rem; color: var(--soft); }
 .note { color: var(--soft); font-size: 0.92rem; }
 
-.figures { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1px; margin: 32px 0 0; padding: 0;
+.figures { display: flex; flex-wrap: wrap; gap: 1px; margin: 32px 0 0; padding: 0;
   background: var(--line); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
-.figures div { padding: 18px 20px; background: var(--card); }
+.figures div { flex: 1 1 220px; padding: 18px 20px; background: var(--card); }
 .figures dt { color: var(--soft); font-size: 0.86rem; line-height: 1.35; }
 .figures dd { margin: 2px 0 0; font-size: 1.9rem; line-height: 1.25; font-weight: 620; letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -47,6 +47,9 @@ tbody th { text-align: left; }
 tbody td { white-space: nowrap; }
 .bar { width: 38%; min-width: 90px; }
 .bar i { display: block; height: 8px; border-radius: 2px; background: var(--c0); }
+.scores small { display: block; color: var(--soft); font-weight: 400; }
+.scores .bar div { position: relative; }
+.scores .bar b { position: absolute; top: -4px; width: 2px; height: 16px; margin-left: -1px; background: var(--ink); }
 
 .switch { display: inline-flex; margin: 8px 0 20px; border: 1px solid var(--line); border-radius: 8px;
   background: var(--card); overflow: hidden; }
@@ -58,13 +61,25 @@ tbody td { white-space: nowrap; }
 #found:focus-visible ~ .switch [for=found], #beside:focus-visible ~ .switch [for=beside] {
   outline: 2px solid var(--accent); outline-offset: -2px; }
 .gallery { columns: 2; column-gap: 24px; }
-.gallery figure { break-inside: avoid; margin: 0 0 24px; }
+.gallery article { break-inside: avoid; margin: 0 0 24px; }
+.gallery figure { margin: 0; min-width: 0; }
 .gallery img { display: block; width: 100%; height: auto; border-radius: 6px; border: 1px solid var(--line); }
-.gallery figcaption { margin-top: 6px; color: var(--soft); font-size: 0.86rem; }
+.gallery figcaption { margin-top: 6px; color: var(--soft); font-size: 0.86rem; line-height: 1.5; }
+.gallery figcaption strong { color: var(--ink); }
+.gallery figcaption small { display: block; }
 .gallery .annotated { display: none; }
+.gallery .right { color: var(--c2); }
+.gallery .wrong { color: var(--c1); }
+.gallery .phrase { color: var(--ink); text-decoration: underline 3px var(--c); text-underline-offset: 3px; }
+.gallery .caption q { color: var(--ink); font-size: 0.95rem; }
 #beside:checked ~ .gallery { columns: 1; }
-#beside:checked ~ .gallery figure { display: grid; grid-template-columns: 1fr 1fr; column-gap: 24px; }
+#beside:checked ~ .gallery article { display: grid; grid-template-columns: 1fr 1fr; column-gap: 24px; }
 #beside:checked ~ .gallery .annotated { display: block; }
+.gallery.tasks, #beside:checked ~ .gallery.tasks { columns: 1; }
+.gallery.tasks article, #beside:checked ~ .gallery.tasks article { display: grid; align-items: start;
+  grid-template-columns: repeat(3, 1fr); gap: 20px 24px; margin: 0; padding: 28px 0;
+  border-top: 1px solid var(--line); }
+.gallery.tasks .caption { grid-column: span 2; }
 
 .charts { display: grid; grid-template-columns: repeat(2, 1fr); gap: 32px 40px; margin-top: 20px; }
 .charts.small { grid-template-columns: repeat(3, 1fr); gap: 28px 32px; }
@@ -95,11 +110,14 @@ footer { margin-top: 64px; padding-top: 16px; border-top: 1px solid var(--line);
 @media (max-width: 720px) {
   main { padding: 32px 16px 48px; }
   section { margin-top: 44px; }
-  .figures { grid-template-columns: repeat(2, 1fr); }
-  .figures div { padding: 14px 16px; }
+  .figures div { flex-basis: 140px; padding: 14px 16px; }
   .figures dd { font-size: 1.55rem; }
   .gallery, #beside:checked ~ .gallery { columns: 1; }
-  #beside:checked ~ .gallery figure { grid-template-columns: 1fr; row-gap: 6px; }
+  #beside:checked ~ .gallery article { grid-template-columns: 1fr; row-gap: 6px; }
+  .gallery.tasks article, #beside:checked ~ .gallery.tasks article { grid-template-columns: 1fr 1fr; gap: 18px 14px; }
+  .gallery.tasks figure { grid-column: span 2; }
+  .gallery.tasks .answered { grid-column: span 1; }
+  .bar { min-width: 70px; }
   .charts, .charts.small { grid-template-columns: 1fr; }
   table { font-size: 0.88rem; }
   th, td { padding-left: 12px; }

@@ -142,12 +142,18 @@ def predict(
         [N] int64 labels in the models' answer vocabulary, in the data set's order.
 
     Raises:
-        InputError: models with different answers, or pictures that the features lack.
+        InputError: models with different answers, features of another length than theirs, or that lack pictures.
     """
     first = models[0]
     for other in models[1:]:
         if other.answers != first.answers:
             raise InputError("ensemble: the models have different answer vocabularies; train them from one folder")
+    for one in models:
+        if one.model.feature_dim != reader.dim:
+            raise InputError(
+                f"{reader.name}: {reader.dim} numbers a region, and a model learned from {one.model.feature_dim}; use "
+                "features of the detector that it learned from"
+            )
     labels = np.zeros(len(dataset), np.int64)
     rows = {question_id: row for row, question_id in enumerate(dataset.question_ids.tolist())}
     # Made first: what features lack is said before the progress.

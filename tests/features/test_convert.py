@@ -160,3 +160,34 @@ def test_the_original_caffe_features(shared_data, tmp_path):
         rows = {line.split(b"\t")[0]: line.rstrip() for line in back.read_bytes().splitlines()}
         expected = {line.split(b"\t")[0]: line.rstrip() for line in original.read_bytes().splitlines()}
         assert rows == expected
+
+
+def test_ids_of_a_table(tmp_path):
+    with open_writer(tmp_path / "features", "flat") as writer:
+        for image_id in (1, 2, "a"):
+            writer.append(sample(image_id, seed=0))
+        writer.finish()
+    table = tmp_path / "ids.tsv"
+    table.write_text("1\t100007\na\tb c\n9\t63\n", encoding="utf-8")
+    for ids, target in ((table, "by file"), ({"1": "100007", "a": "b c"}, "by mapping")):
+        assert convert_features(tmp_path / "features", tmp_path / target, "tsv", ids=ids) == 2
+        assert list(open_features(tmp_path / target)) == [100007, "b c"]
+    assert convert_features(tmp_path / "features", tmp_path / "by file", "tsv", ids=str(table)) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 7\n", "line 1: '1 7': need old<TAB>new"),
+        ("1\t7\t8\n", "need old<TAB>new"),
+        ("1\t\n", "need old<TAB>new"),
+        ("1\t7\n1\t8\n", "line 2: 1 was there before"),
+        ("1\t7\n2\t7\n", "line 2: 7 was there before"),
+    ],
+)
+def test_a_table_of_ids_must_be_one(source, tmp_path, text, message):
+    table = tmp_path / "ids.tsv"
+    table.write_text(text)
+    with pytest.raises(InputError, match=message):
+        convert_features(source, tmp_path / "target", "tsv", ids=table)
+    assert not (tmp_path / "target").exists()

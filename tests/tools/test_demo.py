@@ -1,17 +1,20 @@
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import bua.demo
+import bua.demo.run
 from bua.data.catalog import get_dataset
+from bua.demo.stages import STAGES
 from bua.features import open_features
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("data", "training", "evaluation", "extraction", "page")
+MODELS = ("vqa/updown", "vqa/blind", "vqa/perfect", "captioning/updown", "captioning/blind", "captioning/perfect")
+MODELS += ("grounding/ban",)
 
 
 def load_tool(name):
@@ -23,16 +26,18 @@ def load_tool(name):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """Runs the demo at the smallest size; always on the same data set and output."""
+    """Runs the demo at the smallest size; always on the same data set and output, where it has run once."""
     main, folder = load_tool("demo").main, tmp_path_factory.mktemp("demo")
     output = folder / "output"
 
-    def run(*overrides):
+    def run(*overrides, cores=1):
         with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr("os.cpu_count", lambda: cores)
             monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "datasets"))
             return main(
                 [
                     *("--output", str(output), "--config-file", str(ROOT / "configs" / "shapes.yaml"), "--quick"),
+                    *("--head-configs", str(ROOT / "configs")),
                     *("--num-train", "8", "--num-val", "2", "--num-test", "4"),
                     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2"),
                     *("DATALOADER.NUM_WORKERS", "0", *overrides),
@@ -40,6 +45,7 @@ def demo(tmp_path_factory):
             )
 
     run.output, run.datasets = output, folder / "datasets"
+    assert run() == 0
     return run
 
 
@@ -47,40 +53,61 @@ def metrics_of(demo):
     return json.loads((demo.output / "metrics.json").read_text())
 
 
-def test_the_demo_ends_in_a_page_with_figures_and_features(demo, capsys):
-    assert demo() == 0
-    out = capsys.readouterr().out
-    assert [f"[{n}/5]" in out for n in range(1, 6)] == [True] * 5
-    assert f"open {(demo.output / 'index.html').resolve()}" in out
-
+def test_the_demo_ends_in_a_page_with_figures_and_features(demo):
     metrics = metrics_of(demo)
     for name in ("objects/mAP50", "objects/weighted_mAP50", "attributes/mAP50", "attributes/weighted_mAP50"):
         assert 0 <= metrics[name] <= 1
+    scores = [f"vqa/{name}/accuracy" for name in ("updown", "blind", "perfect")]
+    scores += [f"captioning/{name}/CIDEr-D" for name in ("updown", "blind", "perfect")]
+    scores += ["grounding/ban/R@1", "grounding/ban/chance", "grounding/ban/bound"]
+    assert {name for name in metrics if name.startswith(("vqa", "captioning", "grounding"))} == set(scores)
+    assert all(0 <= metrics[name] <= 1 for name in scores)
+    assert metrics["grounding/ban/R@1"] <= metrics["grounding/ban/bound"]
     assert [name for name in metrics if name.startswith("seconds/")] == [f"seconds/{stage}" for stage in STAGES]
     assert all(metrics[f"seconds/{stage}"] > 0 for stage in STAGES)
 
     page = (demo.output / "index.html").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg;base64,") == 2 * 4
-    assert f"{100 * metrics['attributes/mAP50']:.1f}" in page
-    assert "detector/model_final.pth" in page
+    # Four test pictures, of which COCO has some: what is found, annotated, grounded, asked twice and captioned.
+    pictures = page.count("<article>")
+    assert 1 <= pictures <= 4
+    assert page.count("data:image/jpeg;base64,") == 6 * pictures
+    for name in ("attributes/mAP50", "vqa/perfect/accuracy", "grounding/ban/bound"):
+        assert f"{100 * metrics[name]:.1f}" in page
+    models = [f"{model}/model_best.pth" for model in ("vqa/updown", "captioning/updown", "grounding/ban")]
+    assert all(weights in page for weights in ("detector/model_final.pth", *models))
 
+
+def test_features_by_the_ids_of_each_data_set(demo):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("DETECTRON2_DATASETS", str(demo.datasets))
         test = get_dataset("shapes_test")
-    features = open_features(demo.output / "features.tsv")
-    assert set(features) == set(test.image_ids.tolist())
-    assert all(np.isfinite(regions.features).all() and len(regions) for regions in features.values())
+    features = {name: open_features(demo.output / "features" / name) for name in ("visual_genome", "coco", "flickr30k")}
+    assert set(test.image_ids.tolist()) <= set(features["visual_genome"]) == set(range(1, 15))
+    records = json.loads((demo.datasets / "shapes" / "image_data.json").read_text())
+    assert set(features["coco"]) == {record["coco_id"] for record in records} - {None}
+    for record in records:
+        regions = features["visual_genome"][record["image_id"]]
+        assert len(regions) == 24
+        assert np.isfinite(regions.features).all()
+        for name, key in (("coco", "coco_id"), ("flickr30k", "flickr_id")):
+            if record[key] is not None:
+                assert (features[name][record[key]].features == regions.features).all()
+    perfect = open_features(demo.output / "features" / "perfect")
+    assert set(perfect) == set(features["coco"])
 
 
 def test_a_finished_demo_runs_again_without_training_again(demo, capsys):
-    demo()
-    weights = demo.output / "detector" / "model_final.pth"
-    before, figures = weights.stat().st_mtime_ns, metrics_of(demo)
+    checkpoints = [demo.output / "detector", *(demo.output / model for model in MODELS)]
+    before = [(folder / "model_final.pth").stat().st_mtime_ns for folder in checkpoints]
+    figures = metrics_of(demo)
     assert demo() == 0
     out = capsys.readouterr().out
-    assert weights.stat().st_mtime_ns == before
+    assert [(folder / "model_final.pth").stat().st_mtime_ns for folder in checkpoints] == before
+    assert [f"[{n}/6]" in out for n in range(1, 7)] == [True] * 6
+    assert f"open {(demo.output / 'index.html').resolve()}" in out
     assert "after 4 iterations" in out
     assert "0 pictures in" in out
+    assert out.count("from an earlier run") == len(MODELS)
     names = [name for name in figures if not name.startswith("seconds/")]
     assert [metrics_of(demo)[name] for name in names] == [figures[name] for name in names]
 
@@ -89,19 +116,26 @@ def test_a_stopped_demo_goes_on(demo, capsys, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    demo()
     before = metrics_of(demo)
+    for task in ("vqa", "captioning"):
+        shutil.rmtree(demo.output / task / "blind")
     with monkeypatch.context() as stopped:
-        stopped.setattr(bua.demo, "extract", stop)
+        stopped.setattr(bua.demo.run, "extract", stop)
         assert demo() == 130
     assert "the same command goes on from here" in capsys.readouterr().out
     assert metrics_of(demo)["seconds/training"] > before["seconds/training"]
-    assert demo() == 0
-    assert metrics_of(demo)["objects/mAP50"] == before["objects/mAP50"]
+    # What was found before is not lost.
+    assert metrics_of(demo)["grounding/ban/R@1"] == before["grounding/ban/R@1"]
+    # The two that are to be trained again are trained side by side.
+    assert demo(cores=2) == 0
+    out = capsys.readouterr().out
+    assert out.count("from an earlier run") == len(MODELS) - 2
+    assert sorted(re.findall(r"(.*): .* on the test pictures", out)) == ["captioning, blind", "vqa, blind"]
+    names = [name for name in before if not name.startswith("seconds/")]
+    assert [metrics_of(demo)[name] for name in names] == [before[name] for name in names]
 
 
 def test_two_configurations_are_not_mixed(demo, capsys):
-    demo()
     page = (demo.output / "index.html").read_bytes()
     assert demo("SOLVER.BASE_LR", "0.25") == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -109,9 +143,18 @@ def test_two_configurations_are_not_mixed(demo, capsys):
     assert (demo.output / "index.html").read_bytes() == page
 
 
+def test_heads_of_two_configurations_are_not_mixed(demo, capsys, tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    file = tmp_path / "configs" / "grounding" / "shapes.yaml"
+    file.write_text(re.sub("BASE_LR: .*", "BASE_LR: 0.5", file.read_text()))
+    assert demo("--head-configs", str(tmp_path / "configs")) == 2
+    assert "grounding/ban/config.yaml: the run was begun with" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--head-configs", "none"], "none/vqa/shapes_updown.yaml: no such config file"),
         (["--config-file", "no.yaml"], "no.yaml: no such config file"),
         (["SOLVER.MAX_ITERS", "4"], "did you mean SOLVER.MAX_ITER?"),
     ],
@@ -128,7 +171,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, args, message):
 
 def test_figures_of_another_kind_are_not_overwritten(tmp_path, capsys):
     (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2}\n')
-    config = ["--config-file", str(ROOT / "configs" / "shapes.yaml")]
+    config = ["--config-file", str(ROOT / "configs" / "shapes.yaml"), "--head-configs", str(ROOT / "configs")]
     assert load_tool("demo").main(["--output", str(tmp_path), *config]) == 2
     assert "metrics.json: not the metrics of a demo" in capsys.readouterr().err
     assert (tmp_path / "metrics.json").read_text().count("iteration") == 2

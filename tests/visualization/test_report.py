@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from bua.evaluation.average_precision import PrecisionRecall
-from bua.visualization.report import Picture, Report, format_seconds, write_report
+from bua.visualization.gallery import Answered, Captioned, Grounded, Picture
+from bua.visualization.report import Report, format_seconds, write_report
+from bua.visualization.scores import Score
 
 METRICS = {
     "objects/mAP50": 0.8314,
@@ -19,6 +21,10 @@ METRICS = {
     "attributes/weighted_mAP50": 0.7331,
 }
 VOID = {"meta", "img", "input", "br", "line", "path"}
+TITLES = (
+    *("How good is it", "Test pictures", "The detector, by protocol", "Training", "Attributes, one by one"),
+    *("Every class", "Where the time went", "On your own pictures"),
+)
 
 
 class Page(HTMLParser):
@@ -60,6 +66,7 @@ def full_report(**changes):
     parts = {
         "title": "A <detector>",
         "introduction": "Learnt from pictures & boxes.",
+        "scores": [Score("Objects", "mAP@0.5", 0.8314), Score("Captions", "CIDEr-D", 1.35, 0.21, 1.62)],
         "metrics": METRICS,
         "facts": {"Time": "7 min"},
         "gallery": [Picture("one.jpg", drawn, ['red "circle" 0.93'], drawn, ["circle", "star"])],
@@ -74,6 +81,33 @@ def full_report(**changes):
     return Report(**{**parts, **changes})
 
 
+def picture_of_all_tasks():
+    rng = np.random.default_rng(1)
+
+    def drawn(height=60, width=80):
+        return rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+    return Picture(
+        title="two.jpg",
+        predicted=drawn(),
+        predicted_labels=["red star 0.97"],
+        annotated=drawn(),
+        annotated_labels=["star"],
+        questions=[
+            Answered("How many <stars>?", [("2", 0.81), ("1", 0.1)], "2", drawn()),
+            Answered("Is it red?", [("no", 0.55), ("yes", 0.45)], "yes", drawn()),
+        ],
+        caption=Captioned("a red star", drawn(120, 320)),
+        phrases=Grounded(
+            words=["the", "red", "star", "is", "left", "of", "a", "blue", "one", "."],
+            spans=[(0, 3), (6, 9)],
+            colors=[(10, 20, 30), (1, 2, 3)],
+            right=[True, False],
+            drawn=drawn(),
+        ),
+    )
+
+
 def written(tmp_path, report):
     write_report(tmp_path / "new" / "index.html", report)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["index.html"]
@@ -84,8 +118,7 @@ def test_page_is_well_formed_and_has_every_part(tmp_path):
     page = Page(written(tmp_path, full_report()))
     for text in ["A <detector>", "83.1", "84.2", "80.1", "55.3", "71.2", "7 min", "6 min 12 s", "my pictures/"]:
         assert text in page.text
-    titles = ["Test pictures", "How good is it", "Training", "Attributes, one by one", "Every class"]
-    assert all(title in page.text for title in [*titles, "Where the time went", "On your own pictures"])
+    assert re.findall(r"<h2>(.*?)</h2>", written(tmp_path, full_report())) == list(TITLES)
 
 
 def test_page_loads_nothing_from_outside(tmp_path):
@@ -116,7 +149,7 @@ def test_curves_of_the_most_frequent_attributes_are_drawn(tmp_path):
 
 
 def test_parts_without_content_are_left_out(tmp_path):
-    page = Page(written(tmp_path, Report(title="Bare", introduction="", metrics={})))
+    page = Page(written(tmp_path, Report(title="Bare", introduction="")))
     assert not page.all("section")
     assert not page.all("img")
 
@@ -126,6 +159,33 @@ def test_gallery_without_annotation_has_no_switch(tmp_path):
     page = Page(written(tmp_path, full_report(gallery=gallery)))
     assert not page.all("input")
     assert page.all("img")[0]["alt"] == "one.jpg: 0 found"
+
+
+def test_what_the_models_say_about_a_picture(tmp_path):
+    html = written(tmp_path, full_report(gallery=[picture_of_all_tasks()]))
+    page = Page(html)
+    captions = [re.sub(r"<[^>]*>", "", text) for text in re.findall(r"<figcaption>(.*?)</figcaption>", html)]
+    assert captions == [
+        "two.jpg: 1 found",
+        "Annotation: 1 objects",
+        "the red star ✓ is left of a blue one ✗ .",
+        "How many &lt;stars&gt;? 2 ✓2 81%, 1 10%",
+        "Is it red? no ✗, people said yesno 55%, yes 45%",
+        "a red star",
+    ]
+    colors = [attrs["style"] for attrs in page.all("span") if "style" in attrs]
+    assert colors == ["--c:rgb(30,20,10)", "--c:rgb(3,2,1)"]
+    assert len(page.all("img")) == 6
+    assert all(image["alt"] for image in page.all("img"))
+
+
+def test_the_table_has_a_row_for_each_task(tmp_path):
+    html = written(tmp_path, full_report())
+    table = re.search(r'<table class="scores">.*?</table>', html)[0]
+    rows = [re.findall(r"<td>(?:<strong>)?(.*?)(?:</strong>)?</td>", row) for row in table.split("<tr>")[2:]]
+    assert rows == [["83.1", "–", "–"], ["135.0", "21.0", "162.0"]]
+    # Bars and ticks stay inside, also of what goes beyond 100.
+    assert max(float(width) for width in re.findall(r"(?:width|left):([\d.]+)%", table)) == 100
 
 
 def test_figures_that_are_not_there_are_a_dash(tmp_path):

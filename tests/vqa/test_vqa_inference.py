@@ -40,7 +40,7 @@ def vqa_model(kind: type, seed: int = 0, answers: AnswerVocabulary = ANSWERS, **
 class Fixed(nn.Module):
     """Says the same whatever it is asked."""
 
-    word_padding = "end"
+    word_padding, feature_dim = "end", FEATURE_DIM
 
     def __init__(self, logits: list[float]):
         super().__init__()
@@ -79,6 +79,12 @@ def test_models_together_decide_by_the_mean_of_their_logits(world):
     models[1] = replace(models[1], answers=AnswerVocabulary(["c", "b", "a"]))
     with pytest.raises(InputError, match="different answer vocabularies"):
         predict(models, dataset, reader, progress=False)
+
+
+def test_features_of_another_detector(world):
+    dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
+    with pytest.raises(InputError, match=r"features\.flat: 9 numbers a region, and a model learned from 5"):
+        predict([vqa_model(BAN), vqa_model(BAN, feature_dim=5)], dataset, reader, progress=False)
 
 
 def test_updown_and_ban_together(world):

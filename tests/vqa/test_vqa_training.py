@@ -49,7 +49,7 @@ def assert_equal(found: dict, expected: dict):
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("updown", 25), ("ban", 16)])
+@pytest.mark.parametrize(("name", "epochs"), [("updown", 25), ("ban", 10)])
 def test_learns_by_looking(world, tmp_path, name, epochs):
     scores = train_vqa(configure(world, tmp_path, "SOLVER.EPOCHS", epochs, name=name))
     assert scores["upper_bound"] == 100

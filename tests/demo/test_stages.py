@@ -1,0 +1,97 @@
+import io
+import json
+
+import pytest
+
+from bua.demo import heads, stages
+from bua.demo.heads import _Thinned
+from bua.demo.page import scores
+from bua.demo.stages import Record, check_configuration, print_plan
+from bua.errors import InputError
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes when it is told to."""
+    now = [0.0]
+    for module in (stages, heads):
+        monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+        monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_seconds_of_a_stopped_stage_are_kept_and_added_to(tmp_path, clock, capsys):
+    record = Record(tmp_path / "metrics.json")
+    record.metrics["vqa/blind/accuracy"] = 0.4
+
+    def stopped():
+        with record.stage("training"):
+            clock[0] += 30
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert "[2/6] Training the detector" in capsys.readouterr().out
+
+    record = Record(tmp_path / "metrics.json")
+    assert record.content() == {"vqa/blind/accuracy": 0.4, "seconds/training": 30}
+    with record.stage("training", goes_on=True):
+        clock[0] += 5
+    with record.stage("data"):
+        clock[0] += 2
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content == {"vqa/blind/accuracy": 0.4, "seconds/data": 2, "seconds/training": 35}
+    with record.stage("training"):
+        clock[0] += 1
+    assert Record(tmp_path / "metrics.json").seconds == {"data": 2, "training": 1}
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"objects/mAP50": "many"}', '{"a": null}', "{", '{"a": 1}\n{"a": 2}'])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(InputError, match=r"metrics\.json: not the metrics of a demo"):
+        Record(tmp_path / "metrics.json")
+
+
+def test_a_run_is_not_gone_on_with_in_another_configuration(tmp_path):
+    path = tmp_path / "config.yaml"
+    check_configuration(path, "A: 1\n")
+    path.write_text("MODEL:\n  A: 1\n  B: 2\n")
+    check_configuration(path, "MODEL:\n  A: 1\n  B: 2\n")
+    check_configuration(path, "MODEL:\n  A: 1\n  B: 3\n", except_for=("B",))
+    with pytest.raises(InputError, match="begun with 'B: 2', now it is 'B: 3'; give another --output, or remove"):
+        check_configuration(path, "MODEL:\n  A: 1\n  B: 3\n", except_for=("A",))
+
+
+def test_the_plan_adds_up(capsys):
+    print_plan()
+    *lines, last = capsys.readouterr().out.splitlines()[1:]
+    assert sum(float(line.split()[-1]) for line in lines) == pytest.approx(float(last.split()[-1]))
+    assert float(last.split()[-1]) < 15
+
+
+def test_the_console_gets_a_line_now_and_then_and_the_file_all(clock):
+    file, console = io.StringIO(), io.StringIO()
+    output = _Thinned(file, console, "vqa, blind: ")
+    for number in range(100):
+        clock[0] += 1
+        print(f"step {number}", file=output)
+    assert file.getvalue().splitlines() == [f"step {number}" for number in range(100)]
+    shown = console.getvalue().splitlines()
+    assert 5 <= len(shown) <= 10
+    assert shown[0].startswith("vqa, blind: step 10")
+
+
+def test_the_table_has_each_task_with_its_baseline_and_its_bound():
+    names = ["objects/mAP50", "attributes/mAP50"]
+    names += [f"vqa/{model}/accuracy" for model in ("updown", "blind", "perfect")]
+    names += [f"captioning/{model}/CIDEr-D" for model in ("updown", "blind", "perfect")]
+    names += [f"grounding/ban/{metric}" for metric in ("R@1", "chance", "bound")]
+    rows = scores({name: number / 100 for number, name in enumerate(names)})
+    assert [(row.score, row.blind, row.bound) for row in rows] == [
+        (0.0, None, None),
+        (0.01, None, None),
+        (0.02, 0.03, 0.04),
+        (0.05, 0.06, 0.07),
+        (0.08, 0.09, 0.1),
+    ]
