@@ -23,9 +23,10 @@ import torch
 from torch import nn
 from tqdm import trange
 
+from bua.data.region_batches import RegionReader
 from bua.data.vqa import VqaDataset
 from bua.data.vqa_answers import AnswerVocabulary, SoftTargets
-from bua.data.vqa_batches import RegionReader, VqaBatch, VqaLoader
+from bua.data.vqa_batches import VqaBatch, VqaLoader
 from bua.data.vqa_questions import QUESTION_LENGTH, QuestionVocabulary
 from bua.features import open_writer
 from bua.structures import Regions

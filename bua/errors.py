@@ -2,11 +2,13 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
+
+_SHOWN = 5
 
 
 class InputError(ValueError):
@@ -28,6 +30,12 @@ def make_folder(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"{path}: cannot be made a folder: {error.strerror}; name another place") from error
     return path
+
+
+def first_of(ids: Iterable[int | str]) -> str:
+    """The first few of a list of ids, for messages."""
+    ids = list(ids)
+    return ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bua.errors import command
 from bua.extraction.job import detector_job
-from bua.vqa.answer import answer, save_picture
+from bua.visualization.draw import save_picture
+from bua.vqa.answer import answer
 
 
 @command

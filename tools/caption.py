@@ -14,7 +14,7 @@ from pathlib import Path
 from bua.captioning.caption import caption_all
 from bua.errors import command
 from bua.extraction.job import detector_job
-from bua.vqa.answer import save_picture
+from bua.visualization.draw import save_picture
 
 
 @command

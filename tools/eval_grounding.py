@@ -14,7 +14,7 @@ import torch
 
 from bua.config import check_device
 from bua.data.flickr30k import GroundingDataset
-from bua.data.vqa_batches import RegionReader
+from bua.data.region_batches import RegionReader
 from bua.errors import command, make_folder
 from bua.evaluation.grounding import PROTOCOLS
 from bua.files import whole_file

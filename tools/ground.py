@@ -15,7 +15,7 @@ from pathlib import Path
 from bua.errors import command
 from bua.extraction.job import detector_job
 from bua.grounding.ground import ground
-from bua.vqa.answer import save_picture
+from bua.visualization.draw import save_picture
 
 
 @command

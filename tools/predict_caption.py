@@ -17,7 +17,7 @@ import numpy as np
 
 from bua.captioning.inference import load_captioner, predict
 from bua.data.captions import CaptionDataset
-from bua.data.vqa_batches import RegionReader
+from bua.data.region_batches import RegionReader
 from bua.errors import InputError, command, make_folder
 from bua.evaluation.captions import write_results
 

@@ -10,8 +10,8 @@ Several checkpoints make an ensemble: the mean of their logits decides.
 import argparse
 import sys
 
+from bua.data.region_batches import RegionReader
 from bua.data.vqa import VqaDataset
-from bua.data.vqa_batches import RegionReader
 from bua.errors import command
 from bua.evaluation.vqa import write_results
 from bua.vqa.inference import load_vqa, predict

@@ -8,10 +8,8 @@ import numpy as np
 
 from bua.captioning.inference import Caption, Captioner, caption_regions, load_captioner
 from bua.data.images import read_image
-from bua.errors import InputError
 from bua.extraction.extractor import Extractor
 from bua.extraction.job import Job
-from bua.extraction.sources import ImageFile
 from bua.structures import Regions
 from bua.visualization.strip import draw_strip
 
@@ -66,9 +64,7 @@ def caption_all(
     captioners = [one if isinstance(one, Captioner) else load_captioner(one, device, overrides) for one in several]
     extractor = Extractor(job.load(), job.wanted)
     for image in images:
-        ((_, regions, reason),) = extractor([ImageFile(str(image), 0)])
-        if regions is None:
-            raise InputError(reason)
+        regions = extractor.regions_of(image)
         captions = caption_regions(captioners, regions)
         best = captions[0]
         strip = draw_strip(read_image(image), regions.boxes, best.words, best.attention)

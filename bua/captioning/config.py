@@ -1,6 +1,5 @@
 """Configuration of the captioners: the keys beyond those of every head."""
 
-import inspect
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -10,7 +9,7 @@ from bua.captioning.self_critical import METHODS
 from bua.captioning.updown import SpecialWords, UpDownCaptioner
 from bua.config import check_device, merge
 from bua.data.captions_vocabulary import CaptionVocabulary
-from bua.engine.heads import head_cfg
+from bua.engine.heads import constructor_keys, head_cfg
 from bua.errors import InputError
 
 LOSSES = ("cross_entropy", "self_critical")
@@ -18,25 +17,11 @@ LENGTH_PENALTIES = ("", "avg", "wu")
 
 
 def get_cfg() -> CfgNode:
-    """A new configuration: the arguments of ``UpDownCaptioner`` in ``MODEL.UPDOWN``, where the data are, which loss,
-    and how captions are made of what the model says."""
+    """A new configuration: the arguments of ``UpDownCaptioner`` in ``MODEL.UPDOWN``, what of the data it reads, which
+    loss, and how captions are made of what the model says."""
     cfg = head_cfg()
-    cfg.MODEL.UPDOWN = CfgNode(
-        {
-            parameter.name.upper(): parameter.default
-            for parameter in inspect.signature(UpDownCaptioner).parameters.values()
-            # The features and the vocabulary say the others.
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("feature_dim", "special")
-        }
-    )
+    cfg.MODEL.UPDOWN = constructor_keys(UpDownCaptioner, without=("feature_dim", "special"))
 
-    # A folder that datasets/prepare_captions.py wrote, its splits to learn from and the one to choose the best model
-    # by.
-    cfg.DATA.FOLDER = ""
-    cfg.DATA.TRAIN = ("train",)
-    cfg.DATA.VAL = "val"
-    # Files of features, of any format, that have the pictures of all splits.
-    cfg.DATA.FEATURES = ()
     # Regions of a picture, its first ones; 0 takes all.
     cfg.DATA.MAX_BOXES = 0
     # Whether a region's features are divided by their length (ruotianluo's norm_att_feat). Anderson's are not.

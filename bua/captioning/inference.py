@@ -1,6 +1,5 @@
 """Captions by trained models: of the pictures of a data set, or of one picture's regions."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from fvcore.common.config import CfgNode
 from torch import Tensor
-from tqdm import tqdm
 
 from bua.captioning.config import build_model, check_values, constraints, get_cfg
 from bua.captioning.decoding import Captions, beam_search
 from bua.captioning.updown import UpDownCaptioner
 from bua.checkpoint import read_checkpoint
-from bua.data.captions_batches import PictureBatch, picture_batches
+from bua.data.captions_batches import picture_batches
 from bua.data.captions_vocabulary import CaptionVocabulary
-from bua.data.vqa_batches import RegionReader
+from bua.data.region_batches import RegionBatch, RegionReader
+from bua.engine.heads import progress_bar, restore_cfg, restore_weights
 from bua.errors import InputError
 from bua.structures import Regions
 
@@ -57,7 +55,7 @@ class Captioner:
             "feature_dim": self.feature_dim,
         }
 
-    def inputs(self, batch: PictureBatch) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: RegionBatch) -> tuple[Tensor, Tensor]:
         """What the model reads of a batch on its device: features [B, n, D] and mask [B, n]."""
         features, mask = batch.features, batch.mask
         if self.cfg.DATA.NORMALIZE:
@@ -103,14 +101,11 @@ def load_captioner(path: str | Path, device: str = "cpu", overrides: Sequence[st
     if lacking:
         raise InputError(f"{path}: lacks {', '.join(lacking)}; name a checkpoint that tools/train_caption.py wrote")
     cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(saved["config"])))
+    restore_cfg(cfg, saved["config"], path)
     _override(cfg, list(overrides))
     vocabulary = CaptionVocabulary(saved["words"], saved["tokenizer"])
     model = build_model(cfg, vocabulary, saved["feature_dim"])
-    try:
-        model.load_state_dict(saved["model"])
-    except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit its configuration: {' '.join(str(error).split())}") from error
+    restore_weights(model, saved["model"], path)
     return Captioner(model.to(device).eval(), vocabulary, cfg, saved["feature_dim"])
 
 
@@ -147,7 +142,7 @@ def predict(
         )
     batches = picture_batches(image_ids, reader, batch_size, name=name, max_boxes=first.max_boxes)
     found = {}
-    with tqdm(total=len(image_ids), unit="picture", disable=not progress, mininterval=_interval()) as bar:
+    with progress_bar(len(image_ids), "pictures", progress) as bar:
         for batch in batches:
             captions = _decode(captioners, batch)
             found |= zip(batch.image_ids.tolist(), (beam[0] for beam in captions.words(first.vocabulary.end)))
@@ -174,7 +169,7 @@ def caption_regions(captioners: Sequence[Captioner], regions: Regions) -> list[C
         )
     used = slice(first.max_boxes)
     sides = np.array([regions.width, regions.height] * 2, np.float32)
-    batch = PictureBatch(
+    batch = RegionBatch(
         torch.from_numpy(regions.features[used])[None],
         torch.from_numpy(regions.boxes[used] / sides)[None],
         torch.ones(1, len(regions.boxes[used]), dtype=torch.bool),
@@ -210,7 +205,7 @@ def check_together(captioners: Sequence[Captioner]) -> None:
 
 
 @torch.inference_mode()
-def _decode(captioners: Sequence[Captioner], batch: PictureBatch) -> Captions:
+def _decode(captioners: Sequence[Captioner], batch: RegionBatch) -> Captions:
     first = captioners[0]
     for captioner in captioners:
         captioner.model.eval()
@@ -236,7 +231,3 @@ def _override(cfg: CfgNode, pairs: list[str]) -> None:
     except ValueError as error:
         raise InputError(f"{' '.join(pairs)}: {' '.join(str(error).split())}") from error
     check_values(cfg, "decoding")
-
-
-def _interval() -> float:
-    return 0.2 if sys.stderr.isatty() else 30

@@ -1,11 +1,8 @@
 """Training of a captioner from a configuration: with cross-entropy, then for CIDEr-D."""
 
-import secrets
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from accelerate.utils import broadcast_object_list
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
@@ -13,11 +10,10 @@ from bua.captioning.config import build_model, constraints
 from bua.captioning.inference import Captioner, load_captioner, predict
 from bua.captioning.self_critical import self_critical_loss
 from bua.captioning.updown import caption_loss
-from bua.data.captions import CaptionDataset
+from bua.data.captions import PROGRAM, CaptionDataset
 from bua.data.captions_batches import CaptionBatch, CaptionLoader
-from bua.data.vqa_batches import RegionReader
-from bua.engine import connect, seed_everything
-from bua.engine.heads import micro_batch_size, train_head
+from bua.data.region_batches import RegionReader
+from bua.engine.heads import open_reader, start, train_head
 from bua.errors import InputError
 from bua.evaluation.cider import CiderD, DocumentFrequencies
 
@@ -37,27 +33,20 @@ def train_caption(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         ``CIDEr-D`` of the last evaluation, in percent, on the vocabulary's words; ``tools/eval_caption.py`` has what
         papers print.
     """
-    accelerator = connect(cfg.MODEL.DEVICE)
-    device = torch.device(cfg.MODEL.DEVICE)
-    seed = broadcast_object_list([cfg.SEED if cfg.SEED >= 0 else secrets.randbits(31)])[0]
-    seed_everything(seed + accelerator.process_index)
-    reader = open_reader(cfg)
+    run = start(cfg)
+    reader = open_reader(cfg, PROGRAM)
     dataset = CaptionDataset.load(cfg.DATA.FOLDER, *cfg.DATA.TRAIN)
     model = build_model(cfg, dataset.vocabulary, reader.dim)
     if cfg.MODEL.WEIGHTS:
         _start_from(cfg.MODEL.WEIGHTS, model, dataset)
-    captioner = Captioner(model.to(device), dataset.vocabulary, cfg, reader.dim)
+    captioner = Captioner(model.to(run.device), dataset.vocabulary, cfg, reader.dim)
     loader = CaptionLoader(
         dataset,
         reader,
-        micro_batch_size(cfg),
-        seed=seed,
         captions_per_image=cfg.DATA.CAPTIONS_PER_IMAGE or None,
         max_length=cfg.DATA.MAX_LENGTH,
         max_boxes=captioner.max_boxes,
-        threads=cfg.DATALOADER.NUM_WORKERS,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
+        **run.loading,
     )
     losses = _self_critical(captioner) if cfg.SOLVER.LOSS == "self_critical" else _cross_entropy(captioner, loader)
     validation = CaptionDataset.load(cfg.DATA.FOLDER, cfg.DATA.VAL) if cfg.DATA.VAL else None
@@ -65,8 +54,8 @@ def train_caption(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         cfg,
         model,
         loader,
-        lambda model, batch: losses(model, batch.to(device)),
-        accelerator=accelerator,
+        lambda model, batch: losses(model, batch.to(run.device)),
+        accelerator=run.accelerator,
         ids=lambda batch: batch.image_ids.tolist(),
         unit="pictures",
         evaluate=_evaluation(captioner, validation, reader) if validation is not None else None,
@@ -76,27 +65,14 @@ def train_caption(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     )
 
 
-def open_reader(cfg: CfgNode) -> RegionReader:
-    """The features that ``cfg`` names.
-
-    Raises:
-        InputError: none are named, or they cannot be read.
-    """
-    if not cfg.DATA.FOLDER:
-        raise InputError("DATA.FOLDER: empty; name a folder that datasets/prepare_captions.py wrote")
-    if not cfg.DATA.FEATURES:
-        raise InputError("DATA.FEATURES: empty; name the files that tools/extract.py wrote")
-    return RegionReader.open(cfg.DATA.FEATURES, pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda")
-
-
 def _start_from(weights: str, model: nn.Module, dataset: CaptionDataset) -> None:
-    start = load_captioner(weights)
-    if start.vocabulary != dataset.vocabulary:
+    other = load_captioner(weights)
+    if other.vocabulary != dataset.vocabulary:
         raise InputError(
             f"{weights}: has another vocabulary than {dataset.name}; start from a captioner that learned from it"
         )
     try:
-        model.load_state_dict(start.model.state_dict())
+        model.load_state_dict(other.model.state_dict())
     except RuntimeError as error:
         raise InputError(
             f"{weights}: does not fit MODEL.UPDOWN and the features: {' '.join(str(error).split())}"

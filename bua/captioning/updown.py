@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as normalize_weight
 from torch.nn.utils.parametrize import cached
 
-from bua.vqa.layers import at_least_float32, masked_softmax
+from bua.modeling.layers import at_least_float32, masked_softmax
 
 GATES = {"lstm": 4, "gru": 3}
 

@@ -13,18 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import orjson
 
 from bua.data.captions_files import Captions
 from bua.data.captions_vocabulary import CaptionVocabulary
-from bua.data.vqa_files import first_of
-from bua.errors import InputError, make_folder
+from bua.data.prepared import prepared_folder, read_split
+from bua.errors import InputError, first_of, make_folder
 from bua.files import whole_file
 
 ABOUT = "captions.json"
+PROGRAM = "prepare_captions.py"
 VOCABULARY = "vocabulary.json"
 _ARRAYS = ("image_ids", "caption_offsets", "word_offsets", "words")
 
@@ -90,22 +90,10 @@ class CaptionDataset:
         Raises:
             InputError: no such folder or split, or a damaged one.
         """
-        folder = Path(folder)
-        if not (folder / ABOUT).is_file():
-            raise InputError(f"{folder}: no {ABOUT} in it; prepare it with datasets/prepare_captions.py")
+        folder = prepared_folder(folder, ABOUT, PROGRAM)
         vocabulary = CaptionVocabulary.load(folder / VOCABULARY)
-        return _concatenate([cls._load(folder / f"{split}.npz", vocabulary) for split in splits])
-
-    @classmethod
-    def _load(cls, path: Path, vocabulary: CaptionVocabulary) -> "CaptionDataset":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(str(path), *(arrays[name] for name in _ARRAYS), vocabulary)
-        except FileNotFoundError as error:
-            there = ", ".join(sorted(other.stem for other in path.parent.glob("*.npz")))
-            raise InputError(f"{path}: no such split; {path.parent} has {there}") from error
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise InputError(f"{path}: damaged ({error}); prepare it again with prepare_captions.py") from error
+        parts = [read_split(folder, split, _ARRAYS, PROGRAM) for split in splits]
+        return _concatenate([cls(name, *(arrays[key] for key in _ARRAYS), vocabulary) for name, arrays in parts])
 
     def save(self, path: str | Path) -> None:
         """Writes the arrays, without the vocabulary."""

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.data.json_records import iter_records, without_gc
-from bua.data.vqa_files import _column, first_of, read_records
-from bua.errors import InputError
+from bua.data.json_records import column, iter_records, read_records, without_gc
+from bua.errors import InputError, first_of
 from bua.features.ids import image_id_of
 from bua.vocabulary import read_lines
 
@@ -52,9 +51,9 @@ def load_karpathy(path: str | Path) -> dict[str, Captions]:
     name, records = read_records(str(path), "images")
     found: dict[str, list[tuple]] = defaultdict(list)
     with without_gc():
-        splits = _column(name, records, "split", str)
+        splits = column(name, records, "split", str)
         for number, (record, split, sentences) in enumerate(
-            zip(records, splits, _column(name, records, "sentences", list))
+            zip(records, splits, column(name, records, "sentences", list))
         ):
             if split not in SPLIT_OF:
                 raise InputError(
@@ -167,7 +166,7 @@ def load_references(source: str | Path | dict | list) -> dict[int, list[str]]:
     name, records = read_records(source, "annotations")
     captions: dict[int, list[str]] = {}
     with without_gc():
-        for image_id, text in zip(_column(name, records, "image_id", int), _column(name, records, "caption", str)):
+        for image_id, text in zip(column(name, records, "image_id", int), column(name, records, "caption", str)):
             captions.setdefault(image_id, []).append(text)
     return captions
 
@@ -179,9 +178,9 @@ def load_results(source: str | Path | list) -> dict[int, str]:
         InputError: as for ``load_references``; a picture twice.
     """
     name, records = read_records(source, None)
-    ids = _column(name, records, "image_id", int)
+    ids = column(name, records, "image_id", int)
     check_once(name, ids)
-    return dict(zip(ids, _column(name, records, "caption", str)))
+    return dict(zip(ids, column(name, records, "caption", str)))
 
 
 def check_once(name: str, ids: Iterable[int]) -> None:

@@ -31,7 +31,7 @@ from bua.data.flickr30k_files import (
     seed_span,
 )
 from bua.data.flickr30k_phrases import phrase_tags
-from bua.data.vqa import read_arrays
+from bua.data.prepared import VECTORS, prepared_folder, read_arrays, read_split
 from bua.data.vqa_questions import QuestionVocabulary, read_strings, write_strings
 from bua.data.vqa_word_vectors import load_glove
 from bua.errors import InputError, make_folder
@@ -39,7 +39,7 @@ from bua.files import whole_file
 
 SPLITS = ("train", "val", "test")
 ABOUT = "flickr30k.json"
-VECTORS = "word_vectors.npz"
+PROGRAM = "prepare_flickr30k.py"
 
 ARRAYS = ("image_ids", "sizes", "words", "phrase_offsets", "spans", "chains", "types", "box_offsets", "boxes")
 
@@ -96,14 +96,9 @@ class GroundingDataset:
         Raises:
             InputError: no such folder or split, or a damaged one.
         """
-        folder = Path(folder)
         vocabulary = load_vocabulary(folder)
-        path = folder / f"{split}.npz"
-        if not path.exists():
-            there = ", ".join(sorted(path.stem for path in folder.glob("*.npz") if path.name != VECTORS))
-            raise InputError(f"{path}: no such split; {folder} has {there}")
-        arrays = read_arrays(path, ARRAYS)
-        return cls(str(path), *(arrays[name] for name in ARRAYS), vocabulary=vocabulary)
+        name, arrays = read_split(Path(folder), split, ARRAYS, PROGRAM)
+        return cls(name, *(arrays[name] for name in ARRAYS), vocabulary=vocabulary)
 
     def save(self, path: str | Path) -> None:
         """Writes the arrays, without the vocabulary."""
@@ -150,7 +145,7 @@ def load_word_vectors(folder: str | Path) -> torch.Tensor:
     path = _prepared(folder) / VECTORS
     if not path.is_file():
         raise InputError(f"{path}: no such file; prepare_flickr30k.py --glove makes it")
-    return torch.from_numpy(read_arrays(path, ("glove",))["glove"])
+    return torch.from_numpy(read_arrays(path, ("glove",), PROGRAM)["glove"])
 
 
 def prepare_flickr30k(
@@ -221,10 +216,7 @@ def prepare_flickr30k(
 
 
 def _prepared(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if not (folder / ABOUT).is_file():
-        raise InputError(f"{folder}: no {ABOUT} in it; prepare it with datasets/prepare_flickr30k.py")
-    return folder
+    return prepared_folder(folder, ABOUT, PROGRAM)
 
 
 def _all_words(pictures: Iterable[list[Sentence]]) -> QuestionVocabulary:

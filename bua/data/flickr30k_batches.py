@@ -1,7 +1,7 @@
 """Batches of sentences and their phrases with the regions of their pictures."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bua.data.flickr30k import GroundingDataset
-from bua.data.loader import TrainingLoader
-from bua.data.vqa_batches import BOXES_PER_BUCKET, RegionReader, _read_ahead
+from bua.data.region_batches import BatchMaker, RegionBatch, RegionLoader, RegionReader, every_item_once
 from bua.evaluation.grounding import hits
 from bua.features.flat import FlatFeatures
 
@@ -19,12 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class GroundingBatch:
+class GroundingBatch(RegionBatch):
     """B sentences with up to E phrases each, and the regions of their pictures.
 
     Attributes:
-        features: [B, n, D], float32 or, as read from features in float16, float16; 0 in padding.
-        mask: [B, n] bool, false for padding. n is 1 at least.
         words: [B, L] int64, padded at the end.
         positions: [B, E] int64, the last word of each phrase; 0 in padding.
         phrase_mask: [B, E] bool, false for padding.
@@ -32,24 +29,11 @@ class GroundingBatch:
         places: [T, 3] int64: region ``places[t, 2]`` is right for phrase ``places[t, 1]`` of sentence ``places[t, 0]``.
     """
 
-    features: Tensor
-    mask: Tensor
     words: Tensor
     positions: Tensor
     phrase_mask: Tensor
     sentences: np.ndarray
     places: Tensor
-
-    def __len__(self) -> int:
-        return len(self.sentences)
-
-    def to(self, device: torch.device | str) -> "GroundingBatch":
-        """The batch on a device, with features in float32. Does not wait for the copy from pinned memory."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return GroundingBatch(**moved | {"features": moved["features"].float()})
 
     def targets(self) -> Tensor:
         """[B, E, n] float32, 1 for each region that is right for a phrase, on the batch's device."""
@@ -71,69 +55,31 @@ class RightRegions:
     regions: np.ndarray
 
 
-class GroundingLoader(TrainingLoader):
-    """Yields ``GroundingBatch`` without end, in an order that follows from the seed and can be taken up again, as
-    ``TrainingLoader``; threads read them ahead of time.
-
-    A batch is of pictures with like numbers of boxes where the features are in the flat format, so that little of it
-    is padding. ``threads`` + 2 batches are in memory at most.
+class GroundingLoader(RegionLoader):
+    """Yields ``GroundingBatch`` as ``RegionLoader``.
 
     Args:
         dataset: the sentences.
         reader: of all their pictures.
         right: of all their phrases, what ``right_regions`` gives.
-        batch_size: over all processes; each gets its share of every batch.
-        threads: that read; 0 reads a batch when it is asked for.
-        process_index, num_processes: which share of the batches this process gets.
+        batch_size, options: as for ``RegionLoader``.
 
     Raises:
-        InputError: no sentences, pictures without features, or a batch that cannot be shared evenly.
+        InputError: as ``RegionLoader``, and pictures without features.
     """
 
     def __init__(
-        self,
-        dataset: GroundingDataset,
-        reader: RegionReader,
-        right: RightRegions,
-        batch_size: int,
-        *,
-        seed: int,
-        threads: int = 2,
-        process_index: int = 0,
-        num_processes: int = 1,
+        self, dataset: GroundingDataset, reader: RegionReader, right: RightRegions, batch_size: int, **options
     ):
-        self._maker, self.threads = _BatchMaker(dataset, reader, right), threads
-        counts = self._maker.num_boxes
-        super().__init__(
-            dataset,
-            self._maker,
-            batch_size,
-            seed=seed,
-            groups=None if counts is None else counts // BOXES_PER_BUCKET,
-            process_index=process_index,
-            num_processes=num_processes,
-        )
-
-    def __iter__(self) -> Iterator[GroundingBatch]:
-        shares = ([index for _, index in share] for share in self._batches(self.epoch, self.position))
-        for batch in _read_ahead(self._maker, shares, self.threads):
-            self.position += 1
-            if self.position == self.batches_per_epoch:
-                self.epoch, self.position = self.epoch + 1, 0
-            yield batch
+        super().__init__(dataset, _GroundingMaker(dataset, reader, right), batch_size, **options)
 
 
 def evaluation_batches(
     dataset: GroundingDataset, reader: RegionReader, batch_size: int, *, threads: int = 2
 ) -> Iterator[GroundingBatch]:
-    """Every sentence once, those about pictures with like numbers of boxes, and about one picture, together; the last
-    batch may be smaller. They do not say which regions are right."""
-    phrases = len(dataset.spans)
-    maker = _BatchMaker(dataset, reader, RightRegions(np.zeros(phrases + 1, np.int64), np.zeros(0, np.int32)))
-    counts = np.zeros(len(dataset)) if maker.num_boxes is None else maker.num_boxes
-    order = np.lexsort((dataset.image_ids, counts))
-    shares = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-    return _read_ahead(maker, shares, threads)
+    """Every sentence once, as ``every_item_once``. The batches do not say which regions are right."""
+    none = RightRegions(np.zeros(len(dataset.spans) + 1, np.int64), np.zeros(0, np.int32))
+    return every_item_once(_GroundingMaker(dataset, reader, none), batch_size, threads)
 
 
 def region_boxes(dataset: GroundingDataset, reader: RegionReader, *, progress: bool = True) -> dict[int, np.ndarray]:
@@ -188,20 +134,14 @@ def right_regions(
     return RightRegions(offsets, np.concatenate(found))
 
 
-class _BatchMaker:
-    """Makes a batch of the sentences at given places in a data set."""
-
+class _GroundingMaker(BatchMaker):
     def __init__(self, dataset: GroundingDataset, reader: RegionReader, right: RightRegions):
-        self.dataset, self.reader, self.right = dataset, reader, right
-        self.stores = reader.locate(dataset.image_ids, dataset.name)
-        self.num_boxes = reader.num_boxes(dataset.image_ids, self.stores)
+        super().__init__(dataset.image_ids, reader, dataset.name)
+        self.dataset, self.right = dataset, right
         self.lengths = (dataset.words != len(dataset.vocabulary)).sum(axis=1)
 
-    def __call__(self, indices: Sequence[int]) -> GroundingBatch:
-        indices = np.asarray(indices)
-        indices = indices[np.argsort(self.stores[indices], kind="stable")]
-        dataset = self.dataset
-        features, _, mask = self.reader.read(dataset.image_ids[indices], self.stores[indices])
+    def __call__(self, indices: np.ndarray) -> GroundingBatch:
+        indices, dataset = self.in_order(indices), self.dataset
         starts, counts = dataset.phrase_offsets[indices], np.diff(dataset.phrase_offsets)[indices]
         phrase_mask = np.arange(counts.max()) < counts[:, None]
         phrases = (starts[:, None] + np.arange(counts.max()))[phrase_mask]
@@ -212,7 +152,14 @@ class _BatchMaker:
         arrays = dataset.words[indices, :length].astype(np.int64), positions, phrase_mask
         words, positions, phrase_mask = map(torch.from_numpy, arrays)
         places = torch.from_numpy(self._places(np.stack(phrase_mask.nonzero(as_tuple=True), axis=1), phrases))
-        return GroundingBatch(features, mask, words, positions, phrase_mask, indices, places)
+        return GroundingBatch(
+            **self.regions(indices),
+            words=words,
+            positions=positions,
+            phrase_mask=phrase_mask,
+            sentences=indices,
+            places=places,
+        )
 
     def _places(self, cells: np.ndarray, phrases: np.ndarray) -> np.ndarray:
         """[T, 3] from the phrases' sentences and columns [K, 2] in the batch and their numbers [K] in the data set."""

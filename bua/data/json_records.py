@@ -1,4 +1,4 @@
-"""Reads a JSON list of many records piece by piece: a file of Visual Genome is 0.4 to 1 GB, ten times that parsed."""
+"""Reads JSON lists of records, whole or in pieces: a file of Visual Genome is 0.4 to 1 GB, ten times that parsed."""
 
 import gc
 from collections.abc import Iterator
@@ -53,6 +53,55 @@ def iter_records(path: str | Path, progress: bool = True, piece_bytes: int = PIE
                     raise InputError(f"{path}: truncated at byte {file.tell()}: the list is not closed; get it again")
                 pending = pending[cut:] + more
             bar.update(file.tell() - bar.n)
+
+
+def read_records(source: str | Path | dict | list, key: str | None) -> tuple[str, list]:
+    """The list of records in a JSON file, or under ``key`` in it, and the file's name for messages.
+
+    Args:
+        source: the file, or what it holds.
+        key: such as "annotations"; None where the list is all.
+
+    Raises:
+        InputError: no such file, not JSON, no list of that name.
+    """
+    kind = f"a list of {key} under {key!r}" if key else "a list of results"
+    name, content = key or "results", source
+    if isinstance(source, str | Path):
+        name = str(source)
+        try:
+            with without_gc():
+                content = orjson.loads(Path(source).read_bytes())
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read: {error.strerror}; give a file with {kind}") from error
+        except orjson.JSONDecodeError as error:
+            raise InputError(f"{name}: not JSON ({error}); get it again") from error
+    if key and isinstance(content, dict):
+        content = content.get(key)
+    if not isinstance(content, list):
+        raise InputError(f"{name}: does not hold {kind}")
+    return name, content
+
+
+def column(name: str, records: list, field: str, kind: type) -> list:
+    """A field of all records.
+
+    Args:
+        name: of the file, for messages.
+        kind: of the values: int, str or list.
+
+    Raises:
+        InputError: names the file, the record and the field: it is missing or of another type.
+    """
+    try:
+        values = [record[field] for record in records]
+    except (TypeError, KeyError):
+        values = [record.get(field) if isinstance(record, dict) else None for record in records]
+    for number, value in enumerate(values):
+        if type(value) is not kind:
+            words = {int: "an integer", str: "a string", list: "a list"}[kind]
+            raise InputError(f"{name}: record {number}: {field} is {value!r}; it must be {words}")
+    return values
 
 
 @contextmanager

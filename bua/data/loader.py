@@ -52,7 +52,9 @@ class TrainingLoader:
             )
         self.keep = np.arange(len(dataset)) if keep is None else np.asarray(keep)
         if not len(self.keep):
-            raise InputError("training set: no items, or none with annotations; see DATASETS.TRAIN")
+            raise InputError(
+                "training set: no items, or none with annotations; see DATASETS.TRAIN, or DATA.TRAIN of a head"
+            )
         self.dataset, self.mapper, self.collate = dataset, mapper, collate
         self.groups = None if groups is None else np.asarray(groups)[self.keep]
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
@@ -73,9 +75,7 @@ class TrainingLoader:
         for batch in loader:
             if isinstance(batch, InputError):
                 raise batch
-            self.position += 1
-            if self.position == self.batches_per_epoch:
-                self.epoch, self.position = self.epoch + 1, 0
+            self._advance()
             yield batch
 
     @property
@@ -105,6 +105,12 @@ class TrainingLoader:
         filling = np.resize(order, -len(rest) % size)
         batches = np.concatenate([*whole, rest, filling]).reshape(-1, size)
         return self.keep[rng.permutation(batches)]
+
+    def _advance(self) -> None:
+        """Counts a batch that is taken."""
+        self.position += 1
+        if self.position == self.batches_per_epoch:
+            self.epoch, self.position = self.epoch + 1, 0
 
     def _batches(self, epoch: int, position: int) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // self.num_processes

@@ -10,8 +10,6 @@
 """
 
 import logging
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
+from bua.data.prepared import VECTORS, prepared_folder, read_split
 from bua.data.vqa_answers import MIN_COUNT, AnswerVocabulary, SoftTargets, soft_targets
 from bua.data.vqa_files import (
     Annotations,
@@ -37,6 +36,7 @@ SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 # A part of test2015; the seeds take its words into the vocabulary after the others'.
 TEST_DEV = "test-dev2015"
 ABOUT = "vqa.json"
+PROGRAM = "prepare_vqa.py"
 
 # Fields of VqaDataset and of its SoftTargets.
 ARRAYS = ("question_ids", "image_ids", "questions")
@@ -96,15 +96,10 @@ class VqaDataset:
         Raises:
             InputError: no such folder or split, or a damaged one.
         """
-        folder = Path(folder)
         words, answers = load_vocabularies(folder)
-        path = folder / f"{split}.npz"
-        if not path.exists():
-            there = ", ".join(sorted(path.stem for path in folder.glob("*.npz") if path.stem != "word_vectors"))
-            raise InputError(f"{path}: no such split; {folder} has {there}")
-        arrays = read_arrays(path, ARRAYS)
-        targets = SoftTargets(*(arrays.pop(name) for name in TARGETS)) if "offsets" in arrays else None
-        return cls(str(path), **arrays, targets=targets, words=words, answers=answers)
+        name, arrays = read_split(Path(folder), split, ARRAYS, PROGRAM)
+        targets = SoftTargets(*(arrays.pop(key) for key in TARGETS)) if "offsets" in arrays else None
+        return cls(name, **arrays, targets=targets, words=words, answers=answers)
 
     def save(self, path: str | Path) -> None:
         """Writes the arrays, without the vocabularies."""
@@ -158,9 +153,7 @@ class VqaDataset:
 
 def load_vocabularies(folder: str | Path) -> tuple[QuestionVocabulary, AnswerVocabulary]:
     """The vocabularies of a folder that ``prepare_vqa`` wrote."""
-    folder = Path(folder)
-    if not (folder / ABOUT).is_file():
-        raise InputError(f"{folder}: no {ABOUT} in it; prepare it with datasets/prepare_vqa.py")
+    folder = prepared_folder(folder, ABOUT, PROGRAM)
     words = QuestionVocabulary.load(folder / "question_vocabulary.json")
     return words, AnswerVocabulary.load(folder / "answer_vocabulary.json")
 
@@ -195,7 +188,7 @@ def prepare_vqa(
     """
     root, output = Path(root), make_folder(output)
     # What an earlier run left is of other vocabularies.
-    for name in (ABOUT, *(f"{split}.npz" for split in (*SUBSETS, "vg_train", "vg_val", "word_vectors"))):
+    for name in (ABOUT, VECTORS, *(f"{split}.npz" for split in (*SUBSETS, "vg_train", "vg_val"))):
         (output / name).unlink(missing_ok=True)
     questions = _load_all_questions(root)
     splits = {split: questions[subset] for split, subset in SUBSETS.items() if subset in questions}
@@ -229,23 +222,6 @@ def prepare_vqa(
     with whole_file(output / ABOUT) as file:
         file.write(orjson.dumps(about, option=orjson.OPT_INDENT_2))
     return datasets
-
-
-def read_arrays(path: str | Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
-    """All arrays of an npz file that ``prepare_vqa.py`` wrote.
-
-    Raises:
-        InputError: it is damaged, or one of those that are needed is not in it.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged ({error}); prepare it again with prepare_vqa.py") from error
-    lacking = [name for name in needed if name not in arrays]
-    if lacking:
-        raise InputError(f"{path}: lacks {', '.join(lacking)}; prepare it again with prepare_vqa.py")
-    return arrays
 
 
 def question_file(root: str | Path, subset: str) -> Path:

@@ -1,18 +1,15 @@
 """Reads the official files of VQA v2, and Visual Genome's questions in their place."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import orjson
 
-from bua.data.json_records import iter_records, without_gc
+from bua.data.json_records import column, iter_records, read_records, without_gc
 from bua.data.vqa_answers import AnswerVocabulary, Memo, normalize_answer
-from bua.errors import InputError
-
-_IDS_SHOWN = 5
+from bua.errors import InputError, first_of
 
 
 @dataclass
@@ -64,7 +61,7 @@ def load_questions(source: str | Path | dict | list) -> Questions:
     """
     name, records = read_records(source, "questions")
     with without_gc():
-        texts = _column(name, records, "question", str)
+        texts = column(name, records, "question", str)
     return Questions(name, _question_ids(name, records), _ids(name, records, "image_id"), texts)
 
 
@@ -73,7 +70,7 @@ def load_annotations(source: str | Path | dict | list) -> Annotations:
     name, records = read_records(source, "annotations")
     with without_gc():
         answers = []
-        for number, given in enumerate(_column(name, records, "answers", list)):
+        for number, given in enumerate(column(name, records, "answers", list)):
             try:
                 # Few answers are different: one string for all that are the same.
                 answers.append([sys.intern(item["answer"]) for item in given])
@@ -87,7 +84,7 @@ def load_annotations(source: str | Path | dict | list) -> Annotations:
             _ids(name, records, "image_id"),
             answers,
             *(
-                [sys.intern(text) for text in _column(name, records, field, str)]
+                [sys.intern(text) for text in column(name, records, field, str)]
                 for field in ("multiple_choice_answer", "question_type", "answer_type")
             ),
         )
@@ -101,7 +98,7 @@ def load_results(source: str | Path | list) -> dict[int, str]:
     """
     name, records = read_records(source, None)
     ids = _question_ids(name, records)
-    return dict(zip(ids.tolist(), _column(name, records, "answer", str)))
+    return dict(zip(ids.tolist(), column(name, records, "answer", str)))
 
 
 def rows_of(question_ids: np.ndarray, wanted: np.ndarray, name: str, wanted_by: str) -> np.ndarray:
@@ -160,51 +157,8 @@ def visual_genome_questions(
     return [_as_questions(name, items) for items in found]
 
 
-def read_records(source: str | Path | dict | list, key: str | None) -> tuple[str, list]:
-    """The list of records in a JSON file, or under ``key`` in it, and the file's name for messages.
-
-    Args:
-        source: the file, or what it holds.
-        key: "questions" or "annotations"; None where the list is all.
-    """
-    kind = f"a list of {key} under {key!r}" if key else "a list of answers"
-    name, content = key or "results", source
-    if isinstance(source, str | Path):
-        name = str(source)
-        try:
-            with without_gc():
-                content = orjson.loads(Path(source).read_bytes())
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read: {error.strerror}; give a file with {kind}") from error
-        except orjson.JSONDecodeError as error:
-            raise InputError(f"{name}: not JSON ({error}); get it again") from error
-    if key and isinstance(content, dict):
-        content = content.get(key)
-    if not isinstance(content, list):
-        raise InputError(f"{name}: does not hold {kind}")
-    return name, content
-
-
-def first_of(ids: Iterable[int | str]) -> str:
-    """The first few of a list of ids, for messages."""
-    ids = list(ids)
-    return ", ".join(map(str, ids[:_IDS_SHOWN])) + (", ..." if len(ids) > _IDS_SHOWN else "")
-
-
-def _column(name: str, records: list, field: str, kind: type) -> list:
-    try:
-        values = [record[field] for record in records]
-    except (TypeError, KeyError):
-        values = [record.get(field) if isinstance(record, dict) else None for record in records]
-    for number, value in enumerate(values):
-        if type(value) is not kind:
-            words = {int: "an integer", str: "a string", list: "a list"}[kind]
-            raise InputError(f"{name}: record {number}: {field} is {value!r}; it must be {words}")
-    return values
-
-
 def _ids(name: str, records: list, field: str) -> np.ndarray:
-    return np.array(_column(name, records, field, int), np.int64)
+    return np.array(column(name, records, field, int), np.int64)
 
 
 def _question_ids(name: str, records: list) -> np.ndarray:

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bua.data.json_records import iter_records
-from bua.data.vqa import SUBSETS, load_vocabularies, question_file, read_arrays
-from bua.data.vqa_files import load_questions, read_records
+from bua.data.json_records import iter_records, read_records
+from bua.data.prepared import VECTORS, read_arrays
+from bua.data.vqa import PROGRAM, SUBSETS, load_vocabularies, question_file
+from bua.data.vqa_files import load_questions
 from bua.data.vqa_questions import QuestionVocabulary, tokenize
 from bua.errors import InputError
 from bua.files import whole_file
 
 WEIGHTINGS = ("seed", "tfidf")
-VECTORS = "word_vectors.npz"
 
 # Pairs that are held before those that are alike are counted together: an eighth of a gigabyte.
 _PAIRS_HELD = 2**24
@@ -160,7 +160,7 @@ def load_word_vectors(folder: str | Path, weighting: str = "tfidf") -> tuple[tor
         raise InputError(f"weighting {weighting!r}: unknown; use one of {', '.join(WEIGHTINGS)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file; prepare_vqa.py --glove makes it")
-    arrays = read_arrays(path, ("glove", weighting))
+    arrays = read_arrays(path, ("glove", weighting), PROGRAM)
     return torch.from_numpy(arrays["glove"]), torch.from_numpy(arrays[weighting])
 
 

@@ -24,8 +24,8 @@ from bua.data import captions, flickr30k, vqa
 from bua.data.captions import CaptionDataset, prepare_captions
 from bua.data.captions_files import load_karpathy
 from bua.data.flickr30k import GroundingDataset, prepare_flickr30k
+from bua.data.region_batches import RegionReader
 from bua.data.vqa import VqaDataset, prepare_vqa
-from bua.data.vqa_batches import RegionReader
 from bua.demo.stages import check_configuration
 from bua.engine.trainer import BEST, FINAL
 from bua.errors import make_folder

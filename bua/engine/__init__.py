@@ -2,7 +2,7 @@
 
 from bua.engine.launch import connect, launch, rendezvous
 from bua.engine.optimizer import build_clip, build_optimizer, build_scheduler
-from bua.engine.random_state import seed_everything
+from bua.engine.random_state import seed_everything, seed_run
 from bua.engine.trainer import NonFiniteLoss, Trainer, autocast_dtype, last_checkpoint
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "launch",
     "rendezvous",
     "seed_everything",
+    "seed_run",
 ]

@@ -94,9 +94,11 @@ class TrainingLog:
             }
         )
         left = timedelta(seconds=round(seconds / self._timed * (self.max_iter - iteration)))
-        parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+        # Of a single loss the total says all.
+        parts = losses if len(losses) > 1 else {}
+        values = "".join(f"  {name.removeprefix('loss_')} {value:.3f}" for name, value in parts.items())
         print(
-            f"{iteration}/{self.max_iter}  loss {total:.3f}  {parts}  lr {lr:.3g}  {rate:.3g} {self.unit}/s  "
+            f"{iteration}/{self.max_iter}  loss {total:.3f}{values}  lr {lr:.3g}  {rate:.3g} {self.unit}/s  "
             f"left {left}  memory {_memory_megabytes()} MB",
             flush=True,
         )

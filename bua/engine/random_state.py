@@ -1,11 +1,14 @@
-"""The state of all random number generators that training draws from, as something that a checkpoint can hold."""
+"""All random number generators that training draws from: their seed, and their state as what a checkpoint can hold."""
 
 import random
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 
 def random_state() -> dict:
@@ -36,6 +39,20 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
+
+
+def seed_run(seed: int, accelerator: Accelerator) -> int:
+    """Seeds the processes of a run, each otherwise.
+
+    Args:
+        seed: of the run; below 0 for one that is drawn.
+
+    Returns:
+        the run's seed, the same in all processes.
+    """
+    shared = broadcast_object_list([seed if seed >= 0 else secrets.randbits(31)])[0]
+    seed_everything(shared + accelerator.process_index)
+    return shared
 
 
 @contextmanager

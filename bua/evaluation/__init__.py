@@ -7,8 +7,10 @@ from bua.evaluation.average_precision import (
     mean_average_precision,
     precision_recall,
 )
+from bua.evaluation.captions import caption_scores
 from bua.evaluation.coco import coco_average_precision
 from bua.evaluation.detections import attribute_detections, object_detections
+from bua.evaluation.grounding import grounding_recall
 from bua.evaluation.inference import evaluate_detector
 from bua.evaluation.visual_genome import VisualGenomeEvaluator
 from bua.evaluation.vqa import vqa_accuracy
@@ -19,8 +21,10 @@ __all__ = [
     "VisualGenomeEvaluator",
     "attribute_detections",
     "average_precision",
+    "caption_scores",
     "coco_average_precision",
     "evaluate_detector",
+    "grounding_recall",
     "mean_average_precision",
     "object_detections",
     "precision_recall",

@@ -13,8 +13,7 @@ from pathlib import Path
 import orjson
 
 from bua.data.captions_files import load_references, load_results, read_image_list
-from bua.data.vqa_files import first_of
-from bua.errors import InputError
+from bua.errors import InputError, first_of
 from bua.files import whole_file
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "SPICE")

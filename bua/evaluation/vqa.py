@@ -8,8 +8,8 @@ import numpy as np
 import orjson
 
 from bua.data.vqa_answers import AnswerVocabulary, Memo, SoftTargets, normalize_answer, soft_targets, strip_punctuation
-from bua.data.vqa_files import Annotations, first_of, load_annotations, load_questions, load_results, rows_of
-from bua.errors import InputError
+from bua.data.vqa_files import Annotations, load_annotations, load_questions, load_results, rows_of
+from bua.errors import InputError, first_of
 from bua.files import whole_file
 
 REVISIONS = ("2021", "2016")

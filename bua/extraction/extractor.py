@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -59,6 +60,17 @@ class Extractor:
                 yield from self._outcomes(batch)
         finally:
             threads.shutdown(cancel_futures=True)
+
+    def regions_of(self, path: str | Path) -> Regions:
+        """The regions of one picture file, under id 0.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        ((_, regions, reason),) = self([ImageFile(str(path), 0)])
+        if regions is None:
+            raise InputError(reason)
+        return regions
 
     @property
     def held(self) -> int:

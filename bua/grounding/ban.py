@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from bua.modeling.language import WordEmbedding
+from bua.modeling.layers import at_least_float32
 from bua.vqa.ban import BilinearAttention
-from bua.vqa.language import WordEmbedding
-from bua.vqa.layers import at_least_float32
 
 # The logit of padding, the seed's: a probability of zero in float32, and no gradient.
 MASKED = -99.0

@@ -5,22 +5,14 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from bua.config import check_device, merge
-from bua.engine.heads import head_cfg
+from bua.engine.heads import constructor_keys, head_cfg
 from bua.grounding.ban import BANGrounding
-from bua.vqa.config import constructor_keys
 
 
 def get_cfg() -> CfgNode:
-    """A new configuration: the arguments of ``BANGrounding`` in ``MODEL.BAN``, and where the data are."""
+    """A new configuration: the arguments of ``BANGrounding`` in ``MODEL.BAN``, and how words begin."""
     cfg = head_cfg()
     cfg.MODEL.BAN = constructor_keys(BANGrounding)
-    # A folder that datasets/prepare_flickr30k.py wrote, its splits to learn from and the one to choose the best model
-    # by.
-    cfg.DATA.FOLDER = ""
-    cfg.DATA.TRAIN = ("train",)
-    cfg.DATA.VAL = "val"
-    # Files of features, of any format, that have the pictures of all splits.
-    cfg.DATA.FEATURES = ()
     # Whether words begin as GloVe's vectors, which prepare_flickr30k.py --glove put into the folder.
     cfg.DATA.GLOVE = False
     cfg.TEST.IMS_PER_BATCH = 256

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from bua.data.images import read_image
-from bua.errors import InputError
 from bua.extraction.extractor import Extractor
 from bua.extraction.job import Job
-from bua.extraction.sources import ImageFile
 from bua.grounding.inference import GroundedPhrase, GroundingModel, ground_phrases, load_grounding
 from bua.structures import Regions
 from bua.visualization.draw import class_colors, draw_regions
@@ -45,9 +43,7 @@ def ground(image: str | Path, sentence: str, *, job: Job, grounding: str | Path 
     """
     device = job.cfg().MODEL.DEVICE
     model = grounding if isinstance(grounding, GroundingModel) else load_grounding(grounding, device)
-    ((_, regions, reason),) = Extractor(job.load(), job.wanted)([ImageFile(str(image), 0)])
-    if regions is None:
-        raise InputError(reason)
+    regions = Extractor(job.load(), job.wanted).regions_of(image)
     phrases = ground_phrases(model, regions, sentence)
     return Grounded(phrases, regions, draw_phrases(read_image(image), phrases))
 

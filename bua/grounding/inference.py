@@ -1,22 +1,20 @@
 """Phrases of sentences grounded by a trained model: of a data set, or of a sentence about a picture's regions."""
 
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from fvcore.common.config import CfgNode
-from tqdm import tqdm
 
 from bua.checkpoint import read_checkpoint
 from bua.data.flickr30k import GroundingDataset, load_phrase_tags, load_vocabulary
 from bua.data.flickr30k_batches import evaluation_batches, region_boxes
 from bua.data.flickr30k_phrases import find_phrases
-from bua.data.vqa_batches import RegionReader
+from bua.data.region_batches import RegionReader
 from bua.data.vqa_questions import QuestionVocabulary
+from bua.engine.heads import progress_bar, restore_cfg, restore_weights
 from bua.errors import InputError
 from bua.evaluation.grounding import chance_recall, first_hits, grounding_recall, recall_at, recall_by_type
 from bua.grounding.ban import BANGrounding
@@ -128,7 +126,7 @@ def load_grounding(path: str | Path, device: str = "cpu", *, folder: str | Path 
     lacking = [name for name in NEEDED if name not in saved]
     if not lacking:
         cfg = get_cfg()
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(saved["config"])))
+        restore_cfg(cfg, saved["config"], path)
         vocabulary, tags = QuestionVocabulary(saved["vocabulary"]), saved["phrase_tags"]
         model = build_model(cfg, len(vocabulary), saved["feature_dim"])
     elif not saved.get("model", {}).keys() >= SIGNS or "classifier.answers.linear.bias" in saved["model"]:
@@ -138,10 +136,7 @@ def load_grounding(path: str | Path, device: str = "cpu", *, folder: str | Path 
     else:
         vocabulary, tags = load_vocabulary(folder), load_phrase_tags(folder)
         model = BANGrounding(**constructor_arguments(saved["model"]) | {"num_words": len(vocabulary)})
-    try:
-        model.load_state_dict(saved["model"])
-    except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit: {' '.join(str(error).split())}") from error
+    restore_weights(model, saved["model"], path)
     return GroundingModel(model.to(device).eval(), vocabulary, tags)
 
 
@@ -164,7 +159,7 @@ def predict(
     boxes = region_boxes(dataset, reader, progress=progress)
     asked = dataset.in_vocabulary(grounding.vocabulary)
     rankings: list[np.ndarray] = [np.zeros(0, np.int64)] * len(dataset.spans)
-    with tqdm(total=len(dataset), unit=" sentences", disable=not progress, mininterval=_interval()) as bar:
+    with progress_bar(len(dataset), "sentences", progress) as bar:
         for batch in evaluation_batches(asked, reader, batch_size):
             batch = batch.to(device)
             logits = model(batch.features, batch.mask, batch.words, batch.positions, batch.phrase_mask)
@@ -220,7 +215,3 @@ def _check_dim(grounding: GroundingModel, dim: int) -> None:
             f"features: {dim} numbers a region, and the model takes {grounding.model.feature_dim}; "
             "use the detector whose features it was trained on"
         )
-
-
-def _interval() -> float:
-    return 0.2 if sys.stderr.isatty() else 30

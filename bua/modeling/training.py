@@ -1,12 +1,10 @@
 """Training and evaluation of the detector on the torch engine, from a configuration."""
 
 import os
-import secrets
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.utils.data import ConcatDataset
@@ -23,7 +21,7 @@ from bua.engine import (
     build_scheduler,
     connect,
     last_checkpoint,
-    seed_everything,
+    seed_run,
 )
 from bua.errors import InputError
 from bua.evaluation.inference import evaluate_detector
@@ -43,8 +41,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """
     accelerator = connect(cfg.MODEL.DEVICE)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    seed = broadcast_object_list([cfg.SEED if cfg.SEED >= 0 else secrets.randbits(31)])[0]
-    seed_everything(seed + accelerator.process_index)
+    seed = seed_run(cfg.SEED, accelerator)
     loader = training_loader(cfg, seed, accelerator.process_index, accelerator.num_processes)
     evaluators = build_evaluators(cfg) if accelerator.is_main_process else []
     detector = build_detector(cfg)

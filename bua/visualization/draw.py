@@ -1,9 +1,12 @@
 """Boxes with legible labels on a picture, drawn with OpenCV alone."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
+
+from bua.errors import InputError, make_folder
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 # How much of its light a part of a picture keeps that a model does not look at.
@@ -102,6 +105,18 @@ def draw_attention(image: np.ndarray, boxes: np.ndarray, attention: np.ndarray, 
     shaded = (image * (DARKEST + (1 - DARKEST) * light[..., None])).round().astype(np.uint8)
     best = np.argsort(-share, kind="stable")[:shown]
     return draw_regions(shaded, np.asarray(boxes)[best], [f"{100 * value:.0f}%" for value in share[best]])
+
+
+def save_picture(path: str | Path, picture: np.ndarray) -> None:
+    """Writes a picture ([H, W, 3] uint8 BGR) in the format that the file's name says."""
+    path = Path(path)
+    make_folder(path.parent)
+    try:
+        written = cv2.imwrite(str(path), picture)
+    except cv2.error:
+        written = False
+    if not written:
+        raise InputError(f"{path}: cannot be written; give a name that ends in .jpg or .png, in a folder of yours")
 
 
 def _enlarge(image: np.ndarray, min_size: int) -> tuple[np.ndarray, np.ndarray]:

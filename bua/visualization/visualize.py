@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from bua.checkpoint import load_weights
 from bua.data.annotations import DetectionDataset
 from bua.data.images import read_image
-from bua.errors import InputError, make_folder
+from bua.errors import InputError
 from bua.modeling import Detector, build_detector
+from bua.visualization.draw import save_picture
 from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections
 from bua.vocabulary import Vocabulary
 
@@ -115,7 +115,5 @@ def _side_by_side(sides: list[np.ndarray]) -> np.ndarray:
 
 def _save(output: str | Path, number: int, source: str | Path, image: np.ndarray) -> Path:
     path = Path(output) / f"{number:04d}_{Path(source).stem}.jpg"
-    make_folder(path.parent)
-    if not cv2.imwrite(str(path), image):
-        raise InputError(f"{path}: cannot be written; give another --output")
+    save_picture(path, image)
     return path

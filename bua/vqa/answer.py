@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from bua.data.images import read_image
-from bua.errors import InputError, make_folder
 from bua.extraction.extractor import Extractor
 from bua.extraction.job import Job
-from bua.extraction.sources import ImageFile
 from bua.structures import Regions
 from bua.visualization.draw import draw_attention
 from bua.vqa.inference import Answer, VqaModel, answer_question, load_vqa
@@ -38,7 +35,7 @@ def answer(image: str | Path, question: str, *, job: Job, vqa: str | Path | VqaM
 
     Args:
         job: the detector that the model's training features came from, and what is extracted; as
-            ``bua.extraction.detector_job`` makes it.
+            ``bua.extraction.job.detector_job`` makes it.
         vqa: a checkpoint of ``train_vqa``, or what ``load_vqa`` made of one.
         top: number of answers.
 
@@ -47,25 +44,6 @@ def answer(image: str | Path, question: str, *, job: Job, vqa: str | Path | VqaM
     """
     device = job.cfg().MODEL.DEVICE
     model = vqa if isinstance(vqa, VqaModel) else load_vqa(vqa, device)
-    ((_, regions, reason),) = Extractor(job.load(), job.wanted)([ImageFile(str(image), 0)])
-    if regions is None:
-        raise InputError(reason)
-    if regions.features.shape[1] != model.model.feature_dim:
-        raise InputError(
-            f"{vqa}: learned from features of {model.model.feature_dim} numbers a region, the detector gives "
-            f"{regions.features.shape[1]}; use the detector that its features came from"
-        )
+    regions = Extractor(job.load(), job.wanted).regions_of(image)
     answers, attention = answer_question(model, regions, question, top)
     return Answered(answers, regions, attention, draw_attention(read_image(image), regions.boxes, attention))
-
-
-def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Writes a picture ([H, W, 3] uint8 BGR) in the format that the file's name says."""
-    path = Path(path)
-    make_folder(path.parent)
-    try:
-        written = cv2.imwrite(str(path), picture)
-    except cv2.error:
-        written = False
-    if not written:
-        raise InputError(f"{path}: cannot be written; give a name that ends in .jpg or .png, in a folder of yours")

@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from bua.vqa.counter import Counter
-from bua.vqa.language import WordEmbedding
-from bua.vqa.layers import (
-    AnswerClassifier,
+from bua.modeling.language import WordEmbedding
+from bua.modeling.layers import (
     Projection,
     Standardize,
     WeightNormLinear,
@@ -14,6 +12,8 @@ from bua.vqa.layers import (
     mask_logits,
     masked_softmax,
 )
+from bua.vqa.classifier import AnswerClassifier
+from bua.vqa.counter import Counter
 
 
 class BAN(nn.Module):

@@ -1,12 +1,11 @@
 """Configuration of the question answering models: the keys beyond those of every head."""
 
-import inspect
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
 from bua.config import merge
-from bua.engine.heads import head_cfg
+from bua.engine.heads import constructor_keys, head_cfg
 from bua.errors import InputError
 from bua.vqa.ban import BAN
 from bua.vqa.updown import UpDown
@@ -18,17 +17,11 @@ WORD_VECTORS = ("", "seed", "tfidf")
 
 
 def get_cfg() -> CfgNode:
-    """A new configuration: the arguments of each model in a node with its name, and where the data are."""
+    """A new configuration: the arguments of each model in a node with its name, and how it is asked."""
     cfg = head_cfg()
     cfg.MODEL.NAME = "UpDown"
     for name, model in MODELS.items():
         cfg.MODEL[name.upper()] = constructor_keys(model)
-    # A folder that datasets/prepare_vqa.py wrote, its splits to learn from and the one to choose the best model by.
-    cfg.DATA.FOLDER = ""
-    cfg.DATA.TRAIN = ("train",)
-    cfg.DATA.VAL = "val"
-    # Files of features, of any format, that have the pictures of all splits.
-    cfg.DATA.FEATURES = ()
     # "": random. "seed", "tfidf": GloVe's, and BAN's second table by the weighting of that name; they are taken from
     # the folder, which prepare_vqa.py --glove put them into.
     cfg.DATA.WORD_VECTORS = ""
@@ -57,15 +50,3 @@ def build_model(cfg: CfgNode, num_words: int, num_answers: int, feature_dim: int
     """The model that ``cfg`` names, with random weights, on the CPU."""
     arguments = {key.lower(): value for key, value in cfg.MODEL[cfg.MODEL.NAME.upper()].items()}
     return MODELS[cfg.MODEL.NAME](num_words, num_answers, feature_dim=feature_dim, **arguments)
-
-
-def constructor_keys(model: type) -> CfgNode:
-    """The keyword arguments of a class with their defaults, but for ``feature_dim``, which the features say."""
-    parameters = inspect.signature(model).parameters.values()
-    return CfgNode(
-        {
-            parameter.name.upper(): parameter.default
-            for parameter in parameters
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "feature_dim"
-        }
-    )

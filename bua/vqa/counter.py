@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bua.vqa.layers import at_least_float32
+from bua.modeling.layers import at_least_float32
 
 PIECES = 16
 

@@ -1,23 +1,22 @@
 """Answers of trained models: to the questions of a data set, or to one about a picture's regions."""
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
-from tqdm import tqdm
 
 from bua.checkpoint import read_checkpoint
+from bua.data.region_batches import RegionReader
 from bua.data.vqa import VqaDataset, load_vocabularies
 from bua.data.vqa_answers import AnswerVocabulary
-from bua.data.vqa_batches import RegionReader, VqaBatch, evaluation_batches
+from bua.data.vqa_batches import VqaBatch, evaluation_batches
 from bua.data.vqa_questions import QuestionVocabulary, pad_in_front, tokenize
+from bua.engine.heads import progress_bar, restore_cfg, restore_weights
 from bua.errors import InputError
 from bua.structures import Regions
 from bua.vqa.config import build_model, get_cfg
@@ -80,16 +79,10 @@ def load_vqa(path: str | Path, device: str = "cpu") -> VqaModel:
             "one its vocabularies with tools/convert_checkpoint.py --vqa-folder"
         )
     cfg = get_cfg()
-    try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(saved["config"])))
-    except (KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: its configuration is of another version ({error}); train it again") from error
+    restore_cfg(cfg, saved["config"], path)
     words, answers = QuestionVocabulary(saved["question_vocabulary"]), AnswerVocabulary(saved["answer_vocabulary"])
     model = build_model(cfg, len(words), len(answers), saved["feature_dim"])
-    try:
-        model.load_state_dict(saved["model"])
-    except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit its configuration: {' '.join(str(error).split())}") from error
+    restore_weights(model, saved["model"], path)
     return VqaModel(model.to(device).eval(), words, answers, cfg.DATA.LOOK)
 
 
@@ -158,7 +151,7 @@ def predict(
     rows = {question_id: row for row, question_id in enumerate(dataset.question_ids.tolist())}
     # Made first: what features lack is said before the progress.
     streams = [_logits(model, dataset, reader, batch_size) for model in models]
-    with tqdm(total=len(dataset) * len(models), unit="question", disable=not progress, mininterval=_interval()) as bar:
+    with progress_bar(len(dataset) * len(models), "questions", progress) as bar:
         for batches in zip(*streams, strict=True):
             mean = sum(logits for _, logits in batches) / len(models)
             where = [rows[question_id] for question_id in batches[0][0].tolist()]
@@ -178,8 +171,13 @@ def answer_question(vqa: VqaModel, regions: Regions, question: str, top: int = 5
         the ``top`` best answers, best first; [n] float32, how much it looked at each region, which sums to 1.
 
     Raises:
-        InputError: no word of the question is known.
+        InputError: no word of the question is known, or features of another length than the model's.
     """
+    if regions.features.shape[1] != vqa.model.feature_dim:
+        raise InputError(
+            f"features: {regions.features.shape[1]} numbers a region, and the model learned from "
+            f"{vqa.model.feature_dim}; use the detector whose features it was trained on"
+        )
     vqa.words.check(question)
     unknown = [word for word in tokenize(question) if word not in vqa.words]
     if unknown:
@@ -212,7 +210,3 @@ def _logits(
         return vqa.model(batch.features, batch.boxes, mask, batch.words)[0]
 
     return ((batch.question_ids, answer(batch.to(vqa.device))) for batch in batches)
-
-
-def _interval() -> float:
-    return 0.2 if sys.stderr.isatty() else 30

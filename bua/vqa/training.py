@@ -1,24 +1,21 @@
 """Training of a question answering model from a configuration."""
 
-import secrets
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from bua.data.vqa import VqaDataset
-from bua.data.vqa_batches import RegionReader, VqaBatch, VqaLoader
+from bua.data.region_batches import BatchMaker, RegionReader
+from bua.data.vqa import PROGRAM, VqaDataset
+from bua.data.vqa_batches import VqaBatch, VqaLoader
 from bua.data.vqa_word_vectors import load_word_vectors
-from bua.engine import connect, seed_everything
-from bua.engine.heads import micro_batch_size, train_head
+from bua.engine.heads import open_reader, start, train_head
 from bua.errors import InputError
 from bua.evaluation.vqa import soft_score, upper_bound
+from bua.modeling.layers import Standardize
 from bua.vqa.config import build_model
 from bua.vqa.inference import VqaModel, predict
-from bua.vqa.layers import Standardize
 
 # Enough for mean and deviation of features.
 SAMPLED_PICTURES = 500
@@ -35,11 +32,8 @@ def train_vqa(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     Returns:
         ``soft_score`` and ``upper_bound`` (what the answer vocabulary allows) of the last evaluation, in percent.
     """
-    accelerator = connect(cfg.MODEL.DEVICE)
-    device = torch.device(cfg.MODEL.DEVICE)
-    seed = broadcast_object_list([cfg.SEED if cfg.SEED >= 0 else secrets.randbits(31)])[0]
-    seed_everything(seed + accelerator.process_index)
-    reader = open_reader(cfg)
+    run = start(cfg)
+    reader = open_reader(cfg, PROGRAM)
     dataset = VqaDataset.concatenate([VqaDataset.load(cfg.DATA.FOLDER, split) for split in cfg.DATA.TRAIN])
     model = build_model(cfg, len(dataset.words), len(dataset.answers), reader.dim)
     if cfg.DATA.WORD_VECTORS:
@@ -50,17 +44,8 @@ def train_vqa(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         model.embedding.initialize(*vectors)
     if isinstance(model.standardize, Standardize):
         model.standardize.fit(some_regions(reader, dataset))
-    model.to(device)
-    loader = VqaLoader(
-        dataset,
-        reader,
-        micro_batch_size(cfg),
-        seed=seed,
-        word_padding=model.word_padding,
-        threads=cfg.DATALOADER.NUM_WORKERS,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
+    model.to(run.device)
+    loader = VqaLoader(dataset, reader, word_padding=model.word_padding, **run.loading)
     validation = VqaDataset.load(cfg.DATA.FOLDER, cfg.DATA.VAL) if cfg.DATA.VAL else None
     if validation is not None and validation.targets is None:
         raise InputError(f"DATA.VAL: {validation.name} has no answers; name a split that has, or '' for none")
@@ -74,8 +59,8 @@ def train_vqa(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         cfg,
         model,
         loader,
-        lambda model, batch: {"loss": vqa_loss(model, batch.to(device), look=cfg.DATA.LOOK)},
-        accelerator=accelerator,
+        lambda model, batch: {"loss_answers": vqa_loss(model, batch.to(run.device), look=cfg.DATA.LOOK)},
+        accelerator=run.accelerator,
         ids=lambda batch: batch.question_ids.tolist(),
         unit="questions",
         evaluate=evaluate if validation is not None else None,
@@ -97,20 +82,5 @@ def some_regions(reader: RegionReader, dataset: VqaDataset) -> Tensor:
     """[N, D] float32, the features of ``SAMPLED_PICTURES`` pictures, or of all where there are fewer."""
     images = np.unique(dataset.image_ids)
     images = images[:: max(1, len(images) // SAMPLED_PICTURES)][:SAMPLED_PICTURES]
-    stores = reader.locate(images, dataset.name)
-    order = np.argsort(stores, kind="stable")
-    features, _, mask = reader.read(images[order], stores[order])
-    return features[mask].float()
-
-
-def open_reader(cfg: CfgNode) -> RegionReader:
-    """The features that ``cfg`` names.
-
-    Raises:
-        InputError: none are named, or they cannot be read.
-    """
-    if not cfg.DATA.FOLDER:
-        raise InputError("DATA.FOLDER: empty; name a folder that datasets/prepare_vqa.py wrote")
-    if not cfg.DATA.FEATURES:
-        raise InputError("DATA.FEATURES: empty; name the files that tools/extract.py wrote")
-    return RegionReader.open(cfg.DATA.FEATURES, pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda")
+    batch = BatchMaker(images, reader, dataset.name)(np.arange(len(images)))
+    return batch.features[batch.mask].float()

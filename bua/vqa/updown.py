@@ -7,15 +7,15 @@ the paper's: the attention multiplies where the paper concatenates, and its non-
 import torch
 from torch import Tensor, nn
 
-from bua.vqa.language import WordEmbedding
-from bua.vqa.layers import (
-    AnswerClassifier,
+from bua.modeling.language import WordEmbedding
+from bua.modeling.layers import (
     Projection,
     Standardize,
     WeightNormLinear,
     at_least_float32,
     masked_softmax,
 )
+from bua.vqa.classifier import AnswerClassifier
 
 
 class UpDown(nn.Module):

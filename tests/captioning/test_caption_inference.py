@@ -10,7 +10,7 @@ from bua.captioning.config import build_model, get_cfg
 from bua.captioning.inference import Captioner, caption_regions, load_captioner, predict
 from bua.checkpoint import save_checkpoint
 from bua.data.captions_vocabulary import CaptionVocabulary
-from bua.data.vqa_batches import RegionReader
+from bua.data.region_batches import RegionReader
 from bua.errors import InputError
 from bua.features import open_writer
 from bua.structures import Regions

@@ -7,7 +7,7 @@ import torch
 from bua.data.captions import CaptionDataset
 from bua.data.captions_batches import CaptionLoader, picture_batches
 from bua.data.captions_vocabulary import CaptionVocabulary
-from bua.data.vqa_batches import RegionReader
+from bua.data.region_batches import RegionReader
 from bua.errors import InputError
 from bua.features import open_writer
 from bua.structures import Regions

@@ -16,7 +16,7 @@ from bua.data.flickr30k import GroundingDataset, load_phrase_tags, load_word_vec
 from bua.data.flickr30k_batches import GroundingLoader, evaluation_batches, region_boxes, right_regions
 from bua.data.flickr30k_files import TYPES, load_boxes, parse_sentence, seed_span
 from bua.data.flickr30k_phrases import find_phrases, phrase_tags
-from bua.data.vqa_batches import RegionReader
+from bua.data.region_batches import RegionReader
 from bua.data.vqa_questions import QuestionVocabulary, tokenize
 from bua.errors import InputError
 from bua.features import open_writer

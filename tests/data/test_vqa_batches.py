@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from bua.data.region_batches import BOXES_PER_BUCKET, RegionReader
 from bua.data.vqa import VqaDataset
 from bua.data.vqa_answers import AnswerVocabulary, SoftTargets
-from bua.data.vqa_batches import BOXES_PER_BUCKET, RegionReader, VqaLoader, evaluation_batches
+from bua.data.vqa_batches import VqaLoader, evaluation_batches
 from bua.data.vqa_questions import QuestionVocabulary
 from bua.errors import InputError
 from bua.features import open_writer
@@ -148,22 +149,6 @@ def test_processes_share_each_batch(flat, dataset):
     assert [sorted(one + two) for one, two in zip(*shares)] == [sorted(batch) for batch in alone]
 
 
-def test_pictures_without_boxes(dataset):
-    reader = RegionReader([{0: picture(0), 1: picture(1)}])
-    features, boxes, mask = reader.read(np.array([0, 0]), np.array([0, 0]))
-    assert features.shape == (2, 1, DIM)
-    assert boxes.shape == (2, 1, 4)
-    assert not mask.any()
-    assert not features.any()
-
-
-def test_a_picture_of_unknown_size_has_finite_boxes():
-    regions = picture(1)
-    regions.width = regions.height = 0
-    _, boxes, _ = RegionReader([{1: regions}]).read(np.array([1]), np.array([0]))
-    assert boxes.isfinite().all()
-
-
 def test_without_answers(flat, dataset):
     asked = VqaDataset(**vars(dataset) | {"targets": None})
     batch = next(evaluation_batches(asked, RegionReader.open([flat]), 4, word_padding="end"))
@@ -190,17 +175,6 @@ def test_missing_pictures_are_named(tmp_path, dataset):
         InputError, match=r"^features: lacks 29 of the 30 pictures of toy: 0, 1, 2, 3, 4, \.\.\.; extract"
     ):
         evaluation_batches(dataset, reader, 4, word_padding="end")
-
-
-def test_stores_must_be_of_one_detector():
-    other = picture(1)
-    other.features = np.zeros((len(other), 5), np.float32)
-    with pytest.raises(InputError, match="features: 3 and 5 numbers a region; use features of one detector"):
-        RegionReader([{1: picture(1)}, {2: other}])
-    with pytest.raises(InputError, match="features: no regions at all"):
-        RegionReader([{0: picture(0)}])
-    with pytest.raises(InputError, match="features: no files given"):
-        RegionReader.open([])
 
 
 def test_a_damaged_file_is_named_in_one_line(tmp_path, dataset):

@@ -6,7 +6,16 @@ from toy_training import ITEMS, Toy, item_ids, to_item
 
 from bua.data.loader import TrainingLoader
 from bua.engine import connect
-from bua.engine.heads import head_cfg, micro_batch_size, train_head
+from bua.engine.heads import (
+    constructor_keys,
+    head_cfg,
+    micro_batch_size,
+    open_reader,
+    restore_cfg,
+    restore_weights,
+    start,
+    train_head,
+)
 from bua.errors import InputError
 
 
@@ -61,3 +70,65 @@ def test_parts_that_do_not_fit(tmp_path):
         train(tmp_path, ACCUMULATE=3)
     with pytest.raises(InputError, match="EPOCHS is 0"):
         train(tmp_path, EPOCHS=0)
+
+
+def test_processes_that_do_not_fit():
+    cfg = head_cfg()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE = 12, 2
+    assert micro_batch_size(cfg, 3) == 6
+    with pytest.raises(InputError, match=r"IMS_PER_BATCH is 12; .* of SOLVER\.ACCUMULATE, 2 times 4 processes"):
+        micro_batch_size(cfg, 4)
+
+
+def test_a_run_starts_from_its_seed():
+    cfg = head_cfg()
+    cfg.MODEL.DEVICE, cfg.SEED, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE = "cpu", 5, 12, 3
+    run = start(cfg)
+    first = torch.rand(3)
+    threads = cfg.DATALOADER.NUM_WORKERS
+    assert run.loading == {"batch_size": 4, "seed": 5, "threads": threads, "process_index": 0, "num_processes": 1}
+    assert run.device.type == "cpu"
+    start(cfg)
+    assert torch.equal(torch.rand(3), first)
+    cfg.SEED = -1
+    drawn = start(cfg).loading["seed"]
+    assert drawn >= 0
+    assert start(cfg).loading["seed"] != drawn
+
+
+def test_keys_of_a_constructor():
+    class Model:
+        def __init__(self, num_words, *, feature_dim=4, width=3, special=None):
+            pass
+
+    assert dict(constructor_keys(Model)) == {"WIDTH": 3, "SPECIAL": None}
+    assert dict(constructor_keys(Model, without=("feature_dim", "special"))) == {"WIDTH": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("FOLDER", "", r"DATA\.FOLDER: empty; name a folder that datasets/prepare_toy\.py wrote"),
+        ("TRAIN", (), r"DATA\.TRAIN: empty; name splits"),
+        ("FEATURES", (), r"DATA\.FEATURES: empty; name the files that tools/extract\.py wrote"),
+    ],
+)
+def test_what_a_head_is_not_told(key, value, message):
+    cfg = head_cfg()
+    cfg.DATA.FOLDER, cfg.DATA.FEATURES = "prepared", ("features.flat",)
+    cfg.DATA[key] = value
+    with pytest.raises(InputError, match=message):
+        open_reader(cfg, "prepare_toy.py")
+
+
+def test_checkpoints_that_do_not_fit():
+    cfg = head_cfg()
+    restore_cfg(cfg, "SOLVER: {EPOCHS: 7}", "a.pth")
+    assert cfg.SOLVER.EPOCHS == 7
+    for saved in ("SOLVER: {EPOCS: 7}", "SOLVER: {EPOCHS: many}", "a: [", "[1]"):
+        with pytest.raises(InputError, match=r"a\.pth: its configuration is of another version") as caught:
+            restore_cfg(head_cfg(), saved, "a.pth")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"a\.pth: its weights do not fit its configuration") as caught:
+        restore_weights(torch.nn.Linear(2, 3), torch.nn.Linear(2, 4).state_dict(), "a.pth")
+    assert "\n" not in str(caught.value)

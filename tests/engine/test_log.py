@@ -31,6 +31,15 @@ def test_means_over_a_period(tmp_path, capsys):
     assert "left 0:00:00" in printed[0]
 
 
+def test_a_single_loss_is_said_once(tmp_path, capsys):
+    log = TrainingLog(tmp_path, max_iter=2, period=2)
+    for iteration in (1, 2):
+        log.step(iteration, {"loss_words": iteration}, lr=0.1, items=4, data_seconds=0.5)
+    (line,) = lines(tmp_path)
+    assert line["loss_words"] == line["total_loss"] == 1.5
+    assert capsys.readouterr().out.startswith("2/2  loss 1.500  lr 0.1  ")
+
+
 def test_resumed_log_is_as_if_undisturbed(tmp_path):
     log = TrainingLog(tmp_path, max_iter=9, period=3)
     fill(log, 1, 4)

@@ -128,7 +128,7 @@ def test_results_must_be_those_of_the_questions(tmp_path):
     assert "has 2 questions more than once: 3, 4; keep one" in message_of([*results, results[3], results[4]])
     assert "record 10: question_id is '3'; it must be an integer" in message_of([*results, result("3", "a")])
     assert "record 10: answer is 5; it must be a string" in message_of([*results, result(12, 5)])
-    assert "does not hold a list of answers" in message_of({"results": results})
+    assert "does not hold a list of results" in message_of({"results": results})
     asked = [{"question_id": number, "image_id": 0, "question": "?"} for number in range(9)]
     assert "questions: lacks 1 of the 10 questions of annotations: 9" in message_of(results, questions=asked)
     with pytest.raises(InputError, match="annotations: no questions in it"):

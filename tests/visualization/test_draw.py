@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bua.errors import InputError
 from bua.visualization import draw
-from bua.visualization.draw import class_colors, draw_attention, draw_regions
+from bua.visualization.draw import class_colors, draw_attention, draw_regions, save_picture
 
 
 def picture(height=120, width=160):
@@ -121,3 +122,8 @@ def test_attention_without_regions_or_without_weight():
     image = np.full((40, 800, 3), 100, np.uint8)
     assert (draw_attention(image, np.zeros((0, 4)), np.zeros(0)) == 30).all()
     assert draw_attention(image, np.array([[0, 0, 10, 10]]), np.zeros(1)).shape == image.shape
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"picture\.cat: cannot be written"):
+        save_picture(tmp_path / "picture.cat", picture())

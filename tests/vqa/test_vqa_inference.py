@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from toy_questions import COLORS, FEATURE_DIM, see, write_world
 
+from bua.data.region_batches import RegionReader
 from bua.data.vqa import VqaDataset, prepare_vqa
 from bua.data.vqa_answers import AnswerVocabulary
-from bua.data.vqa_batches import RegionReader
 from bua.data.vqa_questions import QuestionVocabulary, tokenize
 from bua.errors import InputError
 from bua.structures import Regions

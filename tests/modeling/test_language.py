@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bua.vqa.language import WordEmbedding
+from bua.modeling.language import WordEmbedding
 
 
 def test_two_tables_side_by_side():

@@ -87,30 +87,6 @@ class Projection(nn.Module):
         return self.linear(x)
 
 
-class AnswerClassifier(nn.Module):
-    """Two layers from what is known of picture and question to a logit an answer (both seeds' classifier.py)."""
-
-    def __init__(
-        self,
-        in_features: int,
-        num_answers: int,
-        *,
-        activation: str = "relu",
-        dropout: float = 0.5,
-        norm_whole_matrix: bool = True,
-    ):
-        super().__init__()
-        hidden = 2 * in_features
-        self.hidden = Projection(in_features, hidden, activation=activation, norm_whole_matrix=norm_whole_matrix)
-        self.answers = Projection(
-            hidden, num_answers, activation=None, dropout=dropout, norm_whole_matrix=norm_whole_matrix
-        )
-
-    def forward(self, joint: Tensor) -> Tensor:
-        """[B, in_features] to logits [B, num_answers]."""
-        return self.answers(self.hidden(joint))
-
-
 class Standardize(nn.Module):
     """Shifts and scales features so that each of their numbers has mean 0 and deviation 1 over the regions that
     ``fit`` was given; without it, it does nothing. The weights of a model hold both."""

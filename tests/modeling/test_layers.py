@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from bua.vqa.layers import Projection, Standardize, WeightNormLinear, masked_softmax
+from bua.modeling.layers import Projection, Standardize, WeightNormLinear, masked_softmax
 
 
 @pytest.mark.parametrize("whole", [True, False])
