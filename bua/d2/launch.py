@@ -8,6 +8,7 @@ import torch
 from torch.multiprocessing import ProcessRaisedException
 
 from bua.engine import NonFiniteLoss, rendezvous
+from bua.engine.launch import share_cores
 from bua.errors import InputError
 
 _OWN_ERRORS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (InputError, NonFiniteLoss)}
@@ -31,7 +32,12 @@ def launch(
     host, port = rendezvous(address, num_machines, machine_rank)
     try:
         detectron2.engine.launch(
-            function, num_processes, num_machines, machine_rank, dist_url=f"tcp://{host}:{port}", args=args
+            _run,
+            num_processes,
+            num_machines,
+            machine_rank,
+            dist_url=f"tcp://{host}:{port}",
+            args=(function, args, num_processes),
         )
     except (InputError, NonFiniteLoss, ProcessRaisedException) as error:
         # Data loaders and processes hand on an error as the text of its traceback, which ends with the error itself.
@@ -40,3 +46,8 @@ def launch(
             raise
         kind, message = found[-1]
         raise _OWN_ERRORS[kind](message) from None
+
+
+def _run(function: Callable, args: tuple, num_processes: int) -> None:
+    share_cores(num_processes)
+    function(*args)

@@ -48,14 +48,11 @@ def launch(
         function(*args)
         return
     host, port = rendezvous(address, num_machines, machine_rank)
-    threads = max(1, os.cpu_count() // num_processes)
     world = {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(num_processes * num_machines),
         "LOCAL_WORLD_SIZE": str(num_processes),
-        # Unset, each process would start a thread for every core.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     # torch hands on a failure as the text of its traceback; bua's own errors come by this queue as they are.
     errors = mp.get_context("spawn").SimpleQueue()
@@ -111,6 +108,7 @@ def _process(local_rank: int, function: Callable, args: tuple, world: dict, firs
     # Out of the terminal's reach: Ctrl-C there comes once, by way of the process that started this one.
     os.setpgrp()
     os.environ.update(world, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
+    share_cores(int(world["LOCAL_WORLD_SIZE"]))
     try:
         function(*args)
     except Exception as error:
@@ -135,6 +133,13 @@ def _stop(processes) -> None:
     finally:
         for process in processes.processes:
             process.terminate()
+
+
+def share_cores(num_processes: int) -> None:
+    """Gives this process its part of the cores, where OMP_NUM_THREADS does not say another: with a thread on every core
+    in each of several processes, a step takes twice as long."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, os.cpu_count() // num_processes))
 
 
 def rendezvous(address: str, num_machines: int, machine_rank: int) -> tuple[str, int]:
