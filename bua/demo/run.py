@@ -17,6 +17,7 @@ from bua.demo.gallery import draw_gallery
 from bua.demo.heads import REGIONS, TASKS, Place, configurations, train_and_score
 from bua.demo.page import demo_report
 from bua.demo.stages import Record, check_configuration, print_plan
+from bua.engine import launch
 from bua.engine.log import METRICS_FILE
 from bua.engine.trainer import FINAL, last_checkpoint
 from bua.errors import make_folder
@@ -29,6 +30,8 @@ from bua.visualization.visualize import load_detector
 
 EXTRACTION_BATCH = 8
 MOST_PROCESSES = 4
+# Fewer are too few to normalise by.
+PICTURES_PER_PROCESS = 4
 
 
 def run_demo(
@@ -81,7 +84,7 @@ def run_demo(
         _make_data(shapes, num_train, num_val, num_test)
         test = get_dataset("shapes_test")
     with record.stage("training", goes_on=last_checkpoint(detector_dir) is not None):
-        train_detector(cfg, True)
+        launch(train_detector, (cfg, True), num_processes=_training_processes(cfg))
     cfg.MODEL.WEIGHTS = str(detector_dir / FINAL)
     with record.stage("evaluation"):
         detector = load_detector(cfg, test)
@@ -114,6 +117,14 @@ def _make_data(folder: Path, num_train: int, num_val: int, num_test: int) -> Non
         prepare(folder, "shapes")
     sizes = ", ".join(f"{len(get_dataset(f'shapes_{split}'))} {split}" for split in SPLITS)
     print(f"pictures in {folder}: {sizes}")
+
+
+def _training_processes(cfg: CfgNode) -> int:
+    """A small network is faster on one core in each of several processes than on several cores in one."""
+    if cfg.MODEL.DEVICE != "cpu":
+        return 1
+    most = min(os.cpu_count() or 1, cfg.SOLVER.IMS_PER_BATCH // PICTURES_PER_PROCESS)
+    return next((number for number in range(most, 1, -1) if cfg.SOLVER.IMS_PER_BATCH % number == 0), 1)
 
 
 def _extract(place: Place, cfg: CfgNode, config_file: str | Path, overrides: Sequence[str]) -> None:
