@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+import torch
 
 from bua.engine import connect, launch
 from bua.errors import InputError
@@ -12,6 +13,10 @@ def write_place(folder):
     place = {name: os.environ[name] for name in names}
     (folder / f"{place['RANK']}.txt").write_text(json.dumps(place))
     raise InputError("a line for the user")
+
+
+def write_threads(folder):
+    (folder / os.environ["RANK"]).write_text(str(torch.get_num_threads()))
 
 
 def test_one_process_is_this_one():
@@ -34,6 +39,15 @@ def test_processes_know_their_place_and_errors_come_back(tmp_path):
         "MASTER_PORT": "23456",
     }
     assert "RANK" not in os.environ
+
+
+@pytest.mark.parametrize(("variable", "wanted"), [(None, max(1, os.cpu_count() // 2)), ("3", 3)])
+def test_processes_share_the_cores(tmp_path, monkeypatch, variable, wanted):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    launch(write_threads, (tmp_path,), num_processes=2)
+    assert [int((tmp_path / rank).read_text()) for rank in "01"] == [wanted, wanted]
 
 
 @pytest.mark.parametrize(
