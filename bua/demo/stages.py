@@ -25,12 +25,12 @@ class Stage:
 
 
 STAGES = {
-    "data": Stage("Making and preparing the pictures", 0.6),
-    "training": Stage("Training the detector", 5.5),
-    "evaluation": Stage("Evaluating it on the test split", 0.3),
-    "extraction": Stage("Extracting the regions of all pictures", 1.7),
-    "heads": Stage("Training and scoring what looks at regions", 4.0),
-    "page": Stage("Drawing the page", 0.2),
+    "data": Stage("Making and preparing the pictures", 0.4),
+    "training": Stage("Training the detector", 5.9),
+    "evaluation": Stage("Evaluating it on the test split", 0.2),
+    "extraction": Stage("Extracting the regions of all pictures", 0.8),
+    "heads": Stage("Training and scoring what looks at regions", 6.0),
+    "page": Stage("Drawing the page", 0.1),
 }
 
 
