@@ -46,7 +46,8 @@ def self_critical_loss(
             "greedy", captions drawn at random, and the reward of the greedy one (the paper);
             "leave_one_out", captions drawn at random, and the mean of a picture's others (Luo 2020).
         samples: captions of each picture; 2 at least, but for "greedy".
-        max_length, constraints: of all captions, see ``bua.captioning.decoding``.
+        max_length, constraints: of all captions, see ``bua.captioning.decoding``. What is drawn at random should have
+            no more of these than words that the model never says: the loss does not know of them.
         end_in_reward: captions that ``reward`` takes have their end as a last word; its references must have it too.
         scale: as for ``caption_loss``.
 

@@ -7,6 +7,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from bua.captioning.config import build_model, constraints
+from bua.captioning.decoding import Constraints
 from bua.captioning.inference import Captioner, load_captioner, predict
 from bua.captioning.self_critical import self_critical_loss
 from bua.captioning.updown import caption_loss
@@ -106,6 +107,10 @@ def _self_critical(captioner: Captioner) -> Losses:
     dataset = CaptionDataset.load(cfg.DATA.FOLDER, *cfg.DATA.TRAIN)
     reward = build_reward(dataset, end=settings.END_IN_REWARD, frequencies=settings.FREQUENCIES or None)
     forbidden = constraints(cfg, captioner.vocabulary)
+    if settings.METHOD != "beam":
+        # Captions drawn with words forbidden are not drawn from what the loss is the likelihood of: it would make the
+        # forbidden words likelier unseen, until the captions that are left fall short of those at the start.
+        forbidden = Constraints(suppress=forbidden.suppress)
 
     def losses(model: nn.Module, batch: CaptionBatch) -> dict[str, Tensor]:
         return self_critical_loss(

@@ -71,11 +71,10 @@ def run_demo(
     """
     output, shapes = Path(output), datasets_root() / "shapes"
     detector_dir = output / "detector"
-    cfg = load_cfg(config_file, overrides)
+    fast = has_bfloat16(load_cfg(config_file, overrides).MODEL.DEVICE)
+    cfg = load_cfg(config_file, ["SOLVER.AMP.ENABLED", str(fast), *overrides])
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ("shapes_val",)
     cfg.OUTPUT_DIR = str(detector_dir)
-    fast = has_bfloat16(cfg.MODEL.DEVICE)
-    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = fast, "bfloat16"
     check_configuration(detector_dir / "config.yaml", cfg.dump())
     place = Place(shapes, output, Path(head_configs), tuple(head_overrides), cfg.MODEL.DEVICE)
     for task in TASKS:
@@ -96,7 +95,7 @@ def run_demo(
         (evaluator,) = build_evaluators(cfg)
         record.metrics |= evaluate_detector(detector, evaluator, num_workers=cfg.DATALOADER.NUM_WORKERS)
     with record.stage("extraction", goes_on=place.features("visual_genome").exists()):
-        _extract(place, cfg, config_file, overrides, "bf16" if fast else "fp32")
+        _extract(place, cfg, config_file, overrides)
     with record.stage("heads", goes_on=any((output / task).exists() for task in TASKS)):
         train_and_score(place, record.metrics, record.save)
     with record.stage("page"):
@@ -140,9 +139,7 @@ def has_bfloat16(device: str) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _extract(
-    place: Place, cfg: CfgNode, config_file: str | Path, overrides: Sequence[str], precision: str
-) -> None:
+def _extract(place: Place, cfg: CfgNode, config_file: str | Path, overrides: Sequence[str]) -> None:
     """Features of all pictures once, by Visual Genome's ids; then by COCO's and Flickr30k's; and perfect ones."""
     image_data = place.shapes / "image_data.json"
     summary = extract(
@@ -156,7 +153,7 @@ def _extract(
         min_boxes=REGIONS,
         max_boxes=REGIONS,
         batch_size=EXTRACTION_BATCH,
-        precision=precision,
+        precision="bf16" if cfg.SOLVER.AMP.ENABLED else "fp32",
         # A small network is faster on one core than on several.
         num_gpus=min(os.cpu_count() or 1, MOST_PROCESSES) if cfg.MODEL.DEVICE == "cpu" else 1,
     )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from caption_world import COCO, ROOT, losses_of, scores_of, settings, tool, write_world
@@ -65,6 +66,30 @@ def test_a_run_that_broke_down_goes_on_to_the_same_losses(world, learned, tmp_pa
     assert len(losses_of(whole)) == 2
     weights = [torch.load(output / "model_final.pth", weights_only=True)["model"] for output in (whole, parts)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_captions_drawn_at_random_score_better_and_better(world, learned):
+    more = ["MODEL.WEIGHTS", str(learned / "model_best.pth"), "SOLVER.EPOCHS", "10", "TEST.EVAL_PERIOD", "0"]
+    losses = list(losses_of(run(SELF_CRITICAL, world, "drawn", *more)).values())
+    assert -np.mean(losses[-3:]) > 1.1 * -np.mean(losses[:3]) > 0
+
+
+@pytest.mark.parametrize(("method", "constrained"), [("beam", True), ("greedy", False), ("leave_one_out", False)])
+def test_only_the_beam_is_constrained_in_training(world, learned, monkeypatch, method, constrained):
+    """The loss is of the model's own distribution; with words forbidden, captions are drawn from another."""
+    given, original = [], training.self_critical_loss
+
+    def remember(*args, **kwargs):
+        given.append(kwargs["constraints"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training, "self_critical_loss", remember)
+    more = ["MODEL.WEIGHTS", str(learned / "model_best.pth"), "SOLVER.EPOCHS", "1", "TEST.EVAL_PERIOD", "0"]
+    more += ["DATA.TRAIN", "('val',)", "SOLVER.SELF_CRITICAL.METHOD", method]
+    run(SELF_CRITICAL, world, f"constraints_{method}", *more)
+    assert given[0].no_word_twice_in_a_row is constrained
+    assert (given[0].repeatable is not None) is constrained
+    assert list(given[0].suppress)
 
 
 def test_frequencies_from_a_tool(world, learned, tmp_path, capsys):
