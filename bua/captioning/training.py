@@ -108,8 +108,8 @@ def _self_critical(captioner: Captioner) -> Losses:
     reward = build_reward(dataset, end=settings.END_IN_REWARD, frequencies=settings.FREQUENCIES or None)
     forbidden = constraints(cfg, captioner.vocabulary)
     if settings.METHOD != "beam":
-        # Captions drawn with words forbidden are not drawn from what the loss is the likelihood of: it would make the
-        # forbidden words likelier unseen, until the captions that are left fall short of those at the start.
+        # With words forbidden, captions are drawn from another distribution than the one whose likelihood the loss
+        # is: its gradient would not be the mean reward's.
         forbidden = Constraints(suppress=forbidden.suppress)
 
     def losses(model: nn.Module, batch: CaptionBatch) -> dict[str, Tensor]:
