@@ -23,8 +23,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from bua import safe_pickle
 from bua.errors import InputError
-from bua.features import safe_pickle
 from bua.features.flat import FlatFeatures, FlatWriter
 from bua.features.hdf5_files import common_shape, rows_path, write_hdf5, write_rows
 from bua.features.ids import parse_id

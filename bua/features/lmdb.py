@@ -21,8 +21,8 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
+from bua import safe_pickle
 from bua.errors import InputError
-from bua.features import safe_pickle
 from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
 from bua.features.tsv import LABELS

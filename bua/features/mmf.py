@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bua import safe_pickle
 from bua.errors import InputError
-from bua.features import safe_pickle
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.tsv import LABELS
 from bua.files import sync_folder, whole_file

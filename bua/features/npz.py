@@ -20,8 +20,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from bua import safe_pickle
 from bua.errors import InputError
-from bua.features import safe_pickle
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.tsv import LABELS
 from bua.files import whole_file
@@ -197,14 +197,14 @@ def _detectron2_labels(info: dict) -> dict[str, np.ndarray]:
 def _load(data: bytes):
     """What a pickle of numbers, strings, containers, arrays and tensors holds, tensors as arrays."""
     try:
-        return safe_pickle._plain(_TensorUnpickler(io.BytesIO(data), encoding="latin1").load(), {})
+        return _TensorUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # A damaged pickle raises nearly anything.
         # Of torch's many lines, the first.
         reason = str(error).partition("\n")[0]
         raise ValueError(f"info is a pickle that is not read: {reason}") from error
 
 
-class _TensorUnpickler(safe_pickle._Unpickler):
+class _TensorUnpickler(safe_pickle.SafeUnpickler):
     """Admits torch's tensors too."""
 
     def find_class(self, module: str, name: str):

@@ -1,5 +1,5 @@
-"""Pickles as other programs keep features in: read without running anything that they say, written so that every
-numpy reads them.
+"""Pickles as other programs keep features and weights in: read without running anything that they say, written so that
+every numpy reads them.
 
 A pickle is a program. Here it may build numbers, strings, bytes, containers and numpy arrays of those, and call
 nothing else.
@@ -9,6 +9,7 @@ import io
 import pickle
 import pickletools
 from collections import OrderedDict
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,9 +23,8 @@ def loads(data: bytes) -> object:
         ValueError: names what it would have called or made, or says why it cannot be read.
     """
     try:
-        # Python 2 wrote the bytes of arrays as strings, which latin1 maps to the same bytes.
-        return _plain(_Unpickler(io.BytesIO(data), encoding="latin1").load(), {})
-    except _Refused as error:
+        return SafeUnpickler(io.BytesIO(data)).load()
+    except Refused as error:
         raise ValueError(f"a pickle with {error}, which is not read") from error
     except Exception as error:  # A damaged pickle raises nearly anything.
         raise ValueError(f"not a pickle that can be read ({type(error).__name__}: {error})") from error
@@ -43,8 +43,8 @@ def dumps(content: object) -> bytes:
     return b"".join([*parts, data[start:]])
 
 
-class _Refused(pickle.UnpicklingError):
-    pass
+class Refused(pickle.UnpicklingError):
+    """Names what a pickle would have called or made."""
 
 
 class _DType:
@@ -53,7 +53,7 @@ class _DType:
     def __init__(self, code: str, *_):
         self.value = np.dtype(str(code))
         if self.value.kind not in "biufSUO":
-            raise _Refused(f"an array of {code}")
+            raise Refused(f"an array of {code}")
 
     def __setstate__(self, state: tuple) -> None:
         if state[1] in ("<", ">"):
@@ -125,10 +125,29 @@ _ADMITTED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class SafeUnpickler(pickle.Unpickler):
+    """Reads one pickle; subclasses may admit more in ``find_class``.
+
+    Args:
+        file: at the pickle's start.
+    """
+
+    def __init__(self, file: BinaryIO):
+        # Python 2 wrote the bytes of arrays as strings, which latin1 maps to the same bytes.
+        super().__init__(file, encoding="latin1")
+
+    def load(self) -> object:
+        """The content, numpy's scalars as Python's.
+
+        Raises:
+            Refused: there is something in it that is not read.
+            Exception: of any kind, where it is truncated or no pickle.
+        """
+        return _plain(super().load(), {})
+
     def find_class(self, module: str, name: str):
         if (module, name) not in _ADMITTED:
-            raise _Refused(f"{module}.{name}")
+            raise Refused(f"{module}.{name}")
         stand_in = _ADMITTED[module, name]
         # A new function each time, because a pickle may set attributes of what it is given.
         return lambda *arguments: stand_in(*arguments)
