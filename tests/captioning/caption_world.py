@@ -1,10 +1,10 @@
 """Shapes without its pictures: captions, annotations of things, and features from an oracle, through the tools."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
+from script_loading import load_script
 
 from bua.data.annotations import ImageAnnotations, write_annotations
 from bua.data.shapes_scene import COLORS, SHAPES, TEXTURES, compose_scene
@@ -18,10 +18,7 @@ COCO = 1000
 
 
 def tool(path: str):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script(path).main
 
 
 def write_world(root: Path, counts: dict[str, int], seed: int = 0) -> Path:

@@ -1,11 +1,11 @@
 """tools/train_net.py on Detectron2's engine, over a few pictures."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from script_loading import load_script
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed (README.md, With Detectron2)")
 
@@ -29,10 +29,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location("train_net", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 train_net = load_tool()

@@ -1,11 +1,11 @@
 """Captions: from the files of others (Shapes writes them too) to arrays."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from script_loading import load_script
 
 from bua.data.captions import CaptionDataset, prepare_captions
 from bua.data.captions_files import (
@@ -39,10 +39,7 @@ def karpathy(shapes) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_captions", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def of_split(karpathy, split):

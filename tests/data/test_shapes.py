@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from script_loading import load_script
 
 from bua.data.shapes import SPLITS, VISUAL_GENOME_FILES, make_shapes
 from bua.data.shapes_scene import COLORS, MIN_VISIBLE, SHAPES, Scene, box_iou, compose_scene, draw_scene
@@ -525,9 +525,7 @@ def test_bad_arguments_are_named(tmp_path):
 
 
 def test_the_tool(tmp_path, capsys):
-    specification = importlib.util.spec_from_file_location("make_shapes_tool", REPOSITORY / "datasets/make_shapes.py")
-    tool = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(tool)
+    tool = load_script("datasets/make_shapes.py")
     command = ["--output", str(tmp_path / "shapes"), "--train", "4", "--val", "1", "--test", "1", "--version", "1.2"]
     assert tool.main(command) == 0
     assert "6 pictures written" in capsys.readouterr().out

@@ -1,5 +1,4 @@
 import hashlib
-import importlib.util
 import json
 import re
 import shutil
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from script_loading import load_script
 
 from bua.data import published
 from bua.data.visual_genome import DetectionDataset, build_vocabularies, prepare
@@ -95,10 +95,7 @@ def root(tmp_path):
 @pytest.fixture
 def tool():
     path = Path(__file__).parents[2] / "datasets" / "prepare_visual_genome.py"
-    spec = importlib.util.spec_from_file_location("prepare_visual_genome", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script(path).main
 
 
 @pytest.mark.parametrize("first_version", [False, True])

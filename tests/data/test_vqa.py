@@ -1,6 +1,5 @@
 """VQA data: from the official files (Shapes writes them too) to arrays."""
 
-import importlib.util
 import json
 from collections import Counter
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from script_loading import load_script
 
 from bua.data.shapes import make_shapes
 from bua.data.vqa import VqaDataset, prepare_vqa
@@ -225,9 +225,7 @@ def test_bad_records_are_named(tmp_path, load, content, message):
 
 
 def test_the_command(shapes, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("prepare_vqa", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script(SCRIPT)
     glove = tmp_path / "glove.txt"
     glove.write_text("what 1 0 2\nred 0.5 1 -1\n")
     captions = str(shapes / "captions" / "captions_val2014.json")

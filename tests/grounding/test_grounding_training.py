@@ -1,6 +1,5 @@
 """From Flickr30k Entities' files to scores through the tools, on Shapes seen by an oracle; then a sentence."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from grounding_examples import oracle_regions, write_entities, write_oracle_features
+from script_loading import load_script
 
 from bua.data.flickr30k import GroundingDataset, prepare_flickr30k
 from bua.errors import InputError
@@ -21,10 +21,7 @@ CONFIG = str(ROOT / "configs" / "grounding" / "shapes.yaml")
 
 
 def tool(path: str):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script(path).main
 
 
 def overrides(root: Path, *more: str) -> list[str]:

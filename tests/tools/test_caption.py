@@ -1,12 +1,12 @@
 """tools/caption.py with the real detector, a few channels wide, and a captioner that has learned nothing."""
 
-import importlib.util
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from script_loading import load_script
 
 from bua.captioning.caption import caption
 from bua.captioning.config import build_model, get_cfg
@@ -33,10 +33,7 @@ JOB = Job(CONFIG, tuple(SLIM), RANDOM_WEIGHTS, Wanted(min_boxes=4, max_boxes=8))
 
 
 def main(*arguments) -> int:
-    spec = importlib.util.spec_from_file_location("caption_tool", ROOT / "tools" / "caption.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([*map(str, arguments)])
+    return load_script("tools/caption.py").main([*map(str, arguments)])
 
 
 def make_captioner(dim: int) -> Captioner:

@@ -1,6 +1,5 @@
 """tools/convert_checkpoint.py on the slim detector of each layout."""
 
-import importlib.util
 import pickle
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from script_loading import load_script
 
 from bua.checkpoint import identify, load_checkpoint, load_weights, save_checkpoint
 from bua.config import load_cfg
@@ -36,10 +36,7 @@ MODEL:
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", ROOT / "tools" / "convert_checkpoint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("tools/convert_checkpoint.py").main
 
 
 def write_config(path: Path, convention: str = "detectron2", no_attribute: bool = True) -> str:

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 import shutil
@@ -6,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from script_loading import load_script
 
 import bua.demo.run
 from bua.data.catalog import get_dataset
@@ -18,10 +18,7 @@ MODELS += ("grounding/ban",)
 
 
 def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(f"tools/{name}.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import importlib.util
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from script_loading import load_script
 
 from bua.checkpoint import save_checkpoint
 from bua.config import load_cfg
@@ -36,10 +36,7 @@ FEATURE_DIM = 128
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location("extract_tool", ROOT / "tools" / "extract.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
+    return load_script("tools/extract.py")
 
 
 def extract(images, output, *options, weights="random", overrides=()):

@@ -1,11 +1,11 @@
 """tools/convert_features.py and tools/inspect_features.py."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from script_loading import load_script
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "features"))
 
@@ -16,10 +16,7 @@ from bua.features import open_features, open_writer
 
 def load_tool(name):
     path = Path(__file__).resolve().parents[2] / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script(path).main
 
 
 convert, inspect = load_tool("convert_features"), load_tool("inspect_features")

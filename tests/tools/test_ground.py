@@ -1,6 +1,5 @@
 """tools/ground.py with a detector and a model of random weights."""
 
-import importlib.util
 import logging
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from script_loading import load_script
 
 from bua.data.vqa_questions import QuestionVocabulary
 from bua.extraction.job import detector_job
@@ -23,19 +23,7 @@ SENTENCE = "A red blot is left of a square."
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location("ground", ROOT / "tools" / "ground.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("image") / "blot.png"
-    picture = np.full((90, 120, 3), 200, np.uint8)
-    picture[20:60, 30:80] = (0, 0, 255)
-    cv2.imwrite(str(path), picture)
-    return str(path)
+    return load_script("tools/ground.py").main
 
 
 def save_model(path: Path, feature_dim: int = 512) -> str:

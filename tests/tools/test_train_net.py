@@ -1,6 +1,5 @@
 """End to end on ten pictures in Visual Genome's layout, with a slim detector."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from script_loading import load_script
 
 from bua.checkpoint import load_checkpoint
 from bua.config import load_cfg
@@ -24,10 +24,7 @@ TOOL = REPOSITORY / "tools" / "train_net.py"
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location("train_net", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 train_net = load_tool()

@@ -1,6 +1,5 @@
 """The tools of question answering, one after the other, on a world that an oracle sees."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from script_loading import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "vqa"))
@@ -19,10 +19,7 @@ SETTINGS = ["MODEL.UPDOWN.HIDDEN_DIM", "16", "SOLVER.IMS_PER_BATCH", "32", "SOLV
 
 
 def run(path: str, *args) -> int:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(arg) for arg in args])
+    return load_script(path).main([str(arg) for arg in args])
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """The seeds' question answering checkpoints, as their programs save them, become bua's."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from script_loading import load_script
 
 from bua.data.vqa_answers import AnswerVocabulary
 from bua.data.vqa_questions import QuestionVocabulary
@@ -23,10 +23,7 @@ SIZES = {"num_words": 9, "num_answers": 5, "feature_dim": 7, "embedding_dim": 3,
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location("convert_vqa", ROOT / "tools" / "convert_checkpoint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("tools/convert_checkpoint.py").main
 
 
 def random_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,13 @@
+import cv2
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> str:
+    """A picture with a red rectangle."""
+    path = tmp_path_factory.mktemp("image") / "blot.png"
+    picture = np.full((90, 120, 3), 200, np.uint8)
+    picture[20:60, 30:80] = (0, 0, 255)
+    cv2.imwrite(str(path), picture)
+    return str(path)
