@@ -2,9 +2,9 @@
 """How long CIDEr-D takes, next to pycocoevalcap's, on sentences drawn at random with the lengths and word frequencies
 of COCO's captions.
 
-    a step's rewards     so many samples of so many pictures against their references, with document frequencies that
+    a step's rewards     so many samples of so many images against their references, with document frequencies that
                          are known: a step of self-critical training. Both have read the references before.
-    a whole evaluation   one caption of each picture of the corpus, the references read and counted anew.
+    a whole evaluation   one caption of each image of the corpus, the references read and counted anew.
 
 Milliseconds, the best of several runs, and how many times as fast. Both must give the same scores.
 """
@@ -18,15 +18,15 @@ import numpy as np
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
 
-from bua.evaluation.cider import CiderD, DocumentFrequencies
+from bua.captioning.cider import CiderD, DocumentFrequencies
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000, help="pictures of the corpus (%(default)s)")
+    parser.add_argument("--images", type=int, default=5000, help="images of the corpus (%(default)s)")
     parser.add_argument("--references", type=int, default=5, help="of each (%(default)s)")
-    parser.add_argument("--batch", type=int, default=100, help="pictures of a step (%(default)s)")
-    parser.add_argument("--samples", type=int, default=5, help="of each picture of a step (%(default)s)")
+    parser.add_argument("--batch", type=int, default=100, help="images of a step (%(default)s)")
+    parser.add_argument("--samples", type=int, default=5, help="of each image of a step (%(default)s)")
     parser.add_argument("--repeat", type=int, default=5, help="the best of so many is printed (%(default)s)")
     args = parser.parse_args()
     rng = np.random.default_rng(0)

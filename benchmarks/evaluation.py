@@ -3,7 +3,7 @@
 
     python benchmarks/evaluation.py
 
-One run, random data: 4,945 pictures with 400 detections each, 1,600 classes that are as unequal as Visual Genome's.
+One run, random data: 4,945 images with 400 detections each, 1,600 classes that are as unequal as Visual Genome's.
 Both ways of each line get the same arrays and must agree.
 """
 
@@ -16,17 +16,17 @@ import numpy as np
 import torch
 import torchvision
 
-from bua.evaluation import average_precision, object_detections
+from bua.detection.evaluation import average_precision, object_detections
 from bua.structures import RegionPredictions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=4945, help="pictures")
-    parser.add_argument("--detections", type=int, default=400, help="detections a picture")
-    parser.add_argument("--boxes", type=int, default=31, help="boxes of the ground truth a picture")
+    parser.add_argument("--images", type=int, default=4945, help="images")
+    parser.add_argument("--detections", type=int, default=400, help="detections an image")
+    parser.add_argument("--boxes", type=int, default=31, help="boxes of the ground truth an image")
     parser.add_argument("--classes", type=int, default=1600, help="classes")
-    parser.add_argument("--regions", type=int, default=300, help="regions a picture, where they become detections")
+    parser.add_argument("--regions", type=int, default=300, help="regions an image, where they become detections")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -50,7 +50,7 @@ def main() -> None:
 
 def loop_over_classes_and_detections(detections, ground_truth, num_classes: int, protocol: str) -> np.ndarray:
     """The baseline: class by class, detection by detection, as in the original (lib/datasets/vg_eval.py),
-    but from arrays: without its result files, and without looking through every picture for every class."""
+    but from arrays: without its result files, and without looking through every image for every class."""
     one = 1.0 if protocol == "original" else 0.0
     result = np.zeros(num_classes)
     for label in range(num_classes):

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How fast pictures become features, beside the public pure-PyTorch port of this detector.
+"""How fast images become features, beside the public pure-PyTorch port of this detector.
 
 The port is Hugging Face's, in the research projects that were part of transformers. It is not part of bua; get it so:
 
     git clone --depth 1 https://github.com/huggingface/transformers-research-projects
     python benchmarks/extraction.py --port transformers-research-projects/lxmert
 
-Both run ResNet-101 with the same random weights on the same picture, 300 proposals, taking turns; the figures are each
+Both run ResNet-101 with the same random weights on the same image, 300 proposals, taking turns; the figures are each
 one's fastest run. First their outputs are compared. The floor is what the operations of the network as published
 would take at the rate of a large matrix product in that precision; bua computes fewer, so that it can pass it, and the
 share of the rate that it reaches with these is printed too.
@@ -35,11 +35,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bua.config import load_cfg
-from bua.data.images import read_image
 from bua.extraction import extract, list_images, regions_from
 from bua.features import open_writer
+from bua.io.images import read_image
 from bua.modeling import build_detector
-from bua.modeling.inference import optimize_for_inference
+from bua.modeling.optimize import optimize_for_inference
 from bua.weights.export import AnchorGeometry, to_huggingface
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "vg_r101_frcnn.yaml"
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="%(default)s or cuda")
     parser.add_argument("--repeat", type=int, default=5, help="turns; the fastest of each is printed (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which takes minutes")
-    parser.add_argument("--picture", type=Path, help="a JPEG instead of a drawn one")
+    parser.add_argument("--image", type=Path, help="a JPEG instead of a drawn one")
     parser.add_argument("--images", type=Path, help="also extract this folder of JPEGs into a file")
     parser.add_argument("--batch-size", type=int, default=1, help="for --images (%(default)s)")
     args = parser.parse_args()
@@ -65,7 +65,7 @@ def main() -> None:
     torch.manual_seed(0)
     cfg = load_cfg(CONFIG, [*OVERRIDES, "MODEL.DEVICE", args.device])
     plain = build_detector(cfg).eval()
-    jpeg = args.picture.read_bytes() if args.picture else draw_jpeg()
+    jpeg = args.image.read_bytes() if args.image else draw_jpeg()
     detectors = {"bua, fp32, as trained": plain}
     for precision in DTYPES:
         for compile in (False, True)[: 1 + args.compile]:
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def compare_models(args, plain, detectors: dict, jpeg: bytes) -> None:
-    """The table of seconds a picture, from the resized picture to its regions on the device."""
+    """The table of seconds an image, from the resized image to its regions on the device."""
     picture = plain.prepare(decode(jpeg))
     height, width = picture.image.shape[-2:]
     runs = {}
@@ -118,7 +118,7 @@ def compare_models(args, plain, detectors: dict, jpeg: bytes) -> None:
 
 
 def compare_rest(args, detectors: dict, jpeg: bytes) -> None:
-    """What a picture costs outside the model, and its share beside the fastest model."""
+    """What an image costs outside the model, and its share beside the fastest model."""
     name = [name for name in detectors if "compiled" not in name][-1]
     detector = detectors[name]
     image = decode(jpeg)
@@ -166,7 +166,7 @@ def extract_folder(args, detector) -> None:
             batch_size=args.batch_size,
             device=args.device,
         )
-    print(f"\n{args.images}: {summary.done} pictures, {summary.images_per_second:.1f} a second, bf16, to flat-fp16")
+    print(f"\n{args.images}: {summary.done} images, {summary.images_per_second:.1f} a second, bf16, to flat-fp16")
 
     spent = defaultdict(float)
     detector.backbone.forward = timed(detector.backbone.forward, "backbone", spent, args.device)

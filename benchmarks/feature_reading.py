@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How long it takes to read the features of one picture by its id, in random order, from files in memory.
+"""How long it takes to read the features of one image by its id, in random order, from files in memory.
 
-Pictures of 36 x 2048 in float16 lie in a flat folder and in a contiguous HDF5 file; beside them the two usual formats
-that hold float32, TSV and npz. Three times are printed for each, in microseconds a picture, and how many times as long
+Images of 36 x 2048 in float16 lie in a flat folder and in a contiguous HDF5 file; beside them the two usual formats
+that hold float32, TSV and npz. Three times are printed for each, in microseconds an image, and how many times as long
 as the flat format they are:
 
     array        until the program has the array; the flat format maps it, the others copy
     touched      until it also has a number of every page of 4 KB
     all bytes    until it has the largest of all bytes taken as 64-bit integers, which the memory bounds in any format
 
-and the same for batches of 256 pictures copied into one array that is used again, as a training loop wants them.
+and the same for batches of 256 images copied into one array that is used again, as a training loop wants them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FORMATS = ("flat-fp16", "tsv", "npz")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="pictures in the files (%(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="images in the files (%(default)s)")
     parser.add_argument("--reads", type=int, default=4000, help="of one measurement (%(default)s)")
     parser.add_argument("--repeat", type=int, default=5, help="the best of so many is printed (%(default)s)")
     parser.add_argument("--folder", help="where to write the files; by default a temporary folder")
@@ -39,7 +39,7 @@ def main() -> None:
         write(Path(folder), ids)
         chosen = np.random.default_rng(1).choice(ids, args.reads).tolist()
         readers = readers_of(Path(folder), ids)
-        print(f"{args.images} pictures of {BOXES} x {DIM}, microseconds a picture, and times the flat format's")
+        print(f"{args.images} images of {BOXES} x {DIM}, microseconds an image, and times the flat format's")
         print(f"{'':<30}{'array':>16}{'touched':>16}{'all bytes':>16}")
         print_rows(measure(readers, USES, chosen, args.repeat))
         print(f"\nbatches of {BATCH}, likewise")
@@ -119,8 +119,8 @@ def batches_of(folder: Path, ids: list[int]) -> dict:
     }
 
 
-def measure(readers: dict, uses: tuple, chosen: list, repeat: int, pictures: int = 1) -> dict[str, list[float]]:
-    """Microseconds a picture, for each reader and use; the best of ``repeat``, for which they take turns."""
+def measure(readers: dict, uses: tuple, chosen: list, repeat: int, images: int = 1) -> dict[str, list[float]]:
+    """Microseconds an image, for each reader and use; the best of ``repeat``, for which they take turns."""
     best = {name: [float("inf")] * len(uses) for name in readers}
     for _ in range(repeat):
         for name, read in readers.items():
@@ -129,7 +129,7 @@ def measure(readers: dict, uses: tuple, chosen: list, repeat: int, pictures: int
                 for item in chosen:
                     use(read(item))
                 seconds = time.perf_counter() - start
-                best[name][place] = min(best[name][place], seconds / len(chosen) / pictures * 1e6)
+                best[name][place] = min(best[name][place], seconds / len(chosen) / images * 1e6)
     return best
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long the choice of regions takes, beside a loop over the classes with torchvision's nms, on one core.
 
-The pictures: 300 regions in clusters as a region proposal network gives them, 1,600 classes after a softmax, with
+The images: 300 regions in clusters as a region proposal network gives them, 1,600 classes after a softmax, with
 many, some or few confident regions; and, as the worst case, one probability for all.
 """
 

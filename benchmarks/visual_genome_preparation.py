@@ -2,9 +2,9 @@
 """Time and memory of preparing the whole of Visual Genome, on made-up files of its size and format.
 
 Makes objects.json (or scene_graphs.json), attributes.json, image_data.json, vocabularies and splits with 108,077
-pictures, 3.8 million objects and 2.8 million attributes in a temporary folder (1.1 GB), then measures, each in a
+images, 3.8 million objects and 2.8 million attributes in a temporary folder (1.1 GB), then measures, each in a
 process of its own: reading the two large files with ``json.load``, which is what the original's preparation begins
-with and our baseline; ``bua.data.visual_genome.prepare``; reading the train split into a ``DetectionDataset``.
+with and our baseline; ``bua.visual_genome.prepare.prepare``; reading the train split into a ``DetectionDataset``.
 
     python benchmarks/visual_genome_preparation.py            # about 4 minutes, 1.5 GB on disk, 7 GB of memory
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.data.visual_genome import DetectionDataset, prepare
+from bua.visual_genome.prepare import DetectionDataset, prepare
 
 TIME_LIMIT, MEMORY_LIMIT = 180, 6.0  # seconds and GB: what the project promises for prepare
 
@@ -101,7 +101,7 @@ def _call(sender, function: Callable, args: tuple) -> None:
 
 
 def make_files(root: Path, num_images: int, source: str) -> None:
-    """Files as of version 1.4: 35 objects a picture, 85 % of them of the 1600 classes, one in two with attributes."""
+    """Files as of version 1.4: 35 objects an image, 85 % of them of the 1600 classes, one in two with attributes."""
     rng = np.random.default_rng(0)
     words = np.array([f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("an", "el", "ir", "o", "ut") for c in WORD_ENDS])
     rng.shuffle(words)

@@ -4,8 +4,8 @@
     benchmarks/vqa.py                                            a table for this machine's processor
     benchmarks/vqa.py --device cuda --records 120000 --steps 200    one H200: epochs of VQA v2's train
 
-Features are drawn at random, with as many boxes a picture as asked for, and written once in the flat float16 format
-(--store, which a second run uses again); questions name pictures at random, as training does. Models have their real
+Features are drawn at random, with as many boxes an image as asked for, and written once in the flat float16 format
+(--store, which a second run uses again); questions name images at random, as training does. Models have their real
 sizes, with 19,901 words and 3,129 answers. All figures are of one run: the model's step on batches that lie in memory,
 the loader alone, and both together, as training runs them. "waits" is the share of this time in which the step waits
 for its batch; "epoch" is what 443,757 questions take, validation not counted.
@@ -23,14 +23,14 @@ import torch
 from torch import nn
 from tqdm import trange
 
-from bua.data.region_batches import RegionReader
-from bua.data.vqa import VqaDataset
-from bua.data.vqa_answers import AnswerVocabulary, SoftTargets
-from bua.data.vqa_batches import VqaBatch, VqaLoader
-from bua.data.vqa_questions import QUESTION_LENGTH, QuestionVocabulary
 from bua.features import open_writer
 from bua.structures import Regions
+from bua.tasks.region_batches import RegionReader
+from bua.tasks.words import QUESTION_LENGTH, QuestionVocabulary
 from bua.vqa import BAN, UpDown
+from bua.vqa.answers import AnswerVocabulary, SoftTargets
+from bua.vqa.batches import VqaBatch, VqaLoader
+from bua.vqa.dataset import VqaDataset
 from bua.vqa.training import vqa_loss
 
 WORDS, ANSWERS, DIM = 19_901, 3_129, 2048
@@ -46,7 +46,7 @@ def main() -> None:
     reader = RegionReader.open([args.store], pin_memory=device.type == "cuda")
     dataset = draw_questions(len(reader.stores[0]), args.records * 4)
     size = sum(path.stat().st_size for path in args.store.rglob("*"))
-    print(f"{args.store}: {len(reader.stores[0])} pictures, {size / 2**30:.1f} GiB; batches of {args.batch_size}")
+    print(f"{args.store}: {len(reader.stores[0])} images, {size / 2**30:.1f} GiB; batches of {args.batch_size}")
     print(f"{'':8}{'model ms':>10}{'loader ms':>11}{'both ms':>9}{'waits':>8}{'questions/s':>13}{'epoch s':>9}")
     for kind in (UpDown, BAN):
         if kind.__name__.lower() in args.models:
@@ -106,7 +106,7 @@ def write_store(path: Path, records: int, min_boxes: int, max_boxes: int) -> Non
     rng = np.random.default_rng(0)
     drawn = rng.random((2 * max_boxes, DIM), np.float32)
     with open_writer(path, "flat-fp16") as writer:
-        for image_id in trange(records, unit="picture", desc=str(path)):
+        for image_id in trange(records, unit="image", desc=str(path)):
             count = int(rng.integers(min_boxes, max_boxes + 1))
             corners = rng.random((count, 2)) * 300
             boxes = np.concatenate([corners, corners + 100], axis=1).astype(np.float32)
@@ -115,7 +115,7 @@ def write_store(path: Path, records: int, min_boxes: int, max_boxes: int) -> Non
         writer.finish()
 
 
-def draw_questions(pictures: int, count: int) -> VqaDataset:
+def draw_questions(images: int, count: int) -> VqaDataset:
     """Questions of 3 to 12 words with 3 answers each."""
     rng = np.random.default_rng(0)
     words = rng.integers(0, WORDS, (count, QUESTION_LENGTH), dtype=np.int32)
@@ -126,16 +126,14 @@ def draw_questions(pictures: int, count: int) -> VqaDataset:
         QuestionVocabulary([f"w{i}" for i in range(WORDS)]),
         AnswerVocabulary([f"a{i}" for i in range(ANSWERS)]),
     )
-    return VqaDataset("drawn", np.arange(count), rng.integers(0, pictures, count), words, targets, *vocabularies)
+    return VqaDataset("drawn", np.arange(count), rng.integers(0, images, count), words, targets, *vocabularies)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     parser.add_argument("--store", type=Path, default=Path("/tmp/bua_vqa_features"), help="folder (%(default)s)")
-    parser.add_argument(
-        "--records", type=int, default=8000, help="pictures, where the store must be made (%(default)s)"
-    )
+    parser.add_argument("--records", type=int, default=8000, help="images, where the store must be made (%(default)s)")
     parser.add_argument("--min-boxes", type=int, default=36, help="likewise (%(default)s)")
     parser.add_argument("--max-boxes", type=int, default=36, help="likewise (%(default)s)")
     parser.add_argument("--models", nargs="+", default=["updown", "ban"], choices=["updown", "ban"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bua.errors import InputError
-from bua.files import whole_file
+from bua.io.files import whole_file
 from bua.weights.files import read_file, read_weights
 from bua.weights.layouts import ANCHORS, PER_ANCHOR, Layout, LayoutError, anchor_convention, find_layout, to_bua
 from bua.weights.zoo import fetch

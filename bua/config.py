@@ -36,7 +36,7 @@ def add_bua_config(cfg: CfgNode) -> None:
     # "caffe": widths x2-x1+1, rounded ratio-major anchors, clip to W-1, minimum size before top-k, suppression at
     # IoU >= threshold. "detectron2": none of these. Weights trained in one do not fit the other.
     bua.BOX_CONVENTION = "detectron2"
-    # "caffe": float picture, cv2 linear, one scale for both axes. "detectron2": uint8 picture, PIL bilinear.
+    # "caffe": float image, cv2 linear, one scale for both axes. "detectron2": uint8 image, PIL bilinear.
     bua.RESIZE = "detectron2"
     # The stem's 3x3 max pooling. "caffe": no padding, ceil mode. "detectron2": padding 1, floor.
     bua.STEM_POOL = "detectron2"

@@ -8,14 +8,14 @@ import torch
 
 @dataclass
 class DetectorInput:
-    """One picture as the network sees it, with its ground truth in training.
+    """One image as the network sees it, with its ground truth in training.
 
-    "Network pixels" are those of the resized picture; a box in them is a box in the original picture times
+    "Network pixels" are those of the resized image; a box in them is a box in the original image times
     ``scale``.
 
     Attributes:
         image: [3, H, W] float32, BGR, 0 to 255, resized; the detector subtracts the mean.
-        width, height: size of the original picture in pixels.
+        width, height: size of the original image in pixels.
         scale: (x, y) network pixels per original pixel.
         image_id: as the data set has it.
         boxes: [G, 4] float32 x1y1x2y2 in network pixels, or None where there is no ground truth.
@@ -35,10 +35,10 @@ class DetectorInput:
 
 @dataclass
 class RegionPredictions:
-    """What the detector says about R regions of one picture; all tensors are on the detector's device.
+    """What the detector says about R regions of one image; all tensors are on the detector's device.
 
     Attributes:
-        width, height: size of the original picture in pixels.
+        width, height: size of the original image in pixels.
         proposals: [R, 4] float32 x1y1x2y2 in original pixels: the boxes that ``features`` were pooled from, in
             the order of ``objectness``, best first (or the boxes that the caller gave, in the caller's order).
         objectness: [R] float32, 0 to 1; all ones for boxes that the caller gave.
@@ -62,11 +62,11 @@ class RegionPredictions:
 
 @dataclass
 class Regions:
-    """The regions of one picture: the currency between the detector and what lives on its features.
+    """The regions of one image: the currency between the detector and what lives on its features.
 
     Attributes:
-        image_id: as the source of the pictures has it.
-        width, height: size of the original picture in pixels.
+        image_id: as the source of the images has it.
+        width, height: size of the original image in pixels.
         boxes: [n, 4] float32 x1y1x2y2 in original pixels.
         features: [n, d] float32.
         object_ids, attribute_ids: [n] int64, from 0, without background and without "no attribute"; None where

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Counts in how many pictures' captions each n-gram occurs: what CIDEr-D as a reward weighs words by.
+"""Counts in how many images' captions each n-gram occurs: what CIDEr-D as a reward weighs words by.
 
     python datasets/count_caption_ngrams.py --folder datasets/coco/captions --splits train val test \\
         --output datasets/coco/captions/frequencies.npz
@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from bua.data.captions import CaptionDataset
+from bua.captioning.cider import DocumentFrequencies
+from bua.captioning.dataset import CaptionDataset
 from bua.errors import command, make_folder
-from bua.evaluation.cider import DocumentFrequencies
 
 
 @command
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     frequencies = DocumentFrequencies.from_references(dataset.references(end=True))
     make_folder(args.output.parent)
     frequencies.save(args.output)
-    print(f"{args.output}: {len(frequencies.hashes)} n-grams of the captions of {frequencies.num_pictures} pictures")
+    print(f"{args.output}: {len(frequencies.hashes)} n-grams of the captions of {frequencies.num_images} images")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -11,11 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from bua.data.annotations import DetectionDataset
-from bua.data.oracle_features import coco_ids, write_oracle_features
-from bua.data.visual_genome import SPLITS
+from bua.detection.annotations import DetectionDataset
 from bua.errors import command
 from bua.features.store import FORMATS
+from bua.shapes.oracle_features import coco_ids, write_oracle_features
+from bua.visual_genome.prepare import SPLITS
 
 
 @command
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     image_id_of = coco_ids(args.root / "image_data.json").get if args.ids == "coco" else int
     left_out = write_oracle_features(datasets, args.output, format=args.format, image_id_of=image_id_of)
     count = sum(map(len, datasets)) - left_out
-    print(f"{args.output}: {count} pictures" + (f"; {left_out} that COCO does not have, left out" if left_out else ""))
+    print(f"{args.output}: {count} images" + (f"; {left_out} that COCO does not have, left out" if left_out else ""))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--ids",
         choices=("visual_genome", "coco"),
         default="visual_genome",
-        help="what pictures are called (%(default)s)",
+        help="what images are called (%(default)s)",
     )
     return parser.parse_args(argv)
 

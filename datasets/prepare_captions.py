@@ -18,9 +18,9 @@ import logging
 import sys
 from pathlib import Path
 
-from bua.data.captions import prepare_captions
-from bua.data.captions_files import PHRASES, load_coco, load_karpathy, load_region_phrases
-from bua.data.captions_vocabulary import TOKENIZERS
+from bua.captioning.dataset import prepare_captions
+from bua.captioning.official import PHRASES, load_coco, load_karpathy, load_region_phrases
+from bua.captioning.vocabulary import TOKENIZERS
 from bua.errors import InputError, command
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.karpathy and splits:
         raise InputError("--split: goes with --coco and --regions; Karpathy's file has its own splits")
     if not args.karpathy and not splits:
-        raise InputError("--split: none; name a list of pictures for each split, such as: --split train train.txt")
+        raise InputError("--split: none; name a list of images for each split, such as: --split train train.txt")
     if args.karpathy:
         captions = load_karpathy(args.karpathy)
     elif args.coco:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     print(f"{len(next(iter(datasets.values())).vocabulary)} words -> {args.output}")
     for split, dataset in datasets.items():
-        print(f"{split:6} {len(dataset):7} pictures, {dataset.num_captions:7} captions")
+        print(f"{split:6} {len(dataset):7} images, {dataset.num_captions:7} captions")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar=("NAME", "LIST"),
-        help="a split and the list of its pictures, for --coco and --regions; once for each split",
+        help="a split and the list of its images, for --coco and --regions; once for each split",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder")
     parser.add_argument(

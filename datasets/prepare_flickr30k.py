@@ -14,8 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bua.data.flickr30k import prepare_flickr30k
 from bua.errors import command
+from bua.grounding.dataset import prepare_flickr30k
 
 
 @command

@@ -13,9 +13,9 @@ import logging
 import sys
 from pathlib import Path
 
-from bua.data.published import SPLITS, VOCABULARIES, fetch_published
-from bua.data.visual_genome import build_vocabularies, prepare
 from bua.errors import command
+from bua.visual_genome.download import SPLITS, VOCABULARIES, fetch_published
+from bua.visual_genome.prepare import build_vocabularies, prepare
 
 
 @command
@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         build_vocabularies(args.root, args.objects, args.attributes)
     for split, summary in prepare(args.root, args.name).items():
         print(
-            f"{split:5} {summary.images:6} of {summary.listed} pictures, {summary.boxes} boxes"
-            f" ({summary.replaced} outside their picture, now the whole of it), {summary.attributes} attributes"
+            f"{split:5} {summary.images:6} of {summary.listed} images, {summary.boxes} boxes"
+            f" ({summary.replaced} outside their image, now the whole of it), {summary.attributes} attributes"
             f" -> {summary.annotation_file}"
         )
 

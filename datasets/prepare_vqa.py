@@ -15,12 +15,12 @@ import logging
 import sys
 from pathlib import Path
 
-from bua.data.vqa import prepare_vqa
-from bua.data.vqa_answers import MIN_COUNT
-from bua.data.vqa_questions import QUESTION_LENGTH
-from bua.data.vqa_word_vectors import prepare_word_vectors
 from bua.errors import command
-from bua.evaluation.vqa import upper_bound
+from bua.tasks.words import QUESTION_LENGTH
+from bua.vqa.accuracy import upper_bound
+from bua.vqa.answers import MIN_COUNT
+from bua.vqa.cooccurrence import prepare_word_vectors
+from bua.vqa.dataset import prepare_vqa
 
 
 @command

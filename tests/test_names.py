@@ -14,16 +14,13 @@ NAMES = {
     "bua.extraction": ("select_regions", "extract"),
     "bua.features": ("open_features", "convert_features"),
     "bua.checkpoint": ("load_checkpoint",),
-    "bua.evaluation": (
+    "bua.detection.evaluation": (
         "VisualGenomeEvaluator",
         "average_precision",
-        "caption_scores",
-        "grounding_recall",
-        "vqa_accuracy",
     ),
-    "bua.vqa": ("BAN", "UpDown"),
-    "bua.captioning": ("UpDownCaptioner",),
-    "bua.grounding": ("BANGrounding",),
+    "bua.vqa": ("BAN", "UpDown", "vqa_accuracy"),
+    "bua.captioning": ("UpDownCaptioner", "caption_scores"),
+    "bua.grounding": ("BANGrounding", "grounding_recall"),
 }
 
 

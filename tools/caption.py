@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Captions pictures, and draws where the model looked for each word.
+"""Captions images, and draws where the model looked for each word.
 
     tools/caption.py --image cat.jpg dog.jpg --config-file configs/vg_r101.yaml --detector detector.pth \\
         --captioner output/captioning/updown_scst/model_best.pth
@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from bua.captioning.caption import caption_all
+from bua.captioning.from_image import caption_all
 from bua.errors import command
 from bua.extraction.job import detector_job
-from bua.visualization.draw import save_picture
+from bua.visualization.draw import save_image
 
 
 @command
@@ -29,14 +29,14 @@ def main(argv: list[str] | None = None) -> int:
         for candidate in found.captions:
             print(f"  {candidate.score:8.2f}  {candidate.text}")
         strip = Path(args.output) / f"{Path(image).stem}_caption.jpg"
-        save_picture(strip, found.strip)
+        save_image(strip, found.strip)
         print(f"  where it looked: {strip}")
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", required=True, nargs="+", help="picture files")
+    parser.add_argument("--image", required=True, nargs="+", help="image files")
     parser.add_argument("--config-file", required=True, help="YAML file that describes the detector")
     parser.add_argument("--detector", help="its checkpoint; default: MODEL.WEIGHTS of the configuration")
     parser.add_argument("--captioner", required=True, nargs="+", help="checkpoints that tools/train_caption.py wrote")

@@ -19,9 +19,9 @@ from bua.checkpoint import identify, load_checkpoint, save_checkpoint
 from bua.config import load_cfg
 from bua.errors import InputError, command
 from bua.vqa.inference import add_vocabularies
+from bua.vqa.released import constructor_arguments, read_seed_checkpoint
 from bua.weights.export import AnchorGeometry, released_geometry, to_detectron2, to_huggingface, write_weights
 from bua.weights.layouts import Layout, LayoutError, Weights
-from bua.weights.vqa_layouts import constructor_arguments, read_seed_checkpoint
 from bua.weights.zoo import fetch
 
 

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         if path
     }
     copied = convert_features(args.source, args.target, args.format, about, args.ids)
-    print(f"{args.target}: {copied} pictures copied")
+    print(f"{args.target}: {copied} images copied")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--ids",
         default="keep",
         help="keep (default); number: of COCO_val2014_000000000042 make 42; a pattern that makes such names of "
-        "numbers, which LXMERT's readers look for; or a file with lines old<TAB>new, whose pictures alone are copied",
+        "numbers, which LXMERT's readers look for; or a file with lines old<TAB>new, whose images alone are copied",
     )
     parser.add_argument("--object-vocabulary", help="the names of the objects' labels, which vinvl-tsv needs")
     parser.add_argument("--attribute-vocabulary", help="the names of the attributes' labels, likewise")

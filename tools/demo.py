@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> None:
         "--head-configs", default="configs", help="folder with those of vqa, captioning and grounding (%(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="train for a moment only: to see that everything works")
-    parser.add_argument("--num-train", type=int, default=4000, help="training pictures to make (%(default)s)")
-    parser.add_argument("--num-val", type=int, default=300, help="validation pictures (%(default)s)")
-    parser.add_argument("--num-test", type=int, default=500, help="test pictures (%(default)s)")
+    parser.add_argument("--num-train", type=int, default=4000, help="training images to make (%(default)s)")
+    parser.add_argument("--num-val", type=int, default=300, help="validation images (%(default)s)")
+    parser.add_argument("--num-test", type=int, default=500, help="test images (%(default)s)")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help="the detector's configuration keys and values"
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import orjson
 
+from bua.captioning.scores import METRICS, PTB, caption_scores
 from bua.errors import command, make_folder
-from bua.evaluation.captions import METRICS, PTB, caption_scores
-from bua.files import whole_file
+from bua.io.files import whole_file
 
 
 @command
@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--references", required=True, help="what people wrote: COCO's file, or captions_*.json of prepare_captions.py"
     )
-    parser.add_argument("--images", help="list of pictures, to score by those of the references alone")
+    parser.add_argument("--images", help="list of images, to score by those of the references alone")
     parser.add_argument(
         "--metrics", nargs="+", choices=METRICS, default=METRICS, metavar="METRIC", help=f"default: {' '.join(METRICS)}"
     )

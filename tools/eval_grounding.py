@@ -13,12 +13,12 @@ import orjson
 import torch
 
 from bua.config import check_device
-from bua.data.flickr30k import GroundingDataset
-from bua.data.region_batches import RegionReader
 from bua.errors import command, make_folder
-from bua.evaluation.grounding import PROTOCOLS
-from bua.files import whole_file
+from bua.grounding.dataset import GroundingDataset
 from bua.grounding.inference import load_grounding, predict
+from bua.grounding.recall import PROTOCOLS
+from bua.io.files import whole_file
+from bua.tasks.region_batches import RegionReader
 
 
 @command

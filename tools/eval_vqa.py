@@ -16,11 +16,11 @@ from statistics import fmean
 
 import orjson
 
-from bua.data.vqa_answers import AnswerVocabulary
-from bua.data.vqa_files import load_questions
 from bua.errors import InputError, command, make_folder
-from bua.evaluation.vqa import REVISIONS, soft_scores, vqa_accuracy
-from bua.files import whole_file
+from bua.io.files import whole_file
+from bua.vqa.accuracy import REVISIONS, soft_scores, vqa_accuracy
+from bua.vqa.answers import AnswerVocabulary
+from bua.vqa.official import load_questions
 
 
 @command

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the region features of pictures to a file: bottom-up attention.
+"""Writes the region features of images to a file: bottom-up attention.
 
     tools/extract.py --config-file configs/vg_r101.yaml --weights model_final.pth --images val2014 --output val2014.tsv
 
-Run again, the same command goes on where it stopped. Exit code: 0, 1 where some pictures failed, 2 for bad input (with
---on-error stop a picture that fails is bad input), 130 after Ctrl-C.
+Run again, the same command goes on where it stopped. Exit code: 0, 1 where some images failed, 2 for bad input (with
+--on-error stop an image that fails is bad input), 130 after Ctrl-C.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from bua.extraction import extract
 from bua.extraction.cluster import SHARD_SIZE
 from bua.extraction.run import ON_ERROR
 from bua.features import FORMATS
-from bua.modeling.inference import PRECISIONS
+from bua.modeling.optimize import PRECISIONS
 
 
 @command
@@ -26,11 +26,11 @@ def main(argv: list[str] | None = None) -> int:
     output = args["output"]
     summary = extract(**args)
     print(
-        f"{output}: {summary.done} pictures written in {summary.seconds:.1f} s "
+        f"{output}: {summary.done} images written in {summary.seconds:.1f} s "
         f"({summary.images_per_second:.2f} a second), {summary.skipped} were there, {summary.failed} failed"
     )
     if summary.failed:
-        print(f"{summary.failed} pictures failed; see {output.rstrip('/')}.failures.jsonl", file=sys.stderr)
+        print(f"{summary.failed} images failed; see {output.rstrip('/')}.failures.jsonl", file=sys.stderr)
         return 1
     return 0
 
@@ -41,19 +41,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, help="YAML file that describes the detector")
     parser.add_argument("--weights", help="checkpoint, or `random`; default: MODEL.WEIGHTS of the configuration")
 
-    group = parser.add_argument_group("pictures")
+    group = parser.add_argument_group("images")
     group.add_argument(
         "--images",
         required=True,
         help="folder, glob (in quotes), list file (path or path<TAB>id), COCO JSON, Visual Genome's image_data.json, "
-        "WebDataset shards (shards-{000..123}.tar), a picture, or - for a list on standard input",
+        "WebDataset shards (shards-{000..123}.tar), an image, or - for a list on standard input",
     )
     group.add_argument("--image-root", help="folder that paths in a JSON or a list are relative to")
     group.add_argument(
-        "--on-error", choices=ON_ERROR, default="skip", help="at a picture that fails: list it and go on, or stop"
+        "--on-error", choices=ON_ERROR, default="skip", help="at an image that fails: list it and go on, or stop"
     )
 
-    group = parser.add_argument_group("what of each picture")
+    group = parser.add_argument_group("what of each image")
     group.add_argument("--min-boxes", type=int, default=10, help="least number of regions (%(default)s)")
     group.add_argument("--max-boxes", type=int, default=100, help="largest number of regions (%(default)s)")
     group.add_argument("--score-threshold", type=float, default=0.2, help="least confidence, 0 to 1 (%(default)s)")
@@ -71,10 +71,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: MODEL.DEVICE of the configuration")
     group.add_argument("--num-gpus", type=int, default=1, help="devices, with a process each (%(default)s)")
     group.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster: auto, host:port, or local")
-    group.add_argument("--shard-size", type=positive, default=SHARD_SIZE, help="pictures a task on Ray (%(default)s)")
+    group.add_argument("--shard-size", type=positive, default=SHARD_SIZE, help="images a task on Ray (%(default)s)")
     group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the convolutions (%(default)s)")
     group.add_argument("--compile", action="store_true", help="compile the network first (torch.compile)")
-    group.add_argument("--batch-size", type=positive, default=1, help="pictures of one size a step (%(default)s)")
+    group.add_argument("--batch-size", type=positive, default=1, help="images of one size a step (%(default)s)")
     group.add_argument("--num-workers", type=natural, help="threads that decode; default: DATALOADER.NUM_WORKERS")
 
     parser.add_argument(

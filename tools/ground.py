@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Finds what the phrases of a sentence mean in a picture, and draws each one's box in a colour of its own.
+"""Finds what the phrases of a sentence mean in an image, and draws each one's box in a colour of its own.
 
     tools/ground.py --image cat.jpg --sentence "a man in a hat holds a dog" \\
         --config-file configs/vg_r101.yaml --detector detector.pth --grounding output/grounding/ban/model_best.pth
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bua.errors import command
 from bua.extraction.job import detector_job
-from bua.grounding.ground import ground
-from bua.visualization.draw import save_picture
+from bua.grounding.from_image import ground
+from bua.visualization.draw import save_image
 
 
 @command
@@ -30,20 +30,20 @@ def main(argv: list[str] | None = None) -> None:
         corners = ", ".join(f"{corner:.0f}" for corner in phrase.box)
         print(f"{phrase.scores[phrase.region]:6.1%}  {phrase.text} -> [{corners}]")
     output = args.output or f"{Path(args.image).stem}_grounded.jpg"
-    save_picture(output, found.picture)
+    save_image(output, found.drawing)
     print(f"the boxes: {output}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", required=True, help="picture file")
+    parser.add_argument("--image", required=True, help="image file")
     parser.add_argument("--sentence", required=True, help="in lower case or not; brackets around phrases are optional")
     parser.add_argument("--config-file", required=True, help="YAML file that describes the detector")
     parser.add_argument("--detector", help="its checkpoint; default: MODEL.WEIGHTS of the configuration")
     parser.add_argument("--grounding", required=True, help="checkpoint that tools/train_grounding.py wrote")
     parser.add_argument("--min-boxes", type=int, default=10, help="as when the features were extracted (%(default)s)")
     parser.add_argument("--max-boxes", type=int, default=100, help="as when the features were extracted (%(default)s)")
-    parser.add_argument("--output", help="picture with the boxes; default: <image>_grounded.jpg")
+    parser.add_argument("--output", help="image with the boxes; default: <image>_grounded.jpg")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="detector configuration keys and values")
     return parser.parse_intermixed_args(argv)
 

@@ -10,10 +10,10 @@ Several checkpoints make an ensemble: the mean of their logits decides.
 import argparse
 import sys
 
-from bua.data.region_batches import RegionReader
-from bua.data.vqa import VqaDataset
 from bua.errors import command
-from bua.evaluation.vqa import write_results
+from bua.tasks.region_batches import RegionReader
+from bua.vqa.accuracy import write_results
+from bua.vqa.dataset import VqaDataset
 from bua.vqa.inference import load_vqa, predict
 
 
@@ -33,7 +33,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vqa", required=True, nargs="+", help="checkpoints that tools/train_vqa.py wrote")
     parser.add_argument("--folder", required=True, help="what datasets/prepare_vqa.py wrote")
     parser.add_argument("--split", required=True, help="train, val or test")
-    parser.add_argument("--features", required=True, nargs="+", help="features of all its pictures, in any format")
+    parser.add_argument("--features", required=True, nargs="+", help="features of all its images, in any format")
     parser.add_argument("--output", required=True, help="JSON file for the answers")
     parser.add_argument("--batch-size", type=int, default=512, help="questions a step (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a model that captions pictures, from their region features.
+"""Trains a model that captions images, from their region features.
 
 tools/train_caption.py --config-file configs/captioning/updown.yaml DATA.FEATURES "('train2014.flat', 'val2014.flat')"
 tools/train_caption.py --config-file configs/captioning/updown_scst.yaml \\
@@ -10,8 +10,8 @@ import sys
 
 from bua.captioning.config import load_cfg
 from bua.captioning.training import train_caption
-from bua.engine.tool import training_tool
 from bua.errors import command
+from bua.tasks.tool import training_tool
 
 
 @command

@@ -6,10 +6,10 @@ tools/train_grounding.py --config-file configs/grounding/ban.yaml DATA.FEATURES 
 
 import sys
 
-from bua.engine.tool import training_tool
 from bua.errors import command
 from bua.grounding.config import load_cfg
 from bua.grounding.training import train_grounding
+from bua.tasks.tool import training_tool
 
 
 @command

@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int | None:
         from bua.d2.trainer import evaluate_checkpoint, train_detector
     else:
         from bua.config import load_cfg
+        from bua.detection.training import evaluate_checkpoint, train_detector
         from bua.engine import launch
-        from bua.modeling.training import evaluate_checkpoint, train_detector
     cfg = load_cfg(args.config_file, args.overrides)
     function, arguments = (evaluate_checkpoint, (cfg,)) if args.eval_only else (train_detector, (cfg, args.resume))
     try:

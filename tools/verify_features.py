@@ -41,16 +41,16 @@ def main(argv: list[str] | None = None) -> int:
         f"bounds: boxes within {bounds.box_distance:g} pixels, features with a cosine of {bounds.cosine:g}, "
         f"labels equal for {100 * bounds.label_agreement:g} %"
     )
-    print(f"{'FAIL' if lines else 'PASS'}: {len(comparisons)} pictures")
+    print(f"{'FAIL' if lines else 'PASS'}: {len(comparisons)} images")
     return 1 if lines else 0
 
 
 def extract_like(reference: FeatureStore, args: argparse.Namespace, folder: Path) -> FeatureStore:
-    """The features of the reference's pictures, as many a picture as it has where that is a fixed number."""
+    """The features of the reference's images, as many an image as it has where that is a fixed number."""
     wanted = {key for image_id in reference for key in (image_id, image_id_of(f"{image_id}.jpg"))}
     images = [image for image in list_images(args.images) if image.image_id in wanted]
     if not images:
-        raise InputError(f"--images {args.images}: none of the {len(reference)} pictures of {args.reference}")
+        raise InputError(f"--images {args.images}: none of the {len(reference)} images of {args.reference}")
     numbers = {len(reference[image_id]) for image_id in reference}
     fixed = numbers.pop() if len(numbers) == 1 else None
     listing, output = folder / "images.txt", folder / "features.tsv"
@@ -73,7 +73,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", required=True, help="features to compare with, in any format that bua reads")
     parser.add_argument("--features", help="compare these features, instead of extracting")
     parser.add_argument("--weights", help="the detector to extract with: a checkpoint in any released layout")
-    parser.add_argument("--images", help="the reference's pictures, as tools/extract.py takes them")
+    parser.add_argument("--images", help="the reference's images, as tools/extract.py takes them")
     parser.add_argument("--config-file", default="configs/vg_r101_caffe.yaml", help="default: %(default)s")
     parser.add_argument("--min-boxes", type=int, help="default: the reference's fixed number, else 10")
     parser.add_argument("--max-boxes", type=int, help="default: the reference's fixed number, else 100")

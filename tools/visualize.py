@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Draws boxes with objects and attributes on pictures: what a data set says, what a detector says, or both.
+r"""Draws boxes with objects and attributes on images: what a data set says, what a detector says, or both.
 
 Examples:
     tools/visualize.py --dataset shapes_train --what annotations --output output/look
@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from bua.config import load_cfg
-from bua.data.catalog import get_dataset
+from bua.detection.catalog import get_dataset
 from bua.errors import InputError, command
 from bua.visualization.visualize import draw_dataset, draw_files, evenly, load_detector
 
@@ -28,11 +28,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=("annotations", "predictions", "both"),
         help="by default both; of --images, predictions; both has the annotation to the left",
     )
-    parser.add_argument("--images", nargs="+", metavar="FILE", help="pictures of your own, instead of the data set's")
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="images of your own, instead of the data set's")
     parser.add_argument("--config-file", help="the detector's configuration; needed for predictions")
     parser.add_argument("--weights", help="a checkpoint, instead of the configuration's MODEL.WEIGHTS")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawn pictures")
-    parser.add_argument("--num", type=int, default=20, help="how many pictures, evenly over the data set")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawn images")
+    parser.add_argument("--num", type=int, default=20, help="how many images, evenly over the data set")
     parser.add_argument("--threshold", type=float, default=0.4, help="least probability of an object that is drawn")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
     args = parser.parse_intermixed_args(argv)
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             annotations=args.what != "predictions",
             threshold=args.threshold,
         )
-    print(f"{len(files)} pictures in {args.output}")
+    print(f"{len(files)} images in {args.output}")
 
 
 if __name__ == "__main__":

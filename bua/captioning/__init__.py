@@ -1,6 +1,7 @@
-"""Captions of pictures from region features."""
+"""Image captioning on region features."""
 
 from bua.captioning.decoding import Captions, Constraints, beam_search, greedy, sample
+from bua.captioning.scores import caption_scores
 from bua.captioning.self_critical import self_critical_loss
 from bua.captioning.updown import SpecialWords, UpDownCaptioner, caption_loss
 
@@ -11,6 +12,7 @@ __all__ = [
     "UpDownCaptioner",
     "beam_search",
     "caption_loss",
+    "caption_scores",
     "greedy",
     "sample",
     "self_critical_loss",

@@ -7,10 +7,10 @@ from fvcore.common.config import CfgNode
 from bua.captioning.decoding import BAD_ENDINGS, REPEATABLE, Constraints
 from bua.captioning.self_critical import METHODS
 from bua.captioning.updown import SpecialWords, UpDownCaptioner
+from bua.captioning.vocabulary import CaptionVocabulary
 from bua.config import check_device, merge
-from bua.data.captions_vocabulary import CaptionVocabulary
-from bua.engine.heads import constructor_keys, head_cfg
 from bua.errors import InputError
+from bua.tasks.training import constructor_keys, head_cfg
 
 LOSSES = ("cross_entropy", "self_critical")
 LENGTH_PENALTIES = ("", "avg", "wu")
@@ -22,16 +22,16 @@ def get_cfg() -> CfgNode:
     cfg = head_cfg()
     cfg.MODEL.UPDOWN = constructor_keys(UpDownCaptioner, without=("feature_dim", "special"))
 
-    # Regions of a picture, its first ones; 0 takes all.
+    # Regions of an image, its first ones; 0 takes all.
     cfg.DATA.MAX_BOXES = 0
     # Whether a region's features are divided by their length (ruotianluo's norm_att_feat). Anderson's are not.
     cfg.DATA.NORMALIZE = False
-    # Whether the model reads where a region is, its box and area in fractions of the picture, with its features
+    # Whether the model reads where a region is, its box and area in fractions of the image, with its features
     # (ruotianluo's use_box). Anderson's does not.
     cfg.DATA.BOXES = False
-    # False trains and captions without looking: the baseline that says what is true of any picture.
+    # False trains and captions without looking: the baseline that says what is true of any image.
     cfg.DATA.LOOK = True
-    # Captions of a picture, drawn anew each time that it is read; 0 takes all.
+    # Captions of an image, drawn anew each time that it is read; 0 takes all.
     cfg.DATA.CAPTIONS_PER_IMAGE = 1
     # Most steps of a caption, the end included, in training and decoding.
     cfg.DATA.MAX_LENGTH = 20

@@ -50,7 +50,7 @@ class Constraints:
 
 
 class Captions(NamedTuple):
-    """K captions of each of B pictures, in T steps at most.
+    """K captions of each of B images, in T steps at most.
 
     Attributes:
         tokens: [B, K, T] int64: words, ``end``, then ``pad``; without ``end`` where ``max_length`` came first.
@@ -69,10 +69,10 @@ class Captions(NamedTuple):
     mask: Tensor
 
     def words(self, end: int, with_end: bool = False) -> list[list[list[int]]]:
-        """The ids of each picture's captions' words, without ``end`` or, where they have one, with it."""
+        """The ids of each image's captions' words, without ``end`` or, where they have one, with it."""
         said = self.mask if with_end else self.mask & (self.tokens != end)
         tokens, lengths = self.tokens.tolist(), said.sum(dim=2).tolist()
-        return [[caption[:length] for caption, length in zip(*picture)] for picture in zip(tokens, lengths)]
+        return [[caption[:length] for caption, length in zip(*image)] for image in zip(tokens, lengths)]
 
 
 def greedy(
@@ -83,7 +83,7 @@ def greedy(
     max_length: int = MAX_LENGTH,
     constraints: Constraints = Constraints(),
 ) -> Captions:
-    """The likeliest word at each step; arguments as for ``beam_search``. One caption a picture, K = 1."""
+    """The likeliest word at each step; arguments as for ``beam_search``. One caption an image, K = 1."""
     return _follow(models, features, mask, 1, max_length, constraints, lambda log_probs: log_probs.argmax(dim=-1))
 
 
@@ -98,7 +98,7 @@ def sample(
     constraints: Constraints = Constraints(),
     generator: torch.Generator | None = None,
 ) -> Captions:
-    """Words drawn by their probability, independently for each of K = ``samples`` captions of a picture, in no order.
+    """Words drawn by their probability, independently for each of K = ``samples`` captions of an image, in no order.
 
     Args:
         temperature: log-probabilities are divided by it before drawing; those returned are not.
@@ -126,7 +126,7 @@ def beam_search(
     length_penalty: str | None = None,
     alpha: float = 1.0,
 ) -> Captions:
-    """The K = ``beam`` captions that are left when at each step the best K go on, all pictures at once.
+    """The K = ``beam`` captions that are left when at each step the best K go on, all images at once.
 
     A caption that has ended stays among the K as long as no K others are better, and is not continued, as in
     Anderson's decoder.
@@ -189,7 +189,7 @@ def _follow(
     constraints: Constraints,
     choose: Callable[[Tensor], Tensor],
 ) -> Captions:
-    """K captions of each picture that go on, apart from each other, with what ``choose`` takes of [B, K, V]."""
+    """K captions of each image that go on, apart from each other, with what ``choose`` takes of [B, K, V]."""
     with cached():
         decoder = _Decoder(models, features, mask, captions_each)
         special, rules = decoder.special, _Rules(constraints, decoder, features.device)

@@ -1,4 +1,4 @@
-"""Captions by trained models: of the pictures of a data set, or of one picture's regions."""
+"""Captions by trained models: of the images of a data set, or of one image's regions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from bua.captioning.batches import image_batches
 from bua.captioning.config import build_model, check_values, constraints, get_cfg
 from bua.captioning.decoding import Captions, beam_search
 from bua.captioning.updown import UpDownCaptioner
+from bua.captioning.vocabulary import CaptionVocabulary
 from bua.checkpoint import read_checkpoint
-from bua.data.captions_batches import picture_batches
-from bua.data.captions_vocabulary import CaptionVocabulary
-from bua.data.region_batches import RegionBatch, RegionReader
-from bua.engine.heads import progress_bar, restore_cfg, restore_weights
 from bua.errors import InputError
 from bua.structures import Regions
+from bua.tasks.region_batches import RegionBatch, RegionReader
+from bua.tasks.training import progress_bar, restore_cfg, restore_weights
 
 # What a checkpoint of a captioner holds beside the weights.
 NEEDED = ("model", "config", "words", "tokenizer", "feature_dim")
-# Keys of DATA that say what of a picture a captioner reads.
+# Keys of DATA that say what of an image a captioner reads.
 READ = ("BOXES", "MAX_BOXES", "NORMALIZE", "LOOK")
 
 
 @dataclass
 class Captioner:
-    """A model with what it takes to caption pictures.
+    """A model with what it takes to caption images.
 
     Attributes:
         cfg: as ``bua.captioning.config.get_cfg``; its ``DATA`` says what the model reads, ``DECODING`` how captions
@@ -72,7 +72,7 @@ class Captioner:
 
 @dataclass
 class Caption:
-    """What a captioner says of a picture.
+    """What a captioner says of an image.
 
     Attributes:
         text: as people write it, in lower case.
@@ -118,19 +118,19 @@ def predict(
     batch_size: int = 100,
     progress: bool = True,
 ) -> dict[int, list[int]]:
-    """The best caption of each picture, by a captioner or by several together.
+    """The best caption of each image, by a captioner or by several together.
 
     Args:
         captioners: several predict each word together; the first one's ``DECODING`` is taken.
         image_ids: [N], all different.
-        reader: of all their pictures.
+        reader: of all their images.
         name: what asks for them, for the message where some lack features.
 
     Returns:
         ids of words, without begin and end, by image id, in the order of ``image_ids``.
 
     Raises:
-        InputError: captioners that do not go together, or were trained on other features; pictures that the features
+        InputError: captioners that do not go together, or were trained on other features; images that the features
             lack.
     """
     first = captioners[0]
@@ -140,9 +140,9 @@ def predict(
             f"{reader.name}: {reader.dim} numbers a region, where the captioner learned from {first.feature_dim}; "
             "use features of the detector that it learned from"
         )
-    batches = picture_batches(image_ids, reader, batch_size, name=name, max_boxes=first.max_boxes)
+    batches = image_batches(image_ids, reader, batch_size, name=name, max_boxes=first.max_boxes)
     found = {}
-    with progress_bar(len(image_ids), "pictures", progress) as bar:
+    with progress_bar(len(image_ids), "images", progress) as bar:
         for batch in batches:
             captions = _decode(captioners, batch)
             found |= zip(batch.image_ids.tolist(), (beam[0] for beam in captions.words(first.vocabulary.end)))
@@ -151,11 +151,11 @@ def predict(
 
 
 def caption_regions(captioners: Sequence[Captioner], regions: Regions) -> list[Caption]:
-    """The captions of a picture that the beam ends with, best first.
+    """The captions of an image that the beam ends with, best first.
 
     Args:
         captioners: as for ``predict``.
-        regions: of the picture, from the detector that the captioners' features came from.
+        regions: of the image, from the detector that the captioners' features came from.
 
     Raises:
         InputError: captioners that do not go together, or were trained on other features.
@@ -199,7 +199,7 @@ def check_together(captioners: Sequence[Captioner]) -> None:
             raise InputError("ensemble: the captioners have different vocabularies; train them from one folder")
         if other.feature_dim != first.feature_dim or any(other.cfg.DATA[key] != first.cfg.DATA[key] for key in READ):
             raise InputError(
-                "ensemble: the captioners read different things of a picture; train them with the same features and "
+                "ensemble: the captioners read different things of an image; train them with the same features and "
                 f"{', '.join(f'DATA.{key}' for key in READ)}"
             )
 

@@ -30,7 +30,7 @@ def self_critical_loss(
 ) -> dict[str, Tensor]:
     """What ``bua.engine.Trainer`` minimises: minus the mean reward of captions that the model makes itself.
 
-    The model captions the pictures without gradient and in evaluation mode, then reads those captions once, as in
+    The model captions the images without gradient and in evaluation mode, then reads those captions once, as in
     training with cross-entropy; each caption's loss is weighted by how far its reward is above the baseline. The end
     of a caption is one of its words in that loss; ``unk`` is none.
 
@@ -39,13 +39,13 @@ def self_critical_loss(
         features: [B, n, D] float32.
         mask: [B, n] bool.
         image_ids: [B].
-        reward: takes N captions as lists of word ids, and the N ids of their pictures; gives N numbers, such as
+        reward: takes N captions as lists of word ids, and the N ids of their images; gives N numbers, such as
             ``CiderD.score``.
         method: which captions, and which baseline:
             "beam", the captions of a beam search, and their mean (the original's scst_layers.py);
             "greedy", captions drawn at random, and the reward of the greedy one (the paper);
-            "leave_one_out", captions drawn at random, and the mean of a picture's others (Luo 2020).
-        samples: captions of each picture; 2 at least, but for "greedy".
+            "leave_one_out", captions drawn at random, and the mean of an image's others (Luo 2020).
+        samples: captions of each image; 2 at least, but for "greedy".
         max_length, constraints: of all captions, see ``bua.captioning.decoding``. What is drawn at random should have
             no more of these than words that the model never says: the loss does not know of them.
         end_in_reward: captions that ``reward`` takes have their end as a last word; its references must have it too.
@@ -66,7 +66,7 @@ def self_critical_loss(
     settings = {"max_length": max_length, "constraints": constraints}
 
     def rewards_of(captions: Captions) -> Tensor:
-        words = [caption for picture in captions.words(bare.special.end, end_in_reward) for caption in picture]
+        words = [caption for image in captions.words(bare.special.end, end_in_reward) for caption in image]
         each = captions.tokens.shape[1]
         scores = reward(words, [image_id for image_id in image_ids for _ in range(each)])
         return torch.as_tensor(scores, dtype=torch.float32, device=features.device).view(-1, each)

@@ -6,19 +6,19 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from bua.captioning.batches import CaptionBatch, CaptionLoader
+from bua.captioning.cider import CiderD, DocumentFrequencies
 from bua.captioning.config import build_model, constraints
+from bua.captioning.dataset import PROGRAM, CaptionDataset
 from bua.captioning.decoding import Constraints
 from bua.captioning.inference import Captioner, load_captioner, predict
 from bua.captioning.self_critical import self_critical_loss
 from bua.captioning.updown import caption_loss
-from bua.data.captions import PROGRAM, CaptionDataset
-from bua.data.captions_batches import CaptionBatch, CaptionLoader
-from bua.data.region_batches import RegionReader
-from bua.engine.heads import open_reader, start, train_head
 from bua.errors import InputError
-from bua.evaluation.cider import CiderD, DocumentFrequencies
+from bua.tasks.region_batches import RegionReader
+from bua.tasks.training import open_reader, start, train_head
 
-# So many pictures' n-grams tell whether a file of document frequencies was made of the same captions.
+# So many images' n-grams tell whether a file of document frequencies was made of the same captions.
 _CHECKED = 1000
 
 
@@ -58,7 +58,7 @@ def train_caption(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         lambda model, batch: losses(model, batch.to(run.device)),
         accelerator=run.accelerator,
         ids=lambda batch: batch.image_ids.tolist(),
-        unit="pictures",
+        unit="images",
         evaluate=_evaluation(captioner, validation, reader) if validation is not None else None,
         best="CIDEr-D",
         extra=captioner.describe(),
@@ -163,6 +163,6 @@ def _evaluation(
         )
         return {"CIDEr-D": 100 * float(cider.score(list(found.values()), list(found)).mean())}
 
-    # So that pictures without features are found before the training.
+    # So that images without features are found before the training.
     reader.locate(validation.image_ids, validation.name)
     return evaluate

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as normalize_weight
 from torch.nn.utils.parametrize import cached
 
-from bua.modeling.layers import at_least_float32, masked_softmax
+from bua.tasks.layers import at_least_float32, masked_softmax
 
 GATES = {"lstm": 4, "gru": 3}
 
@@ -30,8 +30,8 @@ class SpecialWords(NamedTuple):
     pad: int = 0
 
 
-class Pictures(NamedTuple):
-    """What the decoder needs of B pictures, computed once.
+class EncodedRegions(NamedTuple):
+    """What the decoder needs of B images, computed once.
 
     Attributes:
         regions: [B, n, D], what is attended to.
@@ -47,28 +47,28 @@ class Pictures(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where K captions of each of B pictures are.
+    """Where K captions of each of B images are.
 
     Attributes:
-        pictures: theirs.
+        encoded: the regions of the B images.
         attention, language: of the two cells; first the output [B, K, hidden_dim], then, for an LSTM, its memory.
     """
 
-    pictures: Pictures
+    encoded: EncodedRegions
     attention: tuple[Tensor, ...]
     language: tuple[Tensor, ...]
 
     def select(self, captions: Tensor) -> "State":
-        """The state whose caption k of picture b is what ``captions[b, k]``, int64 [B, K'], was here."""
+        """The state whose caption k of image b is what ``captions[b, k]``, int64 [B, K'], was here."""
         cells = [
             tuple(part.gather(1, captions.unsqueeze(-1).expand(-1, -1, part.shape[2])) for part in cell)
             for cell in (self.attention, self.language)
         ]
-        return State(self.pictures, *cells)
+        return State(self.encoded, *cells)
 
 
 class UpDownCaptioner(nn.Module):
-    """Says what is on a picture, a word at a time, attending to its regions anew for each word.
+    """Says what is on an image, a word at a time, attending to its regions anew for each word.
 
     The defaults are the original's model: no dropout, no projection, no biases in the attention. Its LSTMs have one
     bias a gate where torch's have two.
@@ -149,9 +149,9 @@ class UpDownCaptioner(nn.Module):
 
         Args:
             features: [B, n, D] float32; finite, also in padding.
-            mask: [B, n] bool, false for padding. A picture may have no box at all.
+            mask: [B, n] bool, false for padding. An image may have no box at all.
             tokens: [B, L] int64, what the steps read: ``special.begin``, then the words. Or [B, S, L] for S captions
-                of each picture.
+                of each image.
             sampling_probability: that a step, from the second on, reads a word drawn from what the one before
                 predicts instead (scheduled sampling; Bengio et al. 2015).
 
@@ -173,17 +173,17 @@ class UpDownCaptioner(nn.Module):
         return logits if tokens.dim() == 3 else logits.squeeze(1)
 
     def start(self, features: Tensor, mask: Tensor, captions: int = 1) -> State:
-        """The state before the first word of K ``captions`` of each picture; ``features`` and ``mask`` as above."""
+        """The state before the first word of K ``captions`` of each image; ``features`` and ``mask`` as above."""
         mean = (features * mask.unsqueeze(-1)).sum(dim=1, keepdim=True)
         mean = mean / mask.sum(dim=1).clamp(min=1).view(-1, 1, 1)
         if self.projected:
             features = self.dropout(F.relu(self.project_regions(features)))
             mean = self.dropout(F.relu(self.project_mean(mean)))
         gates = self.attention_cell.read(mean=mean)
-        pictures = Pictures(features, self.region_key(features), gates, mask.unsqueeze(1))
+        encoded = EncodedRegions(features, self.region_key(features), gates, mask.unsqueeze(1))
         zeros = gates.new_zeros(len(features), captions, self.hidden_dim)
         cell = (zeros,) * self.attention_cell.parts
-        return State(pictures, cell, cell)
+        return State(encoded, cell, cell)
 
     def step(self, word: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """Reads a word and predicts the next.
@@ -193,7 +193,7 @@ class UpDownCaptioner(nn.Module):
             state: from ``start`` or the step before.
 
         Returns:
-            Logits [B, K, V]; attention [B, K, n], which sums to 1, or is 0 for a picture without boxes; the new
+            Logits [B, K, V]; attention [B, K, n], which sums to 1, or is 0 for an image without boxes; the new
             state. All float32, in autocast too.
         """
         attention, state = self._advance(self._read(word), state)
@@ -205,19 +205,19 @@ class UpDownCaptioner(nn.Module):
         return self.attention_cell.read(word=self.dropout(F.relu(vectors)) if self.projected else vectors)
 
     def _advance(self, word_gates: Tensor, state: State) -> tuple[Tensor, State]:
-        pictures, cell = state.pictures, self.attention_cell
-        gates = word_gates + pictures.gates + cell.read(language=state.language[0])
+        encoded, cell = state.encoded, self.attention_cell
+        gates = word_gates + encoded.gates + cell.read(language=state.language[0])
         attention_state = cell(gates, state.attention)
         hidden = attention_state[0]
 
-        joint = self.activation(pictures.keys.unsqueeze(1) + self.query(hidden).unsqueeze(2))
+        joint = self.activation(encoded.keys.unsqueeze(1) + self.query(hidden).unsqueeze(2))
         relevance = self.relevance(self.attention_dropout(joint)).squeeze(-1)
-        attention = masked_softmax(at_least_float32(relevance), pictures.mask)
-        attended = torch.bmm(attention, pictures.regions)
+        attention = masked_softmax(at_least_float32(relevance), encoded.mask)
+        attended = torch.bmm(attention, encoded.regions)
 
         gates = self.language_cell.read(attention=hidden, attended=attended)
         language_state = self.language_cell(gates, state.language)
-        return attention, State(pictures, attention_state, language_state)
+        return attention, State(encoded, attention_state, language_state)
 
     def _predict(self, hidden: Tensor) -> Tensor:
         return at_least_float32(self.predict(self.dropout(hidden)))

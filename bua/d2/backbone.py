@@ -11,7 +11,7 @@ class ResNetC4Backbone(ResNetC4, Backbone):
     """``bua.modeling.backbone.ResNetC4`` behind Detectron2's interface."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Pictures [N, 3, H, W] to the feature map ``res4``."""
+        """Images [N, 3, H, W] to the feature map ``res4``."""
         return {"res4": super().forward(x)}
 
     def output_shape(self) -> dict[str, ShapeSpec]:

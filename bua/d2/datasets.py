@@ -4,14 +4,14 @@ import functools
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from bua.data.annotations import DetectionDataset
-from bua.data.catalog import dataset_names, get_dataset
+from bua.detection.annotations import DetectionDataset
+from bua.detection.catalog import dataset_names, get_dataset
 
 
 def register_datasets() -> None:
-    """Registers the data sets of ``bua.data.catalog`` that Detectron2's catalog does not have.
+    """Registers the data sets of ``bua.detection.catalog`` that Detectron2's catalog does not have.
 
-    Called when ``bua.d2`` is imported, and to be called again after ``bua.data.catalog.register_dataset``. Once a
+    Called when ``bua.d2`` is imported, and to be called again after ``bua.detection.catalog.register_dataset``. Once a
     data set has been read, its metadata has ``thing_classes`` and ``attribute_classes``, the names by id.
     """
     for name in dataset_names():

@@ -1,17 +1,18 @@
-"""The evaluation of ``bua.evaluation`` over Detectron2's processes."""
+"""The evaluation of ``bua.detection.evaluation`` over Detectron2's processes."""
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-import bua.evaluation
+import bua.detection.evaluation
 
 
-class VisualGenomeEvaluator(bua.evaluation.VisualGenomeEvaluator, DatasetEvaluator):
+class VisualGenomeEvaluator(bua.detection.evaluation.VisualGenomeEvaluator, DatasetEvaluator):
     """Scores the outputs of ``AttributeRCNN``, of which each process has seen a part."""
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """The metrics of ``bua.evaluation.VisualGenomeEvaluator`` as Detectron2 nests them, ``{"objects": {"mAP50":
-        ...}}``, in the main process; nothing in the others. It has to be called in all of them."""
+        """The metrics of ``bua.detection.evaluation.VisualGenomeEvaluator`` as Detectron2 nests them,
+        ``{"objects": {"mAP50": ...}}``, in the main process; an empty dictionary in the others. All processes must
+        call it."""
         parts = comm.gather(self._detections)
         if not comm.is_main_process():
             return {}

@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureDumper(DatasetEvaluator):
-    """Writes the regions of every picture that ``inference_on_dataset`` shows ``AttributeRCNN``.
+    """Writes the regions of every image that ``inference_on_dataset`` shows ``AttributeRCNN``.
 
     Each process writes a part of its own into the folder ``<output>.parts``; when all are done, the main one puts
-    them together in the order of the data set, each picture once. Processes on several machines need a file system
+    them together in the order of the data set, each image once. Processes on several machines need a file system
     that they share. What an interrupted run left in the folder is replaced by the next one.
 
     Args:
@@ -53,7 +53,7 @@ class FeatureDumper(DatasetEvaluator):
         self.writer = self._opened.enter_context(open_writer(self._part(comm.get_rank()), self.format, self.about))
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Writes the regions of some pictures; the inputs have ``image_id``, the outputs ``objects``."""
+        """Writes the regions of some images; the inputs have ``image_id``, the outputs ``objects``."""
         for x, output in zip(inputs, outputs):
             if x["image_id"] not in self.writer.done:
                 self.writer.append(regions_from(output["objects"], x["image_id"], **self.selection))
@@ -66,7 +66,7 @@ class FeatureDumper(DatasetEvaluator):
         if comm.is_main_process():
             self._merge([self._part(rank) for rank, count in enumerate(counts) if count])
             shutil.rmtree(self.parts)
-            logger.info("%s: the features of %d pictures", self.output, sum(counts))
+            logger.info("%s: the features of %d images", self.output, sum(counts))
         comm.synchronize()
         return {}
 

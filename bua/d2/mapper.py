@@ -4,22 +4,22 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-import bua.data.mapper
-from bua.data.images import Resize, read_image
+import bua.detection.mapper
+from bua.io.images import Resize, read_image
 from bua.structures import DetectorInput
 
 
 class TrainingMapper:
-    """Pictures with ``instances``: ``gt_boxes``, ``gt_classes`` and ``gt_attributes`` ([G, M] int64, padded with -1).
+    """Images with ``instances``: ``gt_boxes``, ``gt_classes`` and ``gt_attributes`` ([G, M] int64, padded with -1).
 
-    Flips and sizes are ``bua.data.mapper.TrainingMapper``'s, drawn from torch's generator, which Detectron2 seeds in
-    every worker.
+    Flips and sizes are ``bua.detection.mapper.TrainingMapper``'s, drawn from torch's generator, which Detectron2 seeds
+    in every worker.
     """
 
-    def __init__(self, mapper: bua.data.mapper.TrainingMapper):
+    def __init__(self, mapper: bua.detection.mapper.TrainingMapper):
         """
         Args:
-            mapper: for example ``bua.data.mapper.build_mapper(cfg, objects, attributes)``.
+            mapper: for example ``bua.detection.mapper.build_mapper(cfg, objects, attributes)``.
         """
         self.mapper = mapper
 
@@ -36,7 +36,7 @@ class TrainingMapper:
 
 
 class InferenceMapper:
-    """Pictures at test size; with ``boxes``, those of the ground truth in pixels of the original picture, where they
+    """Images at test size; with ``boxes``, those of the ground truth in pixels of the original image, where they
     are to have their attributes predicted."""
 
     def __init__(self, cfg):
@@ -44,8 +44,8 @@ class InferenceMapper:
         self.with_boxes = cfg.MODEL.BUA.ATTRIBUTES.ENABLED
 
     def __call__(self, record: dict) -> dict:
-        picture = self.resize(read_image(record["file_name"]), record["image_id"])
-        mapped = _input(record, picture)
+        image = self.resize(read_image(record["file_name"]), record["image_id"])
+        mapped = _input(record, image)
         if self.with_boxes and record.get("annotations"):
             mapped["boxes"] = torch.tensor([annotation["bbox"] for annotation in record["annotations"]])
         return mapped

@@ -11,16 +11,16 @@ from bua.structures import DetectorInput
 
 @META_ARCH_REGISTRY.register()
 class AttributeRCNN(GeneralizedRCNN):
-    """Detectron2's ``GeneralizedRCNN`` that knows the size of the original picture and gives all regions.
+    """Detectron2's ``GeneralizedRCNN`` that knows the size of the original image and gives all regions.
 
-    Detectron2's own shows its parts the resized picture alone; the original filters proposals by their size in the
-    original picture, and regresses boxes there. The ROI heads are one of bua's. Parameters whose names begin with
+    Detectron2's own shows its parts the resized image alone; the original filters proposals by their size in the
+    original image, and regresses boxes there. The ROI heads are one of bua's. Parameters whose names begin with
     one of MODEL.BUA.FREEZE do not learn.
 
     An input may have, beside Detectron2's keys, ``scale`` (x, y), network pixels per original pixel, where it is not
-    simply the ratio of the sizes, and for inference ``boxes`` [G, 4] in pixels of the original picture. An output has
+    simply the ratio of the sizes, and for inference ``boxes`` [G, 4] in pixels of the original image. An output has
 
-    - ``instances``: the detections, in pixels of the original picture, as ``bua.d2.roi_heads`` describes them.
+    - ``instances``: the detections, in pixels of the original image, as ``bua.d2.roi_heads`` describes them.
     - ``objects``: the ``RegionPredictions`` of all proposals.
     - ``attributes``: the ``RegionPredictions`` at ``boxes``, where the input has any.
     """
@@ -36,7 +36,7 @@ class AttributeRCNN(GeneralizedRCNN):
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         images = super().preprocess_image(batched_inputs)
-        images.scales = [_picture(x).scale[0] for x in batched_inputs]
+        images.scales = [_image(x).scale[0] for x in batched_inputs]
         return images
 
     def inference(
@@ -47,7 +47,7 @@ class AttributeRCNN(GeneralizedRCNN):
     ) -> list[dict] | list[Instances]:
         if detected_instances is not None or not do_postprocess:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
-        pictures = [_picture(x) for x in batched_inputs]
+        pictures = [_image(x) for x in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
@@ -68,8 +68,8 @@ class AttributeRCNN(GeneralizedRCNN):
         return outputs
 
 
-def _picture(x: dict) -> DetectorInput:
-    """A picture of Detectron2's form in bua's."""
+def _image(x: dict) -> DetectorInput:
+    """An image of Detectron2's form in bua's."""
     height, width = x["image"].shape[-2:]
     original_height, original_width = x.get("height", height), x.get("width", width)
     scale = x.get("scale", (width / original_width, height / original_height))

@@ -6,7 +6,7 @@ return ``loss_attr`` beside Detectron2's losses. Their detections carry, beside 
 - ``features`` [n, D]: of the region that the detection comes from.
 - ``proposal_boxes``: that region's box, which the features were pooled from; ``pred_boxes`` is it regressed for the
   class. In the frame of ``pred_boxes`` under ``AttributeRCNN``; Detectron2's ``GeneralizedRCNN`` brings only
-  ``pred_boxes`` back to the original picture and leaves these in network pixels.
+  ``pred_boxes`` back to the original image and leaves these in network pixels.
 - ``attribute_classes`` [n] int64, ``attribute_scores`` [n]: the region's most probable attribute.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 import bua.modeling.roi_heads
 from bua.d2.config import check_parts
+from bua.detection.evaluation.detections import find_objects
 from bua.errors import InputError
-from bua.evaluation.detections import find_objects
 from bua.modeling.attributes import build_attribute_predictor
 from bua.modeling.regions import RegionBoxes, RegionOutputs, proposed_regions, region_predictions
 from bua.structures import DetectorInput, RegionPredictions
@@ -39,20 +39,20 @@ class AttributeROIHeads:
         }
 
     def describe_regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> RegionOutputs:
-        """What there is in boxes [N, 4] a picture, in network pixels; the regions of all pictures together."""
+        """What there is in boxes [N, 4] an image, in network pixels; the regions of all images together."""
         raise NotImplementedError
 
     def predict_regions(
-        self, pictures: list[DetectorInput], features: dict[str, Tensor], regions: list[RegionBoxes]
+        self, images: list[DetectorInput], features: dict[str, Tensor], regions: list[RegionBoxes]
     ) -> list[RegionPredictions]:
-        """All that can be said about the given regions of each picture."""
+        """All that can be said about the given regions of each image."""
         outputs = self.describe_regions(features, [boxes.network for boxes in regions])
         outputs = outputs.split([len(boxes.network) for boxes in regions])
         options = (self.box_weights, self.detection["convention"])
-        return [region_predictions(*parts, *options) for parts in zip(pictures, regions, outputs)]
+        return [region_predictions(*parts, *options) for parts in zip(images, regions, outputs)]
 
     def detect(self, predictions: RegionPredictions) -> Instances:
-        """The objects among the regions of a picture; see the module for the fields."""
+        """The objects among the regions of an image; see the module for the fields."""
         regions, classes = find_objects(predictions, **self.detection)
         instances = Instances(
             (predictions.height, predictions.width),
@@ -75,8 +75,8 @@ class AttributeROIHeads:
             for i, (height, width) in enumerate(images.image_sizes)
         ]
         regions = [
-            proposed_regions(picture, x.proposal_boxes.tensor, x.objectness_logits)
-            for picture, x in zip(pictures, proposals)
+            proposed_regions(image, x.proposal_boxes.tensor, x.objectness_logits)
+            for image, x in zip(pictures, proposals)
         ]
         return [self.detect(predictions) for predictions in self.predict_regions(pictures, features, regions)]
 
@@ -177,7 +177,7 @@ class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
     def _attribute_loss(self, region_features: Tensor, proposals: list[Instances]) -> Tensor:
         foreground, masks = select_foreground_proposals(proposals, self.num_classes)
         classes = torch.cat([x.gt_classes for x in foreground])
-        # Proposals of a picture without ground truth have no gt_attributes, and none of them is foreground.
+        # Proposals of an image without ground truth have no gt_attributes, and none of them is foreground.
         attributes = [x.gt_attributes for x in foreground if x.has("gt_attributes")] or [classes[:0, None]]
         return self.attribute_predictor.loss(region_features[torch.cat(masks)], classes, torch.cat(attributes))
 

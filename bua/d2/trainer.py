@@ -16,7 +16,8 @@ from torch.utils.data import Subset
 from bua.checkpoint import load_weights
 from bua.d2.evaluation import VisualGenomeEvaluator
 from bua.d2.mapper import InferenceMapper, TrainingMapper
-from bua.data.catalog import get_dataset
+from bua.detection.catalog import get_dataset
+from bua.detection.training import build_evaluator, print_metrics, start_from, training_set, weights_to_evaluate
 from bua.engine import (
     NonFiniteLoss,
     autocast_dtype,
@@ -26,7 +27,6 @@ from bua.engine import (
     last_checkpoint,
 )
 from bua.errors import InputError
-from bua.modeling.training import build_evaluator, print_metrics, start_from, training_set, weights_to_evaluate
 from bua.weights.zoo import fetch
 
 
@@ -144,7 +144,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """Detectron2's loader over DATASETS.TRAIN; pictures without a box are left out where the torch engine does."""
+        """Detectron2's loader over DATASETS.TRAIN; images without a box are left out where the torch engine does."""
         batch_size, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
         if batch_size < 1 or batch_size % processes:
             raise InputError(f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a multiple of {processes} processes")
@@ -155,7 +155,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """Detectron2's loader, one picture a batch; each process gets its share."""
+        """Detectron2's loader, one image a batch; each process gets its share."""
         return build_detection_test_loader(
             dataset=get_dataset(dataset_name), mapper=InferenceMapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
@@ -166,7 +166,7 @@ class Trainer(DefaultTrainer):
 
 
 def train_detector(cfg: CfgNode, resume: bool = False) -> None:
-    """As ``bua.modeling.training.train_detector``; ``bua.d2.launch`` runs it on several devices."""
+    """As ``bua.detection.training.train_detector``; ``bua.d2.launch`` runs it on several devices."""
     _check_device(cfg)
     if not resume and (last := last_checkpoint(cfg.OUTPUT_DIR)):
         raise InputError(f"{cfg.OUTPUT_DIR}: holds a run already ({last.name}); --resume it or set OUTPUT_DIR")
@@ -178,7 +178,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> None:
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
-    """As ``bua.modeling.training.evaluate_checkpoint``; all processes share the pictures, and the first one has the
+    """As ``bua.detection.training.evaluate_checkpoint``; all processes share the images, and the first one has the
     metrics."""
     _check_device(cfg)
     weights = weights_to_evaluate(cfg)

@@ -1,28 +1,28 @@
-"""The pictures of the page: what each model makes of them, drawn."""
+"""The images of the page: what each model makes of them, drawn."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from bua.captioning.inference import caption_regions, load_captioner
-from bua.data.annotations import DetectionDataset
-from bua.data.flickr30k import GroundingDataset
-from bua.data.images import read_image
-from bua.data.json_records import iter_records
-from bua.data.vqa_files import load_annotations, load_questions, rows_of
 from bua.demo.heads import ANNOTATIONS, Place
-from bua.evaluation.grounding import hits
+from bua.detection.annotations import DetectionDataset
 from bua.features import open_features
-from bua.grounding.ground import draw_phrases
+from bua.grounding.dataset import GroundingDataset
+from bua.grounding.from_image import draw_phrases
 from bua.grounding.inference import ground_phrases, load_grounding
+from bua.grounding.recall import hits
+from bua.io.images import read_image
+from bua.io.json_records import iter_records
 from bua.modeling import Detector
 from bua.structures import Regions
 from bua.visualization.draw import class_colors, draw_attention
-from bua.visualization.gallery import Answered, Captioned, Grounded, Picture
+from bua.visualization.gallery import Answered, Captioned, GalleryImage, Grounded
 from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections
 from bua.visualization.strip import draw_strip
 from bua.visualization.visualize import evenly
 from bua.vqa.inference import answer_question, load_vqa
+from bua.vqa.official import load_annotations, load_questions, rows_of
 
 SIZE = 12
 # Of an object's probability.
@@ -32,12 +32,12 @@ STRIP_COLUMNS = 4
 REGIONS_LIT = 3
 
 
-def draw_gallery(place: Place, detector: Detector, test: DetectionDataset) -> list[Picture]:
-    """``SIZE`` pictures evenly over the test split, so that the page shows the middling with the good; of those that
+def draw_gallery(place: Place, detector: Detector, test: DetectionDataset) -> list[GalleryImage]:
+    """``SIZE`` images evenly over the test split, so that the page shows the middling with the good; of those that
     all tasks have."""
     records = {record["image_id"]: record for record in iter_records(place.shapes / "image_data.json", False)}
     usable = [index for index in range(len(test)) if records[test.image_ids[index]]["coco_id"] is not None]
-    pictures = []
+    images = []
     drawers = _Questions(place), _Captions(place), _Phrases(place)
     features = open_features(place.features("visual_genome"))
     for number, place_of in enumerate(evenly(usable, SIZE)):
@@ -49,9 +49,9 @@ def draw_gallery(place: Place, detector: Detector, test: DetectionDataset) -> li
         )
         annotated = labelled_annotations(test, index)
         questions, caption, phrases = drawers
-        pictures.append(
-            Picture(
-                title=f"Picture {image_id}",
+        images.append(
+            GalleryImage(
+                title=f"Image {image_id}",
                 predicted=draw_labelled(image, found),
                 predicted_labels=found.labels,
                 annotated=draw_labelled(image, annotated),
@@ -61,11 +61,11 @@ def draw_gallery(place: Place, detector: Detector, test: DetectionDataset) -> li
                 phrases=phrases(image, regions, records[image_id]["flickr_id"]),
             )
         )
-    return pictures
+    return images
 
 
 class _Questions:
-    """Answers some of the questions that people asked about a picture."""
+    """Answers some of the questions that people asked about an image."""
 
     def __init__(self, place: Place):
         self.model = load_vqa(place.model("vqa", "updown"), place.device)
@@ -76,7 +76,7 @@ class _Questions:
 
     def __call__(self, image: np.ndarray, regions: Regions, coco_id: int, number: int) -> Iterator[Answered]:
         about = np.flatnonzero(self.asked.image_ids == coco_id)
-        # Others from picture to picture: a picture's questions always come in the same order of kinds.
+        # Others from image to image: an image's questions always come in the same order of kinds.
         for row in np.roll(about, -QUESTIONS * number)[:QUESTIONS].tolist():
             answers, attention = answer_question(self.model, regions, self.asked.texts[row], top=3)
             yield Answered(
@@ -97,7 +97,7 @@ class _Captions:
 
 
 class _Phrases:
-    """Grounds the sentence about a picture that has most phrases."""
+    """Grounds the sentence about an image that has most phrases."""
 
     def __init__(self, place: Place):
         self.model = load_grounding(place.model("grounding", "ban"), place.device)

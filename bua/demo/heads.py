@@ -17,25 +17,27 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.captioning import config as captioning_config
+from bua.captioning import dataset as captions
+from bua.captioning.cider import CiderD
+from bua.captioning.dataset import CaptionDataset, prepare_captions
 from bua.captioning.inference import load_captioner
 from bua.captioning.inference import predict as predict_captions
+from bua.captioning.official import load_karpathy
 from bua.captioning.training import train_caption
-from bua.data import captions, flickr30k, vqa
-from bua.data.captions import CaptionDataset, prepare_captions
-from bua.data.captions_files import load_karpathy
-from bua.data.flickr30k import GroundingDataset, prepare_flickr30k
-from bua.data.region_batches import RegionReader
-from bua.data.vqa import VqaDataset, prepare_vqa
 from bua.demo.stages import check_configuration
 from bua.engine.trainer import BEST, FINAL
 from bua.errors import make_folder
-from bua.evaluation.cider import CiderD
-from bua.evaluation.vqa import vqa_accuracy
 from bua.grounding import config as grounding_config
+from bua.grounding import dataset as flickr30k
+from bua.grounding.dataset import GroundingDataset, prepare_flickr30k
 from bua.grounding.inference import load_grounding
 from bua.grounding.inference import predict as predict_grounding
 from bua.grounding.training import train_grounding
+from bua.tasks.region_batches import RegionReader
 from bua.vqa import config as vqa_config
+from bua.vqa import dataset as vqa
+from bua.vqa.accuracy import vqa_accuracy
+from bua.vqa.dataset import VqaDataset, prepare_vqa
 from bua.vqa.inference import load_vqa
 from bua.vqa.inference import predict as predict_answers
 from bua.vqa.training import train_vqa
@@ -46,7 +48,7 @@ BLIND, PERFECT = "blind", "perfect"
 # Of the epochs of the one that looks.
 BLIND_EPOCHS = 0.3
 CONSOLE_SECONDS = 10
-# Of each picture: several for each of its few things.
+# Of each image: several for each of its few things.
 REGIONS = 24
 
 
@@ -159,7 +161,7 @@ def train_and_score(place: Place, metrics: dict[str, float], save: Callable[[], 
         metrics.update({f"{task}/{name}/{metric}": score for metric, score in scores.items()})
         save()
         metric = TASKS[task].metric
-        print(f"{task}, {name}: {metric} {100 * scores[metric]:.1f} on the test pictures", flush=True)
+        print(f"{task}, {name}: {metric} {100 * scores[metric]:.1f} on the test images", flush=True)
 
 
 def _all_done(place: Place, heads: list[tuple[str, str, CfgNode]], workers: int, threads: int) -> Iterator[tuple]:

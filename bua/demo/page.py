@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from bua.demo.heads import BLIND, PERFECT, REGIONS, Place
 from bua.demo.stages import STAGES, Record
-from bua.evaluation.average_precision import PrecisionRecall
-from bua.visualization.gallery import Picture
+from bua.detection.evaluation.average_precision import PrecisionRecall
+from bua.visualization.gallery import GalleryImage
 from bua.visualization.report import Report, format_seconds
 from bua.visualization.scores import Score
 
@@ -14,10 +14,10 @@ from bua.visualization.scores import Score
 def demo_report(
     record: Record,
     *,
-    pictures: Sequence[Picture],
+    images: Sequence[GalleryImage],
     training_log: Sequence[Mapping[str, float]],
     curves: Mapping[str, Mapping[str, PrecisionRecall]],
-    training_pictures: int,
+    training_images: int,
     detector: Sequence[str],
     place: Place,
 ) -> Report:
@@ -26,24 +26,24 @@ def demo_report(
     Args:
         training_log: the detector's.
         curves: ``objects`` and ``attributes`` -> class name -> precision-recall curve.
-        training_pictures: how many.
+        training_images: how many.
         detector: its configuration file, its checkpoint, and the overrides of its configuration.
     """
     return Report(
         title="Regions, answers, captions and phrases, all learnt on this machine",
         introduction=(
             f"A detector of objects and their attributes learnt in {format_seconds(record.seconds['training'])} from "
-            "drawn pictures of coloured, sized and textured things, from random weights. On the features of its "
+            "drawn images of coloured, sized and textured things, from random weights. On the features of its "
             "regions three models then learnt to answer questions, to caption, and to find what phrases mean. Below is "
-            "what they make of pictures that they were never shown, how often they are right, and how to use them."
+            "what they make of images that they were never shown, how often they are right, and how to use them."
         ),
         scores=scores(record.metrics),
         metrics=record.metrics,
         facts={
-            "Training pictures": f"{training_pictures:,}",
+            "Training images": f"{training_images:,}",
             "Time in all": format_seconds(sum(record.seconds.values())),
         },
-        gallery=pictures,
+        gallery=images,
         training_log=training_log,
         curves=curves,
         timings={stage.title: record.seconds[name] for name, stage in STAGES.items() if name in record.seconds},
@@ -79,14 +79,14 @@ def _commands(config_file: str, weights: str, *overrides: str, place: Place) -> 
 
     def ask(tool: str, what: str, option: str, model: str) -> str:
         return (
-            f"python tools/{tool}.py --image my_picture.jpg{what} {boxes} \\\n    {described} "
+            f"python tools/{tool}.py --image my_image.jpg{what} {boxes} \\\n    {described} "
             f"--detector {shlex.quote(weights)} \\\n    --{option} {shlex.quote(model)}{more}"
         )
 
     return [
         (
             "Draw what the detector finds (it knows the things of Shapes and no others)",
-            f"python tools/visualize.py --dataset shapes_test --images my_pictures/*.jpg \\\n"
+            f"python tools/visualize.py --dataset shapes_test --images my_images/*.jpg \\\n"
             f"    {described} --weights {shlex.quote(weights)} --output output/drawn{more}",
         ),
         (
@@ -99,8 +99,8 @@ def _commands(config_file: str, weights: str, *overrides: str, place: Place) -> 
             ask("ground", ' --sentence "a star above a red circle"', "grounding", str(place.model("grounding", "ban"))),
         ),
         (
-            "Region features of a folder of pictures, as the original's TSV or in another --format",
-            f"python tools/extract.py --images my_pictures --output features.tsv \\\n"
+            "Region features of a folder of images, as the original's TSV or in another --format",
+            f"python tools/extract.py --images my_images --output features.tsv \\\n"
             f"    {described} --weights {shlex.quote(weights)}{more}",
         ),
         (

@@ -9,30 +9,30 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.config import load_cfg
-from bua.data.catalog import datasets_root, get_dataset
-from bua.data.json_records import iter_records
-from bua.data.oracle_features import write_oracle_features
-from bua.data.shapes import MARKER, make_shapes
-from bua.data.visual_genome import SPLITS, prepare
 from bua.demo.gallery import draw_gallery
 from bua.demo.heads import REGIONS, TASKS, Place, configurations, train_and_score
 from bua.demo.page import demo_report
 from bua.demo.stages import Record, check_configuration, print_plan
+from bua.detection.catalog import datasets_root, get_dataset
+from bua.detection.evaluation.run import evaluate_detector
+from bua.detection.training import build_evaluators, train_detector
 from bua.engine import launch
 from bua.engine.log import METRICS_FILE
 from bua.engine.trainer import FINAL, last_checkpoint
 from bua.errors import make_folder
-from bua.evaluation.inference import evaluate_detector
 from bua.extraction import extract
 from bua.features import convert_features
-from bua.modeling.training import build_evaluators, train_detector
+from bua.io.json_records import iter_records
+from bua.shapes.make import MARKER, make_shapes
+from bua.shapes.oracle_features import write_oracle_features
+from bua.visual_genome.prepare import SPLITS, prepare
 from bua.visualization.report import write_report
 from bua.visualization.visualize import load_detector
 
 EXTRACTION_BATCH = 8
 MOST_PROCESSES = 4
 # Fewer are too few to normalise by.
-PICTURES_PER_PROCESS = 4
+IMAGES_PER_PROCESS = 4
 CPU_FLAGS = Path("/proc/cpuinfo")
 
 
@@ -60,7 +60,7 @@ def run_demo(
         head_configs: folder with ``vqa/shapes_updown.yaml``, ``captioning/shapes_updown.yaml`` and
             ``grounding/shapes.yaml``; their DATA and OUTPUT_DIR are set here.
         head_overrides: of all three.
-        num_train, num_val, num_test: pictures, where Shapes has yet to be made.
+        num_train, num_val, num_test: images, where Shapes has yet to be made.
 
     Returns:
         what metrics.json holds: scores on the test split, fractions: of the detector as its evaluator names them, and
@@ -101,10 +101,10 @@ def run_demo(
     with record.stage("page"):
         report = demo_report(
             record,
-            pictures=draw_gallery(place, detector, test),
+            images=draw_gallery(place, detector, test),
             training_log=[json.loads(line) for line in (detector_dir / METRICS_FILE).read_text().splitlines()],
             curves={kind: evaluator.precision_recall(kind) for kind in ("objects", "attributes")},
-            training_pictures=len(get_dataset("shapes_train")),
+            training_images=len(get_dataset("shapes_train")),
             detector=[str(config_file), cfg.MODEL.WEIGHTS, *overrides],
             place=place,
         )
@@ -119,14 +119,14 @@ def _make_data(folder: Path, num_train: int, num_val: int, num_test: int) -> Non
             make_shapes(folder, num_train, num_val, num_test)
         prepare(folder, "shapes")
     sizes = ", ".join(f"{len(get_dataset(f'shapes_{split}'))} {split}" for split in SPLITS)
-    print(f"pictures in {folder}: {sizes}")
+    print(f"images in {folder}: {sizes}")
 
 
 def _training_processes(cfg: CfgNode) -> int:
     """A small network is faster on one core in each of several processes than on several cores in one."""
     if cfg.MODEL.DEVICE != "cpu":
         return 1
-    most = min(os.cpu_count() or 1, cfg.SOLVER.IMS_PER_BATCH // PICTURES_PER_PROCESS)
+    most = min(os.cpu_count() or 1, cfg.SOLVER.IMS_PER_BATCH // IMAGES_PER_PROCESS)
     return next((number for number in range(most, 1, -1) if cfg.SOLVER.IMS_PER_BATCH % number == 0), 1)
 
 
@@ -140,7 +140,7 @@ def has_bfloat16(device: str) -> bool:
 
 
 def _extract(place: Place, cfg: CfgNode, config_file: str | Path, overrides: Sequence[str]) -> None:
-    """Features of all pictures once, by Visual Genome's ids; then by COCO's and Flickr30k's; and perfect ones."""
+    """Features of all images once, by Visual Genome's ids; then by COCO's and Flickr30k's; and perfect ones."""
     image_data = place.shapes / "image_data.json"
     summary = extract(
         image_data,
@@ -157,7 +157,7 @@ def _extract(place: Place, cfg: CfgNode, config_file: str | Path, overrides: Seq
         # A small network is faster on one core than on several.
         num_gpus=min(os.cpu_count() or 1, MOST_PROCESSES) if cfg.MODEL.DEVICE == "cpu" else 1,
     )
-    print(f"{summary.done} pictures in {place.features('visual_genome')}, {summary.skipped} were there")
+    print(f"{summary.done} images in {place.features('visual_genome')}, {summary.skipped} were there")
     coco, flickr30k = _ids(image_data, "coco_id"), _ids(image_data, "flickr_id")
     for name, ids in (("coco", coco), ("flickr30k", flickr30k)):
         convert_features(place.features("visual_genome"), place.features(name), "flat-fp16", ids=ids)
@@ -166,6 +166,6 @@ def _extract(place: Place, cfg: CfgNode, config_file: str | Path, overrides: Seq
 
 
 def _ids(image_data: Path, key: str) -> dict[int, int]:
-    """Another data set's ids of Visual Genome's pictures, for those that it has."""
+    """Another data set's ids of Visual Genome's images, for those that it has."""
     records = iter_records(image_data, progress=False)
     return {record["image_id"]: record[key] for record in records if record[key] is not None}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bua.errors import InputError
-from bua.files import whole_file
+from bua.io.files import whole_file
 
 SECONDS = "seconds/"
 
@@ -25,10 +25,10 @@ class Stage:
 
 
 STAGES = {
-    "data": Stage("Making and preparing the pictures", 0.4),
+    "data": Stage("Making and preparing the images", 0.4),
     "training": Stage("Training the detector", 5.9),
     "evaluation": Stage("Evaluating it on the test split", 0.2),
-    "extraction": Stage("Extracting the regions of all pictures", 0.8),
+    "extraction": Stage("Extracting the regions of all images", 0.8),
     "heads": Stage("Training and scoring what looks at regions", 6.0),
     "page": Stage("Drawing the page", 0.1),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from bua.files import whole_file
+from bua.io.files import whole_file
 
 METRICS_FILE = "metrics.json"
 

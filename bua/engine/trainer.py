@@ -18,7 +18,7 @@ from bua.engine.interruption import Interruption
 from bua.engine.log import TrainingLog
 from bua.engine.random_state import random_state, set_random_state, undisturbed
 from bua.errors import InputError, make_folder
-from bua.files import whole_file
+from bua.io.files import whole_file
 
 FINAL = "model_final.pth"
 BEST = "model_best.pth"
@@ -145,7 +145,7 @@ class Trainer:
                 try:
                     stop = self._step(batches, interruption)
                 except InputError:
-                    # A picture that cannot be read. With several processes the others wait for this one elsewhere.
+                    # An image that cannot be read. With several processes the others wait for this one elsewhere.
                     if self.accelerator.num_processes == 1 and self.iteration > 0:
                         self._save(self._snapshot())
                     raise
@@ -330,7 +330,7 @@ def _from_detectron2(saved: dict) -> dict:
     """A checkpoint of ``bua.d2.Trainer`` as one of this trainer; any other as it is.
 
     Detectron2 counts the last iteration, from 0, where this trainer counts those done. Its data loader cannot say how
-    far it was: the pictures begin anew.
+    far it was: the images begin anew.
     """
     if "LRScheduler" not in saved.get("trainer", {}).get("hooks", {}):
         return saved

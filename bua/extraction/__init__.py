@@ -1,4 +1,4 @@
-"""From pictures to region features."""
+"""From images to region features."""
 
 from bua.extraction.boxes_files import load_boxes
 from bua.extraction.extractor import Extractor, Outcome

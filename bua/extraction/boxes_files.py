@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from bua.data.json_records import iter_records, without_gc
 from bua.errors import InputError
 from bua.features import open_features
 from bua.features.ids import id_of_file_stem, parse_id
+from bua.io.json_records import iter_records, without_gc
 
 ROW_COLUMNS = 5  # id, x1, y1, x2, y2
 HEAD = 4096  # bytes that tell what a file is
 
 
 def load_boxes(path: str | Path) -> Mapping[int | str, np.ndarray]:
-    """The boxes of each picture, image id -> [N, 4] float32 x1y1x2y2 in pixels of the original picture, in the
+    """The boxes of each image, image id -> [N, 4] float32 x1y1x2y2 in pixels of the original image, in the
     file's order.
 
-    They stay as they are, also where they reach over the picture's edge: what lies outside adds nothing to the
+    They stay as they are, also where they reach over the image's edge: what lies outside adds nothing to the
     pooled features, and the boxes are written as they were given. So does MILVLG's port (its mode 3).
 
     Args:
@@ -35,13 +35,13 @@ def load_boxes(path: str | Path) -> Mapping[int | str, np.ndarray]:
             an npz archive with an array for each id, or a folder of ``<id>.npy``;
             a folder of ``<id>.npz`` that have the boxes under ``bbox``, such as MILVLG's;
             any other file or folder of features that ``bua.features.open_features`` reads: their boxes.
-            Folders and features are read a picture at a time; JSON, rows and archives are held in memory, where a
+            Folders and features are read an image at a time; JSON, rows and archives are held in memory, where a
             box takes 16 bytes (while a JSON other than COCO's list is read, some 400).
 
     Raises:
-        InputError: now, or when a picture's boxes are asked for: names the file, the picture and what is wrong:
+        InputError: now, or when an image's boxes are asked for: names the file, the image and what is wrong:
             not [N, 4], not a number, x2 < x1 or y2 < y1.
-        KeyError: when the boxes of a picture are asked for that has none.
+        KeyError: when the boxes of an image are asked for that has none.
     """
     path = Path(path)
     try:
@@ -54,7 +54,7 @@ def load_boxes(path: str | Path) -> Mapping[int | str, np.ndarray]:
     if head.startswith(b"PK"):
         return _in_archive(path)
     if head.startswith(b"\x93NUMPY"):
-        raise InputError(f"{path}: the boxes of one picture; give the folder of such files, named <id>.npy")
+        raise InputError(f"{path}: the boxes of one image; give the folder of such files, named <id>.npy")
     with without_gc():
         if head.lstrip().startswith(b"["):
             return _from_coco(iter_records(path, progress=False), path)
@@ -70,20 +70,20 @@ def load_boxes(path: str | Path) -> Mapping[int | str, np.ndarray]:
 class _OnDemand(Mapping[int | str, np.ndarray]):
     """Boxes that are read when they are asked for, ``read`` from what ``pictures`` has for an id."""
 
-    def __init__(self, path: Path, pictures: Mapping, read: Callable[..., np.ndarray]):
-        self.path, self.pictures, self.read = path, pictures, read
+    def __init__(self, path: Path, images: Mapping, read: Callable[..., np.ndarray]):
+        self.path, self.images, self.read = path, images, read
 
     def __getitem__(self, image_id: int | str) -> np.ndarray:
-        return _checked(self.read(self.pictures[parse_id(image_id)]), f"{self.path}: picture {image_id}")
+        return _checked(self.read(self.images[parse_id(image_id)]), f"{self.path}: image {image_id}")
 
     def __contains__(self, image_id) -> bool:
-        return parse_id(image_id) in self.pictures
+        return parse_id(image_id) in self.images
 
     def __iter__(self) -> Iterator[int | str]:
-        return iter(self.pictures)
+        return iter(self.images)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
 
 def _in_features(path: Path) -> _OnDemand:
@@ -126,7 +126,7 @@ def _read_npz(path: str) -> np.ndarray:
 def _in_archive(path: Path) -> dict[int | str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {parse_id(key): _checked(arrays[key], f"{path}: picture {key}") for key in arrays.files}
+            return {parse_id(key): _checked(arrays[key], f"{path}: image {key}") for key in arrays.files}
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -142,7 +142,7 @@ def _in_json(path: Path) -> dict[int | str, np.ndarray]:
         if not isinstance(content["annotations"], list):
             raise InputError(f"{path}: annotations must be a list of records with image_id and bbox")
         return _from_coco(content["annotations"], path)
-    return {parse_id(image_id): _checked(boxes, f"{path}: picture {image_id}") for image_id, boxes in content.items()}
+    return {parse_id(image_id): _checked(boxes, f"{path}: image {image_id}") for image_id, boxes in content.items()}
 
 
 def _from_coco(records: Iterable[dict], path: Path) -> dict[int | str, np.ndarray]:
@@ -181,7 +181,7 @@ def _in_rows(path: Path) -> dict[int | str, np.ndarray]:
 
 def _arrays(flat: dict[int | str, array], path: Path) -> dict[int | str, np.ndarray]:
     return {
-        image_id: _checked(np.frombuffer(numbers, np.float32).reshape(-1, 4), f"{path}: picture {image_id}")
+        image_id: _checked(np.frombuffer(numbers, np.float32).reshape(-1, 4), f"{path}: image {image_id}")
         for image_id, numbers in flat.items()
     }
 

@@ -1,6 +1,6 @@
-"""From pictures to their regions on many machines: shards of the work as Ray's tasks.
+"""From images to their regions on many machines: shards of the work as Ray's tasks.
 
-Every task writes the features of its pictures into a shard, a folder that gets its name when it is whole. The
+Every task writes the features of its images into a shard, a folder that gets its name when it is whole. The
 machines must share the file system in which the output lies. A shard of a machine that is lost runs again elsewhere;
 shards that an interrupted run left behind are used.
 """
@@ -32,7 +32,7 @@ FAILURES = "failures.jsonl"
 # Of one task, when its worker or machine is lost.
 RETRIES = 3
 
-# Tasks that Ray has at a time: more than any cluster runs, few enough that it need not keep a list of all pictures.
+# Tasks that Ray has at a time: more than any cluster runs, few enough that it need not keep a list of all images.
 TASKS = 1000
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ def on_ray(job: Job, address: str, folder: Path, device: str, shard_size: int = 
 
     Args:
         address: of the cluster as ``ray.init`` takes it: "auto", "host:port", or "local" for this machine alone.
-        folder: where shards are written; all machines must see it, the pictures and the files that ``job`` names
+        folder: where shards are written; all machines must see it, the images and the files that ``job`` names
             under these paths.
         device: "cuda" (a GPU a task) or "cpu" (a core a task).
-        shard_size: pictures a shard.
+        shard_size: images a shard.
 
     Raises:
         InputError: Ray is not installed, or there is no cluster at ``address``.
@@ -79,7 +79,7 @@ class Cluster:
         self.device = torch.device(device).type
 
     def __call__(self, images: list[ImageFile]) -> Iterator[Outcome]:
-        """The outcome of each picture, shard by shard as they get whole.
+        """The outcome of each image, shard by shard as they get whole.
 
         Raises:
             InputError: a task cannot load the detector or write its shard.
@@ -125,9 +125,9 @@ class Cluster:
                     raise error.cause from None
                 raise
             except ray.exceptions.RayError as error:
-                # A picture that kills its worker every time must not take the others of its shard with it.
+                # An image that kills its worker every time must not take the others of its shard with it.
                 reason = f"its worker was lost {RETRIES + 1} times ({type(error).__name__})"
-                logger.warning("a shard of %d pictures: %s", len(part), reason)
+                logger.warning("a shard of %d images: %s", len(part), reason)
                 if len(part) > 1:
                     parts.extendleft([part[: len(part) // 2], part[len(part) // 2 :]])
                 else:
@@ -187,7 +187,7 @@ def _outcomes(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outc
 
 
 def _regions(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
-    """What a shard has of the ``missing`` pictures, which are then no longer missing."""
+    """What a shard has of the ``missing`` images, which are then no longer missing."""
     store = open_features(shard / "features")
     for image_id in store:
         if image := missing.pop(image_id, None):

@@ -1,4 +1,4 @@
-"""From pictures to their regions, on one device: decoding ahead, and pictures of one size together."""
+"""From images to their regions, on one device: decoding ahead, and images of one size together."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,28 +10,28 @@ import cv2
 import numpy as np
 import torch
 
-from bua.data.images import read_image
 from bua.errors import InputError
 from bua.extraction.boxes_files import load_boxes
 from bua.extraction.job import Wanted
 from bua.extraction.select import regions_from, regions_of_given
 from bua.extraction.sources import ImageFile
+from bua.io.images import read_image
 from bua.modeling import Detector
 from bua.modeling.boxes import clip_boxes
 from bua.structures import DetectorInput, Regions
 
-# In a stream of pictures: no more may come for a while, so nothing is to be held back for a fuller batch.
+# In a stream of images: no more may come for a while, so nothing is to be held back for a fuller batch.
 FLUSH = None
 
-# Network pixels from one cell of res5's map of the whole picture to the next; the second where res5 is dilated.
+# Network pixels from one cell of res5's map of the whole image to the next; the second where res5 is dilated.
 GRID_STRIDES = (32, 16)
 
-# Pictures that wait for others of their size, as a multiple of the batch size.
+# Images that wait for others of their size, as a multiple of the batch size.
 WINDOW = 8
 
 
 class Outcome(NamedTuple):
-    """A picture's regions, or the reason why there are none."""
+    """An image's regions, or the reason why there are none."""
 
     image: ImageFile
     regions: Regions | None
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 
 class Extractor:
-    """A detector that is told what of each picture is wanted."""
+    """A detector that is told what of each image is wanted."""
 
     def __init__(self, detector: Detector, wanted: Wanted, *, batch_size: int = 1, num_workers: int = 0):
         self.detector, self.wanted = detector, wanted
@@ -47,11 +47,11 @@ class Extractor:
         self.given = None if wanted.boxes is None else load_boxes(wanted.boxes)
 
     def __call__(self, images: Iterable[ImageFile | None]) -> Iterator[Outcome]:
-        """The outcome of each picture. With a batch size of 1 in the order given, otherwise nearly so: pictures wait
+        """The outcome of each image. With a batch size of 1 in the order given, otherwise nearly so: images wait
         for others of their size.
 
         Args:
-            images: FLUSH among them lets no picture wait any longer.
+            images: FLUSH among them lets no image wait any longer.
         """
         threads = ThreadPoolExecutor(max(1, self.num_workers), "decode")
         try:
@@ -62,7 +62,7 @@ class Extractor:
             threads.shutdown(cancel_futures=True)
 
     def regions_of(self, path: str | Path) -> Regions:
-        """The regions of one picture file, under id 0.
+        """The regions of one image file, under id 0.
 
         Raises:
             InputError: it cannot be read.
@@ -74,7 +74,7 @@ class Extractor:
 
     @property
     def held(self) -> int:
-        """The largest number of pictures that are in work at a time: being decoded, waiting for others of their size,
+        """The largest number of images that are in work at a time: being decoded, waiting for others of their size,
         and in the network."""
         return (self.num_workers + self.batch_size) + WINDOW * self.batch_size + self.batch_size
 
@@ -85,38 +85,38 @@ class Extractor:
             return _one_line(error)
 
     def _outcomes(self, batch: list[tuple[ImageFile, DetectorInput | str]]) -> Iterator[Outcome]:
-        pictures = []
+        images = []
         for image, picture in batch:
             if isinstance(picture, str):
                 yield Outcome(image, None, picture)
             else:
-                pictures.append((image, picture))
-        if not pictures:
+                images.append((image, picture))
+        if not images:
             return
         try:
-            outcomes = self._regions(pictures)
+            outcomes = self._regions(images)
         except torch.OutOfMemoryError as error:
             reason = _one_line(error)
         else:
             yield from outcomes
             return
         # Outside the except block, in which the error would keep the memory of the batch.
-        if len(pictures) == 1:
-            yield Outcome(pictures[0][0], None, reason)
+        if len(images) == 1:
+            yield Outcome(images[0][0], None, reason)
         else:
-            for single in pictures:
+            for single in images:
                 yield from self._outcomes([single])
 
-    def _regions(self, pictures: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
+    def _regions(self, images: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
         if self.wanted.grid:
-            maps = self.detector.grid([picture for _, picture in pictures])
+            maps = self.detector.grid([picture for _, picture in images])
             return [
                 Outcome(image, _grid_regions(grid, picture, image.image_id, self.detector.convention))
-                for (image, picture), grid in zip(pictures, maps)
+                for (image, picture), grid in zip(images, maps)
             ]
         if self.given is not None:
-            return self._given_regions(pictures)
-        predictions = self.detector.infer([picture for _, picture in pictures], regress=self.wanted.regressed)
+            return self._given_regions(images)
+        predictions = self.detector.infer([picture for _, picture in images], regress=self.wanted.regressed)
         return [
             Outcome(
                 image,
@@ -131,12 +131,12 @@ class Extractor:
                     convention=self.detector.convention,
                 ),
             )
-            for (image, _), prediction in zip(pictures, predictions)
+            for (image, _), prediction in zip(images, predictions)
         ]
 
-    def _given_regions(self, pictures: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
+    def _given_regions(self, images: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
         outcomes, known, boxes = [], [], []
-        for image, picture in pictures:
+        for image, picture in images:
             try:
                 boxes.append(torch.from_numpy(_boxes_of(self.given, image, self.wanted.boxes)))
                 known.append((image, picture))
@@ -151,7 +151,7 @@ class Extractor:
 def _ahead(
     images: Iterable[ImageFile | None], prepare: Callable, threads: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[ImageFile, DetectorInput | str] | None]:
-    """Pictures in their order, decoded by ``threads`` while earlier ones are in work."""
+    """Images in their order, decoded by ``threads`` while earlier ones are in work."""
     waiting: deque[tuple[ImageFile, Future]] = deque()
     for image in images:
         if image is not FLUSH:
@@ -165,10 +165,10 @@ def _ahead(
         yield image, picture.result()
 
 
-def _batches(pictures: Iterator, size: int) -> Iterator[list]:
-    """Pictures of one network size in batches; ones that cannot be read at once."""
+def _batches(images: Iterator, size: int) -> Iterator[list]:
+    """Images of one network size in batches; ones that cannot be read at once."""
     groups: dict[torch.Size, list] = {}
-    for item in pictures:
+    for item in images:
         if item is FLUSH:
             yield from groups.values()
             groups.clear()
@@ -188,7 +188,7 @@ def _batches(pictures: Iterator, size: int) -> Iterator[list]:
 
 
 def _grid_regions(grid: torch.Tensor, picture: DetectorInput, image_id: int | str, convention: str) -> Regions:
-    """The cells of a feature map [D, h, w] as regions, row by row; boxes are what each cell covers of the picture."""
+    """The cells of a feature map [D, h, w] as regions, row by row; boxes are what each cell covers of the image."""
     _, rows, columns = grid.shape
     long_side = max(picture.image.shape[1:])
     stride = min(GRID_STRIDES, key=lambda stride: abs(long_side / stride - max(rows, columns)))
@@ -208,7 +208,7 @@ def _boxes_of(given: Mapping[int | str, np.ndarray], image: ImageFile, source: s
     try:
         return given[image.image_id]
     except KeyError:
-        raise InputError(f"{source}: no boxes for the picture {image.image_id}; add them") from None
+        raise InputError(f"{source}: no boxes for the image {image.image_id}; add them") from None
 
 
 def _one_line(error: BaseException) -> str:

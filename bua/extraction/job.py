@@ -1,4 +1,4 @@
-"""What an extraction is told: which detector, and what of each picture."""
+"""What an extraction is told: which detector, and what of each image."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from bua.checkpoint import load_weights
 from bua.config import load_cfg
 from bua.errors import InputError
 from bua.modeling import Detector, build_detector
-from bua.modeling.inference import optimize_for_inference
+from bua.modeling.optimize import optimize_for_inference
 from bua.weights.zoo import ZOO, fetch
 
 RANDOM_WEIGHTS = "random"
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of each picture is extracted.
+    """What of each image is extracted.
 
     Attributes:
         min_boxes, max_boxes, score_threshold, nms_threshold: as for ``bua.extraction.select_regions``.
@@ -66,7 +66,7 @@ class Job:
         weights: a checkpoint file, or "random".
         precision: of the convolutions, "fp32" or "bf16".
         compile: whether torch.compile makes the backbone and the heads.
-        batch_size: pictures of one size that go through the network together.
+        batch_size: images of one size that go through the network together.
         num_workers: threads that decode and resize ahead of the network.
         allow_missing: whether parameters that the weights lack may keep random values.
     """
@@ -111,7 +111,7 @@ def detector_job(
     min_boxes: int = 10,
     max_boxes: int = 100,
 ) -> Job:
-    """A job for single pictures, such as those that the heads are asked about. Arguments and errors as for
+    """A job for single images, such as those that the heads are asked about. Arguments and errors as for
     ``bua.extraction.extract``."""
     wanted = Wanted(min_boxes, max_boxes)
     wanted.check()
@@ -132,7 +132,7 @@ def find_weights(weights: str | Path | None, cfg, config_file: str | Path) -> st
 
 
 def settings_of(job: Job, cfg, format: str) -> dict:
-    """All that the features depend on besides the pictures, flat, as it comes back from JSON."""
+    """All that the features depend on besides the images, flat, as it comes back from JSON."""
     settings = {
         "format": format,
         "weights": fingerprint(job.weights),

@@ -1,11 +1,11 @@
-"""What lies beside a file of features: how it was made, and which pictures failed."""
+"""What lies beside a file of features: how it was made, and which images failed."""
 
 import json
 from pathlib import Path
 
 from bua.errors import InputError
 from bua.extraction.extractor import Outcome
-from bua.files import whole_file
+from bua.io.files import whole_file
 
 SETTINGS, SHARDS = "meta.json", "shards"
 
@@ -47,7 +47,7 @@ def write_settings(output: Path, settings: dict) -> None:
 
 
 class Failures:
-    """``<output>.failures.jsonl``, of this run alone: a line (``image_id``, ``path``, ``reason``) a picture, and no
+    """``<output>.failures.jsonl``, of this run alone: a line (``image_id``, ``path``, ``reason``) an image, and no
     file where none failed."""
 
     def __init__(self, output: Path):

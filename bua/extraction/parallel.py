@@ -1,4 +1,4 @@
-"""From pictures to their regions on many devices: a process for each, which takes work when it gets free."""
+"""From images to their regions on many devices: a process for each, which takes work when it gets free."""
 
 import logging
 import math
@@ -19,10 +19,10 @@ from bua.extraction.extractor import FLUSH, Extractor, Outcome
 from bua.extraction.job import Job
 from bua.extraction.sources import ImageFile
 
-# Pictures that a process has besides those in work, so that it does not wait for more.
+# Images that a process has besides those in work, so that it does not wait for more.
 SPARE = 32
 
-# Of processes on a device, one after the other and without a picture done between, before it is left alone.
+# Of processes on a device, one after the other and without an image done between, before it is left alone.
 MAX_DEATHS = 3
 
 GRACE_SECONDS = 10
@@ -64,8 +64,8 @@ def on_devices(job: Job, devices: list[str]) -> Iterator["Pool"]:
 
 
 class Pool:
-    """Extracts on many devices. A process that dies is reported, and others do its pictures; a new one takes its
-    place. Those pictures that it had in work then are done alone, and one with which a process dies again is given up.
+    """Extracts on many devices. A process that dies is reported, and others do its images; a new one takes its
+    place. Those images that it had in work then are done alone, and one with which a process dies again is given up.
     """
 
     def __init__(self, job: Job, devices: list[str]):
@@ -80,16 +80,16 @@ class Pool:
             worker.wait_until_ready()
 
     def __call__(self, images: list[ImageFile]) -> Iterator[Outcome]:
-        """The outcome of each picture, in the order in which they get done.
+        """The outcome of each image, in the order in which they get done.
 
         Raises:
             InputError: the processes of all devices have died.
         """
         waiting, suspects = deque(images), deque()
-        while waiting or suspects or any(worker.pictures for worker in self._workers):
+        while waiting or suspects or any(worker.images for worker in self._workers):
             if not self._workers:
                 raise InputError(
-                    f"the processes on all devices died; {len(waiting) + len(suspects)} pictures are left, and the "
+                    f"the processes on all devices died; {len(waiting) + len(suspects)} images are left, and the "
                     "same command goes on with them"
                 )
             for worker in self._workers:
@@ -122,12 +122,12 @@ class Pool:
         self._workers.remove(worker)
         exit_code = worker.wait_until_dead()
         logger.warning(
-            "the process on %s died (exit code %s); others do its %d pictures",
+            "the process on %s died (exit code %s); others do its %d images",
             worker.device,
             exit_code,
-            len(worker.pictures),
+            len(worker.images),
         )
-        in_work, rest = worker.pictures[: worker.held], worker.pictures[worker.held :]
+        in_work, rest = worker.images[: worker.held], worker.images[worker.held :]
         waiting.extendleft(reversed(rest))
         if worker.alone:
             for image in in_work:
@@ -145,11 +145,11 @@ class _Worker:
     """The main process's end of one process.
 
     Attributes:
-        pictures: those it was given and has not answered, in their order.
+        images: those it was given and has not answered, in their order.
         alone: whether it was given a suspect, and that alone.
-        flushed: whether it holds none of its pictures back for a fuller batch.
-        held: the largest number of its pictures that are in work at a time.
-        deaths: of the processes before it on this device, since one of them did a picture.
+        flushed: whether it holds none of its images back for a fuller batch.
+        held: the largest number of its images that are in work at a time.
+        deaths: of the processes before it on this device, since one of them did an image.
     """
 
     def __init__(self, job: Job, device: str, threads: int, *, quiet: bool, deaths: int = 0):
@@ -157,7 +157,7 @@ class _Worker:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self.device, self.deaths = device, deaths
-        self.pictures: list[ImageFile] = []
+        self.images: list[ImageFile] = []
         self.ready = self.alone = self.flushed = False
         self.held = 0
         self.connection, other = context.Pipe()
@@ -179,24 +179,24 @@ class _Worker:
 
     def give(self, waiting: deque[ImageFile], suspects: deque[ImageFile], most: int) -> None:
         """Hands over what the process can take, at most so many of the waiting ones."""
-        if not self.ready or (self.alone and self.pictures):
+        if not self.ready or (self.alone and self.images):
             return
-        if suspects and not self.pictures:
+        if suspects and not self.images:
             # One that killed a process must not take others with it.
             self.alone = True
             self._send([suspects.popleft()], flush=True)
-        elif waiting and len(self.pictures) <= self.held + SPARE:
+        elif waiting and len(self.images) <= self.held + SPARE:
             self.alone = False
-            number = min(most, self.held + 2 * SPARE - len(self.pictures))
+            number = min(most, self.held + 2 * SPARE - len(self.images))
             images = [waiting.popleft() for _ in range(number)]
             # With no more than it can hold it would wait for ever.
-            self._send(images, flush=not waiting or len(self.pictures) + number <= self.held)
-        elif not waiting and self.pictures and not self.flushed:
+            self._send(images, flush=not waiting or len(self.images) + number <= self.held)
+        elif not waiting and self.images and not self.flushed:
             self._send([], flush=True)
 
     def receive(self) -> Outcome:
         outcome = self.connection.recv()
-        self.pictures.remove(outcome.image)
+        self.images.remove(outcome.image)
         self.deaths = 0
         return outcome
 
@@ -211,14 +211,14 @@ class _Worker:
     def close(self) -> None:
         """Ends the process: at once if it is at work, otherwise when it has given back what it holds."""
         self.connection.close()
-        if self.pictures or not self.ready:
+        if self.images or not self.ready:
             self.process.kill()
         self.process.join(GRACE_SECONDS)
         self.process.kill()
         self.process.join()
 
     def _send(self, images: list[ImageFile], flush: bool) -> None:
-        self.pictures += images
+        self.images += images
         self.flushed = flush
         # Of a process that is gone one hears when its answer is read.
         with suppress(OSError):
@@ -249,17 +249,17 @@ def _work(connection: Connection, job: Job, device: str, threads: int, quiet: bo
 
 
 def _received(connection: Connection) -> Iterator[ImageFile | None]:
-    """The pictures that the main process hands over. They are taken from the connection at once: were it full, the
+    """The images that the main process hands over. They are taken from the connection at once: were it full, the
     main process would wait for this one, and this one, with an outcome to send, for the main process."""
-    pictures: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, pictures), daemon=True).start()
-    while (images := pictures.get()) is not None:
+    incoming: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, incoming), daemon=True).start()
+    while (images := incoming.get()) is not None:
         yield from images
 
 
-def _receive(connection: Connection, pictures: queue.SimpleQueue) -> None:
+def _receive(connection: Connection, images: queue.SimpleQueue) -> None:
     try:
         while True:
-            pictures.put(connection.recv())
+            images.put(connection.recv())
     except (EOFError, OSError):
-        pictures.put(None)
+        images.put(None)

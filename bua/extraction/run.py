@@ -1,4 +1,4 @@
-"""Pictures in, a file of region features out: on one device, on many, or on many machines."""
+"""Images in, a file of region features out: on one device, on many, or on many machines."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bua.data.catalog import vocabulary_folder
+from bua.detection.catalog import vocabulary_folder
 from bua.errors import InputError, make_folder
 from bua.extraction.cluster import SHARD_SIZE, Cluster, on_ray
 from bua.extraction.extractor import Extractor, Outcome
@@ -23,13 +23,13 @@ from bua.extraction.parallel import devices_of, on_devices
 from bua.extraction.sources import ImageFile, list_images
 from bua.features import FORMATS, FeatureWriter, open_writer
 from bua.features.ids import image_id_of, stem_of
-from bua.files import exclusive
-from bua.modeling.inference import PRECISIONS
+from bua.io.files import exclusive
+from bua.modeling.optimize import PRECISIONS
 from bua.vocabulary import Vocabulary
 
 ON_ERROR = ("skip", "stop")
 
-# Formats that have no place for a picture without labels.
+# Formats that have no place for an image without labels.
 LABELLED = ("lxmert-tsv", "vinvl-tsv")
 
 # What a machine that dies may cost.
@@ -49,10 +49,10 @@ class Summary:
     """What a run did.
 
     Attributes:
-        done: pictures whose features this run wrote.
-        skipped: pictures that were in the output before.
-        failed: pictures listed in ``<output>.failures.jsonl``.
-        seconds: from the first picture to the last.
+        done: images whose features this run wrote.
+        skipped: images that were in the output before.
+        failed: images listed in ``<output>.failures.jsonl``.
+        seconds: from the first image to the last.
     """
 
     done: int = 0
@@ -93,10 +93,10 @@ def extract(
     allow_missing: bool = False,
     vocabulary: str | Path | None = None,
 ) -> Summary:
-    """Writes the region features of pictures, and goes on where an earlier run with the same settings stopped.
+    """Writes the region features of images, and goes on where an earlier run with the same settings stopped.
 
     A record is written whole or not at all, whatever stops the run; one run at a time writes an output. Beside it lie
-    ``<output>.meta.json`` (the settings, which a later run must share) and, where pictures failed,
+    ``<output>.meta.json`` (the settings, which a later run must share) and, where images failed,
     ``<output>.failures.jsonl`` (``image_id``, ``path``, ``reason``). The next run tries these again.
 
     Args:
@@ -110,14 +110,14 @@ def extract(
         regressed: whether boxes are those regressed for each region's best class, not the proposals.
         boxes: boxes to describe instead of proposals, as for ``bua.extraction.load_boxes``.
         grid: whether to write the cells of the feature map, row by row, instead of regions.
-        on_error: "skip" goes on after a picture that fails; "stop" raises InputError at the first.
-        batch_size: pictures of one size a step; features are the same whatever it is.
+        on_error: "skip" goes on after an image that fails; "stop" raises InputError at the first.
+        batch_size: images of one size a step; features are the same whatever it is.
         num_workers: threads that decode and resize, for each device; by default the configuration's, at most one a
             core.
         device: "cpu", "cuda", ...; by default the configuration's.
         num_gpus: devices, with a process each; on the CPU that many processes.
         ray: a Ray cluster's address ("auto", "host:port", "local") to work on instead of this machine's devices.
-        shard_size: pictures a task on Ray.
+        shard_size: images a task on Ray.
         precision: "fp32" or "bf16", of the convolutions.
         compile: whether to compile the network with torch.compile first.
         allow_missing: whether parameters that the weights lack, or have in another shape, may keep random values.
@@ -125,7 +125,7 @@ def extract(
             that of DATASETS.TEST, where it fits the detector.
 
     Raises:
-        InputError: names what cannot be used, before anything is written; or the disk is full; or a picture failed
+        InputError: names what cannot be used, before anything is written; or the disk is full; or an image failed
             and ``on_error`` is "stop".
     """
     output = Path(output)
@@ -182,7 +182,7 @@ def write(
         extractor: an ``Extractor``, a ``Pool`` or a ``Cluster``.
 
     Raises:
-        InputError: the output cannot be written; or a picture failed and ``stop_on_error``.
+        InputError: the output cannot be written; or an image failed and ``stop_on_error``.
     """
     missing = [image for image in images if image.image_id not in writer.done]
     summary = Summary(skipped=len(images) - len(missing))
@@ -213,7 +213,7 @@ def write(
         with _room_for(failures.output):
             writer.finish()
     except KeyboardInterrupt:
-        logger.warning("stopped after %d pictures; the same command goes on from there", summary.done)
+        logger.warning("stopped after %d images; the same command goes on from there", summary.done)
         raise
     summary.seconds = time.perf_counter() - start
     return summary
@@ -275,7 +275,7 @@ class _Progress:
             rate = done / (now - self.start)
             left = self.total - self.summary.skipped - done
             logger.info(
-                "%d of %d pictures, %.3g a second, %s left, %d failed",
+                "%d of %d images, %.3g a second, %s left, %d failed",
                 self.total - left,
                 self.total,
                 rate,
@@ -294,7 +294,7 @@ def _check(job: Job, cfg, format: str, on_error: str) -> None:
     counted = not (job.wanted.boxes or job.wanted.grid)
     if format == "hdf5" and counted and job.wanted.min_boxes != job.wanted.max_boxes:
         raise InputError(
-            "format hdf5: needs as many boxes in every picture; add --min-boxes 36 --max-boxes 36, or use ban-hdf5"
+            "format hdf5: needs as many boxes in every image; add --min-boxes 36 --max-boxes 36, or use ban-hdf5"
         )
     if format in LABELLED and job.wanted.grid:
         raise InputError(f"format {format}: needs labels, and cells of a grid have none; use tsv, npz or flat")

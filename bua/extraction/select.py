@@ -1,4 +1,4 @@
-"""Which of the detector's regions become a picture's features (Anderson et al. 2018, section 3.1)."""
+"""Which of the detector's regions become an image's features (Anderson et al. 2018, section 3.1)."""
 
 import torch
 
@@ -63,7 +63,7 @@ def regions_from(
     convention: str = "caffe",
     regressed: bool = False,
 ) -> Regions:
-    """The selected regions of one picture with their features, best object class and best attribute.
+    """The selected regions of one image with their features, best object class and best attribute.
 
     Args:
         min_boxes, max_boxes, score_threshold, nms_threshold, convention: as for ``select_regions``. Every region

@@ -1,4 +1,4 @@
-"""Pictures in WebDataset's tar shards: found by the archive's headers alone, to be read where they lie."""
+"""Images in WebDataset's tar shards: found by the archive's headers alone, to be read where they lie."""
 
 import logging
 import os
@@ -12,14 +12,14 @@ BLOCK = 512  # bytes of a tar header
 logger = logging.getLogger(__name__)
 
 
-def pictures_in_shard(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
-    """Yields (key, offset, size) of the pictures in a tar archive, in its order; offset and size in bytes.
+def images_in_shard(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
+    """Yields (key, offset, size) of the images in a tar archive, in its order; offset and size in bytes.
 
     The key is WebDataset's: the member's name, with its folder, up to the first dot after it; what follows that dot
-    says what the member is. Members are pictures if that is one of ``suffixes`` as a whole: ``a.jpg`` is the picture
+    says what the member is. Members are images if that is one of ``suffixes`` as a whole: ``a.jpg`` is the image
     of ``a``, while ``a.b.jpg`` is the ``b.jpg`` of ``a`` and is left out, with a warning. So are links.
 
-    An archive that is cut short gives a warning and the pictures before that; one of which only the beginning is
+    An archive that is cut short gives a warning and the images before that; one of which only the beginning is
     there is among them, so that reading it fails where failures are listed.
 
     Args:
@@ -42,13 +42,13 @@ def pictures_in_shard(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[st
         yield folder + slash + stem, member.offset_data, member.size
     if left_out:
         logger.warning(
-            "%s: %d pictures are left out, such as %s: a link, or its name has a dot before the one of the suffix, "
+            "%s: %d images are left out, such as %s: a link, or its name has a dot before the one of the suffix, "
             "which WebDataset takes for another part of the sample; repack the shard if you want them",
             path,
             len(left_out),
             left_out[0],
         )
-    logger.debug("%s: %d pictures", path, count)
+    logger.debug("%s: %d images", path, count)
 
 
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
@@ -60,7 +60,7 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
     except tarfile.TarError as error:
         raise InputError(
             f"{path}: not an uncompressed tar archive ({error}); uncompress it if it is compressed, "
-            "since pictures are read from where they lie"
+            "since images are read from where they lie"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder, a glob, a list, a JSON of COCO or Visual Genome, tar shards."""
+"""Where images come from: a folder, a glob, a list, a JSON of COCO or Visual Genome, tar shards."""
 
 import glob
 import os
@@ -11,10 +11,10 @@ from typing import NamedTuple
 import orjson
 from tqdm import tqdm
 
-from bua.data.json_records import iter_records, without_gc
 from bua.errors import InputError
-from bua.extraction.shards import pictures_in_shard
+from bua.extraction.shards import images_in_shard
 from bua.features.ids import image_id_of, parse_id
+from bua.io.json_records import iter_records, without_gc
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # the compressed ones are refused, by what is said about them
@@ -23,12 +23,12 @@ _NUMBERS = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
 class ImageFile(NamedTuple):
-    """A picture to be read, and the id that its features get.
+    """An image to be read, and the id that its features get.
 
     Attributes:
         path: the file that holds it.
         image_id: an integer where its text reads as one (``bua.features.ids.parse_id``).
-        span: (offset, size) in bytes of the picture in that file, for a picture in a tar shard; None: all of it.
+        span: (offset, size) in bytes of the image in that file, for an image in a tar shard; None: all of it.
     """
 
     path: str
@@ -42,12 +42,12 @@ def list_images(
     *,
     id_of: Callable[[str], int | str] = image_id_of,
 ) -> list[ImageFile]:
-    """The pictures that ``source`` names, each id once, in its order (folders and globs sorted by path).
+    """The images that ``source`` names, each id once, in its order (folders and globs sorted by path).
 
     Args:
         source: one of
             a folder, with its subfolders;
-            a picture, a glob such as ``"val2014/*.jpg"``, or a range such as ``"part-{00..31}/*.jpg"``;
+            an image, a glob such as ``"val2014/*.jpg"``, or a range such as ``"part-{00..31}/*.jpg"``;
             a list file: UTF-8, a line ``path`` or ``path<TAB>id`` for each; ``"-"``: such lines on standard input;
             a COCO JSON (``images`` with ``id`` and ``file_name``) or Visual Genome's image_data.json (a list with
             ``image_id`` and ``url``, of which the last folder and the name are the path);
@@ -58,14 +58,14 @@ def list_images(
         id_of: a path's id, where nothing else gives it.
 
     Raises:
-        InputError: ``source`` does not exist, is none of these, names no picture, or gives two pictures one id.
+        InputError: ``source`` does not exist, is none of these, names no image, or gives two images one id.
     """
     source = os.fspath(source)
     with without_gc():
         images = _list(source, image_root, id_of)
         if not images:
             shards = f"; for shards give {os.path.join(source, '*.tar')}" if os.path.isdir(source) else ""
-            raise InputError(f"{source}: no pictures there ({' '.join(SUFFIXES)}){shards}")
+            raise InputError(f"{source}: no images there ({' '.join(SUFFIXES)}){shards}")
         _check_ids(images, source)
     return images
 
@@ -78,8 +78,8 @@ def _list(source: str, image_root: str | Path | None, id_of: Callable[[str], int
     if not os.path.exists(source) or source.lower().endswith(SUFFIXES + SHARD_SUFFIXES):
         paths = _expand(source)
         shards = [path for path in paths if path.lower().endswith(SHARD_SUFFIXES)]
-        pictures = [path for path in paths if not path.lower().endswith(SHARD_SUFFIXES)]
-        return _named_by_path(pictures, id_of) + _in_shards(shards)
+        images = [path for path in paths if not path.lower().endswith(SHARD_SUFFIXES)]
+        return _named_by_path(images, id_of) + _in_shards(shards)
     try:
         if source.lower().endswith(".json"):
             return _read_json(source, image_root)
@@ -104,13 +104,13 @@ def _expand(pattern: str) -> list[str]:
     if glob.has_magic(pattern):
         return sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
     raise InputError(
-        f"{pattern}: no such file or folder; give pictures as a folder, glob, list file, COCO JSON or tar shards"
+        f"{pattern}: no such file or folder; give images as a folder, glob, list file, COCO JSON or tar shards"
     )
 
 
 def _find(folder: str) -> list[str]:
-    """The pictures in a folder and those below it, also where links lead to, each folder once. A link to nowhere is
-    a picture by its name, and fails when it is read."""
+    """The images in a folder and those below it, also where links lead to, each folder once. A link to nowhere is
+    an image by its name, and fails when it is read."""
     found, folders, seen = [], [folder], set()
     while folders:
         folder = folders.pop()
@@ -138,13 +138,13 @@ def _in_shards(shards: list[str]) -> list[ImageFile]:
     return [
         ImageFile(shard, parse_id(key), (offset, size))
         for shard in tqdm(shards, desc="shards", unit="shard", disable=len(shards) < 2, mininterval=1)
-        for key, offset, size in pictures_in_shard(shard, SUFFIXES)
+        for key, offset, size in images_in_shard(shard, SUFFIXES)
     ]
 
 
 def _read_json(path: str, image_root: str | Path | None) -> list[ImageFile]:
     if image_root is None:
-        raise InputError(f"{path}: a JSON does not say where its pictures are; give their folder as image root")
+        raise InputError(f"{path}: a JSON does not say where its images are; give their folder as image root")
     with open(path, "rb") as file:
         is_list = file.read(64).lstrip().startswith(b"[")
     named = _in_visual_genome(path) if is_list else _in_coco(path)
@@ -187,7 +187,7 @@ def _read_list(
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{source}: line {number}: not UTF-8; this is neither a picture ({' '.join(SUFFIXES)}) nor a list file"
+                f"{source}: line {number}: not UTF-8; this is neither an image ({' '.join(SUFFIXES)}) nor a list file"
             ) from error
         name, *ids = text.split("\t")
         if not name and not ids:
@@ -216,5 +216,5 @@ def _check_ids(images: list[ImageFile], source: str) -> None:
             raise InputError(f"{source}: {image.path} is there twice with the id {image.image_id}; remove one")
         raise InputError(
             f"{source}: {earlier.path} and {image.path} both have the id {image.image_id}; "
-            "name the pictures in a list file with `path<TAB>id`"
+            "name the images in a list file with `path<TAB>id`"
         )

@@ -33,7 +33,7 @@ class Bounds:
 
 @dataclass
 class Comparison:
-    """The regions of one picture beside those of its reference, pair by pair.
+    """The regions of one image beside those of its reference, pair by pair.
 
     Attributes:
         image_id: as the reference has it.
@@ -56,27 +56,27 @@ class Comparison:
 
 
 def compare_features(found: FeatureStore, reference: FeatureStore) -> list[Comparison]:
-    """Compares every picture of ``reference``.
+    """Compares every image of ``reference``.
 
     An id such as COCO_train2014_000000084002, which LXMERT's files have, is also looked for as COCO's number.
 
     Raises:
-        InputError: ``found`` lacks a picture, or has features of another length.
+        InputError: ``found`` lacks an image, or has features of another length.
     """
     comparisons = []
     for image_id in reference:
         known = next((key for key in (image_id, image_id_of(f"{image_id}.jpg")) if key in found), None)
         if known is None:
-            raise InputError(f"picture {image_id}: in the reference and not among the features; extract it first")
+            raise InputError(f"image {image_id}: in the reference and not among the features; extract it first")
         comparisons.append(compare_regions(found[known], reference[image_id]))
     return comparisons
 
 
 def compare_regions(found: Regions, reference: Regions) -> Comparison:
-    """Pairs the regions of one picture, nearest boxes first, and compares them."""
+    """Pairs the regions of one image, nearest boxes first, and compares them."""
     if found.features.shape[1] != reference.features.shape[1]:
         raise InputError(
-            f"picture {reference.image_id}: features of {found.features.shape[1]} numbers, in the reference of "
+            f"image {reference.image_id}: features of {found.features.shape[1]} numbers, in the reference of "
             f"{reference.features.shape[1]}; these are of different networks"
         )
     distance = np.abs(found.boxes[None, :] - reference.boxes[:, None]).max(axis=2, initial=0)
@@ -104,11 +104,11 @@ def compare_regions(found: Regions, reference: Regions) -> Comparison:
 
 
 def differences(comparisons: Iterable[Comparison], bounds: Bounds) -> list[str]:
-    """What is beyond ``bounds``, a line each, which names the picture and the region; empty where all agree."""
+    """What is beyond ``bounds``, a line each, which names the image and the region; empty where all agree."""
     comparisons = list(comparisons)
     lines = []
     for comparison in comparisons:
-        name = f"picture {comparison.image_id}"
+        name = f"image {comparison.image_id}"
         unpaired = sorted(set(range(comparison.num_reference)) - set(comparison.rows[:, 0].tolist()))
         lines += [f"{name}: region {row} of the reference was not found" for row in unpaired]
         if comparison.num_found > len(comparison.rows):
@@ -134,8 +134,8 @@ def agreement(comparisons: Iterable[Comparison], kind: str) -> float | None:
 
 
 def table(comparisons: Iterable[Comparison]) -> str:
-    """A line for each picture: what was paired, and how far the pairs are apart at worst."""
-    rows = [("picture", "regions", "found", "paired", "box px", "IoU", "cosine", "feature", "objects", "attributes")]
+    """A line for each image: what was paired, and how far the pairs are apart at worst."""
+    rows = [("image", "regions", "found", "paired", "box px", "IoU", "cosine", "feature", "objects", "attributes")]
     for comparison in comparisons:
         pairs = len(comparison.rows)
         rows.append(

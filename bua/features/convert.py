@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bua.errors import InputError
 from bua.features.ids import image_id_of, parse_id
 from bua.features.store import FORMATS, FeatureStore, FeatureWriter, open_features, open_writer
-from bua.files import whole_file
+from bua.io.files import whole_file
 
 SYNC_SECONDS = 30.0
 
@@ -23,9 +23,9 @@ def convert_features(
     about: dict | None = None,
     ids: str | Path | Mapping[int | str, int | str] = "keep",
 ) -> int:
-    """Copies the pictures of ``source`` that ``target`` lacks, one at a time, so that memory does not grow with them.
+    """Copies the images of ``source`` that ``target`` lacks, one at a time, so that memory does not grow with them.
 
-    Pictures keep their order. What the target's format has no place for is left out. The settings of
+    Images keep their order. What the target's format has no place for is left out. The settings of
     the features go along: ``<source>.meta.json``, and what a flat folder's header says about them.
 
     Args:
@@ -34,16 +34,16 @@ def convert_features(
         format: one of ``bua.features.FORMATS``.
         about: what is known of the features besides, such as "object_vocabulary" and
             "attribute_vocabulary", lists of names, for VinVL's rows.
-        ids: "keep"; "number": COCO's number for ids that are the names of its pictures, as LXMERT's files have them;
+        ids: "keep"; "number": COCO's number for ids that are the names of its images, as LXMERT's files have them;
             or a pattern that makes such names of numbers, as LXMERT's readers look for, such as
             ``"COCO_val2014_{:012d}"``; or the new id of each old one, as a mapping or a file with lines
-            ``old<TAB>new``: pictures that are not in it are left out.
+            ``old<TAB>new``: images that are not in it are left out.
 
     Returns:
-        How many pictures were copied.
+        How many images were copied.
 
     Raises:
-        InputError: names what cannot be used; a picture that cannot be read, or that the format cannot hold, stops
+        InputError: names what cannot be used; an image that cannot be read, or that the format cannot hold, stops
             the conversion, with those before it written.
     """
     source, target = Path(source), Path(target)
@@ -72,19 +72,19 @@ def convert_features(
 def copy_missing(
     store: FeatureStore, writer: FeatureWriter, name: str, rename: Callable[[int | str], int | str | None] = parse_id
 ) -> int:
-    """Appends what ``writer`` lacks of ``store``, with progress, synced as it goes; says how many pictures.
+    """Appends what ``writer`` lacks of ``store``, with progress, synced as it goes; says how many images.
 
     Args:
         name: what is written, for the line that says what could not be.
-        rename: the id that a picture has in ``writer``; None leaves it out.
+        rename: the id that an image has in ``writer``; None leaves it out.
 
     Raises:
-        InputError: a picture cannot be read, or not be written.
+        InputError: an image cannot be read, or not be written.
     """
     wanted = [image_id for image_id in store if rename(image_id) is not None]
     missing = [image_id for image_id in wanted if rename(image_id) not in writer.done]
     synced = time.monotonic()
-    progress = tqdm(missing, unit=" pictures", total=len(wanted), initial=len(wanted) - len(missing), disable=None)
+    progress = tqdm(missing, unit=" images", total=len(wanted), initial=len(wanted) - len(missing), disable=None)
     try:
         for image_id in progress:
             regions = store[image_id]
@@ -96,7 +96,7 @@ def copy_missing(
                 writer.sync()
                 synced = time.monotonic()
     except (InputError, KeyboardInterrupt):
-        # Some writers have pictures wait in memory.
+        # Some writers have images wait in memory.
         writer.sync()
         raise
     return len(missing)

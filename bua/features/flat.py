@@ -33,20 +33,20 @@ from bua.features.flat_files import (
     write_header,
 )
 from bua.features.ids import parse_id
-from bua.files import sync_folder
+from bua.io.files import sync_folder
 from bua.structures import Regions
 
 logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """B pictures side by side, padded with zeros to the largest number of regions M.
+    """B images side by side, padded with zeros to the largest number of regions M.
 
     Attributes:
         features: [B, M, dim] in the store's dtype.
         boxes: [B, M, 4] float32 x1y1x2y2 in pixels.
-        counts: [B] int64, how many regions each picture has.
-        sizes: [B, 2] int64, width and height of the pictures in pixels.
+        counts: [B] int64, how many regions each image has.
+        sizes: [B, 2] int64, width and height of the images in pixels.
     """
 
     features: np.ndarray
@@ -67,9 +67,9 @@ class FlatFeatures(Mapping[int | str, Regions]):
         dtype: of the stored features, float32 or float16.
         dim: numbers a region; 0 while there are no regions.
         about: what the writer was told about the features (vocabularies, configuration, weights' hash).
-        all_features: [R, dim], all_boxes: [R, 4] float32: the regions of all pictures, mapped from the files.
-        offsets, counts: [N] the first region and the number of regions of each picture, by row.
-        widths, heights: [N] sizes of the pictures in pixels, by row.
+        all_features: [R, dim], all_boxes: [R, 4] float32: the regions of all images, mapped from the files.
+        offsets, counts: [N] the first region and the number of regions of each image, by row.
+        widths, heights: [N] sizes of the images in pixels, by row.
 
     Raises:
         InputError: when opened: the folder or its header cannot be read, or are of another format or version.
@@ -84,7 +84,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
         count = self._files.whole_records()
         if count < len(self._files.index):
             logger.warning(
-                "%s: its last %d pictures are not whole and are left out", self.path, len(self._files.index) - count
+                "%s: its last %d images are not whole and are left out", self.path, len(self._files.index) - count
             )
         self._index = self._files.index[:count]
         self.all_features, self._regions = self._files.features, self._files.regions
@@ -145,7 +145,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
         return self.all_boxes[start : start + self.counts.item(row)]
 
     def rows(self, image_ids: Sequence[int | str]) -> np.ndarray:
-        """[B] int64: the rows of pictures in ``offsets``, ``counts``, ``widths`` and ``heights``.
+        """[B] int64: the rows of images in ``offsets``, ``counts``, ``widths`` and ``heights``.
 
         Raises:
             KeyError: an id that is not there.
@@ -187,12 +187,12 @@ class FlatFeatures(Mapping[int | str, Regions]):
         return Batch(features, boxes, counts, sizes)
 
     def problems(self) -> Iterator[str]:
-        """A line for each picture whose bytes are not those that were written; reads everything."""
+        """A line for each image whose bytes are not those that were written; reads everything."""
         for row in range(len(self)):
             if not self._files.is_whole(row):
-                yield f"picture {row + 1}: image {self._id(row)}: its bytes are not those that were written"
+                yield f"image {row + 1}: image {self._id(row)}: its bytes are not those that were written"
         if len(self._files.index) > len(self):
-            yield f"pictures {len(self) + 1} to {len(self._files.index)}: not whole, left out"
+            yield f"images {len(self) + 1} to {len(self._files.index)}: not whole, left out"
 
     def _row(self, image_id: int | str) -> int:
         if type(image_id) is int and self._only_integers:
@@ -220,7 +220,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
 
 
 class FlatWriter:
-    """Appends pictures to a folder of the flat format.
+    """Appends images to a folder of the flat format.
 
     Args:
         path: the folder; made where it does not exist.
@@ -247,7 +247,7 @@ class FlatWriter:
         self.done: set[int | str] = files.ids(self._records)
         if self._records < len(files.index):
             logger.warning(
-                "%s: its last %d pictures are not whole; cut off and extracted again",
+                "%s: its last %d images are not whole; cut off and extracted again",
                 self.path,
                 len(files.index) - self._records,
             )
@@ -257,7 +257,7 @@ class FlatWriter:
         self.sync()
 
     def append(self, regions: Regions) -> None:
-        """Writes one picture.
+        """Writes one image.
 
         Raises:
             InputError: its id is there already or empty, its features have another length than those before, or

@@ -1,14 +1,14 @@
 """Features as flat arrays in a folder: bua's own format, for reading at the speed of memory.
 
     header.json   format, version, dtype and dim of the features, and ``about``: vocabularies, configuration, weights
-    features.bin  [R, dim] float16 or float32, the regions of all pictures one after another
+    features.bin  [R, dim] float16 or float32, the regions of all images one after another
     regions.bin   [R] boxes and labels (``REGION``)
     ids.bin       the ids that are no 64-bit integers, as text
-    index.bin     [N] a record of fixed size for each picture (``RECORD``)
+    index.bin     [N] a record of fixed size for each image (``RECORD``)
     synced        how many records were on the disk for certain, a 64-bit integer
-    lookup.npy    [2, N] the keys of the pictures in order, and their rows; made anew where it is missing
+    lookup.npy    [2, N] the keys of the images in order, and their rows; made anew where it is missing
 
-Everything is little-endian and only ever appended to. A picture is there when its record is, which is written last.
+Everything is little-endian and only ever appended to. An image is there when its record is, which is written last.
 Its checksum is for a machine that dies, which may leave any part of what was not synced: from ``synced`` on, records
 count up to the first whose checksum fails.
 """
@@ -27,7 +27,7 @@ import numpy as np
 
 from bua.errors import InputError
 from bua.features.ids import parse_id
-from bua.files import whole_file
+from bua.io.files import whole_file
 
 HEADER = "header.json"
 DTYPES = ("float32", "float16")
@@ -40,7 +40,7 @@ REGION = np.dtype(
         ("attribute_scores", "<f4"),
     ]
 )
-# offset: the picture's first region; text: its id in ids.bin, of no bytes where ``key`` is the id itself, otherwise
+# offset: the image's first region; text: its id in ids.bin, of no bytes where ``key`` is the id itself, otherwise
 # the key is a hash of it; labels: bit i for LABELS[i]; checksum: CRC-32 of its features, regions, id and record.
 RECORD = np.dtype(
     [
@@ -86,7 +86,7 @@ class FlatFiles:
         return self.texts[start : start + self.text_lengths.item(row)].tobytes()
 
     def ends(self, records: int) -> dict[str, int]:
-        """The sizes in bytes of the files that hold that many pictures and nothing more."""
+        """The sizes in bytes of the files that hold that many images and nothing more."""
         if not records:
             return dict.fromkeys(FILES, 0)
         last = self.index[records - 1]
@@ -102,7 +102,7 @@ class FlatFiles:
         return ids
 
     def whole_records(self) -> int:
-        """How many pictures, from the first, are there whole."""
+        """How many images, from the first, are there whole."""
         sizes = {"features.bin": self.features.nbytes, "regions.bin": self.regions.nbytes, "ids.bin": self.texts.nbytes}
 
         def lacking(row: int) -> bool:
@@ -110,7 +110,7 @@ class FlatFiles:
             return any(ends[name] > size for name, size in sizes.items())
 
         synced = min(_read_mark(self.folder), len(self.index))
-        # Ends only grow: the first picture that lacks bytes is found without a look at all of them.
+        # Ends only grow: the first image that lacks bytes is found without a look at all of them.
         row = bisect_right(range(synced), False, key=lacking)
         while row >= synced and row < len(self.index) and not lacking(row) and self.is_whole(row):
             row += 1
@@ -162,7 +162,7 @@ def write_header(folder: Path, header: dict) -> None:
 
 
 def key_and_text(image_id: int | str) -> tuple[int, bytes]:
-    """The number that a picture is looked up by, and the text that tells it from others with that number."""
+    """The number that an image is looked up by, and the text that tells it from others with that number."""
     if type(image_id) is int and -(2**63) <= image_id < 2**63:
         return image_id, b""
     text = str(image_id).encode(errors="surrogateescape")
@@ -190,7 +190,7 @@ def save_lookup(folder: Path, lookup: np.ndarray) -> None:
 def load_lookup(folder: Path, index: np.ndarray) -> np.ndarray:
     try:
         lookup = np.asarray(np.load(folder / LOOKUP, mmap_mode="r", allow_pickle=False))
-        # A writer removes it before it changes anything, so that the length tells whether it is of these pictures.
+        # A writer removes it before it changes anything, so that the length tells whether it is of these images.
         if lookup.shape == (2, len(index)) and lookup.dtype == np.int64:
             return lookup
     except (OSError, ValueError, EOFError) as error:
@@ -219,6 +219,6 @@ def _read_mark(folder: Path) -> int:
     try:
         mark = (folder / MARK).read_bytes()
     except OSError as error:
-        logger.debug("%s: %s; all pictures are checked", folder, error)
+        logger.debug("%s: %s; all images are checked", folder, error)
         return 0
     return int.from_bytes(mark, "little") if len(mark) == 8 else 0

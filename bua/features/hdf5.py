@@ -1,15 +1,15 @@
 """Features in HDF5, in the two layouts that VQA models read.
 
 ``hdf5`` is that of hengyuan-hu/bottom-up-attention-vqa (tools/detection_features_converter.py), for n boxes in every
-one of N pictures: ``image_features`` [N, n, d], ``image_bb`` [N, n, 4] x1y1x2y2 in pixels and ``spatial_features``
+one of N images: ``image_features`` [N, n, d], ``image_bb`` [N, n, 4] x1y1x2y2 in pixels and ``spatial_features``
 [N, n, 6] (x1/w, y1/h, x2/w, y2/h, (x2-x1)/w, (y2-y1)/h), all float32. ``ban-hdf5`` is that of jnhwkim/ban-vqa
-(tools/adaptive_detection_features_converter.py), for any number: the same three with the boxes of all pictures one
-after another, and ``pos_boxes`` [N, 2] int32, a picture's first box and the one after its last. Beside
-``train36.hdf5`` both want ``train36_imgid2idx.pkl``, a dictionary from a picture's id to its row of N.
+(tools/adaptive_detection_features_converter.py), for any number: the same three with the boxes of all images one
+after another, and ``pos_boxes`` [N, 2] int32, an image's first box and the one after its last. Beside
+``train36.hdf5`` both want ``train36_imgid2idx.pkl``, a dictionary from an image's id to its row of N.
 
 What their readers do not ask for is kept in further data sets, so that nothing is lost: ``image_id`` [N] (text),
-``image_w`` and ``image_h`` [N] int32, and the labels of boxes under MILVLG's names, -1 and NaN where a picture has
-none. Files of others lack these. There the ids come from the pickle, and a picture's size from its boxes: the width
+``image_w`` and ``image_h`` [N] int32, and the labels of boxes under MILVLG's names, -1 and NaN where an image has
+none. Files of others lack these. There the ids come from the pickle, and an image's size from its boxes: the width
 is x2 of the box that reaches farthest right over its x2/w, rounded, the height likewise; 0 where no box tells.
 """
 
@@ -23,27 +23,27 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from bua import safe_pickle
 from bua.errors import InputError
 from bua.features.flat import FlatFeatures, FlatWriter
 from bua.features.hdf5_files import common_shape, rows_path, write_hdf5, write_rows
 from bua.features.ids import parse_id
 from bua.features.tsv import LABELS
+from bua.io import safe_pickle
 from bua.structures import Regions
 
 
 class Hdf5Features(Mapping[int | str, Regions]):
-    """The features in an HDF5 file of either layout, bua's or others', read a picture at a time. Many processes and
+    """The features in an HDF5 file of either layout, bua's or others', read an image at a time. Many processes and
     threads may read from one object, also one that was forked or pickled to them.
 
     Attributes:
         format: one of HDF5_FORMATS.
-        rows: the row of each picture by its id, as the pickle has it, in the order of the rows.
+        rows: the row of each image by its id, as the pickle has it, in the order of the rows.
         num_boxes: [N] int64, by row.
 
     Raises:
-        InputError: when opened: no such file, not one of features, or one of others without its pickle; when a
-            picture is read: names it and what is wrong.
+        InputError: when opened: no such file, not one of features, or one of others without its pickle; when an
+            image is read: names it and what is wrong.
     """
 
     def __init__(self, path: str | Path):
@@ -74,8 +74,8 @@ class Hdf5Features(Mapping[int | str, Regions]):
         data = self._data()
         self.format = _format_of(self.path, data)
         if self.format == "hdf5":
-            pictures, boxes, _ = data["image_features"].shape
-            self.num_boxes = np.full(pictures, boxes)
+            images, boxes, _ = data["image_features"].shape
+            self.num_boxes = np.full(images, boxes)
         else:
             self._bounds = data["pos_boxes"][:].astype(np.int64)
             self.num_boxes = self._bounds[:, 1] - self._bounds[:, 0]
@@ -123,12 +123,12 @@ class Hdf5Features(Mapping[int | str, Regions]):
 
 
 class Hdf5Writer:
-    """Adds pictures to an HDF5 file, which ``finish`` makes.
+    """Adds images to an HDF5 file, which ``finish`` makes.
 
-    HDF5 does not survive a writer that is killed. So the pictures go to a flat store, ``<path>.partial``, first;
+    HDF5 does not survive a writer that is killed. So the images go to a flat store, ``<path>.partial``, first;
     ``finish`` streams what the file has and what was added into a new file, which takes the old one's place, then
     renews the pickle, and removes the flat store last. As the file has the ids itself, a writer that comes after one
-    that was killed in between knows which of the flat store's pictures are in it.
+    that was killed in between knows which of the flat store's images are in it.
 
     Args:
         path: the file; need not exist.
@@ -159,7 +159,7 @@ class Hdf5Writer:
         self._shape = next((shape for shape in shapes if shape is not None), None)
 
     def append(self, regions: Regions) -> None:
-        """Adds one picture.
+        """Adds one image.
 
         Raises:
             InputError: its id is there already, its features are of another length than those before, or, for
@@ -199,7 +199,7 @@ class Hdf5Writer:
             self._staged.close()
 
 
-def _rows_of(path: Path, data: Mapping[str, h5py.Dataset], pictures: int) -> dict[int | str, int]:
+def _rows_of(path: Path, data: Mapping[str, h5py.Dataset], images: int) -> dict[int | str, int]:
     if "image_id" in data and data["image_id"].dtype.kind == "S":
         ids = [text.decode(errors="surrogateescape") for text in data["image_id"][:].tolist()]
         return {parse_id(image_id): row for row, image_id in enumerate(ids)}
@@ -210,8 +210,8 @@ def _rows_of(path: Path, data: Mapping[str, h5py.Dataset], pictures: int) -> dic
         raise InputError(f"{index}: cannot be read: {error.strerror}; {path.name} needs it for its ids") from error
     except ValueError as error:
         raise InputError(f"{index}: {error}; copy it again") from error
-    if not isinstance(rows, dict) or not all(type(row) is int and 0 <= row < pictures for row in rows.values()):
-        raise InputError(f"{index}: not a dictionary from ids to the {pictures} rows of {path.name}; copy it again")
+    if not isinstance(rows, dict) or not all(type(row) is int and 0 <= row < images for row in rows.values()):
+        raise InputError(f"{index}: not a dictionary from ids to the {images} rows of {path.name}; copy it again")
     return {parse_id(image_id): row for image_id, row in sorted(rows.items(), key=lambda item: item[1])}
 
 
@@ -260,6 +260,6 @@ def _size_of(boxes: np.ndarray, spatial: np.ndarray) -> tuple[int, int]:
 
 
 def _present(labels: np.ndarray) -> np.ndarray | None:
-    """The labels of a picture, or None where they stand for none."""
+    """The labels of an image, or None where they stand for none."""
     first = labels[:1]
     return None if (np.isnan(first) if labels.dtype.kind == "f" else first < 0).any() else labels

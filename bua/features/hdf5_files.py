@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from bua.errors import InputError
 from bua.features.tsv import LABELS
-from bua.files import whole_file
+from bua.io.files import whole_file
 from bua.structures import Regions
 
 HDF5_FORMATS = ("hdf5", "ban-hdf5")
 
-# Pictures that are written at a time: HDF5 takes as long for a small write as for copying a picture's features.
+# Images that are written at a time: HDF5 takes as long for a small write as for copying an image's features.
 _BLOCK = 32
-# Stands for the labels that a picture does not have, by their type.
+# Stands for the labels that an image does not have, by their type.
 _ABSENT = {"i": -1, "f": np.nan}
 _SECONDS_UNTIL_PROGRESS = 5
 
@@ -35,19 +35,19 @@ def write_hdf5(
 
     Args:
         path: the file.
-        store: at least one picture; read one after another.
+        store: at least one image; read one after another.
         format: one of HDF5_FORMATS.
-        counts: the number of boxes of each picture, where they are known. ``ban-hdf5`` needs their sum before the
+        counts: the number of boxes of each image, where they are known. ``ban-hdf5`` needs their sum before the
             features, and reads the store an additional time to find it.
 
     Raises:
-        InputError: the store is empty, its features differ in length, or, for ``hdf5``, its pictures in their number
+        InputError: the store is empty, its features differ in length, or, for ``hdf5``, its images in their number
             of boxes.
         OSError: it cannot be written; what was there stays.
     """
     path, ids = Path(path), list(store)
     if not ids:
-        raise InputError(f"{path}: no pictures to write")
+        raise InputError(f"{path}: no images to write")
     total = None
     if format == "ban-hdf5":
         counts = counts or {image_id: len(store[image_id]) for image_id in _progress(ids, "HDF5: counting boxes")}
@@ -60,11 +60,11 @@ def write_hdf5(
 
 
 def common_shape(shape: tuple[int, int] | None, regions: Regions, format: str) -> tuple[int, int] | None:
-    """What the pictures of a file share: the number of boxes (0 for ``ban-hdf5``) and the length of features; None
+    """What the images of a file share: the number of boxes (0 for ``ban-hdf5``) and the length of features; None
     while that is not known.
 
     Args:
-        shape: that of the pictures before.
+        shape: that of the images before.
     """
     boxes, dim = regions.features.shape
     if format == "ban-hdf5":
@@ -84,7 +84,7 @@ def common_shape(shape: tuple[int, int] | None, regions: Regions, format: str) -
 
 
 def write_rows(path: Path, rows: dict[int | str, int]) -> None:
-    """Writes the pickle of the HDF5 file ``path``: a picture's row by its id."""
+    """Writes the pickle of the HDF5 file ``path``: an image's row by its id."""
     with whole_file(rows_path(path), durable=True) as file:
         # The last protocol that Python 2 reads, in which hengyuan-hu's code is written.
         pickle.dump(rows, file, protocol=2)
@@ -135,7 +135,7 @@ def _fill(
     """Writes all data sets.
 
     Args:
-        total: the number of boxes of all pictures; None for the fixed layout.
+        total: the number of boxes of all images; None for the fixed layout.
         check: called now and then; may raise.
     """
     format = "hdf5" if total is None else "ban-hdf5"
@@ -168,7 +168,7 @@ def _fill(
 
 
 def _columns(block: Sequence[Regions]) -> dict[str, np.ndarray]:
-    """What data sets hold of some pictures, by name, with the boxes of all after one another: [boxes, ...]."""
+    """What data sets hold of some images, by name, with the boxes of all after one another: [boxes, ...]."""
     columns = {
         "image_bb": np.concatenate([regions.boxes for regions in block]).astype("<f4"),
         "spatial_features": np.concatenate([_spatial_features(regions) for regions in block]),

@@ -22,7 +22,7 @@ def parse_id(value: int | str) -> int | str:
 
 
 def image_id_of(path: str | Path) -> int | str:
-    """The id of a picture by its file name: COCO's number for names like ``COCO_train2014_000000084002.jpg`` and
+    """The id of an image by its file name: COCO's number for names like ``COCO_train2014_000000084002.jpg`` and
     ``000000084002.jpg``, otherwise the name without its last suffix."""
     stem = os.path.splitext(os.path.basename(path))[0]
     coco = _COCO_NAME.fullmatch(stem)
@@ -30,7 +30,7 @@ def image_id_of(path: str | Path) -> int | str:
 
 
 def stem_of(path: str | Path) -> int | str:
-    """The id of a picture by its file name, without its last suffix, COCO's too: what LXMERT's readers look for."""
+    """The id of an image by its file name, without its last suffix, COCO's too: what LXMERT's readers look for."""
     return parse_id(os.path.splitext(os.path.basename(path))[0])
 
 

@@ -21,19 +21,19 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from bua import safe_pickle
 from bua.errors import InputError
 from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
 from bua.features.tsv import LABELS
-from bua.files import sync_folder
+from bua.io import safe_pickle
+from bua.io.files import sync_folder
 from bua.structures import Regions
 
 _FLOAT = np.dtype("<f4")
 _LIST_KEY = b"keys"
 _LONGEST_KEY = 511
 
-# Pictures are stored many at a time: a transaction waits for the disk twice.
+# Images are stored many at a time: a transaction waits for the disk twice.
 _BATCH_BYTES = 32 << 20
 _FIRST_MAP_BYTES = 1 << 30
 
@@ -47,7 +47,7 @@ class LmdbFeatures(Mapping[int | str, Regions]):
     Many processes and threads may read from one object, also one that was forked or pickled to them.
 
     Raises:
-        InputError: when opened: no LMDB; when a picture is read: names it and the field that does not decode.
+        InputError: when opened: no LMDB; when an image is read: names it and the field that does not decode.
     """
 
     format = "vilbert-lmdb"
@@ -71,7 +71,7 @@ class LmdbFeatures(Mapping[int | str, Regions]):
                 raise ValueError("is listed and not there")
             return _decode(image_id, safe_pickle.loads(value))
         except ValueError as error:
-            raise InputError(f"{self.path}: image {image_id}: {error}; extract this picture again") from error
+            raise InputError(f"{self.path}: image {image_id}: {error}; extract this image again") from error
 
     def __iter__(self) -> Iterator[int | str]:
         return iter(self._ids)
@@ -90,9 +90,9 @@ class LmdbFeatures(Mapping[int | str, Regions]):
 
 
 class LmdbWriter:
-    """Adds pictures to an LMDB in a folder, for ViLBERT's readers.
+    """Adds images to an LMDB in a folder, for ViLBERT's readers.
 
-    Pictures wait in memory until there are 32 MB of them, or until ``sync``, and are then stored in one transaction,
+    Images wait in memory until there are 32 MB of them, or until ``sync``, and are then stored in one transaction,
     which is on the disk whole or not at all whatever happens to the process or the machine: LMDB's own guarantee,
     with none of its faster and less safe modes. A process that is killed loses those that wait, and ``done`` of the
     next writer lacks them.
@@ -125,11 +125,11 @@ class LmdbWriter:
         self._waiting_bytes = 0
 
     def append(self, regions: Regions) -> None:
-        """Adds one picture.
+        """Adds one image.
 
         Raises:
             InputError: the id is empty, "keys", or longer than 511 bytes.
-            OSError: the disk is full; the pictures that wait are tried again with the next.
+            OSError: the disk is full; the images that wait are tried again with the next.
         """
         image_id = parse_id(regions.image_id)
         key = _key(image_id)
@@ -147,17 +147,17 @@ class LmdbWriter:
             self._store()
 
     def sync(self) -> None:
-        """Returns when all pictures so far are on the disk."""
+        """Returns when all images so far are on the disk."""
         self._store()
         sync_folder(self.path)
 
     def finish(self) -> None:
-        """Stores the pictures that wait and the list of keys, which ViLBERT's readers start from."""
+        """Stores the images that wait and the list of keys, which ViLBERT's readers start from."""
         self._waiting[_LIST_KEY] = pickle.dumps([_key(image_id) for image_id in self._ids], protocol=4)
         self.sync()
 
     def close(self) -> None:
-        """Stores the pictures that wait, and closes the LMDB."""
+        """Stores the images that wait, and closes the LMDB."""
         try:
             self._store()
         finally:

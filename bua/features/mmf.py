@@ -1,4 +1,4 @@
-"""Features as a folder with two npy files a picture, as MMF reads them (mmf/datasets/databases/readers).
+"""Features as a folder with two npy files an image, as MMF reads them (mmf/datasets/databases/readers).
 
 ``<id>.npy`` has the features [n, d] float32; ``<id>_info.npy`` a pickled dictionary with ``bbox`` [n, 4] float32,
 ``num_boxes``, ``image_width``, ``image_height`` and, where the labels are known, ``objects`` [n] int64 from 0, without
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bua import safe_pickle
 from bua.errors import InputError
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.tsv import LABELS
-from bua.files import sync_folder, whole_file
+from bua.io import safe_pickle
+from bua.io.files import sync_folder, whole_file
 from bua.structures import Regions
 
 # LXMERT's names of the labels, but MMF's for the objects.
@@ -33,7 +33,7 @@ class MmfFeatures(Mapping[int | str, Regions]):
     """The features in a folder of MMF's, bua's or its own; ids are the file names (see ``bua.features.ids``).
 
     Raises:
-        InputError: when opened: no such folder; when a picture is read: names its file and what is wrong.
+        InputError: when opened: no such folder; when an image is read: names its file and what is wrong.
     """
 
     format = "mmf"
@@ -58,7 +58,7 @@ class MmfFeatures(Mapping[int | str, Regions]):
 
 
 class MmfWriter:
-    """Writes npy files into a folder; a picture is there when the second of its files, the features, is.
+    """Writes npy files into a folder; an image is there when the second of its files, the features, is.
 
     Both are on the disk before they take their names, so that none is found cut after a machine died.
 
@@ -76,7 +76,7 @@ class MmfWriter:
         self.done: set[int | str] = set(_list(self.path))
 
     def append(self, regions: Regions) -> None:
-        """Writes one picture's files.
+        """Writes one image's files.
 
         Raises:
             InputError: the id is empty or longer than a file name may be.
@@ -105,7 +105,7 @@ class MmfWriter:
         sync_folder(self.path)
 
     def finish(self) -> None:
-        """There is nothing to add to the last picture."""
+        """There is nothing to add to the last image."""
         self.sync()
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class MmfWriter:
 
 
 def is_mmf(folder: Path) -> bool:
-    """Whether a folder holds the files of at least one picture."""
+    """Whether a folder holds the files of at least one image."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -138,15 +138,15 @@ def _read(features_path: Path, info_path: Path, image_id: int | str) -> Regions:
     try:
         features = np.load(features_path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{features_path}: cannot be read as npy ({error}); extract this picture again") from error
+        raise InputError(f"{features_path}: cannot be read as npy ({error}); extract this image again") from error
     if features.ndim != 2:
         raise InputError(f"{features_path}: features are {features.shape}; need (n, d)")
     try:
         return _regions(image_id, features, _read_object(info_path))
     except KeyError as error:
-        raise InputError(f"{info_path}: {error.args[0]}: missing; extract this picture again") from error
+        raise InputError(f"{info_path}: {error.args[0]}: missing; extract this image again") from error
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{info_path}: {error}; extract this picture again") from error
+        raise InputError(f"{info_path}: {error}; extract this image again") from error
 
 
 def _regions(image_id: int | str, features: np.ndarray, info: dict) -> Regions:

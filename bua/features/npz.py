@@ -1,4 +1,4 @@
-"""Features as a folder with one npz file a picture, as MILVLG/bottom-up-attention.pytorch writes and reads them.
+"""Features as a folder with one npz file an image, as MILVLG/bottom-up-attention.pytorch writes and reads them.
 
 ``x`` [n, d] and ``bbox`` [n, 4] x1y1x2y2 float32, ``num_bbox``, ``image_h``, ``image_w``, and the labels in ``info``,
 a dictionary with ``objects_id``, ``attrs_id`` [n] int64, ``objects_conf``, ``attrs_conf`` [n] float32 and the above
@@ -20,11 +20,11 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from bua import safe_pickle
 from bua.errors import InputError
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.tsv import LABELS
-from bua.files import whole_file
+from bua.io import safe_pickle
+from bua.io.files import whole_file
 from bua.structures import Regions
 
 
@@ -32,7 +32,7 @@ class NpzFeatures(Mapping[int | str, Regions]):
     """The features in a folder of npz files, bua's or MILVLG's; ids are the file names (see ``bua.features.ids``).
 
     Raises:
-        InputError: when opened: no such folder; when a picture is read: names its file and what is wrong.
+        InputError: when opened: no such folder; when an image is read: names its file and what is wrong.
     """
 
     format = "npz"
@@ -76,7 +76,7 @@ class NpzWriter:
             raise InputError(f"{self.path}: holds {others[0]} and no npz files; choose another output")
 
     def append(self, regions: Regions) -> None:
-        """Writes one picture's file.
+        """Writes one image's file.
 
         Raises:
             InputError: the id is empty or longer than a file name may be.
@@ -146,7 +146,7 @@ def _read(path: Path, image_id: int | str) -> Regions:
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}; not a file of features") from error
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as npz ({error}); extract this picture again") from error
+        raise InputError(f"{path}: cannot be read as npz ({error}); extract this image again") from error
     if features.ndim == 2 and features.shape[1] == len(boxes) != len(features):
         features = np.ascontiguousarray(features.T)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or features.ndim != 2 or len(features) != len(boxes):
@@ -154,7 +154,7 @@ def _read(path: Path, image_id: int | str) -> Regions:
     try:
         labels = _labels(info, len(boxes))
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: info: {error}; extract this picture again") from error
+        raise InputError(f"{path}: info: {error}; extract this image again") from error
     return Regions(image_id=image_id, width=width, height=height, boxes=boxes, features=features, **labels)
 
 

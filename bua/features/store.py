@@ -11,7 +11,7 @@ from bua.features.flat import FlatFeatures, FlatWriter
 from bua.features.flat_files import HEADER
 from bua.features.npz import NpzFeatures, NpzWriter
 from bua.features.tsv import TsvFeatures, TsvWriter
-from bua.files import exclusive
+from bua.io.files import exclusive
 from bua.structures import Regions
 
 # image id -> Regions, read when asked for; may be handed to many processes.
@@ -19,23 +19,23 @@ FeatureStore = Mapping[int | str, Regions]
 
 
 class FeatureWriter(Protocol):
-    """Adds pictures to a file or folder of features.
+    """Adds images to a file or folder of features.
 
-    Every picture is written whole or not at all, also where the process is killed or the disk full, and what was
+    Every image is written whole or not at all, also where the process is killed or the disk full, and what was
     written is never lost; a writer on the same path goes on at any time.
     """
 
     done: set[int | str]
-    """The ids of the pictures that are there."""
+    """The ids of the images that are there."""
 
     def append(self, regions: Regions) -> None:
-        """Writes one picture; InputError where the format cannot hold it, OSError where there is no room."""
+        """Writes one image; InputError where the format cannot hold it, OSError where there is no room."""
 
     def sync(self) -> None:
         """Returns when what was appended is on the disk: a machine that dies then costs nothing of it."""
 
     def finish(self) -> None:
-        """After the last picture: syncs, and makes the files that readers want beside the features."""
+        """After the last image: syncs, and makes the files that readers want beside the features."""
 
     def close(self) -> None:
         """Gives handles back."""

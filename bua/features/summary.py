@@ -21,17 +21,17 @@ class Summary:
 
     Attributes:
         format, dtype: how the features are stored; the format is empty where the reader does not say.
-        images, boxes: how many; ``unreadable`` pictures are not counted.
-        histogram: number of boxes -> how many pictures have it.
-        dims: numbers a region -> how many pictures have them.
-        labels: field of Regions -> how many pictures have it.
+        images, boxes: how many; ``unreadable`` images are not counted.
+        histogram: number of boxes -> how many images have it.
+        dims: numbers a region -> how many images have them.
+        labels: field of Regions -> how many images have it.
         minimum, maximum, mean: of all numbers of the features.
         zeros: share of them that are 0.
         zero_rows: regions whose features are all 0.
         not_finite: numbers of features and boxes that are none, or infinite.
-        boxes_outside: boxes that reach out of their picture, where its size is known.
+        boxes_outside: boxes that reach out of their image, where its size is known.
         boxes_inverted: boxes that end before they begin.
-        unreadable: a line for each picture that does not decode: file, line or picture, and why.
+        unreadable: a line for each image that does not decode: file, line or image, and why.
         problems: a line for each record that no id leads to (duplicates, incomplete ones).
     """
 
@@ -56,13 +56,13 @@ class Summary:
     def faults(self) -> list[str]:
         """A line for each kind of thing that is wrong."""
         counts = {
-            "no pictures": not self.images,
+            "no images": not self.images,
             f"features of several lengths: {', '.join(map(str, self.dims))}": len(self.dims) > 1,
             f"{self.zero_rows} regions with features that are all 0": self.zero_rows,
             f"{self.not_finite} numbers that are not finite": self.not_finite,
-            f"{self.boxes_outside} boxes that reach out of their picture": self.boxes_outside,
+            f"{self.boxes_outside} boxes that reach out of their image": self.boxes_outside,
             f"{self.boxes_inverted} boxes that end before they begin": self.boxes_inverted,
-            f"{len(self.unreadable)} pictures that do not decode": self.unreadable,
+            f"{len(self.unreadable)} images that do not decode": self.unreadable,
             f"{len(self.problems)} records that are not read": self.problems,
         }
         return [line for line, wrong in counts.items() if wrong]
@@ -84,7 +84,7 @@ class Summary:
 
 
 def summarize(path: str | Path) -> Summary:
-    """Reads all features of a file or folder, a picture at a time, whatever the format.
+    """Reads all features of a file or folder, an image at a time, whatever the format.
 
     Raises:
         InputError: it cannot be opened.
@@ -92,7 +92,7 @@ def summarize(path: str | Path) -> Summary:
     store = open_features(path)
     summary = Summary(getattr(store, "format", ""), str(np.dtype(getattr(store, "dtype", "float32"))))
     total = zeros = numbers = 0
-    for image_id in tqdm(store, unit=" pictures", disable=None):
+    for image_id in tqdm(store, unit=" images", disable=None):
         try:
             regions = store[image_id]
         except InputError as error:

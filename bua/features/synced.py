@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from bua.files import sync_folder, whole_file
+from bua.io.files import sync_folder, whole_file
 
 
 class SyncedMark:

@@ -1,9 +1,9 @@
 """Features as tab-separated rows: the original's format and LXMERT's.
 
-One picture a row, no header, rows end in CR LF as Python's csv writes them; arrays are base64 of their bytes in C
+One image a row, no header, rows end in CR LF as Python's csv writes them; arrays are base64 of their bytes in C
 order. The original's columns (tools/generate_tsv.py) have the width before the height and no place for labels;
 LXMERT's have the height before the width, and object and attribute labels with their scores. Ids are written as they
-are given: the original's readers want numbers, LXMERT's the names of the pictures' files without their suffix, as its
+are given: the original's readers want numbers, LXMERT's the names of the images' files without their suffix, as its
 questions have them (``COCO_val2014_000000000042``).
 """
 
@@ -21,7 +21,7 @@ from bua.errors import InputError
 from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
 from bua.features.synced import SyncedMark
-from bua.files import whole_file
+from bua.io.files import whole_file
 from bua.structures import Regions
 
 ORIGINAL_FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -117,7 +117,7 @@ class TsvFeatures(Mapping[int | str, Regions]):
         try:
             return decode_row(line, self._fields)
         except ValueError as error:
-            raise InputError(f"{self.path}: line {row + 1}: {error}; extract this picture again") from error
+            raise InputError(f"{self.path}: line {row + 1}: {error}; extract this image again") from error
 
     def _leave_out_incomplete_row(self) -> None:
         """A last row without its line end is being written, or its writer was stopped; unless nothing else of it is
@@ -164,7 +164,7 @@ class TsvWriter:
         self.sync()
 
     def append(self, regions: Regions) -> None:
-        """Writes one picture's row.
+        """Writes one image's row.
 
         Raises:
             InputError: the id cannot stand in a TSV file, or LXMERT's columns lack their labels.
@@ -218,7 +218,7 @@ class TsvWriter:
 
 
 def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
-    """One picture's row with its line end; ``fields`` is ORIGINAL_FIELDS or LXMERT_FIELDS."""
+    """One image's row with its line end; ``fields`` is ORIGINAL_FIELDS or LXMERT_FIELDS."""
     image_id = str(regions.image_id)
     if not image_id or any(character in image_id for character in "\t\r\n"):
         raise InputError(f"image id {image_id!r}: empty or with a tab or line break; give another id in a list file")

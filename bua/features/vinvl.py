@@ -1,10 +1,10 @@
 """Features as VinVL's and Oscar's tab-separated rows, with where each row begins in ``<name>.lineidx``.
 
-VinVL (microsoft/scene_graph_benchmark, maskrcnn_benchmark/engine/inference.py) has a row of id and JSON a picture:
+VinVL (microsoft/scene_graph_benchmark, maskrcnn_benchmark/engine/inference.py) has a row of id and JSON an image:
 ``{"objects": [{"rect": [x1, y1, x2, y2], "bbox_id", "class", "conf", "feature", "attributes", "attr_scores"}, ...],
 "relations": null}``, with classes and attributes by name and ``feature`` base64 of float32 [d]. Which number a name has
 stands in ``<name>.labelmap.json``, in the layout of VinVL's own dictionaries (``label_to_idx`` and
-``attribute_to_idx``, from 1). The sizes of the pictures are in ``<name>.hw.tsv``, and, as Oscar reads them from such a
+``attribute_to_idx``, from 1). The sizes of the images are in ``<name>.hw.tsv``, and, as Oscar reads them from such a
 file (oscar/run_retrieval.py), in ``image_h`` and ``image_w`` of each row.
 
 Oscar's captioning (microsoft/Oscar, oscar/run_captioning.py) has ``{"num_boxes", "features"}``, base64 of float32
@@ -39,7 +39,7 @@ from bua.features.vinvl_rows import (
     row_sizes,
     size_of,
 )
-from bua.files import whole_file
+from bua.io.files import whole_file
 from bua.structures import Regions
 
 FORMATS = ("vinvl-tsv", "oscar-tsv")
@@ -55,7 +55,7 @@ class VinvlFeatures(Mapping[int | str, Regions]):
 
     Raises:
         InputError: when opened: no such file, or rows of neither format; when a row is read: names its line and the
-            field that does not decode, or that the size of the picture is not known.
+            field that does not decode, or that the size of the image is not known.
     """
 
     def __init__(self, path: str | Path):
@@ -174,7 +174,7 @@ class VinvlWriter:
         self.sync()
 
     def append(self, regions: Regions) -> None:
-        """Writes one picture's row.
+        """Writes one image's row.
 
         Raises:
             InputError: the id cannot stand in a TSV file, or there are no names for the labels.
@@ -212,7 +212,7 @@ class VinvlWriter:
             for key, start in _heads(content, self._offsets):
                 size = size_of(content[start : start + 80])
                 if size is None:
-                    logger.info("%s: has rows of another program; no sizes of pictures are written", self.path)
+                    logger.info("%s: has rows of another program; no sizes of images are written", self.path)
                     return
                 rows.append(b'%s\t[{"height": %d, "width": %d}]\n' % (os.fsencode(key), size[1], size[0]))
         with whole_file(_beside(self.path, ".hw.tsv"), durable=True) as file:
@@ -323,7 +323,7 @@ def _heads(content: mmap.mmap, offsets: array) -> Iterator[tuple[str, int]]:
 
 
 def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:
-    """(width, height) of each picture by its id, as far as there is such a file."""
+    """(width, height) of each image by its id, as far as there is such a file."""
     if not path.is_file():
         return {}
     try:

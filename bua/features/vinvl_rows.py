@@ -63,7 +63,7 @@ class Names:
 
 
 def encode_row(regions: Regions, format: str, names: Names | None = None) -> bytes:
-    """One picture's row with its line end.
+    """One image's row with its line end.
 
     Args:
         format: "vinvl-tsv" or "oscar-tsv".
@@ -98,7 +98,7 @@ def decode_row(line: bytes, names: Names, sizes: Mapping[str, tuple[int, int]]) 
     text = key.decode(errors="surrogateescape")
     content = _content(cells)
     if content is None:
-        raise ValueError("neither VinVL's objects nor Oscar's features; extract this picture again")
+        raise ValueError("neither VinVL's objects nor Oscar's features; extract this image again")
     width, height = content.get("image_w"), content.get("image_h")
     if width is None or height is None:
         if text not in sizes:
@@ -108,7 +108,7 @@ def decode_row(line: bytes, names: Names, sizes: Mapping[str, tuple[int, int]]) 
         width, height = int(width), int(height)
         fields = _vinvl_fields(content, names) if "objects" in content else _oscar_fields(content, width, height)
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{type(error).__name__} {error}; extract this picture again") from error
+        raise ValueError(f"{type(error).__name__} {error}; extract this image again") from error
     return Regions(image_id=parse_id(text), width=width, height=height, **fields)
 
 
@@ -218,9 +218,9 @@ def _vinvl_fields(content: dict, names: Names) -> dict[str, np.ndarray]:
     count = len(objects)
     features = [decode_array(one["feature"], _FLOAT, (-1,), "feature") for one in objects]
     if len({len(feature) for feature in features}) > 1:
-        raise ValueError("feature: of different lengths; extract this picture again")
+        raise ValueError("feature: of different lengths; extract this image again")
     if any(len(one["rect"]) != 4 for one in objects):
-        raise ValueError("rect: not four numbers; extract this picture again")
+        raise ValueError("rect: not four numbers; extract this image again")
     fields = {
         "boxes": np.array([one["rect"] for one in objects], np.float32).reshape(count, 4),
         "features": np.array(features, np.float32) if count else np.zeros((0, 0), np.float32),

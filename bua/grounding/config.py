@@ -5,8 +5,8 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from bua.config import check_device, merge
-from bua.engine.heads import constructor_keys, head_cfg
 from bua.grounding.ban import BANGrounding
+from bua.tasks.training import constructor_keys, head_cfg
 
 
 def get_cfg() -> CfgNode:

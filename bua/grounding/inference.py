@@ -1,4 +1,4 @@
-"""Phrases of sentences grounded by a trained model: of a data set, or of a sentence about a picture's regions."""
+"""Phrases of sentences grounded by a trained model: of a data set, or of a sentence about an image's regions."""
 
 import logging
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.checkpoint import read_checkpoint
-from bua.data.flickr30k import GroundingDataset, load_phrase_tags, load_vocabulary
-from bua.data.flickr30k_batches import evaluation_batches, region_boxes
-from bua.data.flickr30k_phrases import find_phrases
-from bua.data.region_batches import RegionReader
-from bua.data.vqa_questions import QuestionVocabulary
-from bua.engine.heads import progress_bar, restore_cfg, restore_weights
 from bua.errors import InputError
-from bua.evaluation.grounding import chance_recall, first_hits, grounding_recall, recall_at, recall_by_type
 from bua.grounding.ban import BANGrounding
+from bua.grounding.batches import evaluation_batches, region_boxes
 from bua.grounding.config import build_model, get_cfg
+from bua.grounding.dataset import GroundingDataset, load_phrase_tags, load_vocabulary
+from bua.grounding.phrases import find_phrases
+from bua.grounding.recall import chance_recall, first_hits, grounding_recall, recall_at, recall_by_type
 from bua.structures import Regions
-from bua.weights.vqa_layouts import constructor_arguments, read_seed_checkpoint
+from bua.tasks.region_batches import RegionReader
+from bua.tasks.training import progress_bar, restore_cfg, restore_weights
+from bua.tasks.words import QuestionVocabulary
+from bua.vqa.released import constructor_arguments, read_seed_checkpoint
 
 # What a checkpoint of a grounding model holds beside the weights.
 NEEDED = ("model", "config", "vocabulary", "phrase_tags", "feature_dim")
@@ -35,7 +35,7 @@ class GroundingModel:
     """A model with its vocabulary.
 
     Attributes:
-        phrase_tags: for each word where in phrases it stands, see ``bua.data.flickr30k_phrases``.
+        phrase_tags: for each word where in phrases it stands, see ``bua.grounding.phrases``.
     """
 
     model: BANGrounding
@@ -58,7 +58,7 @@ class GroundingModel:
 
 @dataclass
 class GroundedPhrase:
-    """A phrase and where it is in the picture.
+    """A phrase and where it is in the image.
 
     Attributes:
         text: its words.
@@ -82,8 +82,8 @@ class Predictions:
     """The regions for a data set's P phrases, in its order.
 
     Attributes:
-        rankings: P arrays [n] int64, all regions of the phrase's picture, best first.
-        boxes: of the regions of each picture, [n, 4].
+        rankings: P arrays [n] int64, all regions of the phrase's image, best first.
+        boxes: of the regions of each image, [n, 4].
     """
 
     dataset: GroundingDataset
@@ -91,7 +91,7 @@ class Predictions:
     boxes: dict[int, np.ndarray]
 
     def recall(self, protocol: str) -> dict[str, float]:
-        """What ``bua.evaluation.grounding.grounding_recall`` gives."""
+        """What ``bua.grounding.recall.grounding_recall`` gives."""
         return grounding_recall(self._ranked(), self._truth(), protocol=protocol)
 
     def scores(self, protocol: str) -> dict[str, dict]:
@@ -105,8 +105,8 @@ class Predictions:
         }
 
     def _ranked(self) -> list[np.ndarray]:
-        pictures = self.dataset.image_ids[self.dataset.sentence_of].tolist()
-        return [self.boxes[image_id][order] for image_id, order in zip(pictures, self.rankings)]
+        images = self.dataset.image_ids[self.dataset.sentence_of].tolist()
+        return [self.boxes[image_id][order] for image_id, order in zip(images, self.rankings)]
 
     def _truth(self) -> list[np.ndarray]:
         return [self.dataset.boxes_of(phrase) for phrase in range(len(self.rankings))]
@@ -149,10 +149,10 @@ def predict(
     batch_size: int = 256,
     progress: bool = True,
 ) -> Predictions:
-    """The regions of each picture in the model's order for each phrase.
+    """The regions of each image in the model's order for each phrase.
 
     Raises:
-        InputError: pictures that the features lack, or features of another length than the model's.
+        InputError: images that the features lack, or features of another length than the model's.
     """
     _check_dim(grounding, reader.dim)
     model, device = grounding.model.eval(), grounding.device
@@ -176,12 +176,12 @@ def predict(
 
 @torch.inference_mode()
 def ground_phrases(grounding: GroundingModel, regions: Regions, sentence: str) -> list[GroundedPhrase]:
-    """Where each phrase of a sentence is in a picture.
+    """Where each phrase of a sentence is in an image.
 
     Args:
-        regions: of the picture, from the detector that the model's features came from.
+        regions: of the image, from the detector that the model's features came from.
         sentence: the phrases are those in brackets, as in "[a man] in [a hat]"; without brackets, those that
-            ``bua.data.flickr30k_phrases.find_phrases`` finds, which is not always what people would mark.
+            ``bua.grounding.phrases.find_phrases`` finds, which is not always what people would mark.
 
     Returns:
         the phrases from left to right.

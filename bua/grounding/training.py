@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from bua.data.flickr30k import PROGRAM, GroundingDataset, load_phrase_tags, load_word_vectors
-from bua.data.flickr30k_batches import GroundingBatch, GroundingLoader, region_boxes, right_regions
-from bua.engine.heads import open_reader, start, train_head
 from bua.errors import InputError
+from bua.grounding.batches import GroundingBatch, GroundingLoader, region_boxes, right_regions
 from bua.grounding.config import build_model
+from bua.grounding.dataset import PROGRAM, GroundingDataset, load_phrase_tags, load_word_vectors
 from bua.grounding.inference import GroundingModel, predict
+from bua.tasks.training import open_reader, start, train_head
 
 
 def train_grounding(cfg: CfgNode, resume: bool = False) -> dict[str, float]:

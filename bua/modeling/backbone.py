@@ -148,7 +148,7 @@ class PreActivationBottleneck(nn.Module):
 
 
 class ResNetC4(nn.Module):
-    """Pictures [N, 3, H, W] to the res4 feature map [N, out_channels, ~H/16, ~W/16]."""
+    """Images [N, 3, H, W] to the res4 feature map [N, out_channels, ~H/16, ~W/16]."""
 
     def __init__(self, cfg):
         super().__init__()

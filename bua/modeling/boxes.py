@@ -63,7 +63,7 @@ def decode_boxes(reference: Tensor, deltas: Tensor, weights=(1.0, 1.0, 1.0, 1.0)
 
 
 def clip_boxes(boxes: Tensor, height: float, width: float, convention: str = "caffe") -> Tensor:
-    """Boxes [..., 4] limited to a picture: to its last pixel in "caffe", to its edge in "detectron2"."""
+    """Boxes [..., 4] limited to an image: to its last pixel in "caffe", to its edge in "detectron2"."""
     margin = 1 if convention == "caffe" else 0
     x1, y1, x2, y2 = boxes.unbind(-1)
     right, bottom = width - margin, height - margin

@@ -1,12 +1,12 @@
-"""The detector: pictures in, regions with features, classes, boxes and attributes out."""
+"""The detector: images in, regions with features, classes, boxes and attributes out."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bua.config import check_device
-from bua.data.images import Resize
 from bua.errors import InputError
+from bua.io.images import Resize
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.backbone import BLOCKS, STRIDE, ResNetC4, freeze_parameters
 from bua.modeling.regions import given_regions, proposed_regions, region_predictions
@@ -32,8 +32,8 @@ def build_detector(cfg) -> "Detector":
 class Detector(nn.Module):
     """Faster R-CNN on ResNet C4 with an attribute head.
 
-    In training it is called with a batch and returns losses; otherwise ``predict`` (pictures) or ``prepare`` and
-    ``infer`` (pictures resized elsewhere, as in data-loader workers) give the regions.
+    In training it is called with a batch and returns losses; otherwise ``predict`` (images) or ``prepare`` and
+    ``infer`` (images resized elsewhere, as in data-loader workers) give the regions.
     """
 
     def __init__(self, cfg):
@@ -70,11 +70,11 @@ class Detector(nn.Module):
         return losses | self.roi_heads.losses(feature_map, regions, STRIDE)
 
     def predict(self, images: list[np.ndarray], boxes: list[Tensor] | None = None) -> list[RegionPredictions]:
-        """The regions of pictures.
+        """The regions of images.
 
         Args:
             images: [H, W, 3] uint8 BGR, of any sizes.
-            boxes: [N, 4] for each picture, in its pixels, instead of the proposals.
+            boxes: [N, 4] for each image, in its pixels, instead of the proposals.
         """
         return self.infer([self.prepare(image) for image in images], boxes)
 
@@ -82,7 +82,7 @@ class Detector(nn.Module):
     def infer(
         self, batch: list[DetectorInput], boxes: list[Tensor] | None = None, *, regress: bool = True
     ) -> list[RegionPredictions]:
-        """As ``predict``, for pictures that ``prepare`` resized. Pictures of one size run together, others apart, so
+        """As ``predict``, for images that ``prepare`` resized. Images of one size run together, others apart, so
         that padding never changes a result.
 
         Args:
@@ -97,7 +97,7 @@ class Detector(nn.Module):
 
     @torch.inference_mode()
     def grid(self, batch: list[DetectorInput]) -> list[Tensor]:
-        """Grid features (Jiang et al. 2020, "In Defense of Grid Features"): res5 over whole pictures that ``prepare``
+        """Grid features (Jiang et al. 2020, "In Defense of Grid Features"): res5 over whole images that ``prepare``
         resized, [D, h, w] float32, >= 0, on the detector's device.
 
         A cell is 32 network pixels, or 16 where MODEL.RESNETS.RES5_DILATION is 2.
@@ -129,7 +129,7 @@ class Detector(nn.Module):
         ]
 
     def _stack(self, batch: list[DetectorInput]) -> Tensor:
-        """Pictures less their mean, padded with zeros to the largest: [N, 3, H, W], of the backbone's dtype."""
+        """Images less their mean, padded with zeros to the largest: [N, 3, H, W], of the backbone's dtype."""
         height = max(picture.image.shape[1] for picture in batch)
         width = max(picture.image.shape[2] for picture in batch)
         stacked = torch.zeros(len(batch), 3, height, width, device=self.device)

@@ -17,7 +17,7 @@ from bua.modeling.regions import RegionOutputs
 
 @dataclass
 class SampledRegions:
-    """The regions of one picture that learn in a step, foreground first; boxes in network pixels.
+    """The regions of one image that learn in a step, foreground first; boxes in network pixels.
 
     Attributes:
         boxes: [N, 4].
@@ -65,7 +65,7 @@ class AttributeRes5ROIHeads(nn.Module):
         self.fast_features = None
 
     def features(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
-        """Region features [sum of N, D], >= 0, of boxes [N, 4] a picture, in network pixels."""
+        """Region features [sum of N, D], >= 0, of boxes [N, 4] an image, in network pixels."""
         if self.fast_features is not None:
             return self.fast_features(feature_map, boxes, stride)
         pooled = pool_regions(
@@ -80,7 +80,7 @@ class AttributeRes5ROIHeads(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: Tensor, boxes: Tensor, classes: Tensor, attributes: Tensor) -> SampledRegions:
-        """Draws the regions of one picture that learn (lib/rpn/proposal_target_layer.py).
+        """Draws the regions of one image that learn (lib/rpn/proposal_target_layer.py).
 
         Args:
             proposals: [R, 4], boxes: [G, 4] ground truth, classes: [G], attributes: [G, M].
@@ -121,7 +121,7 @@ class AttributeRes5ROIHeads(nn.Module):
         return losses
 
     def describe(self, feature_map: Tensor, boxes: list[Tensor], stride: int, *, regress: bool = True) -> RegionOutputs:
-        """What there is in boxes [N, 4] a picture, in network pixels; the regions of all pictures together.
+        """What there is in boxes [N, 4] an image, in network pixels; the regions of all images together.
 
         Args:
             regress: whether deltas are wanted.
@@ -140,7 +140,7 @@ def pool_regions(
     """Features under each box, [sum of N, C, resolution, resolution].
 
     Args:
-        feature_map: [P, C, H, W] of P pictures.
+        feature_map: [P, C, H, W] of P images.
         boxes: P tensors [N, 4] in network pixels.
         scale: cells a network pixel.
         pooler: "ROIPool" (maximum over rounded bins, the original's), "ROIAlign", or "ROIAlignV2" (half-pixel

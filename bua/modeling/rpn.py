@@ -23,7 +23,7 @@ def select_proposals(
     convention: str,
     weights=(1.0, 1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Turns what the network says about the anchors of one picture into proposals, best first.
+    """Turns what the network says about the anchors of one image into proposals, best first.
 
     "caffe" drops small boxes before it takes the best ``pre_nms_topk`` and keeps those whose sides reach
     ``min_size`` (lib/rpn/proposal_layer.py); "detectron2" takes the best first and keeps sides above ``min_size``.
@@ -32,7 +32,7 @@ def select_proposals(
         anchors: [N, 4] in network pixels.
         objectness: [N] logits or probabilities.
         deltas: [N, 4].
-        height, width: of the picture, in network pixels.
+        height, width: of the image, in network pixels.
         min_size: in network pixels.
 
     Returns:
@@ -66,9 +66,9 @@ def label_anchors(
     boundary_threshold: float,
     convention: str,
 ) -> tuple[Tensor, Tensor]:
-    """Assigns ground truth to the anchors of one picture.
+    """Assigns ground truth to the anchors of one image.
 
-    Anchors that leave the picture by more than ``boundary_threshold`` pixels do not learn, unless it is negative.
+    Anchors that leave the image by more than ``boundary_threshold`` pixels do not learn, unless it is negative.
     "caffe" leaves them out before it looks for each object's best anchor (lib/rpn/anchor_target_layer.py),
     "detectron2" after.
 
@@ -140,10 +140,10 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(self, anchors, objectness, deltas, sizes, scales) -> list[tuple[Tensor, Tensor]]:
-        """Proposals and their objectness logits, picture by picture.
+        """Proposals and their objectness logits, image by image.
 
         Args:
-            sizes: (height, width) of each picture in network pixels, without padding.
+            sizes: (height, width) of each image in network pixels, without padding.
             scales: network pixels per original pixel of each; "caffe" measures the minimum size in original pixels.
         """
         mode = "TRAIN" if self.training else "TEST"
@@ -177,7 +177,7 @@ class RPN(nn.Module):
                 anchors[positive], ground_truth[i][index[positive]], self.rpn.BBOX_REG_WEIGHTS, self.convention
             )
             regressions.append(smooth_l1_loss(deltas[i, positive], target, self.rpn.SMOOTH_L1_BETA))
-        # The original divides by the number drawn, which falls short of the intended one only where a picture has
+        # The original divides by the number drawn, which falls short of the intended one only where an image has
         # fewer anchors than that.
         normalizer = self.rpn.BATCH_SIZE_PER_IMAGE * len(sizes)
         loss_cls = F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(labels), reduction="sum")

@@ -1,5 +1,5 @@
-"""RoIPool as the windows that it takes maxima of. Regions share most of theirs: of the 58,800 bins of 300 regions in a
-picture of 600x626, some 10,000 differ."""
+"""RoIPool as the windows that it takes maxima of. Regions share most of theirs: of the 58,800 bins of 300 regions in an
+image of 600x626, some 10,000 differ."""
 
 import torch
 import torch.nn.functional as F
@@ -10,23 +10,23 @@ def roi_windows(boxes: list[Tensor], resolution: int, scale: float, height: int,
     """The cells that RoIPool takes each maximum of (torchvision's roi_pool, to the last bit).
 
     Args:
-        boxes: for each picture [N, 4] float32 x1y1x2y2 in network pixels.
+        boxes: for each image [N, 4] float32 x1y1x2y2 in network pixels.
         resolution: bins along each side.
         scale: cells a network pixel.
         height, width: of the feature map, in cells.
 
     Returns:
-        [sum of N, resolution, resolution, 5] int64: picture, y, x of the first cell, height, width. An empty window has
+        [sum of N, resolution, resolution, 5] int64: image, y, x of the first cell, height, width. An empty window has
         height or width 0.
     """
-    pictures = torch.cat([torch.full_like(x[:, 0], i, dtype=torch.int64) for i, x in enumerate(boxes)])
+    images = torch.cat([torch.full_like(x[:, 0], i, dtype=torch.int64) for i, x in enumerate(boxes)])
     x1, y1, x2, y2 = torch.cat(boxes).unbind(1)
     top, bottom = _bins(y1, y2, resolution, scale, height)
     left, right = _bins(x1, x2, resolution, scale, width)
     rows, columns = torch.stack([top, bottom - top], -1), torch.stack([left, right - left], -1)
-    shape = (len(pictures), resolution, resolution)
+    shape = (len(images), resolution, resolution)
     parts = [
-        pictures[:, None, None],
+        images[:, None, None],
         rows[:, :, None, 0],
         columns[:, None, :, 0],
         rows[:, :, None, 1],

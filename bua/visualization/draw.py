@@ -1,4 +1,4 @@
-"""Boxes with legible labels on a picture, drawn with OpenCV alone."""
+"""Boxes with legible labels on an image, drawn with OpenCV alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from bua.errors import InputError, make_folder
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-# How much of its light a part of a picture keeps that a model does not look at.
+# How much of its light a part of an image keeps that a model does not look at.
 DARKEST = 0.3
 # BGR; hues far apart and all dark enough or light enough for a label in black or white on them.
 PALETTE = (
@@ -41,9 +41,9 @@ def draw_regions(
     *,
     min_size: int = 800,
 ) -> np.ndarray:
-    """Draws each box with its label on a copy of the picture.
+    """Draws each box with its label on a copy of the image.
 
-    Lines and letters are scaled to the picture. A label lies next to its box, inside the picture, and off the
+    Lines and letters are scaled to the image. A label lies next to its box, inside the image, and off the
     labels before it where there is room: give the most important region first.
 
     Args:
@@ -51,7 +51,7 @@ def draw_regions(
         boxes: [N, 4] x1y1x2y2 in pixels of ``image``.
         labels: N texts, in ASCII (the fonts of OpenCV 4 know no other letters); an empty one draws the box alone.
         colors: N BGR colours, 0 to 255; by default one after the other of ``PALETTE``.
-        min_size: the picture is enlarged first until its longer side has this many pixels.
+        min_size: the image is enlarged first until its longer side has this many pixels.
 
     Returns:
         [H', W', 3] uint8 BGR, a new array; H' = H and W' = W where the longer side is at least ``min_size``.
@@ -107,12 +107,12 @@ def draw_attention(image: np.ndarray, boxes: np.ndarray, attention: np.ndarray, 
     return draw_regions(shaded, np.asarray(boxes)[best], [f"{100 * value:.0f}%" for value in share[best]])
 
 
-def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Writes a picture ([H, W, 3] uint8 BGR) in the format that the file's name says."""
+def save_image(path: str | Path, image: np.ndarray) -> None:
+    """Writes an image ([H, W, 3] uint8 BGR) in the format that the file's name says."""
     path = Path(path)
     make_folder(path.parent)
     try:
-        written = cv2.imwrite(str(path), picture)
+        written = cv2.imwrite(str(path), image)
     except cv2.error:
         written = False
     if not written:
@@ -120,7 +120,7 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
 
 
 def _enlarge(image: np.ndarray, min_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (always a copy) and its scale [4] as x, y, x, y."""
+    """The image (always a copy) and its scale [4] as x, y, x, y."""
     height, width = image.shape[:2]
     factor = min_size / max(height, width)
     if factor <= 1:
@@ -131,7 +131,7 @@ def _enlarge(image: np.ndarray, min_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tag(label: str, color: Sequence[int], height: int, width: int) -> np.ndarray:
-    """The label as a picture of its own: [h, w, 3] uint8, no larger than the canvas."""
+    """The label as an image of its own: [h, w, 3] uint8, no larger than the canvas."""
     oversampling, stroke = 4, 6  # OpenCV 4 draws letters as strokes; large and averaged down they are smooth
     scale = max(height, width) / 1150
     (text_width, text_height), baseline = cv2.getTextSize(label, FONT, scale * oversampling, stroke)
@@ -146,7 +146,7 @@ def _tag(label: str, color: Sequence[int], height: int, width: int) -> np.ndarra
 
 
 def _place(box: np.ndarray, w: int, h: int, placed: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Where a label of w x h pixels goes: [4] ints, inside the picture.
+    """Where a label of w x h pixels goes: [4] ints, inside the image.
 
     The places around the box come in order of preference; then come places further down and up along its left
     edge. The first that covers no other label is taken, else the one that covers least.

@@ -1,4 +1,4 @@
-"""The pictures of a page: what a detector finds in each, and what the models on its regions say about it."""
+"""The images of a page: what a detector finds in each, and what the models on its regions say about it."""
 
 import base64
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass
 class Answered:
-    """A question about a picture.
+    """A question about an image.
 
     Attributes:
         answers: the best, with what the model takes for their accuracy, 0 to 1; best first.
@@ -39,7 +39,7 @@ class Captioned:
 
 @dataclass
 class Grounded:
-    """A sentence whose phrases were found in a picture.
+    """A sentence whose phrases were found in an image.
 
     Attributes:
         words: of the sentence.
@@ -57,8 +57,8 @@ class Grounded:
 
 
 @dataclass
-class Picture:
-    """One picture of the gallery; what is not there is left out.
+class GalleryImage:
+    """One image of the gallery; what is not there is left out.
 
     Attributes:
         title: such as its file name.
@@ -78,33 +78,33 @@ class Picture:
     phrases: Grounded | None = None
 
 
-def gallery(pictures: Sequence[Picture]) -> str:
-    """HTML of the pictures, with a switch for the annotations where there are some."""
+def gallery(images: Sequence[GalleryImage]) -> str:
+    """HTML of the images, with a switch for the annotations where there are some."""
     switch = (
         '<input class="choice" type="radio" name="view" id="found" checked>'
         '<input class="choice" type="radio" name="view" id="beside">'
         '<div class="switch"><label for="found">What they find</label>'
         '<label for="beside">Beside the annotation</label></div>'
     )
-    with_annotation = any(picture.annotated is not None for picture in pictures)
-    with_tasks = any(picture.questions or picture.caption or picture.phrases for picture in pictures)
-    body = "".join(_article(picture) for picture in pictures)
+    with_annotation = any(image.annotated is not None for image in images)
+    with_tasks = any(image.questions or image.caption or image.phrases for image in images)
+    body = "".join(_article(image) for image in images)
     return f'{switch if with_annotation else ""}<div class="gallery{" tasks" if with_tasks else ""}">{body}</div>'
 
 
-def _article(picture: Picture) -> str:
-    count = len(picture.predicted_labels)
-    parts = [_labelled("found", picture.predicted, picture.predicted_labels, f"{picture.title}: {count} found")]
-    if picture.annotated is not None:
-        caption = f"Annotation: {len(picture.annotated_labels)} objects"
-        parts.append(_labelled("annotated", picture.annotated, picture.annotated_labels, caption))
-    if picture.phrases is not None:
-        parts.append(_phrases(picture.phrases))
-    parts += [_answered(question) for question in picture.questions]
-    if picture.caption is not None:
-        text = picture.caption.text
+def _article(image: GalleryImage) -> str:
+    count = len(image.predicted_labels)
+    parts = [_labelled("found", image.predicted, image.predicted_labels, f"{image.title}: {count} found")]
+    if image.annotated is not None:
+        caption = f"Annotation: {len(image.annotated_labels)} objects"
+        parts.append(_labelled("annotated", image.annotated, image.annotated_labels, caption))
+    if image.phrases is not None:
+        parts.append(_phrases(image.phrases))
+    parts += [_answered(question) for question in image.questions]
+    if image.caption is not None:
+        text = image.caption.text
         alt = f"Where the model looked for each word of: {text}"
-        parts.append(_figure("caption", picture.caption.drawn, alt, f"<q>{escape(text)}</q>"))
+        parts.append(_figure("caption", image.caption.drawn, alt, f"<q>{escape(text)}</q>"))
     return f"<article>{''.join(parts)}</article>"
 
 

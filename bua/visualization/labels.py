@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bua.data.annotations import DetectionDataset
-from bua.evaluation.detections import object_detections
+from bua.detection.annotations import DetectionDataset
+from bua.detection.evaluation.detections import object_detections
 from bua.structures import RegionPredictions
 from bua.visualization.draw import class_colors, draw_regions
 from bua.vocabulary import Vocabulary
@@ -14,10 +14,10 @@ from bua.vocabulary import Vocabulary
 
 @dataclass
 class LabelledBoxes:
-    """Boxes of one picture, with what is said about them.
+    """Boxes of one image, with what is said about them.
 
     Attributes:
-        boxes: [n, 4] float32 x1y1x2y2 in pixels of the original picture.
+        boxes: [n, 4] float32 x1y1x2y2 in pixels of the original image.
         class_ids: [n] int64, object classes from 0.
         labels: n texts.
     """
@@ -43,7 +43,7 @@ def labelled_detections(
     max_attributes: int = 3,
     convention: str = "caffe",
 ) -> LabelledBoxes:
-    """The objects found in a picture, best first, with the attributes of the region that each was found in.
+    """The objects found in an image, best first, with the attributes of the region that each was found in.
 
     Args:
         threshold: of the object's probability; the original's demo shows boxes from 0.4.
@@ -66,7 +66,7 @@ def labelled_detections(
 
 
 def labelled_annotations(dataset: DetectionDataset, index: int) -> LabelledBoxes:
-    """The annotated objects of one picture of a data set, the largest first."""
+    """The annotated objects of one image of a data set, the largest first."""
     boxes, class_ids = dataset.boxes(index), dataset.classes(index)
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
     labels = []

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.evaluation.average_precision import PrecisionRecall
-from bua.files import whole_file
+from bua.detection.evaluation.average_precision import PrecisionRecall
+from bua.io.files import whole_file
 from bua.visualization.charts import Series, legend, line_chart, smooth
-from bua.visualization.gallery import Picture, gallery
+from bua.visualization.gallery import GalleryImage, gallery
 from bua.visualization.scores import Score, percent, score_table
 from bua.visualization.style import STYLE
 
@@ -35,12 +35,12 @@ class Report:
         scores: of each task.
         metrics: of the detector, as ``VisualGenomeEvaluator.evaluate`` returns them; others are passed over.
         facts: a few figures for the head of the page, name -> text.
-        gallery: pictures.
+        gallery: images.
         training_log: the dicts of the detector's training log, in order: losses by iteration, and metrics where
             evaluated.
         curves: ``objects`` and ``attributes`` -> class name -> precision-recall curve.
         timings: stage -> seconds.
-        commands: (what for, shell command) for the reader's own pictures.
+        commands: (what for, shell command) for the reader's own images.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Report:
     scores: Sequence[Score] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
-    gallery: Sequence[Picture] = ()
+    gallery: Sequence[GalleryImage] = ()
     training_log: Sequence[Mapping[str, float]] = ()
     curves: Mapping[str, Mapping[str, PrecisionRecall]] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Report:
 
 
 def write_report(path: str | Path, report: Report) -> None:
-    """Writes the page, with its pictures inside; makes its folder where it is missing.
+    """Writes the page, with its images inside; makes its folder where it is missing.
 
     The page is written beside and then moved to ``path``, so that a page that is there is never half of one.
     """
@@ -129,27 +129,27 @@ def _scores(scores: Sequence[Score]) -> str:
         return ""
     return _section(
         "How good is it",
-        "In percent, on the test split. Without looking: the same model, trained without seeing the pictures; for "
+        "In percent, on the test split. Without looking: the same model, trained without seeing the images; for "
         "phrases, a region drawn at random. Perfect regions: the same model, trained on regions that say without "
         "error what each thing is; for phrases, the best choice among the detector's regions.",
         f'<div class="scroll">{score_table(scores)}</div>',
     )
 
 
-def _gallery(pictures: Sequence[Picture]) -> str:
-    if not pictures:
+def _gallery(images: Sequence[GalleryImage]) -> str:
+    if not images:
         return ""
-    with_tasks = any(picture.questions or picture.caption or picture.phrases for picture in pictures)
+    with_tasks = any(image.questions or image.caption or image.phrases for image in images)
     more = (
         " Then each phrase of a sentence with the region that it was found in; questions, with the regions that the "
         "model looked at most and its best answers; and a caption, with the region that was looked at most for each "
         "word."
     )
     return _section(
-        "Test pictures",
+        "Test images",
         "The models have not seen these in training. Each box has its attributes, its object class and the "
         f"probability of that class.{more if with_tasks else ''}",
-        gallery(pictures),
+        gallery(images),
     )
 
 
@@ -278,4 +278,4 @@ def _timings(timings: Mapping[str, float]) -> str:
 
 def _commands(commands: Sequence[tuple[str, str]]) -> str:
     body = "".join(f"<h3>{escape(what)}</h3><pre>{escape(command)}</pre>" for what, command in commands)
-    return _section("On your own pictures", "From the project's folder:", body) if body else ""
+    return _section("On your own images", "From the project's folder:", body) if body else ""

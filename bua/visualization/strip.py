@@ -1,4 +1,4 @@
-"""A caption as a strip of pictures: for each word, the region that the model looked at (Anderson et al. 2018, figure
+"""A caption as a strip of images: for each word, the region that the model looked at (Anderson et al. 2018, figure
 5)."""
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ PANEL, TITLE, GAP = 320, 34, 8
 def draw_strip(
     image: np.ndarray, boxes: np.ndarray, words: Sequence[str], attention: np.ndarray, *, columns: int = 5
 ) -> np.ndarray:
-    """Draws the picture, then once more for each word with the word above it: what was not looked at is dark, and the
+    """Draws the image, then once more for each word with the word above it: what was not looked at is dark, and the
     region that was looked at most is outlined, with its share of the attention.
 
     Args:
@@ -23,7 +23,7 @@ def draw_strip(
         boxes: [n, 4] x1y1x2y2 in pixels of ``image``.
         words: T of them, in ASCII.
         attention: [T, n] at least 0; a row of zeros is a word that no region was looked at for.
-        columns: pictures side by side; further ones are below.
+        columns: images side by side; further ones are below.
 
     Returns:
         [H', W', 3] uint8 BGR.
@@ -51,7 +51,7 @@ def _looked(image: np.ndarray, boxes: np.ndarray, attention: np.ndarray) -> np.n
 
 
 def _titled(image: np.ndarray, title: str) -> np.ndarray:
-    """The picture on white, with its title above it."""
+    """The image on white, with its title above it."""
     panel = cv2.copyMakeBorder(image, TITLE, GAP, GAP, GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     (width, _), _ = cv2.getTextSize(title, FONT, 0.8, 2)
     # A long word is written smaller.

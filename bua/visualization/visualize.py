@@ -1,4 +1,4 @@
-"""Pictures with their annotations, a detector's predictions, or both side by side, into a folder."""
+"""Images with their annotations, a detector's predictions, or both side by side, into a folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +7,15 @@ import numpy as np
 from tqdm import tqdm
 
 from bua.checkpoint import load_weights
-from bua.data.annotations import DetectionDataset
-from bua.data.images import read_image
+from bua.detection.annotations import DetectionDataset
 from bua.errors import InputError
+from bua.io.images import read_image
 from bua.modeling import Detector, build_detector
-from bua.visualization.draw import save_picture
+from bua.visualization.draw import save_image
 from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections
 from bua.vocabulary import Vocabulary
 
-GAP = 12  # pixels between two pictures
+GAP = 12  # pixels between two images
 
 
 def load_detector(cfg, dataset: DetectionDataset) -> Detector:
@@ -42,7 +42,7 @@ def load_detector(cfg, dataset: DetectionDataset) -> Detector:
 
 
 def evenly(dataset: DetectionDataset, number: int) -> list[int]:
-    """``number`` indices (all, where there are fewer pictures) evenly over a data set."""
+    """``number`` indices (all, where there are fewer images) evenly over a data set."""
     return np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
 
 
@@ -55,19 +55,19 @@ def draw_dataset(
     annotations: bool = True,
     threshold: float = 0.4,
 ) -> list[Path]:
-    """Draws pictures of a data set into the folder ``output``.
+    """Draws images of a data set into the folder ``output``.
 
     Args:
-        indices: which pictures.
+        indices: which images.
         detector: its predictions are drawn; None draws none.
         annotations: whether to draw the annotation: to the left where predictions are drawn too.
         threshold: of the predictions' object probability.
 
     Returns:
-        the files, ``0001_<name of the picture>.jpg`` and so on.
+        the files, ``0001_<name of the image>.jpg`` and so on.
     """
     if not len(indices):
-        raise InputError(f"{dataset.name}: has no pictures to draw")
+        raise InputError(f"{dataset.name}: has no images to draw")
     files = []
     for number, index in enumerate(tqdm(indices, desc=f"draw {dataset.name}", unit="image"), start=1):
         file_name = dataset.file_name(index)
@@ -90,7 +90,7 @@ def draw_files(
     attributes: Vocabulary,
     threshold: float = 0.4,
 ) -> list[Path]:
-    """Draws predictions on picture files; arguments and result as ``draw_dataset``."""
+    """Draws predictions on image files; arguments and result as ``draw_dataset``."""
     files = []
     for number, file_name in enumerate(tqdm(file_names, desc="draw", unit="image"), start=1):
         drawn = draw_predictions(read_image(file_name), detector, objects, attributes, threshold)
@@ -101,7 +101,7 @@ def draw_files(
 def draw_predictions(
     image: np.ndarray, detector: Detector, objects: Vocabulary, attributes: Vocabulary, threshold: float
 ) -> np.ndarray:
-    """The picture ([H, W, 3] uint8 BGR) with what the detector finds in it drawn: [H', W', 3] uint8 BGR."""
+    """The image ([H, W, 3] uint8 BGR) with what the detector finds in it drawn: [H', W', 3] uint8 BGR."""
     found = labelled_detections(
         detector.predict([image])[0], objects, attributes, threshold, convention=detector.convention
     )
@@ -115,5 +115,5 @@ def _side_by_side(sides: list[np.ndarray]) -> np.ndarray:
 
 def _save(output: str | Path, number: int, source: str | Path, image: np.ndarray) -> Path:
     path = Path(output) / f"{number:04d}_{Path(source).stem}.jpg"
-    save_picture(path, image)
+    save_image(path, image)
     return path

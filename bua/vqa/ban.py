@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from bua.modeling.language import WordEmbedding
-from bua.modeling.layers import (
+from bua.tasks.embedding import WordEmbedding
+from bua.tasks.layers import (
     Projection,
     Standardize,
     WeightNormLinear,
@@ -17,7 +17,7 @@ from bua.vqa.counter import Counter
 
 
 class BAN(nn.Module):
-    """Answers a question about a picture's regions with attention over all pairs of a region and a word.
+    """Answers a question about an image's regions with attention over all pairs of a region and a word.
 
     Args:
         num_words: size of the question vocabulary; the id of padding is ``num_words``.
@@ -101,13 +101,13 @@ class BAN(nn.Module):
         Args:
             features: [B, n, D] float32; finite, also in padding.
             boxes: [B, n, 4 or more] float32; the first four columns are x1y1x2y2 in fractions, 0 to 1, of the
-                picture's width and height.
-            mask: [B, n] bool, false for padding. A picture may have no box at all.
+                image's width and height.
+            mask: [B, n] bool, false for padding. An image may have no box at all.
             question: [B, L] int64 ids of words, padded at the end.
 
         Returns:
             Logits [B, num_answers] and attention [B, G, n, L], a softmax over all pairs of a region and a word for
-            each glimpse, or 0 for a picture without boxes; both float32, in autocast too.
+            each glimpse, or 0 for an image without boxes; both float32, in autocast too.
         """
         features = self.standardize(features)
         states, _ = self.gru(self.embedding(question))

@@ -1,12 +1,12 @@
-"""From what is known of picture and question to answers."""
+"""From what is known of image and question to answers."""
 
 from torch import Tensor, nn
 
-from bua.modeling.layers import Projection
+from bua.tasks.layers import Projection
 
 
 class AnswerClassifier(nn.Module):
-    """Two layers from what is known of picture and question to a logit an answer (both seeds' classifier.py)."""
+    """Two layers from what is known of image and question to a logit an answer (both seeds' classifier.py)."""
 
     def __init__(
         self,

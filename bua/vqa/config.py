@@ -5,8 +5,8 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from bua.config import merge
-from bua.engine.heads import constructor_keys, head_cfg
 from bua.errors import InputError
+from bua.tasks.training import constructor_keys, head_cfg
 from bua.vqa.ban import BAN
 from bua.vqa.updown import UpDown
 

@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bua.modeling.layers import at_least_float32
+from bua.tasks.layers import at_least_float32
 
 PIECES = 16
 
 
 class Counter(nn.Module):
-    """How many things a picture's attended boxes show, without counting a thing twice that has several boxes.
+    """How many things an image's attended boxes show, without counting a thing twice that has several boxes.
 
     Boxes are vertices of a graph whose edges are weighted by attention; edges within a thing and copies between
     boxes of one thing are removed by learned functions, and the number of things is the root of what is left.

@@ -1,4 +1,4 @@
-"""Answers of trained models: to the questions of a data set, or to one about a picture's regions."""
+"""Answers of trained models: to the questions of a data set, or to one about an image's regions."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -11,17 +11,17 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from bua.checkpoint import read_checkpoint
-from bua.data.region_batches import RegionReader
-from bua.data.vqa import VqaDataset, load_vocabularies
-from bua.data.vqa_answers import AnswerVocabulary
-from bua.data.vqa_batches import VqaBatch, evaluation_batches
-from bua.data.vqa_questions import QuestionVocabulary, pad_in_front, tokenize
-from bua.engine.heads import progress_bar, restore_cfg, restore_weights
 from bua.errors import InputError
 from bua.structures import Regions
+from bua.tasks.region_batches import RegionReader
+from bua.tasks.training import progress_bar, restore_cfg, restore_weights
+from bua.tasks.words import QuestionVocabulary, pad_in_front, tokenize
+from bua.vqa.answers import AnswerVocabulary
+from bua.vqa.batches import VqaBatch, evaluation_batches
 from bua.vqa.config import build_model, get_cfg
+from bua.vqa.dataset import VqaDataset, load_vocabularies
+from bua.vqa.released import constructor_arguments
 from bua.weights.layouts import Weights
-from bua.weights.vqa_layouts import constructor_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def add_vocabularies(weights: Weights, folder: str | Path) -> dict:
     """A checkpoint for ``load_vqa`` of the weights of a seed's model, which come without vocabularies.
 
     Args:
-        weights: as ``bua.weights.vqa_layouts.read_seed_checkpoint`` gives them.
+        weights: as ``bua.vqa.released.read_seed_checkpoint`` gives them.
         folder: that ``prepare_vqa`` wrote; its ``question_vocabulary.json`` and ``answer_vocabulary.json`` are in the
             order that the model learned them in.
 
@@ -129,13 +129,13 @@ def predict(
 
     Args:
         dataset: its questions may be in another vocabulary than the models'.
-        reader: of all their pictures.
+        reader: of all their images.
 
     Returns:
         [N] int64 labels in the models' answer vocabulary, in the data set's order.
 
     Raises:
-        InputError: models with different answers, features of another length than theirs, or that lack pictures.
+        InputError: models with different answers, features of another length than theirs, or that lack images.
     """
     first = models[0]
     for other in models[1:]:
@@ -162,10 +162,10 @@ def predict(
 
 @torch.inference_mode()
 def answer_question(vqa: VqaModel, regions: Regions, question: str, top: int = 5) -> tuple[list[Answer], np.ndarray]:
-    """The best answers to a question about a picture, and where the model looked.
+    """The best answers to a question about an image, and where the model looked.
 
     Args:
-        regions: of the picture, from the detector that the model's features came from.
+        regions: of the image, from the detector that the model's features came from.
 
     Returns:
         the ``top`` best answers, best first; [n] float32, how much it looked at each region, which sums to 1.

@@ -6,19 +6,19 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from bua.data.region_batches import BatchMaker, RegionReader
-from bua.data.vqa import PROGRAM, VqaDataset
-from bua.data.vqa_batches import VqaBatch, VqaLoader
-from bua.data.vqa_word_vectors import load_word_vectors
-from bua.engine.heads import open_reader, start, train_head
 from bua.errors import InputError
-from bua.evaluation.vqa import soft_score, upper_bound
-from bua.modeling.layers import Standardize
+from bua.tasks.layers import Standardize
+from bua.tasks.region_batches import BatchMaker, RegionReader
+from bua.tasks.training import open_reader, start, train_head
+from bua.vqa.accuracy import soft_score, upper_bound
+from bua.vqa.batches import VqaBatch, VqaLoader
 from bua.vqa.config import build_model
+from bua.vqa.cooccurrence import load_word_vectors
+from bua.vqa.dataset import PROGRAM, VqaDataset
 from bua.vqa.inference import VqaModel, predict
 
 # Enough for mean and deviation of features.
-SAMPLED_PICTURES = 500
+SAMPLED_IMAGES = 500
 
 
 def train_vqa(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
@@ -79,8 +79,8 @@ def vqa_loss(model: nn.Module, batch: VqaBatch, look: bool = True) -> Tensor:
 
 
 def some_regions(reader: RegionReader, dataset: VqaDataset) -> Tensor:
-    """[N, D] float32, the features of ``SAMPLED_PICTURES`` pictures, or of all where there are fewer."""
+    """[N, D] float32, the features of ``SAMPLED_IMAGES`` images, or of all where there are fewer."""
     images = np.unique(dataset.image_ids)
-    images = images[:: max(1, len(images) // SAMPLED_PICTURES)][:SAMPLED_PICTURES]
+    images = images[:: max(1, len(images) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
     batch = BatchMaker(images, reader, dataset.name)(np.arange(len(images)))
     return batch.features[batch.mask].float()

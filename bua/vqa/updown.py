@@ -7,8 +7,8 @@ the paper's: the attention multiplies where the paper concatenates, and its non-
 import torch
 from torch import Tensor, nn
 
-from bua.modeling.language import WordEmbedding
-from bua.modeling.layers import (
+from bua.tasks.embedding import WordEmbedding
+from bua.tasks.layers import (
     Projection,
     Standardize,
     WeightNormLinear,
@@ -19,7 +19,7 @@ from bua.vqa.classifier import AnswerClassifier
 
 
 class UpDown(nn.Module):
-    """Answers a question about a picture's regions with one attention over them.
+    """Answers a question about an image's regions with one attention over them.
 
     Args:
         num_words: size of the question vocabulary; the id of padding is ``num_words``.
@@ -70,12 +70,12 @@ class UpDown(nn.Module):
         Args:
             features: [B, n, D] float32; finite, also in padding.
             boxes: not used; the model does not see where regions are.
-            mask: [B, n] bool, false for padding. A picture may have no box at all.
+            mask: [B, n] bool, false for padding. An image may have no box at all.
             question: [B, L] int64 ids of words, padded in front.
 
         Returns:
-            Logits [B, num_answers] and attention [B, glimpses, n], which sums to 1 over the regions, or is 0 for a
-            picture without boxes; both float32, in autocast too.
+            Logits [B, num_answers] and attention [B, glimpses, n], which sums to 1 over the regions, or is 0 for an
+            image without boxes; both float32, in autocast too.
         """
         features = self.standardize(features)
         states, _ = self.gru(self.embedding(question))

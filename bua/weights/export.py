@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from bua.files import whole_file
+from bua.io.files import whole_file
 from bua.modeling.anchors import cell_anchors
 from bua.weights.layouts import (
     ANCHORS,

@@ -1,7 +1,7 @@
 """The layouts that detectors and backbones were released in, and how each becomes bua's.
 
 bua's: Detectron2's names; background and "no attribute" last; one objectness logit an anchor; box deltas for the
-weights (10, 10, 5, 5); pictures in BGR; normalisation as weight, bias, running_mean, running_var. The anchors that
+weights (10, 10, 5, 5); images in BGR; normalisation as weight, bias, running_mean, running_var. The anchors that
 the region proposal network was trained on stand beside the weights under ``ANCHORS``: the two box conventions have
 different ones in different orders, which names and shapes do not show.
 """

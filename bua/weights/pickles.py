@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.safe_pickle import Refused, SafeUnpickler
+from bua.io.safe_pickle import Refused, SafeUnpickler
 
 
 def read_pickle(path: str | Path):

@@ -44,14 +44,14 @@ ZOO = {
             f"{_GOOGLE}bottom-up-attention/resnet101_faster_rcnn_final.caffemodel",
         ),
         "vg_r101_caffe.yaml",
-        "the original, for 10 to 100 regions a picture",
+        "the original, for 10 to 100 regions an image",
     ),
     "caffe-r101-36": Release(
         "resnet101_faster_rcnn_final_iter_320000.caffemodel",
         ("https://www.dropbox.com/s/2h4hmgcvpaewizu/resnet101_faster_rcnn_final_iter_320000.caffemodel?dl=1",),
         (f"{_GOOGLE}bottom-up-attention/resnet101_faster_rcnn_final_iter_320000.caffemodel",),
         "vg_r101_caffe_36.yaml",
-        "the original, for 36 regions a picture",
+        "the original, for 36 regions an image",
     ),
     "huggingface-r101-10-100": Release(
         "pytorch_model.bin",

@@ -1,4 +1,4 @@
-"""Small captioners and pictures."""
+"""Small captioners and images."""
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ def small(seed: int = 0, **arguments) -> UpDownCaptioner:
     return model.eval()
 
 
-def pictures(*boxes: int, room: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features and mask of pictures with so many boxes, ``room`` more rows than the largest needs; padding is random
+def images(*boxes: int, room: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Features and mask of images with so many boxes, ``room`` more rows than the largest needs; padding is random
     too."""
     generator = torch.Generator().manual_seed(seed)
     rows = max(boxes) + room

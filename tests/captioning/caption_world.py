@@ -1,4 +1,4 @@
-"""Shapes without its pictures: captions, annotations of things, and features from an oracle, through the tools."""
+"""Shapes without its images: captions, annotations of things, and features from an oracle, through the tools."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from script_loading import load_script
 
-from bua.data.annotations import ImageAnnotations, write_annotations
-from bua.data.shapes_scene import COLORS, SHAPES, TEXTURES, compose_scene
-from bua.data.shapes_text import plain_text, write_sentence
+from bua.detection.annotations import ImageAnnotations, write_annotations
+from bua.shapes.scene import COLORS, SHAPES, TEXTURES, compose_scene
+from bua.shapes.text import plain_text, write_sentence
 from bua.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTRIBUTES = (*COLORS, *TEXTURES, "small", "large")
-# What COCO calls Visual Genome's picture 1 is 1001, and so on.
+# What COCO calls Visual Genome's image 1 is 1001, and so on.
 COCO = 1000
 
 

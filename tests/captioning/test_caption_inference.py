@@ -8,12 +8,12 @@ from caption_world import tool
 
 from bua.captioning.config import build_model, get_cfg
 from bua.captioning.inference import Captioner, caption_regions, load_captioner, predict
+from bua.captioning.vocabulary import CaptionVocabulary
 from bua.checkpoint import save_checkpoint
-from bua.data.captions_vocabulary import CaptionVocabulary
-from bua.data.region_batches import RegionReader
 from bua.errors import InputError
 from bua.features import open_writer
 from bua.structures import Regions
+from bua.tasks.region_batches import RegionReader
 
 DIM = 6
 VOCABULARY = CaptionVocabulary([".", "<unk>", "a", "cat", "dog", "on", "mat", "'", "s"])
@@ -37,21 +37,21 @@ def save(path: Path, captioner: Captioner) -> Path:
     return path
 
 
-def picture(image_id: int, boxes: int, dim: int = DIM) -> Regions:
+def image(image_id: int, boxes: int, dim: int = DIM) -> Regions:
     rng = np.random.default_rng(image_id)
     corners = np.sort(rng.random((boxes, 2, 2)), axis=1).reshape(boxes, 4) * [80, 60, 80, 60]
     return Regions(image_id, 80, 60, corners.astype(np.float32), rng.normal(size=(boxes, dim)).astype(np.float32))
 
 
 @pytest.fixture
-def pictures() -> list[Regions]:
-    return [picture(image_id, boxes) for image_id, boxes in ((7, 3), (5, 9), (9, 1), (6, 4), (8, 9))]
+def images() -> list[Regions]:
+    return [image(image_id, boxes) for image_id, boxes in ((7, 3), (5, 9), (9, 1), (6, 4), (8, 9))]
 
 
 @pytest.fixture
-def features(tmp_path, pictures) -> Path:
+def features(tmp_path, images) -> Path:
     with open_writer(tmp_path / "features", "flat") as writer:
-        for regions in pictures:
+        for regions in images:
             writer.append(regions)
         writer.finish()
     return tmp_path / "features"
@@ -60,12 +60,12 @@ def features(tmp_path, pictures) -> Path:
 @pytest.mark.parametrize(
     "data", [{}, {"MAX_BOXES": 3}, {"BOXES": True}, {"LOOK": False}], ids=["all", "first boxes", "boxes", "blind"]
 )
-def test_a_picture_alone_and_among_others(pictures, features, data):
+def test_an_image_alone_and_among_others(images, features, data):
     captioners = [make_captioner(seed, **data) for seed in (0, 1)]
-    ids = np.array([regions.image_id for regions in pictures])
+    ids = np.array([regions.image_id for regions in images])
     predicted = predict(captioners, ids, RegionReader.open([features]), batch_size=2, progress=False)
     assert list(predicted) == ids.tolist()
-    for regions in pictures:
+    for regions in images:
         captions = caption_regions(captioners, regions)
         assert 1 <= len(captions) <= 5
         assert [caption.score for caption in captions] == sorted((c.score for c in captions), reverse=True)
@@ -78,7 +78,7 @@ def test_a_picture_alone_and_among_others(pictures, features, data):
 
 
 def test_boxes_are_read_where_asked_for():
-    regions = picture(1, 4)
+    regions = image(1, 4)
     moved = Regions(1, 80, 60, regions.boxes[::-1].copy(), regions.features)
     for boxes in (False, True):
         captioner = make_captioner(BOXES=boxes)
@@ -87,7 +87,7 @@ def test_boxes_are_read_where_asked_for():
 
 
 def test_lengths_of_features_do_not_matter_where_they_are_normalized():
-    regions = picture(1, 4)
+    regions = image(1, 4)
     longer = Regions(1, 80, 60, regions.boxes, regions.features * 3)
     for normalize in (False, True):
         captioner = make_captioner(NORMALIZE=normalize)
@@ -95,26 +95,26 @@ def test_lengths_of_features_do_not_matter_where_they_are_normalized():
         assert (abs(scores[0] - scores[1]) < 1e-4) == normalize
 
 
-def test_the_checkpoint_says_all(tmp_path, pictures):
+def test_the_checkpoint_says_all(tmp_path, images):
     captioner = make_captioner(BOXES=True)
     captioner.cfg.DECODING.BEAM = 3
     path = save(tmp_path / "model.pth", captioner)
     loaded = load_captioner(path)
     assert loaded.vocabulary == captioner.vocabulary
-    for regions in pictures:
+    for regions in images:
         expected, found = caption_regions([captioner], regions), caption_regions([loaded], regions)
         assert [caption.text for caption in found] == [caption.text for caption in expected]
         assert len(found) == 3
-    assert len(caption_regions([load_captioner(path, overrides=["DECODING.BEAM", "1"])], pictures[0])) == 1
+    assert len(caption_regions([load_captioner(path, overrides=["DECODING.BEAM", "1"])], images[0])) == 1
 
 
-def test_decoding_by_keys(tmp_path, pictures):
+def test_decoding_by_keys(tmp_path, images):
     path = save(tmp_path / "model.pth", make_captioner(MAX_LENGTH=12))
     free = ["DECODING.WORDS_ONCE", "False", "DECODING.NO_WORD_TWICE_IN_A_ROW", "False"]
 
     def words(*overrides: str) -> list[list[str]]:
         captioner = load_captioner(path, overrides=overrides)
-        return [caption.words for regions in pictures for caption in caption_regions([captioner], regions)]
+        return [caption.words for regions in images for caption in caption_regions([captioner], regions)]
 
     strict, loose = words(), words(*free)
     assert all(said.count(word) <= 1 for said in strict for word in ("cat", "dog", "mat"))
@@ -126,7 +126,7 @@ def test_decoding_by_keys(tmp_path, pictures):
     assert not any(said and said[-1] in ("a", "on") for said in shorter)
 
 
-def test_captioners_that_do_not_go_together(pictures):
+def test_captioners_that_do_not_go_together(images):
     for other, message in (
         (make_captioner(vocabulary=CaptionVocabulary([".", "<unk>", "a"])), "different vocabularies"),
         (make_captioner(BOXES=True), "read different things"),
@@ -134,7 +134,7 @@ def test_captioners_that_do_not_go_together(pictures):
         (make_captioner(dim=4), "read different things"),
     ):
         with pytest.raises(InputError, match=message):
-            caption_regions([make_captioner(), other], pictures[0])
+            caption_regions([make_captioner(), other], images[0])
 
 
 def test_features_of_another_detector(features):
@@ -142,7 +142,7 @@ def test_features_of_another_detector(features):
     with pytest.raises(InputError, match="6 numbers a region, where the captioner learned from 4"):
         predict([captioner], np.array([7]), RegionReader.open([features]), progress=False)
     with pytest.raises(InputError, match="3: 6 numbers a region, where the captioner learned from 4"):
-        caption_regions([captioner], picture(3, 2))
+        caption_regions([captioner], image(3, 2))
 
 
 def test_checkpoints_that_cannot_be_used(tmp_path):
@@ -166,7 +166,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_the_tool_writes_what_the_scores_take(tmp_path, pictures, features, capsys):
+def test_the_tool_writes_what_the_scores_take(tmp_path, images, features, capsys):
     main = tool("tools/predict_caption.py")
     models = [str(save(tmp_path / f"{seed}.pth", make_captioner(seed))) for seed in (0, 1)]
     output = tmp_path / "new" / "captions.json"
@@ -175,7 +175,7 @@ def test_the_tool_writes_what_the_scores_take(tmp_path, pictures, features, caps
     assert capsys.readouterr().out == f"{output}: 5 captions\n"
     written = {record["image_id"]: record["caption"] for record in json.loads(output.read_text())}
     captioners = [load_captioner(model, overrides=["DECODING.BEAM", "2"]) for model in models]
-    assert written == {regions.image_id: caption_regions(captioners, regions)[0].text for regions in pictures}
+    assert written == {regions.image_id: caption_regions(captioners, regions)[0].text for regions in images}
 
     for more, message in (
         (["--split", "test"], "give both, or none"),
@@ -185,11 +185,11 @@ def test_the_tool_writes_what_the_scores_take(tmp_path, pictures, features, caps
         assert message in capsys.readouterr().err
 
 
-def test_pictures_with_names_cannot_go_to_the_server(tmp_path, capsys):
+def test_images_with_names_cannot_go_to_the_server(tmp_path, capsys):
     with open_writer(tmp_path / "features", "flat") as writer:
         writer.append(Regions("cat", 80, 60, np.zeros((1, 4), np.float32), np.zeros((1, DIM), np.float32)))
         writer.finish()
     model = save(tmp_path / "model.pth", make_captioner())
     arguments = ["--captioner", str(model), "--features", str(tmp_path / "features"), "--output", "no.json"]
     assert tool("tools/predict_caption.py")(arguments) == 2
-    assert "picture 'cat': captions are written by number" in capsys.readouterr().err
+    assert "image 'cat': captions are written by number" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from caption_world import COCO, ROOT, losses_of, scores_of, settings, tool, writ
 
 import bua.captioning.training as training
 from bua.captioning.config import load_cfg
+from bua.captioning.dataset import CaptionDataset
 from bua.captioning.training import train_caption
-from bua.data.captions import CaptionDataset
 from bua.errors import InputError
 
 CONFIGS = ROOT / "configs" / "captioning"
@@ -34,7 +34,7 @@ def learned(world) -> Path:
     return run(CROSS_ENTROPY, world, "xe", "SOLVER.EPOCHS", "10", "SOLVER.BASE_LR", "0.01")
 
 
-def test_learns_what_a_picture_is_of(world, learned):
+def test_learns_what_an_image_is_of(world, learned):
     blind = run(CROSS_ENTROPY, world, "blind", "SOLVER.EPOCHS", "5", "SOLVER.BASE_LR", "0.01", "DATA.LOOK", "False")
     assert scores_of(learned)[-1] > 1.3 * scores_of(blind)[-1] > 0
 
@@ -95,7 +95,7 @@ def test_only_the_beam_is_constrained_in_training(world, learned, monkeypatch, m
 def test_frequencies_from_a_tool(world, learned, tmp_path, capsys):
     count, output = tool("datasets/count_caption_ngrams.py"), tmp_path / "new" / "frequencies.npz"
     assert count(["--folder", str(world / "prepared"), "--splits", "train", "--output", str(output)]) == 0
-    assert "n-grams of the captions of 500 pictures" in capsys.readouterr().out
+    assert "n-grams of the captions of 500 images" in capsys.readouterr().out
     dataset = CaptionDataset.load(world / "prepared", "train")
     ids = dataset.image_ids[:50].tolist()
     for end in (False, True):
@@ -138,7 +138,7 @@ def test_what_cannot_be_used(world, learned, tmp_path, capsys):
         (CROSS_ENTROPY, ["DECODING.BEAM", "0"], "DECODING.BEAM is 0; it must be 1 or more"),
         (CROSS_ENTROPY, ["MODEL.UPDOWN.SPECIAL", "1"], "unknown config key MODEL.UPDOWN.SPECIAL"),
         (CROSS_ENTROPY, ["MODEL.DEVICE", "gpu"], "no device"),
-        (CROSS_ENTROPY, ["DATA.FEATURES", f"('{other / 'oracle.flat'}',)"], "pictures of "),
+        (CROSS_ENTROPY, ["DATA.FEATURES", f"('{other / 'oracle.flat'}',)"], "images of "),
         (CROSS_ENTROPY, ["MODEL.WEIGHTS", str(tmp_path / "none.pth")], "none.pth"),
         (SELF_CRITICAL, ["MODEL.WEIGHTS", "''"], "MODEL.WEIGHTS: empty; self-critical training starts"),
         (SELF_CRITICAL, ["MODEL.WEIGHTS", best, "MODEL.UPDOWN.HIDDEN_DIM", "16"], "does not fit MODEL.UPDOWN"),
@@ -166,14 +166,14 @@ def test_what_cannot_be_used(world, learned, tmp_path, capsys):
         assert not output.exists()
 
 
-def test_pictures_without_features_are_counted(world, tmp_path, capsys):
+def test_images_without_features_are_counted(world, tmp_path, capsys):
     cut = json.loads((world / "image_data.json").read_text())
     (tmp_path / "annotations").symlink_to(world / "annotations")
     (tmp_path / "image_data.json").write_text(json.dumps([*cut[1:540], {"image_id": 541}]))
     features = tmp_path / "some.flat"
     oracle = ["--root", str(tmp_path), "--name", "world", "--ids", "coco", "--output", str(features)]
     assert tool("datasets/make_oracle_features.py")(oracle) == 0
-    assert "539 pictures; 41 that COCO does not have" in capsys.readouterr().out
+    assert "539 images; 41 that COCO does not have" in capsys.readouterr().out
     more = ["DATA.FEATURES", f"('{features}',)"]
     assert tool("tools/train_caption.py")(["--config-file", CROSS_ENTROPY, *settings(world, "no", *more)]) == 2
-    assert f"lacks 1 of the 500 pictures of {world}/prepared/train.npz: {COCO + 1};" in capsys.readouterr().err
+    assert f"lacks 1 of the 500 images of {world}/prepared/train.npz: {COCO + 1};" in capsys.readouterr().err

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from caption_examples import VARIANTS, WORDS, pictures, small
+from caption_examples import VARIANTS, WORDS, images, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +11,7 @@ from bua.captioning.decoding import Captions
 
 LENGTH = 6
 # In double precision nothing depends on how sums are rounded.
-FEATURES, MASK = pictures(3, 0, 4, room=1)
+FEATURES, MASK = images(3, 0, 4, room=1)
 FEATURES = FEATURES.double()
 MODELS = {(name, seed): small(seed, **kind).double() for (name, kind) in VARIANTS.items() for seed in range(4)}
 
@@ -41,13 +41,13 @@ def allowed(words: list[int], word: int, rules: Constraints, special) -> bool:
     return not (word == special.end and words and words[-1] in rules.bad_endings)
 
 
-def slow_beam_search(models, picture: int, beam: int, rules: Constraints, penalty) -> list[tuple[list[int], float]]:
+def slow_beam_search(models, image: int, beam: int, rules: Constraints, penalty) -> list[tuple[list[int], float]]:
     """Captions with their end, and what they compete by."""
     special = models[0].special
 
     def next_log_probs(words: list[int]) -> list[float]:
         tokens = torch.tensor([[special.begin, *words]])
-        mean = sum(model(FEATURES[[picture]], MASK[[picture]], tokens)[0, -1].softmax(0) for model in models)
+        mean = sum(model(FEATURES[[image]], MASK[[image]], tokens)[0, -1].softmax(0) for model in models)
         return (mean / len(models)).log().tolist()
 
     def score(caption) -> float:
@@ -69,8 +69,8 @@ def slow_beam_search(models, picture: int, beam: int, rules: Constraints, penalt
     return [(words, score((words, total))) for words, total in captions]
 
 
-def said(captions: Captions, picture: int, caption: int) -> list[int]:
-    return captions.tokens[picture, caption][captions.mask[picture, caption]].tolist()
+def said(captions: Captions, image: int, caption: int) -> list[int]:
+    return captions.tokens[image, caption][captions.mask[image, caption]].tolist()
 
 
 @settings(max_examples=30, deadline=None)
@@ -82,15 +82,15 @@ def test_beam_search_equals_a_slow_one(variant, seeds, beam, rules, penalty):
         chosen, FEATURES, MASK, beam=beam, max_length=LENGTH, constraints=rules, length_penalty=name, alpha=alpha
     )
     assert captions.tokens.shape[:2] == (3, beam)
-    for picture in range(3):
+    for image in range(3):
         with torch.no_grad():
-            expected = slow_beam_search(chosen, picture, beam, rules, penalty)
+            expected = slow_beam_search(chosen, image, beam, rules, penalty)
         for k, (words, score) in enumerate(expected):
-            assert said(captions, picture, k) == words
-            assert captions.scores[picture, k].item() == pytest.approx(score)
+            assert said(captions, image, k) == words
+            assert captions.scores[image, k].item() == pytest.approx(score)
         for k in range(len(expected), beam):
-            assert said(captions, picture, k) == [chosen[0].special.end]
-            assert captions.scores[picture, k].item() == captions.log_probs[picture, k, 0].item() == -torch.inf
+            assert said(captions, image, k) == [chosen[0].special.end]
+            assert captions.scores[image, k].item() == captions.log_probs[image, k, 0].item() == -torch.inf
 
 
 @settings(max_examples=25, deadline=None)
@@ -108,9 +108,9 @@ def test_beam_of_one_is_greedy(variant, seeds, rules):
 def test_samples_keep_the_constraints(variant, seed, rules):
     model = MODELS[variant, seed]
     captions = sample(model, FEATURES, MASK, samples=20, max_length=LENGTH, constraints=rules)
-    for picture, k in itertools.product(range(3), range(20)):
-        words = said(captions, picture, k)
-        if captions.scores[picture, k] > -torch.inf:
+    for image, k in itertools.product(range(3), range(20)):
+        words = said(captions, image, k)
+        if captions.scores[image, k] > -torch.inf:
             assert all(allowed(words[:place], word, rules, model.special) for place, word in enumerate(words))
             assert words[-1] == model.special.end or len(words) == LENGTH
 
@@ -122,26 +122,26 @@ def test_log_probs_and_attention_are_the_models(variant, decode):
     special = model.special
     captions = decode(model, FEATURES, MASK, max_length=LENGTH)
     lengths = captions.mask.sum(dim=2)
-    for picture, k in itertools.product(range(3), range(captions.tokens.shape[1])):
-        words, length = said(captions, picture, k), int(lengths[picture, k])
-        assert captions.mask[picture, k, :length].all()
-        assert (captions.tokens[picture, k, length:] == special.pad).all()
-        state = model.start(FEATURES[[picture]], MASK[[picture]])
+    for image, k in itertools.product(range(3), range(captions.tokens.shape[1])):
+        words, length = said(captions, image, k), int(lengths[image, k])
+        assert captions.mask[image, k, :length].all()
+        assert (captions.tokens[image, k, length:] == special.pad).all()
+        state = model.start(FEATURES[[image]], MASK[[image]])
         for place, (previous, word) in enumerate(zip([special.begin, *words], words)):
             logits, attention, state = model.step(torch.tensor([[previous]]), state)
-            assert captions.log_probs[picture, k, place].item() == pytest.approx(
+            assert captions.log_probs[image, k, place].item() == pytest.approx(
                 logits[0, 0].log_softmax(0)[word].item(), rel=1e-5
             )
-            torch.testing.assert_close(captions.attention[picture, k, place], attention[0, 0].detach().float())
-        assert not captions.attention[picture, k, length:].any()
+            torch.testing.assert_close(captions.attention[image, k, place], attention[0, 0].detach().float())
+        assert not captions.attention[image, k, length:].any()
     torch.testing.assert_close(captions.scores, captions.log_probs.sum(dim=2), check_dtype=False)
 
 
-def test_pictures_of_a_batch_do_not_touch_each_other():
+def test_images_of_a_batch_do_not_touch_each_other():
     together = beam_search(MODELS["original", 2], FEATURES, MASK, beam=4)
-    for picture in range(3):
-        alone = beam_search(MODELS["original", 2], FEATURES[[picture]], MASK[[picture]], beam=4)
-        assert [said(alone, 0, k) for k in range(4)] == [said(together, picture, k) for k in range(4)]
+    for image in range(3):
+        alone = beam_search(MODELS["original", 2], FEATURES[[image]], MASK[[image]], beam=4)
+        assert [said(alone, 0, k) for k in range(4)] == [said(together, image, k) for k in range(4)]
 
 
 def test_words_are_drawn_by_their_probability():
@@ -169,8 +169,8 @@ def test_words_leave_the_end_out_or_in():
     model = MODELS["gru", 3]
     end = model.special.end
     captions = sample(model, FEATURES, MASK, samples=8, max_length=LENGTH)
-    for picture, (bare, ended) in enumerate(zip(captions.words(end), captions.words(end, with_end=True))):
-        assert ended == [said(captions, picture, k) for k in range(8)]
+    for image, (bare, ended) in enumerate(zip(captions.words(end), captions.words(end, with_end=True))):
+        assert ended == [said(captions, image, k) for k in range(8)]
         assert bare == [[word for word in words if word != end] for words in ended]
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from caption_examples import VARIANTS, WORDS, pictures, small
+from caption_examples import VARIANTS, WORDS, images, small
 
 from bua.captioning import Constraints, UpDownCaptioner, beam_search, caption_loss, greedy, self_critical_loss
 from bua.captioning.self_critical import METHODS
@@ -21,7 +21,7 @@ def gradients(model: UpDownCaptioner) -> dict[str, torch.Tensor]:
     ("method", "variant"), [("beam", "original"), ("greedy", "original"), ("leave_one_out", "gru")]
 )
 def test_reward_rises(method, variant):
-    """A picture shows one of three things; a caption is to begin with its name, and be short."""
+    """An image shows one of three things; a caption is to begin with its name, and be short."""
     things = torch.eye(3).unsqueeze(1)
     mask = torch.ones(3, 1, dtype=torch.bool)
     torch.manual_seed(0)
@@ -51,18 +51,18 @@ def test_reward_rises(method, variant):
 
 
 def test_beam_loss_is_the_weighted_cross_entropy_of_the_beam():
-    model, (features, mask) = small(), pictures(3, 4)
+    model, (features, mask) = small(), images(3, 4)
     captions = beam_search(model, features, mask, beam=4)
     words = captions.words(end=0)
-    rewards = torch.from_numpy(np.stack([count_threes(picture, []) for picture in words])).float()
-    for picture in range(2):
+    rewards = torch.from_numpy(np.stack([count_threes(image, []) for image in words])).float()
+    for image in range(2):
         for k in range(4):
             # A caption at a time, unpadded, its end a target.
-            targets = captions.tokens[picture, k][captions.mask[picture, k]].unsqueeze(0)
+            targets = captions.tokens[image, k][captions.mask[image, k]].unsqueeze(0)
             inputs = torch.cat([torch.zeros(1, 1, dtype=torch.int64), targets[:, :-1]], dim=1)
-            logits = model(features[[picture]], mask[[picture]], inputs)
+            logits = model(features[[image]], mask[[image]], inputs)
             share = (targets != 1).sum() / (captions.mask & (captions.tokens != 1)).sum()
-            weight = (rewards[picture, k] - rewards[picture].mean()).unsqueeze(0)
+            weight = (rewards[image, k] - rewards[image].mean()).unsqueeze(0)
             loss = caption_loss(logits, targets, torch.ones_like(targets, dtype=torch.bool), weights=weight)
             (loss * share).backward()
     expected = gradients(model)
@@ -76,7 +76,7 @@ def test_beam_loss_is_the_weighted_cross_entropy_of_the_beam():
 
 @pytest.mark.parametrize(("method", "calls"), [("beam", [6]), ("greedy", [6, 2]), ("leave_one_out", [6])])
 def test_what_the_reward_is_given(method, calls):
-    model, (features, mask) = small(), pictures(3, 4)
+    model, (features, mask) = small(), images(3, 4)
     given = []
 
     def reward(captions, image_ids):
@@ -95,7 +95,7 @@ def test_what_the_reward_is_given(method, calls):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_rewards_teach_nothing(method):
-    model, (features, mask) = small(), pictures(3, 4)
+    model, (features, mask) = small(), images(3, 4)
 
     def reward(captions, image_ids):
         return np.full(len(captions), 0.7)
@@ -105,7 +105,7 @@ def test_equal_rewards_teach_nothing(method):
 
 
 def test_end_becomes_likelier_where_it_pays():
-    model, (features, mask) = small(), pictures(3, 4)
+    model, (features, mask) = small(), images(3, 4)
     words = model(features, mask, torch.zeros(2, 1, dtype=torch.int64)).detach()
 
     def reward(captions, image_ids):
@@ -120,7 +120,7 @@ def test_end_becomes_likelier_where_it_pays():
 
 
 def test_constraints_hold_for_the_captions_of_training():
-    model, (features, mask) = small(), pictures(3, 4)
+    model, (features, mask) = small(), images(3, 4)
     seen = []
 
     def reward(captions, image_ids):
@@ -137,7 +137,7 @@ def test_constraints_hold_for_the_captions_of_training():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_parameters_learn_in_bfloat16(variant):
     """Weights that were cast while there was no gradient must not be taken where there is one."""
-    model, (features, mask) = small(**VARIANTS[variant]).train(), pictures(3, 4)
+    model, (features, mask) = small(**VARIANTS[variant]).train(), images(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         loss = self_critical_loss(model, features, mask, IDS, count_threes)["loss_reward"]
     loss.backward()
@@ -148,8 +148,8 @@ def test_all_parameters_learn_in_bfloat16(variant):
 
 
 def test_captions_are_made_without_dropout_and_learned_with_it():
-    model, (features, mask) = small(dropout=0.5).train(), pictures(3, 4)
-    expected = [caption for picture in beam_search(small(), features, mask).words(end=0) for caption in picture]
+    model, (features, mask) = small(dropout=0.5).train(), images(3, 4)
+    expected = [caption for image in beam_search(small(), features, mask).words(end=0) for caption in image]
     seen = []
 
     def reward(captions, image_ids):
@@ -166,7 +166,7 @@ def test_captions_are_made_without_dropout_and_learned_with_it():
 
 
 def test_distributed_model(tmp_path):
-    model, (features, mask) = small(), pictures(3, 4)
+    model, (features, mask) = small(), images(3, 4)
     self_critical_loss(model, features, mask, IDS, count_threes)["loss_reward"].backward()
     expected = {name: gradient.clone() for name, gradient in gradients(model).items()}
     model.zero_grad(set_to_none=True)
@@ -186,4 +186,4 @@ def test_distributed_model(tmp_path):
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        self_critical_loss(small(), *pictures(3, 4), IDS, count_threes, **arguments)
+        self_critical_loss(small(), *images(3, 4), IDS, count_threes, **arguments)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from caption_examples import FEATURES, VARIANTS, WORDS, pictures, small
+from caption_examples import FEATURES, VARIANTS, WORDS, images, small
 from torch import nn
 
 from bua.captioning import SpecialWords, UpDownCaptioner, caption_loss
@@ -23,7 +23,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def lstm(cell: Cell, inputs: dict[str, np.ndarray], output: np.ndarray, memory: np.ndarray):
-    """One picture's LSTM with one matrix, as Caffe's LSTMNode has it: [4H, inputs and output]."""
+    """One image's LSTM with one matrix, as Caffe's LSTMNode has it: [4H, inputs and output]."""
     matrix = [cell.inputs[name].weight for name in inputs] + [cell.recurrent.weight]
     gates = torch.cat(matrix, dim=1).detach().double().numpy() @ np.concatenate([*inputs.values(), output])
     gates = (gates + cell.bias.detach().double().numpy()).reshape(4, -1)
@@ -32,7 +32,7 @@ def lstm(cell: Cell, inputs: dict[str, np.ndarray], output: np.ndarray, memory: 
 
 
 def numpy_step(model: UpDownCaptioner, regions: np.ndarray, word: int, h1, c1, h2, c2):
-    """The original's table of layers, for one picture: regions [boxes, D]."""
+    """The original's table of layers, for one image: regions [boxes, D]."""
 
     def weight(layer: nn.Module) -> np.ndarray:
         return layer.weight.detach().double().numpy()
@@ -66,7 +66,7 @@ def test_gru_variant_has_the_seeds_parameters():
 
 
 def test_steps_agree_with_numpy():
-    model, (features, _) = small(), pictures(3, 4)
+    model, (features, _) = small(), images(3, 4)
     h1 = c1 = h2 = c2 = np.zeros(model.hidden_dim)
     for boxes, regions in ((3, features[0, :3]), (4, features[1])):
         memory, state = (h1, c1, h2, c2), model.start(regions.unsqueeze(0), torch.ones(1, boxes, dtype=torch.bool))
@@ -79,7 +79,7 @@ def test_steps_agree_with_numpy():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_teacher_forcing_equals_stepping(variant):
-    model, (features, mask) = small(**VARIANTS[variant]), pictures(3, 0, 5, room=2)
+    model, (features, mask) = small(**VARIANTS[variant]), images(3, 0, 5, room=2)
     tokens = torch.randint(WORDS, (3, 2, 6))
     together = model(features, mask, tokens)
     assert together.shape == (3, 2, 6, WORDS)
@@ -107,7 +107,7 @@ def test_cells_are_torchs(kind):
 
 
 def test_padding_and_order_of_regions_do_not_matter():
-    model, (features, mask) = small(), pictures(3, 5, room=1)
+    model, (features, mask) = small(), images(3, 5, room=1)
     tokens = torch.randint(WORDS, (2, 4))
     expected = model(features, mask, tokens)
     torch.testing.assert_close(model(features.masked_fill(~mask.unsqueeze(2), 9), mask, tokens), expected)
@@ -116,8 +116,8 @@ def test_padding_and_order_of_regions_do_not_matter():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_picture_without_boxes_trains(variant):
-    model, (features, mask) = small(**VARIANTS[variant]).train(), pictures(0, 2, room=1)
+def test_image_without_boxes_trains(variant):
+    model, (features, mask) = small(**VARIANTS[variant]).train(), images(0, 2, room=1)
     tokens = torch.randint(WORDS, (2, 4))
     logits = model(features, mask, tokens)
     caption_loss(logits, tokens, torch.ones_like(tokens, dtype=torch.bool), unk=None).backward()
@@ -129,7 +129,7 @@ def test_picture_without_boxes_trains(variant):
 
 
 def test_scheduled_sampling_reads_its_own_words():
-    model, (features, mask) = small(), pictures(3, 4)
+    model, (features, mask) = small(), images(3, 4)
     tokens = torch.randint(WORDS, (2, 8))
     others = torch.cat([tokens[:, :1], (tokens[:, 1:] + 1) % WORDS], dim=1)
 
@@ -146,7 +146,7 @@ def test_scheduled_sampling_reads_its_own_words():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16(variant):
-    model, (features, mask) = small(**VARIANTS[variant]), pictures(3, 5)
+    model, (features, mask) = small(**VARIANTS[variant]), images(3, 5)
     tokens = torch.randint(WORDS, (2, 5))
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(features, mask, tokens)
@@ -156,7 +156,7 @@ def test_bfloat16(variant):
 
 
 def test_dropout_is_where_it_is_asked_for():
-    features, mask = pictures(4, 4)
+    features, mask = images(4, 4)
     tokens = torch.randint(WORDS, (2, 5))
     for arguments, changes in (({}, False), ({"dropout": 0.5}, True), ({"attention_dropout": 0.5}, True)):
         model = small(**arguments).train()

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from bua.data.catalog import get_dataset
-from bua.data.shapes import make_shapes
-from bua.data.visual_genome import prepare
+from bua.detection.catalog import get_dataset
+from bua.shapes.make import make_shapes
+from bua.visual_genome.prepare import prepare
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def shapes_root(tmp_path_factory):
 
 @pytest.fixture
 def shapes(shapes_root, monkeypatch):
-    """Overrides of configs/shapes.yaml that make a run over a few pictures short; the data sets are there."""
+    """Overrides of configs/shapes.yaml that make a run over a few images short; the data sets are there."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes_root))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     dataset = get_dataset("shapes_train")

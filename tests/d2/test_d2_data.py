@@ -8,12 +8,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 
 import bua.d2
-import bua.data.catalog
+import bua.detection.catalog
 from bua.d2.trainer import Trainer
-from bua.data.catalog import get_dataset
-from bua.data.images import Resize, read_image
-from bua.data.mapper import build_mapper
+from bua.detection.catalog import get_dataset
+from bua.detection.mapper import build_mapper
 from bua.errors import InputError
+from bua.io.images import Resize, read_image
 
 CONFIG = "configs/shapes.yaml"
 
@@ -27,8 +27,8 @@ def test_data_sets_are_in_detectron2s_catalogs(shapes, tmp_path, monkeypatch):
     assert MetadataCatalog.get("shapes_test").thing_classes == expected.objects.names
     assert MetadataCatalog.get("shapes_test").attribute_classes == expected.attribute_names.names
 
-    monkeypatch.setattr(bua.data.catalog, "_places", dict(bua.data.catalog._places))
-    bua.data.catalog.register_dataset("mine", "shapes", "shapes/annotations/shapes_val.json")
+    monkeypatch.setattr(bua.detection.catalog, "_places", dict(bua.detection.catalog._places))
+    bua.detection.catalog.register_dataset("mine", "shapes", "shapes/annotations/shapes_val.json")
     bua.d2.register_datasets()
     assert len(DatasetCatalog.get("mine")) == 3
     DatasetCatalog.remove("mine")
@@ -55,7 +55,7 @@ def test_training_mapper_gives_what_the_torch_engine_trains_on(shapes):
     assert len(seen) > 2  # flips and sizes
 
 
-def test_training_loader_leaves_out_pictures_without_boxes(shapes):
+def test_training_loader_leaves_out_images_without_boxes(shapes):
     cfg = bua.d2.load_cfg(CONFIG, shapes(DATASETS__TRAIN="('shapes_train',)"))
     dataset = get_dataset("shapes_train")
     usable = {int(i) for n, i in enumerate(dataset.image_ids) if len(dataset.boxes(n))}

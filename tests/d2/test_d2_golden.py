@@ -12,7 +12,7 @@ from detectron2.structures import ImageList
 
 import bua.d2
 from bua.checkpoint import load_weights
-from bua.data.images import Resize, read_image
+from bua.io.images import Resize, read_image
 
 PORT = [
     *["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0"],

@@ -1,4 +1,4 @@
-"""The two engines, and Detectron2's own parts, on the same weights and pictures."""
+"""The two engines, and Detectron2's own parts, on the same weights and images."""
 
 import pickle
 
@@ -80,12 +80,12 @@ def assert_same(ours, theirs):
 def training_batch(detector):
     batch = []
     for seed, (height, width) in enumerate([(90, 120), (120, 90), (100, 100)]):
-        picture = detector.prepare(random_image(height, width, seed), image_id=seed)
+        image = detector.prepare(random_image(height, width, seed), image_id=seed)
         number = 2 - seed  # the last has no objects
-        picture.boxes = (torch.tensor([[5.0, 5, 60, 60], [30, 20, 80, 85]]) * picture.scale[0])[:number]
-        picture.classes = torch.tensor([1, 6])[:number]
-        picture.attributes = torch.tensor([[0, 4, -1], [-1, -1, -1]])[:number]
-        batch.append(picture)
+        image.boxes = (torch.tensor([[5.0, 5, 60, 60], [30, 20, 80, 85]]) * image.scale[0])[:number]
+        image.classes = torch.tensor([1, 6])[:number]
+        image.attributes = torch.tensor([[0, 4, -1], [-1, -1, -1]])[:number]
+        batch.append(image)
     return batch
 
 
@@ -105,11 +105,11 @@ def test_engines_predict_the_same(config, convention):
     model, detector = engines(config, *overrides)
     model.eval()
     boxes = torch.tensor([[5.0, 5, 60, 60], [30, 20, 80, 85], [0, 0, 0, 0]])
-    pictures = [detector.prepare(random_image(100, 130, seed), seed) for seed in (1, 2)]
+    images = [detector.prepare(random_image(100, 130, seed), seed) for seed in (1, 2)]
     with torch.no_grad():
-        outputs = model([as_input(pictures[0], boxes=boxes), as_input(pictures[1])])
-    proposed = detector.infer(pictures)
-    (given,) = detector.infer(pictures[:1], boxes=[boxes])
+        outputs = model([as_input(images[0], boxes=boxes), as_input(images[1])])
+    proposed = detector.infer(images)
+    (given,) = detector.infer(images[:1], boxes=[boxes])
     assert len(proposed[0].proposals) > 5
     for theirs, ours in [*((o["objects"], p) for o, p in zip(outputs, proposed)), (outputs[0]["attributes"], given)]:
         assert (theirs.width, theirs.height) == (130, 100)
@@ -135,9 +135,9 @@ def test_engines_lose_the_same(convention):
 
 def test_detections_carry_their_region():
     model, detector = engines("configs/vg_r101.yaml")
-    picture = detector.prepare(random_image(100, 130))
+    image = detector.prepare(random_image(100, 130))
     with torch.no_grad():
-        (output,) = model.eval()([as_input(picture)])
+        (output,) = model.eval()([as_input(image)])
     found, regions = output["instances"], output["objects"]
     assert found.image_size == (100, 130)
     assert len(found) > 0
@@ -161,10 +161,10 @@ def test_the_detectron2_convention_is_detectron2s_own():
     weights = {name: value for name, value in ours.state_dict().items() if "attribute" not in name}
     stock.load_state_dict(weights)
 
-    picture = as_input(detector.prepare(random_image(100, 130)))
+    image = as_input(detector.prepare(random_image(100, 130)))
     with torch.no_grad():
-        (expected,), (output,) = stock.eval()([picture]), ours.eval()([picture])
-        images = ours.preprocess_image([picture])
+        (expected,), (output,) = stock.eval()([image]), ours.eval()([image])
+        images = ours.preprocess_image([image])
         (theirs,), _ = stock.proposal_generator(images, stock.backbone(images.tensor))
         (mine,), _ = ours.proposal_generator(images, ours.backbone(images.tensor))
     assert_same(mine.proposal_boxes.tensor, theirs.proposal_boxes.tensor)
@@ -186,13 +186,13 @@ def test_heads_serve_detectron2s_own_meta_architecture():
     model, detector = engines("configs/vg_r50.yaml")
     stock = build_model(bua.d2.load_cfg("configs/vg_r50.yaml", [*SLIM, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]))
     stock.load_state_dict(model.state_dict())
-    picture = as_input(detector.prepare(random_image(100, 130)))
+    image = as_input(detector.prepare(random_image(100, 130)))
     with torch.no_grad():
-        (expected,), (output,) = model.eval()([picture]), stock.eval()([picture])
-        # In network pixels here, where AttributeRCNN has them in those of the original picture.
+        (expected,), (output,) = model.eval()([image]), stock.eval()([image])
+        # In network pixels here, where AttributeRCNN has them in those of the original image.
         boxes = output["instances"].proposal_boxes
         given = Instances((1, 1), pred_boxes=boxes, pred_classes=output["instances"].pred_classes)
-        (at_boxes,) = stock.inference([picture], detected_instances=[given], do_postprocess=False)
+        (at_boxes,) = stock.inference([image], detected_instances=[given], do_postprocess=False)
     assert set(output) == {"instances"}
     for field in ("scores", "features", "attribute_scores"):
         assert_same(output["instances"].get(field), expected["instances"].get(field))
@@ -233,9 +233,9 @@ def test_standard_heads_add_attributes_to_fpn():
     with EventStorage():
         assert model(inputs[2:])["loss_attr"].item() == 0
 
-    picture = as_input(detector.prepare(random_image(100, 130)), boxes=torch.tensor([[10.0, 10, 90, 80]]))
+    image = as_input(detector.prepare(random_image(100, 130)), boxes=torch.tensor([[10.0, 10, 90, 80]]))
     with torch.no_grad():
-        (output,), (expected,) = model.eval()([picture]), stock.eval()([picture])
+        (output,), (expected,) = model.eval()([image]), stock.eval()([image])
     assert output["objects"].features.shape[1] == 32
     assert output["attributes"].attribute_probs.shape == (1, 5)
     found, expected = output["instances"], expected["instances"]

@@ -1,4 +1,4 @@
-"""tools/train_net.py on Detectron2's engine, over a few pictures."""
+"""tools/train_net.py on Detectron2's engine, over a few images."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ import bua.d2
 from bua.checkpoint import load_checkpoint
 from bua.d2.launch import launch
 from bua.d2.trainer import Trainer, train_detector
-from bua.data.catalog import vocabulary_folder
+from bua.detection.catalog import vocabulary_folder
 from bua.engine import NonFiniteLoss
 from bua.errors import InputError
 from bua.extraction import extract
@@ -138,7 +138,7 @@ def train_evaluate_and_dump(config, overrides, folder):
 
 
 def test_two_processes_train_evaluate_and_dump(shapes, shapes_root, tmp_path, capsys):
-    """Three pictures for two processes: neither has as many as the other."""
+    """Three images for two processes: neither has as many as the other."""
     overrides = shapes(OUTPUT_DIR=tmp_path / "run")
     launch(train_evaluate_and_dump, (CONFIG, overrides, tmp_path), num_processes=2)
     assert (tmp_path / "rank0").exists()
@@ -175,18 +175,18 @@ def fail(error):
 def test_errors_come_back_from_processes_and_workers_as_they_are(run, shapes_root, tmp_path, capsys):
     with pytest.raises(NonFiniteLoss, match=r"^a line$"):
         launch(fail, (NonFiniteLoss("a line"),), num_processes=2)
-    picture = next((shapes_root / "shapes" / "VG_100K").glob("*.jpg"))
-    whole = picture.read_bytes()
-    picture.write_bytes(whole[: len(whole) // 2])
+    image = next((shapes_root / "shapes" / "VG_100K").glob("*.jpg"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
     try:
         assert run("detectron2", DATALOADER__NUM_WORKERS=1, SOLVER__MAX_ITER=30) == 2
     finally:
-        picture.write_bytes(whole)
+        image.write_bytes(whole)
     error = capsys.readouterr().err
-    assert error.splitlines()[-1].startswith(f"error: {picture}: truncated JPEG")
+    assert error.splitlines()[-1].startswith(f"error: {image}: truncated JPEG")
 
 
-def test_a_loss_that_is_not_finite_names_the_pictures(run, capsys):
+def test_a_loss_that_is_not_finite_names_the_images(run, capsys):
     assert run("detectron2", SOLVER__BASE_LR=1e20, SOLVER__WARMUP_ITERS=0) == 1
     assert "not finite in the batch of" in capsys.readouterr().err
 

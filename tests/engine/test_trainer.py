@@ -207,7 +207,7 @@ def test_bfloat16_trains_and_float16_needs_a_gpu(tmp_path):
         train_toy(tmp_path / "int8", precision="int8")
 
 
-def test_a_picture_that_cannot_be_read_stops_the_run_and_keeps_what_was_trained(undisturbed_run, tmp_path):
+def test_an_image_that_cannot_be_read_stops_the_run_and_keeps_what_was_trained(undisturbed_run, tmp_path):
     def unreadable():
         raise InputError("a.jpg: truncated JPEG; fetch it again")
 

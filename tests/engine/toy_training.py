@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from bua.config import get_cfg
-from bua.data.loader import TrainingLoader
 from bua.engine import Trainer, build_clip, build_optimizer, build_scheduler, connect, launch, seed_everything
+from bua.engine.loader import TrainingLoader
 from bua.errors import command
 
 ITEMS = 10

@@ -1,4 +1,4 @@
-"""A detector that costs nothing, pictures for it, and jobs that misbehave as told; also for other processes."""
+"""A detector that costs nothing, images for it, and jobs that misbehave as told; also for other processes."""
 
 import io
 import os
@@ -13,20 +13,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bua.data.images import Resize
 from bua.extraction import ImageFile, Job
 from bua.features import open_features
+from bua.io.images import Resize
 from bua.structures import RegionPredictions
 
 CLASSES, FEATURES, REGIONS = 8, 6, 30
 
 
 class FakeDetector:
-    """Regions that depend on the picture's pixels alone.
+    """Regions that depend on the image's pixels alone.
 
     Args:
-        deadly: ids of pictures that kill the process.
-        too_large: the most pictures that it has memory for at a time.
+        deadly: ids of images that kill the process.
+        too_large: the most images that it has memory for at a time.
     """
 
     convention = "caffe"
@@ -39,17 +39,17 @@ class FakeDetector:
     def infer(self, batch, boxes=None, *, regress=True):
         self._take(batch)
         if boxes is None:
-            return [self.regions(picture) for picture in batch]
-        return [self.regions(picture, given) for picture, given in zip(batch, boxes)]
+            return [self.regions(image) for image in batch]
+        return [self.regions(image, given) for image, given in zip(batch, boxes)]
 
     def grid(self, batch):
         self._take(batch)
         return [picture.image.mean(0, keepdim=True)[:, ::32, ::32] for picture in batch]
 
     def _take(self, batch):
-        self.batches.append([picture.image_id for picture in batch])
-        for picture in batch:
-            if picture.image_id in self.deadly:
+        self.batches.append([image.image_id for image in batch])
+        for image in batch:
+            if image.image_id in self.deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
         if len(batch) > self.too_large:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
@@ -77,7 +77,7 @@ class FakeJob(Job):
     """A job with the detector above.
 
     Attributes:
-        deadly: ids of pictures that kill the process.
+        deadly: ids of images that kill the process.
         loads: a file that gets a line for each detector that is loaded; with ``most_loads`` lines, loading kills.
     """
 
@@ -99,7 +99,7 @@ class FakeJob(Job):
 
 
 def make_images(folder, number):
-    """Pictures of three sizes, with the ids 0, 1, ..."""
+    """Images of three sizes, with the ids 0, 1, ..."""
     rng = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
     images = []

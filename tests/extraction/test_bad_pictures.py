@@ -1,4 +1,4 @@
-"""Pictures as they are found in the wild: each gives the right array, or one line that says what is wrong with it."""
+"""Images as they are found in the wild: each gives the right array, or one line that says what is wrong with it."""
 
 import io
 import struct
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bua.config import load_cfg
-from bua.data.images import read_image
 from bua.errors import InputError
 from bua.extraction import list_images, regions_from, regions_of_given
+from bua.io.images import read_image
 from bua.modeling import build_detector
 
 # Blocks of one colour, which lossy compression keeps.
@@ -23,9 +23,9 @@ RGB = np.kron(BLOCKS, np.ones((16, 16, 1), np.uint8))
 PICTURE = Image.fromarray(RGB)
 
 
-def encoded(picture, format, **options):
+def encoded(image, format, **options):
     data = io.BytesIO()
-    picture.save(data, format, **options)
+    image.save(data, format, **options)
     return data.getvalue()
 
 
@@ -52,8 +52,8 @@ JPEG, PNG = encoded(PICTURE, "JPEG", quality=95), encoded(PICTURE, "PNG")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        pytest.param(b"", "not a picture", id="zero bytes"),
-        pytest.param(b"<html>404 Not Found</html>", "not a picture", id="text"),
+        pytest.param(b"", "not an image", id="zero bytes"),
+        pytest.param(b"<html>404 Not Found</html>", "not an image", id="text"),
         pytest.param(JPEG[:2], "truncated JPEG", id="the start of a JPEG alone"),
         pytest.param(JPEG[: len(JPEG) // 2], "truncated JPEG", id="truncated JPEG"),
         pytest.param(PNG[: len(PNG) // 2], "truncated PNG", id="truncated PNG"),
@@ -75,7 +75,7 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path, data, message):
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr("bua.data.images._decode", lambda data: pytest.fail("decoded"))
+    monkeypatch.setattr("bua.io.images._decode", lambda data: pytest.fail("decoded"))
     with pytest.raises(InputError, match="million pixels"):
         read(tmp_path, png(60000, 60000, 8, 2, [b"\0" * 300]))
 
@@ -144,7 +144,7 @@ def test_a_link_to_nowhere_in_a_folder_is_listed_so_that_its_failure_is(tmp_path
         ),
     ],
 )
-def test_pictures_of_every_kind_become_bgr(tmp_path, data, expected):
+def test_images_of_every_kind_become_bgr(tmp_path, data, expected):
     image = read(tmp_path, data)
     assert image.dtype == np.uint8
     assert image.flags["C_CONTIGUOUS"]
@@ -177,15 +177,15 @@ def test_exif_rotation_is_not_done(tmp_path, format):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 50), (50, 20000)])
-def test_pictures_of_any_shape_are_read(tmp_path, size):
+def test_images_of_any_shape_are_read(tmp_path, size):
     assert read(tmp_path, encoded(Image.new("RGB", size), "JPEG")).shape == (size[1], size[0], 3)
 
 
-def test_a_picture_inside_a_file(tmp_path):
+def test_an_image_inside_a_file(tmp_path):
     path = tmp_path / "many.bin"
     path.write_bytes(b"before" + PNG + b"after")
     np.testing.assert_array_equal(read_image(path, (6, len(PNG))), RGB[..., ::-1])
-    with pytest.raises(InputError, match=r"many.bin \(at byte 7\): not a picture"):
+    with pytest.raises(InputError, match=r"many.bin \(at byte 7\): not an image"):
         read_image(path, (7, len(PNG)))
     with pytest.raises(InputError, match=rf"many.bin \(at byte 6\): {len(PNG) + 5} of its 9999 bytes are there"):
         read_image(path, (6, 9999))
@@ -196,9 +196,9 @@ def test_a_picture_inside_a_file(tmp_path):
 )
 @given(damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6), length=st.integers(0, 12000))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damage_gives_a_picture_or_one_line(tmp_path, monkeypatch, data, damage, length):
+def test_damage_gives_an_image_or_one_line(tmp_path, monkeypatch, data, damage, length):
     # Damage may claim a size that takes seconds.
-    monkeypatch.setattr("bua.data.images.MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr("bua.io.images.MAX_PIXELS", 1_000_000)
     damaged = bytearray(data)
     for position, value in damage:
         damaged[position % len(data)] = value
@@ -215,7 +215,7 @@ def detector():
     return build_detector(load_cfg("configs/shapes.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])).eval()
 
 
-def test_a_picture_of_one_pixel_has_no_region_of_the_least_size(detector):
+def test_an_image_of_one_pixel_has_no_region_of_the_least_size(detector):
     (predictions,) = detector.predict([np.zeros((1, 1, 3), np.uint8)])
     regions = regions_from(predictions, "dot")
     assert (regions.width, regions.height, len(regions)) == (1, 1, 0)
@@ -225,14 +225,14 @@ def test_a_picture_of_one_pixel_has_no_region_of_the_least_size(detector):
 
 
 @pytest.mark.parametrize("shape", [(50, 20000, 3), (20000, 50, 3)])
-def test_a_picture_too_narrow_for_the_network_is_refused(detector, shape):
+def test_an_image_too_narrow_for_the_network_is_refused(detector, shape):
     # 1000 x 2.5 network pixels in the original's size; its first layers end with no row.
-    with pytest.raises(InputError, match=f"a picture of {shape[1]}x{shape[0]} pixels becomes .* for the network"):
+    with pytest.raises(InputError, match=f"an image of {shape[1]}x{shape[0]} pixels becomes .* for the network"):
         detector.prepare(np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(200, 20000, 3), (20000, 200, 3)])
-def test_the_narrowest_pictures_that_the_network_takes(detector, shape):
+def test_the_narrowest_images_that_the_network_takes(detector, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     assert min(detector.prepare(image).image.shape[1:]) == 3
     (predictions,) = detector.predict([image])

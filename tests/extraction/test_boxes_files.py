@@ -62,7 +62,7 @@ def test_coco_json(tmp_path, whole):
 def test_rows(tmp_path):
     path = tmp_path / "boxes.tsv"
     rows = ["\t".join(map(str, [image_id, *map(float, box)])) for image_id, boxes in BOXES.items() for box in boxes[:1]]
-    # A picture's rows need not follow each other.
+    # An image's rows need not follow each other.
     rows += ["\t".join(map(str, [7, *map(float, box)])) for box in BOXES[7][1:]]
     path.write_text("\r\n".join(rows) + "\n\n", encoding="utf-8")
     assert_boxes(load_boxes(path))
@@ -107,11 +107,11 @@ def test_boxes_of_features(tmp_path, format, count):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'{"7": [1, 2, 3, 4]}', r"picture 7: an array of shape \(4,\); boxes are \(N, 4\)"),
-        ("a.json", b'{"7": [[1, 2, 3, 4], [1, 2, 3]]}', "picture 7: not boxes"),
-        ("a.json", b'{"7": {"x1": 3}}', "picture 7: not boxes"),
-        ("a.json", b'{"7": [[1, 2, null, 4]]}', "picture 7: box 0 .* finite"),
-        ("a.json", b'{"7": [[0, 0, 3, 4], [5, 0, 3, 4]]}', "picture 7: box 1 .* is 5 0 3 4; .* x1 <= x2"),
+        ("a.json", b'{"7": [1, 2, 3, 4]}', r"image 7: an array of shape \(4,\); boxes are \(N, 4\)"),
+        ("a.json", b'{"7": [[1, 2, 3, 4], [1, 2, 3]]}', "image 7: not boxes"),
+        ("a.json", b'{"7": {"x1": 3}}', "image 7: not boxes"),
+        ("a.json", b'{"7": [[1, 2, null, 4]]}', "image 7: box 0 .* finite"),
+        ("a.json", b'{"7": [[0, 0, 3, 4], [5, 0, 3, 4]]}', "image 7: box 1 .* is 5 0 3 4; .* x1 <= x2"),
         ("a.json", b'{"7": [[NaN, 2, 3, 4]]}', "not JSON"),
         ("a.json", b'{"7"', "not JSON"),
         ("a.json", b'[{"image_id": 1}]', "record 1: .* needs image_id and bbox"),
@@ -120,8 +120,8 @@ def test_boxes_of_features(tmp_path, format, count):
         ("a.json", b'{"annotations": 3}', "annotations must be a list"),
         ("a.tsv", b"7\t1\t2\t3\t4\n7\t1\t2\t3\n", "line 2: need id<TAB>x1"),
         ("a.tsv", b"7\t1\t2\t3\tx\n", "line 1: need id<TAB>x1"),
-        ("a.tsv", b"7\t1\t2\t3\tnan\n", "picture 7: box 0 .* finite"),
-        ("a.tsv", b"7\t9\t2\t3\t4\n", "picture 7: box 0 .* x1 <= x2"),
+        ("a.tsv", b"7\t1\t2\t3\tnan\n", "image 7: box 0 .* finite"),
+        ("a.tsv", b"7\t9\t2\t3\t4\n", "image 7: box 0 .* x1 <= x2"),
         ("a.npz", b"PK\x03\x04rubbish", "cannot be read as npz"),
         ("7.npy", b"\x93NUMPY\x01\x00", "give the folder"),
     ],
@@ -135,7 +135,7 @@ def test_bad_files_are_named_in_one_line(tmp_path, name, content, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_bad_file_in_a_folder_spoils_its_picture_alone(tmp_path):
+def test_a_bad_file_in_a_folder_spoils_its_image_alone(tmp_path):
     np.save(tmp_path / "1.npy", np.zeros((2, 4)))
     np.save(tmp_path / "2.npy", np.zeros((2, 5)))
     np.save(tmp_path / "3.npy", np.array([{}], dtype=object))
@@ -149,7 +149,7 @@ def test_a_bad_file_in_a_folder_spoils_its_picture_alone(tmp_path):
 
 def test_archives_of_other_things(tmp_path):
     np.savez(tmp_path / "a.npz", **{"7": np.zeros((3, 2))})
-    with pytest.raises(InputError, match=r"a.npz: picture 7: an array of shape \(3, 2\)"):
+    with pytest.raises(InputError, match=r"a.npz: image 7: an array of shape \(3, 2\)"):
         load_boxes(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", **{"7": np.array([{}], dtype=object)})
     with pytest.raises(InputError, match=r"b.npz: cannot be read as npz"):

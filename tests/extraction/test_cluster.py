@@ -60,19 +60,19 @@ def test_shards_together_are_what_one_device_does(cluster, images, tmp_path, mon
     assert not (tmp_path / "shards").exists()
 
 
-def test_pictures_that_fail_are_told_with_their_reason(cluster, images, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_images_that_fail_are_told_with_their_reason(cluster, images, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
     pictures = [*images[:3], images[3]._replace(path=str(tmp_path / "text.jpg"))]
     outcomes = list(cluster()(pictures))
     assert_all_once(outcomes, images[:3] + pictures[3:], failed=(3,))
-    assert "not a picture" in next(outcome.reason for outcome in outcomes if outcome.image.image_id == 3)
+    assert "not an image" in next(outcome.reason for outcome in outcomes if outcome.image.image_id == 3)
 
 
 def test_an_interrupted_run_leaves_shards_that_are_used(cluster, images, tmp_path):
     loads = tmp_path / "loads"
     some = list(cluster(loads=str(loads))(images[:10]))
     assert len(some) == 10
-    # Pictures that failed are tried again, and what the output has already is not asked for.
+    # Images that failed are tried again, and what the output has already is not asked for.
     damaged = cluster()(images[5:])
     next(damaged)
     damaged.close()
@@ -82,7 +82,7 @@ def test_an_interrupted_run_leaves_shards_that_are_used(cluster, images, tmp_pat
 
 
 def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_path):
-    # A picture that comes through a pipe keeps its worker busy until it is killed.
+    # An image that comes through a pipe keeps its worker busy until it is killed.
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     pictures = [*images[:3], images[3]._replace(path=str(pipe)), *images[4:]]
@@ -131,7 +131,7 @@ def readers_of(path):
     return readers - {os.getpid()}
 
 
-def test_a_picture_that_kills_every_worker_is_found_and_given_up(cluster, images, monkeypatch, caplog):
+def test_an_image_that_kills_every_worker_is_found_and_given_up(cluster, images, monkeypatch, caplog):
     monkeypatch.setattr("bua.extraction.cluster.RETRIES", 0)
     outcomes = list(cluster(shard_size=2, deadly=(5,))(images[:8]))
     assert_all_once(outcomes, images[:8], failed=(5,))

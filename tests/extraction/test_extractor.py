@@ -8,10 +8,10 @@ from fake_detector import FEATURES, REGIONS, FakeDetector, assert_same_regions, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bua.data.images import read_image
 from bua.errors import InputError
 from bua.extraction import Extractor, ImageFile, Wanted
 from bua.extraction.extractor import FLUSH, WINDOW
+from bua.io.images import read_image
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_batches_are_of_one_size_and_full_while_there_is_more(images):
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (1, 2), (4, 2)])
-def test_holds_no_more_pictures_than_it_says_and_none_after_a_flush(images, batch_size, num_workers):
+def test_holds_no_more_images_than_it_says_and_none_after_a_flush(images, batch_size, num_workers):
     extractor = Extractor(FakeDetector(), Wanted(), batch_size=batch_size, num_workers=num_workers)
     given, done, held = 0, 0, []
 
@@ -82,7 +82,7 @@ def test_a_rare_size_does_not_wait_for_ever(images):
     assert all(len(batch) == WINDOW + 1 for batch in detector.batches)
 
 
-def test_pictures_are_decoded_ahead_of_the_detector(images, monkeypatch):
+def test_images_are_decoded_ahead_of_the_detector(images, monkeypatch):
     decoded = set()
     wake = threading.Condition()
 
@@ -95,7 +95,7 @@ def test_pictures_are_decoded_ahead_of_the_detector(images, monkeypatch):
             return FakeDetector.prepare(image, image_id)
 
         def infer(self, batch, boxes=None, *, regress=True):
-            # The first picture is let through when the two after it are decoded.
+            # The first image is let through when the two after it are decoded.
             with wake:
                 assert wake.wait_for(lambda: {1, 2} <= decoded, timeout=20)
             return super().infer(batch, boxes, regress=regress)
@@ -104,7 +104,7 @@ def test_pictures_are_decoded_ahead_of_the_detector(images, monkeypatch):
 
 
 @pytest.mark.parametrize(("too_large", "fail"), [(2, []), (0, [0, 1, 2, 3, 4, 5])])
-def test_out_of_memory_falls_back_to_single_pictures(images, too_large, fail):
+def test_out_of_memory_falls_back_to_single_images(images, too_large, fail):
     outcomes = outcomes_of(images[:6], detector=FakeDetector(too_large=too_large), batch_size=3)
     failed = {outcome.image.image_id: outcome.reason for outcome in outcomes if outcome.regions is None}
     assert sorted(failed) == fail
@@ -112,11 +112,11 @@ def test_out_of_memory_falls_back_to_single_pictures(images, too_large, fail):
     assert set(failed.values()) <= {"CUDA out of memory. Tried to allocate"}
 
 
-def test_a_picture_that_cannot_be_read_has_a_reason(images, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_an_image_that_cannot_be_read_has_a_reason(images, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
     bad = [ImageFile(str(tmp_path / "text.jpg"), "text"), ImageFile(str(tmp_path / "gone.jpg"), "gone")]
     outcomes = {outcome.image.image_id: outcome for outcome in outcomes_of([*images[:3], *bad], batch_size=3)}
-    assert "not a picture" in outcomes["text"].reason
+    assert "not an image" in outcomes["text"].reason
     assert "gone.jpg" in outcomes["gone"].reason
     assert sum(outcome.regions is not None for outcome in outcomes.values()) == 3
 
@@ -138,12 +138,12 @@ def test_given_boxes_are_all_described_in_their_order(images, tmp_path):
     assert np.array_equal(outcomes[0].regions.boxes, given["0"])
     assert outcomes[0].regions.features.shape == (3, FEATURES)
     assert len(outcomes[2].regions) == 1
-    assert outcomes[1].reason == f"{path}: no boxes for the picture 1; add them"
+    assert outcomes[1].reason == f"{path}: no boxes for the image 1; add them"
 
 
-def test_grid_cells_lie_side_by_side_over_the_picture(images):
+def test_grid_cells_lie_side_by_side_over_the_image(images):
     (outcome,) = outcomes_of(images[1:2], Wanted(grid=True))
-    # 48x40 pixels, and 77x64 for the network: a cell of 32 network pixels is 20 of the picture wide.
+    # 48x40 pixels, and 77x64 for the network: a cell of 32 network pixels is 20 of the image wide.
     assert (outcome.regions.width, outcome.regions.height) == (48, 40)
     top = [[0, 0, 20, 20], [20, 0, 40, 20], [40, 0, 47, 20]]
     bottom = [[0, 20, 20, 39], [20, 20, 40, 39], [40, 20, 47, 39]]
@@ -196,7 +196,7 @@ def test_an_error_in_the_detector_or_the_stream_is_not_hidden_and_ends_the_threa
     assert threading.active_count() == before
 
 
-def test_sizes_of_pictures_are_kept(images):
+def test_sizes_of_images_are_kept(images):
     for outcome in outcomes_of(images[:3], batch_size=2):
         assert (outcome.regions.width, outcome.regions.height) == (48, 32 + 8 * (outcome.image.image_id % 3))
         assert outcome.regions.features.dtype == np.float32

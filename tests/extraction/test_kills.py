@@ -19,14 +19,14 @@ LONGEST_LIFE = 0.25  # seconds
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A folder of pictures, and the regions of each."""
+    """A folder of images, and the regions of each."""
     folder = tmp_path_factory.mktemp("kills") / "images"
     extractor = Extractor(FakeDetector(), Wanted(12, 12))
     return folder, {image.image_id: regions for image, regions, _ in extractor(make_images(folder, PICTURES))}
 
 
 @pytest.mark.parametrize("format", ["tsv", "flat", "npz", "hdf5", "vilbert-lmdb"])
-def test_no_picture_is_missing_or_there_twice(undisturbed, tmp_path, monkeypatch, format):
+def test_no_image_is_missing_or_there_twice(undisturbed, tmp_path, monkeypatch, format):
     folder, regions = undisturbed
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

@@ -32,16 +32,16 @@ def test_two_processes_do_what_one_does(images):
     with on_devices(FakeJob(batch_size=4), ["cpu", "cpu"]) as pool:
         outcomes = list(pool(images))
         assert_all_once(outcomes, images)
-        # It can be called again, and with fewer pictures than processes.
+        # It can be called again, and with fewer images than processes.
         assert_all_once(list(pool(images[:1])), images[:1])
         assert list(pool([])) == []
         processes = [worker.process for worker in pool._workers]
     assert [process.exitcode for process in processes] == [0, 0]
 
 
-def test_a_process_that_is_killed_is_replaced_and_its_pictures_are_done_by_others(images, caplog, tmp_path):
+def test_a_process_that_is_killed_is_replaced_and_its_images_are_done_by_others(images, caplog, tmp_path):
     pictures = images[:60]
-    # A picture that comes through a pipe keeps its process busy until it is killed.
+    # An image that comes through a pipe keeps its process busy until it is killed.
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     content = Path(pictures[3].path).read_bytes()
@@ -51,7 +51,7 @@ def test_a_process_that_is_killed_is_replaced_and_its_pictures_are_done_by_other
         for outcome in pool([*pictures[:3], stuck, *pictures[4:]]):
             outcomes.append(outcome)
             if not killed and len(outcomes) > 10:
-                killed = [worker.process for worker in pool._workers if stuck in worker.pictures]
+                killed = [worker.process for worker in pool._workers if stuck in worker.images]
                 os.kill(killed[0].pid, signal.SIGKILL)
                 killed[0].join()
                 threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True).start()
@@ -61,7 +61,7 @@ def test_a_process_that_is_killed_is_replaced_and_its_pictures_are_done_by_other
     assert "the process on cpu died (exit code -9); others do its " in caplog.text
 
 
-def test_pictures_that_kill_are_given_up_after_two_tries_each(images, caplog, tmp_path):
+def test_images_that_kill_are_given_up_after_two_tries_each(images, caplog, tmp_path):
     deadly, loads = (5, 6, 100), tmp_path / "loads"
     with on_devices(FakeJob(batch_size=2, deadly=deadly, loads=str(loads)), ["cpu", "cpu"]) as pool:
         outcomes = list(pool(images))
@@ -77,7 +77,7 @@ def test_when_nothing_lives_on_any_device_the_run_ends_with_one_line(images, cap
     everything = tuple(range(len(images)))
     with (
         on_devices(FakeJob(deadly=everything), ["cpu"]) as pool,
-        pytest.raises(InputError, match=r"the processes on all devices died; (\d+) pictures are left") as error,
+        pytest.raises(InputError, match=r"the processes on all devices died; (\d+) images are left") as error,
     ):
         list(pool(images))
     left = int(str(error.value).split(";")[1].split()[0])

@@ -1,4 +1,4 @@
-"""Runs with a detector that costs nothing, from pictures to a file."""
+"""Runs with a detector that costs nothing, from images to a file."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def extract(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_picture_once(tmp_path, images, format):
+def test_every_image_once(tmp_path, images, format):
     summary = write(images, tmp_path / "out", format)
     assert (summary.done, summary.skipped, summary.failed) == (7, 0, 0)
     assert summary.images_per_second > 0
@@ -85,8 +85,8 @@ def test_batches_and_workers_write_the_same(tmp_path, images):
 
 
 def test_failures_are_listed_and_tried_again(tmp_path, images):
-    picture = (tmp_path / "images" / "2.png").read_bytes()
-    (tmp_path / "images" / "2.png").write_bytes(b"no picture")
+    image = (tmp_path / "images" / "2.png").read_bytes()
+    (tmp_path / "images" / "2.png").write_bytes(b"no image")
     (tmp_path / "images" / "5.png").unlink()
     images.append(ImageFile(images[0].path, "tab\tid"))
     summary = write(images, tmp_path / "out", batch_size=2)
@@ -97,15 +97,15 @@ def test_failures_are_listed_and_tried_again(tmp_path, images):
     assert failures[5]["path"] == images[5].path
     assert "No such file" in failures[5]["reason"]
 
-    (tmp_path / "images" / "2.png").write_bytes(picture)
+    (tmp_path / "images" / "2.png").write_bytes(image)
     summary = write(images[:5], tmp_path / "out")
     assert (summary.done, summary.skipped, summary.failed) == (1, 4, 0)
     assert not (tmp_path / "out.failures.jsonl").exists()
 
 
 def test_stop_at_the_first_failure_keeps_what_is_written(tmp_path, images):
-    (tmp_path / "images" / "3.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"3.png: .*not a picture.*; --on-error skip goes on without it"):
+    (tmp_path / "images" / "3.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"3.png: .*not an image.*; --on-error skip goes on without it"):
         write(images, tmp_path / "out", on_error="stop")
     assert {0, 1, 2} <= set(open_features(tmp_path / "out"))
     assert json.loads((tmp_path / "out.failures.jsonl").read_text())["image_id"] == 3
@@ -114,16 +114,16 @@ def test_stop_at_the_first_failure_keeps_what_is_written(tmp_path, images):
 
 
 class FullAfter:
-    """A writer on a disk with room for so many pictures."""
+    """A writer on a disk with room for so many images."""
 
-    def __init__(self, writer, pictures):
-        self.writer, self.pictures = writer, pictures
+    def __init__(self, writer, images):
+        self.writer, self.images = writer, images
         self.done = writer.done
 
     def append(self, regions):
-        if not self.pictures:
+        if not self.images:
             raise OSError(errno.ENOSPC, "No space left on device")
-        self.pictures -= 1
+        self.images -= 1
         self.writer.append(regions)
 
     def finish(self):
@@ -236,7 +236,7 @@ def test_a_second_run_is_told_and_harms_nothing(tmp_path, images, extract):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_run_that_is_killed_before_its_first_picture_is_no_obstacle(tmp_path, images, extract, format, monkeypatch):
+def test_a_run_that_is_killed_before_its_first_image_is_no_obstacle(tmp_path, images, extract, format, monkeypatch):
     def killed(*args, **options):
         raise SystemExit
 
@@ -282,11 +282,11 @@ def test_syncs_now_and_then(tmp_path, images, monkeypatch):
 def test_a_log_has_lines_of_progress(tmp_path, images, monkeypatch, caplog, capsys):
     monkeypatch.setattr(run, "LINE_SECONDS", 0)
     write(images[:2], tmp_path / "out")
-    (tmp_path / "images" / "3.png").write_bytes(b"no picture")
+    (tmp_path / "images" / "3.png").write_bytes(b"no image")
     with caplog.at_level(logging.INFO):
         write(images, tmp_path / "out")
     lines = [record.message for record in caplog.records if "a second" in record.message]
-    assert lines[-1].startswith("7 of 7 pictures, ")
+    assert lines[-1].startswith("7 of 7 images, ")
     assert lines[-1].endswith(" a second, 0:00:00 left, 1 failed")
     assert "\r" not in capsys.readouterr().err
 

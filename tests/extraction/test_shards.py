@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from bua.data.images import read_image
 from bua.errors import InputError
 from bua.extraction import ImageFile, list_images
+from bua.io.images import read_image
 
 PICTURES = {
     name: np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
@@ -24,21 +24,21 @@ def write_tar(path, files, format=tarfile.GNU_FORMAT):
             archive.addfile(member, io.BytesIO(data))
 
 
-def encode(picture):
-    return cv2.imencode(".png", picture)[1].tobytes()
+def encode(image):
+    return cv2.imencode(".png", image)[1].tobytes()
 
 
 def sample_files():
-    """A picture and what belongs to it, as WebDataset has it."""
+    """An image and what belongs to it, as WebDataset has it."""
     files = {}
-    for name, picture in PICTURES.items():
-        files[name] = encode(picture)
+    for name, image in PICTURES.items():
+        files[name] = encode(image)
         files[name.rsplit(".", 1)[0] + ".json"] = b"{}"
     return files
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_pictures_are_read_where_they_lie(tmp_path, format):
+def test_images_are_read_where_they_lie(tmp_path, format):
     path = tmp_path / "a.tar"
     write_tar(path, sample_files(), format)
     images = list_images(path)
@@ -68,7 +68,7 @@ def test_a_key_in_two_shards(tmp_path):
         list_images(f"{tmp_path}/*.tar")
 
 
-def test_what_is_no_picture_of_a_sample_is_left_out(tmp_path, caplog):
+def test_what_is_no_image_of_a_sample_is_left_out(tmp_path, caplog):
     path = tmp_path / "a.tar"
     write_tar(path, {"0.jpg": b"x", "0.seg.png": b"x", ".hidden.jpg": b"x", "0.txt": b"x", "d.jpg/1.webp": b"x"})
     with tarfile.open(path, "a") as archive:
@@ -81,7 +81,7 @@ def test_what_is_no_picture_of_a_sample_is_left_out(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert [image.image_id for image in list_images(path)] == [0, "d.jpg/1"]
     (record,) = caplog.records
-    assert "a.tar: 2 pictures are left out, such as 0.seg.png" in record.getMessage()
+    assert "a.tar: 2 images are left out, such as 0.seg.png" in record.getMessage()
 
 
 def whole_and_warning(path, caplog):
@@ -128,7 +128,7 @@ def test_what_is_no_tar_is_named(tmp_path, data):
         list_images(tmp_path / "a.tar.gz")
 
 
-def test_a_shard_without_pictures(tmp_path):
+def test_a_shard_without_images(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.json": b"{}"})
-    with pytest.raises(InputError, match="no pictures there"):
+    with pytest.raises(InputError, match="no images there"):
         list_images(tmp_path / "a.tar")

@@ -32,7 +32,7 @@ def test_glob(folder):
     assert ids(list_images(f"{folder}/**/*.PNG")) == [10]
 
 
-def test_one_picture(folder):
+def test_one_image(folder):
     assert list_images(folder / "b.v2.jpg") == [ImageFile(str(folder / "b.v2.jpg"), "b.v2")]
 
 
@@ -129,14 +129,14 @@ def test_coco_json(tmp_path):
         ("a.json", b'[{"url": "a/b/c.jpg"}]', "needs image_id and url"),
         ("a.json", b'[{"image_id": 1, "url": null}]', "needs image_id and url"),
         ("a.json", b'[{"image_id": 1, "url": "a/b/c.jpg"}', "truncated"),
-        ("a.json", b"[]", "no pictures"),
+        ("a.json", b"[]", "no images"),
         ("a.json", b'{"images": [{"id": 1}]}', "needs images"),
-        ("a.json", b'{"images": []}', "no pictures"),
+        ("a.json", b'{"images": []}', "no images"),
         ("a.json", b'{"images": [{"id": null, "file_name": "x.jpg"}]}', "an id is None"),
         ("a.txt", b"x.jpg\t1\t2\n", "line 1"),
         ("a.txt", b"y.jpg\nx.jpg\t\n", "line 2"),
-        ("a.txt", b"\n", "no pictures"),
-        ("a.lst", b"\xff\xfe\x00", "line 1: not UTF-8; this is neither a picture"),
+        ("a.txt", b"\n", "no images"),
+        ("a.lst", b"\xff\xfe\x00", "line 1: not UTF-8; this is neither an image"),
         ("a.txt", b"one/1.jpg\ntwo/1.jpg\n", "both have the id 1"),
         ("a.txt", b"one/1.jpg\none/1.jpg\n", "one/1.jpg is there twice"),
     ],
@@ -153,7 +153,7 @@ def test_bad_sources(tmp_path, name, content, message):
 def test_nothing_there(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         list_images(tmp_path / "gone")
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         list_images(f"{tmp_path}/*.jpg")
-    with pytest.raises(InputError, match=r"no pictures there .* for shards give .*\*\.tar"):
+    with pytest.raises(InputError, match=r"no images there .* for shards give .*\*\.tar"):
         list_images(tmp_path)

@@ -46,7 +46,7 @@ def test_a_moved_box_is_named():
     reference, found = regions(), regions()
     found.boxes[4, 2] += 0.6
     (line,) = problems(found, reference)
-    assert line.startswith("picture 7: region 4: its box is 0.6")
+    assert line.startswith("image 7: region 4: its box is 0.6")
     assert problems(found, reference, Bounds(box_distance=0.7)) == []
 
 
@@ -54,7 +54,7 @@ def test_a_changed_feature_is_named():
     reference, found = regions(), regions()
     found.features[2] = found.features[2][::-1]
     (line,) = problems(found, reference)
-    assert line.startswith("picture 7: region 2: its feature has a cosine of 0.")
+    assert line.startswith("image 7: region 2: its feature has a cosine of 0.")
 
 
 def test_a_feature_that_is_not_finite_fails():
@@ -65,13 +65,11 @@ def test_a_feature_that_is_not_finite_fails():
 
 def test_a_dropped_and_an_added_region_are_named():
     reference = regions()
-    assert problems(rows(reference, [0, 1, 3, 4, 5]), reference) == [
-        "picture 7: region 2 of the reference was not found"
-    ]
-    assert problems(reference, rows(reference, [0, 1, 3, 4, 5])) == ["picture 7: 1 regions are not in the reference"]
+    assert problems(rows(reference, [0, 1, 3, 4, 5]), reference) == ["image 7: region 2 of the reference was not found"]
+    assert problems(reference, rows(reference, [0, 1, 3, 4, 5])) == ["image 7: 1 regions are not in the reference"]
 
 
-def test_labels_count_over_all_pictures():
+def test_labels_count_over_all_images():
     references = {i: regions(i, 100, seed=i) for i in range(2)}
     found = {i: regions(i, 100, seed=i) for i in range(2)}
     found[1].object_ids[:2] += 1
@@ -84,7 +82,7 @@ def test_labels_count_over_all_pictures():
     ]
 
 
-def test_features_without_labels_and_pictures_without_regions_compare():
+def test_features_without_labels_and_images_without_regions_compare():
     reference = rows(regions(), [])
     assert problems(reference, reference) == []
     assert "-" in table([compare_regions(reference, reference)])
@@ -95,7 +93,7 @@ def test_features_without_labels_and_pictures_without_regions_compare():
 def test_lxmerts_ids_are_cocos():
     reference = {"COCO_train2014_000000000007": regions("COCO_train2014_000000000007")}
     assert differences(compare_features({7: regions(7)}, reference), Bounds()) == []
-    with pytest.raises(InputError, match="picture COCO_train2014_000000000007: in the reference"):
+    with pytest.raises(InputError, match="image COCO_train2014_000000000007: in the reference"):
         compare_features({8: regions(8)}, reference)
 
 

@@ -1,4 +1,4 @@
-"""Pictures for the tests of feature files."""
+"""Images for the tests of feature files."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ LABELS = ("object_ids", "object_scores", "attribute_ids", "attribute_scores")
 
 
 def sample(image_id, count=3, dim=5, labelled=True, seed=0):
-    """A picture whose features float16 holds, so that all formats hold the same."""
+    """An image whose features float16 holds, so that all formats hold the same."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 200, (count, 2))
     regions = Regions(

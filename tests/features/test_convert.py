@@ -22,21 +22,21 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def pictures():
+def images():
     return {image_id: sample(image_id, seed=seed) for seed, image_id in enumerate((7, "a b", "ü"))}
 
 
 @pytest.fixture
-def source(tmp_path, pictures):
+def source(tmp_path, images):
     with open_writer(tmp_path / "source", "flat", ABOUT) as writer:
-        for regions in pictures.values():
+        for regions in images.values():
             writer.append(regions)
         writer.finish()
     return tmp_path / "source"
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_from_every_format_to_every_format(source, tmp_path, pictures, format):
+def test_from_every_format_to_every_format(source, tmp_path, images, format):
     """What the first can hold comes through to what the second can."""
     first = tmp_path / "first"
     assert convert_features(source, first, format) == 3
@@ -48,13 +48,13 @@ def test_from_every_format_to_every_format(source, tmp_path, pictures, format):
             continue
         assert convert_features(first, path, second, ABOUT) == 3
         converted = dict(open_features(path))
-        assert converted.keys() == pictures.keys()
-        for image_id, regions in pictures.items():
+        assert converted.keys() == images.keys()
+        for image_id, regions in images.items():
             assert_same(converted[image_id], regions, {*LOST.get(format, ()), *LOST.get(second, ())})
 
 
 @pytest.mark.parametrize("format", ["tsv", "npz", "flat", "vilbert-lmdb"])
-def test_a_conversion_that_was_stopped_goes_on(source, tmp_path, pictures, format, monkeypatch):
+def test_a_conversion_that_was_stopped_goes_on(source, tmp_path, images, format, monkeypatch):
     target, read = tmp_path / "target", []
     real = type(open_features(source)).__getitem__
 
@@ -68,9 +68,9 @@ def test_a_conversion_that_was_stopped_goes_on(source, tmp_path, pictures, forma
     with pytest.raises(KeyboardInterrupt):
         convert_features(source, target, format)
     assert convert_features(source, target, format) == 1
-    assert read == [*pictures, "ü"]
+    assert read == [*images, "ü"]
     monkeypatch.undo()
-    assert open_features(target).keys() == pictures.keys()
+    assert open_features(target).keys() == images.keys()
     assert convert_features(source, target, format) == 0
 
 
@@ -96,10 +96,10 @@ def test_settings_go_along(source, tmp_path):
         convert_features(source, tmp_path / "tsv", "tsv")
 
 
-def test_a_picture_that_cannot_be_converted_keeps_those_before_it(tmp_path):
-    pictures = [sample(1), sample(2, labelled=False), sample(3)]
+def test_an_image_that_cannot_be_converted_keeps_those_before_it(tmp_path):
+    images = [sample(1), sample(2, labelled=False), sample(3)]
     with open_writer(tmp_path / "source", "npz") as writer:
-        for regions in pictures:
+        for regions in images:
             writer.append(regions)
     target = tmp_path / "target"
     with pytest.raises(InputError, match=r"target \(lxmert-tsv\): image 2: has no object_ids"):

@@ -17,9 +17,9 @@ from bua.features.flat_files import FILES, key_and_text
 IDS = [7, -3, 0, 2**63, "a b.c", "0042", "été/ü", "\udcff", key_and_text("0042")[0]]
 
 
-def write(path, pictures, finish=True, **options):
+def write(path, images, finish=True, **options):
     writer = FlatWriter(path, **options)
-    for regions in pictures:
+    for regions in images:
         writer.append(regions)
     if finish:
         writer.finish()
@@ -27,28 +27,28 @@ def write(path, pictures, finish=True, **options):
 
 
 @pytest.fixture
-def pictures():
+def images():
     """Of many kinds: labelled, in part and not; with as many regions as come, and with none."""
-    pictures = [sample(image_id, count=seed % 4, labelled=seed % 3 > 0, seed=seed) for seed, image_id in enumerate(IDS)]
-    pictures[1].attribute_ids = pictures[1].attribute_scores = None
-    for regions in pictures:
+    images = [sample(image_id, count=seed % 4, labelled=seed % 3 > 0, seed=seed) for seed, image_id in enumerate(IDS)]
+    images[1].attribute_ids = images[1].attribute_scores = None
+    for regions in images:
         if not len(regions):
             regions.features = np.zeros((0, 5), np.float32)
-    return pictures
+    return images
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_what_is_written_is_read(tmp_path, pictures, dtype):
-    write(tmp_path / "out", pictures, dtype=dtype, about={"classes": ["cat"], "weights": "sha256:1"})
+def test_what_is_written_is_read(tmp_path, images, dtype):
+    write(tmp_path / "out", images, dtype=dtype, about={"classes": ["cat"], "weights": "sha256:1"})
     store = FlatFeatures(tmp_path / "out")
     assert list(store) == IDS
     assert len(store) == len(IDS)
     assert (store.dtype, store.dim) == (np.dtype(dtype), 5)
     assert store.about == {"classes": ["cat"], "weights": "sha256:1"}
-    for regions in pictures:
+    for regions in images:
         assert_same(store[regions.image_id], regions)
         assert store[regions.image_id].features.flags.writeable
-    assert_same(store["7"], pictures[0])
+    assert_same(store["7"], images[0])
     assert "7" in store
     for absent in (8, "8", "0043", 7.5):
         assert absent not in store
@@ -57,31 +57,31 @@ def test_what_is_written_is_read(tmp_path, pictures, dtype):
     assert list(store.problems()) == []
 
 
-def test_reading_without_conversion(tmp_path, pictures):
-    write(tmp_path / "out", pictures, dtype="float16")
+def test_reading_without_conversion(tmp_path, images):
+    write(tmp_path / "out", images, dtype="float16")
     store = FlatFeatures(tmp_path / "out")
-    for regions in pictures:
+    for regions in images:
         features, boxes = store.features(regions.image_id), store.boxes(regions.image_id)
         assert features.dtype == np.float16
         assert np.array_equal(features, regions.features)
         assert np.array_equal(boxes, regions.boxes)
-    assert store.all_features.shape == (sum(map(len, pictures)), 5)
-    assert store.counts.tolist() == [len(regions) for regions in pictures]
-    assert np.array_equal(store.all_boxes[store.offsets[1]], pictures[1].boxes[0])
+    assert store.all_features.shape == (sum(map(len, images)), 5)
+    assert store.counts.tolist() == [len(regions) for regions in images]
+    assert np.array_equal(store.all_boxes[store.offsets[1]], images[1].boxes[0])
     with pytest.raises(ValueError, match="read-only"):
         store.features(-3)[0, 0] = 1
 
 
 @pytest.mark.parametrize("out", [None, "given"])
-def test_batches(tmp_path, pictures, out):
-    write(tmp_path / "out", pictures, dtype="float16")
+def test_batches(tmp_path, images, out):
+    write(tmp_path / "out", images, dtype="float16")
     store = FlatFeatures(tmp_path / "out")
     if out:
         out = np.full((20, 30, 5), 9, np.float16)
     for chosen in ([5, 3, 8, 2, 3], [0, 4], [1, 2], []):
         ids = [IDS[i] for i in chosen]
         batch = store.read(ids, out)
-        expected = [pictures[i] for i in chosen]
+        expected = [images[i] for i in chosen]
         assert batch.counts.tolist() == [len(regions) for regions in expected]
         assert batch.sizes.tolist() == [[regions.width, regions.height] for regions in expected]
         assert batch.features.shape == (len(ids), max(batch.counts, default=0), 5)
@@ -136,9 +136,9 @@ def contents(folder):
 
 
 def test_cut_at_every_byte(quick, tmp_path):
-    """Of each file, synced or not: the pictures that are whole are read, and a writer goes on from them."""
-    pictures = [sample(image_id, count=1, dim=2, seed=seed) for seed, image_id in enumerate([5, "ab"])]
-    write(tmp_path / "whole", pictures)
+    """Of each file, synced or not: the images that are whole are read, and a writer goes on from them."""
+    images = [sample(image_id, count=1, dim=2, seed=seed) for seed, image_id in enumerate([5, "ab"])]
+    write(tmp_path / "whole", images)
     whole = contents(tmp_path / "whole")
     for name in FILES:
         ends = np.linspace(0, len(whole[name]), 3) if name != "ids.bin" else np.array([0, 0, 2])
@@ -150,12 +150,12 @@ def test_cut_at_every_byte(quick, tmp_path):
             os.truncate(path / name, size)
             left = int(np.searchsorted(ends, size, side="right")) - 1
             store = FlatFeatures(path)
-            assert list(store) == [regions.image_id for regions in pictures[:left]]
-            for regions in pictures[:left]:
+            assert list(store) == [regions.image_id for regions in images[:left]]
+            for regions in images[:left]:
                 assert_same(store[regions.image_id], regions)
             writer = FlatWriter(path)
             assert writer.done == set(store)
-            for regions in pictures[left:]:
+            for regions in images[left:]:
                 writer.append(regions)
             writer.close()
             assert contents(path) == whole
@@ -167,10 +167,10 @@ def test_cut_at_every_byte(quick, tmp_path):
 def test_a_machine_that_died(quick, tmp_path_factory, data):
     """It leaves what was not synced in any state; what was synced is there, and what is given is right."""
     folder = tmp_path_factory.mktemp("died")
-    pictures = [sample(i if i % 2 else f"name {i}", count=1 + i % 2, dim=2, seed=i) for i in range(6)]
+    images = [sample(i if i % 2 else f"name {i}", count=1 + i % 2, dim=2, seed=i) for i in range(6)]
     synced = data.draw(st.integers(0, 5))
     writer = FlatWriter(folder / "out")
-    for i, regions in enumerate(pictures):
+    for i, regions in enumerate(images):
         if i == synced:
             writer.sync()
             durable = {name: len(content) for name, content in contents(folder / "out").items()}
@@ -187,7 +187,7 @@ def test_a_machine_that_died(quick, tmp_path_factory, data):
 
     writer = FlatWriter(folder / "out")
     assert len(writer.done) >= synced
-    for regions in pictures:
+    for regions in images:
         if regions.image_id not in writer.done:
             writer.append(regions)
     writer.close()
@@ -195,19 +195,19 @@ def test_a_machine_that_died(quick, tmp_path_factory, data):
 
 
 def test_damage_is_found(tmp_path):
-    pictures = [sample(i, seed=i) for i in range(4)]
-    write(tmp_path, pictures)
+    images = [sample(i, seed=i) for i in range(4)]
+    write(tmp_path, images)
     content = bytearray((tmp_path / "features.bin").read_bytes())
     content[len(content) // 4 + 1] ^= 1
     (tmp_path / "features.bin").write_bytes(content)
-    assert list(FlatFeatures(tmp_path).problems()) == ["picture 2: image 1: its bytes are not those that were written"]
+    assert list(FlatFeatures(tmp_path).problems()) == ["image 2: image 1: its bytes are not those that were written"]
     os.truncate(tmp_path / "ids.bin", 0)
     os.truncate(tmp_path / "features.bin", len(content) - 1)
-    assert list(FlatFeatures(tmp_path).problems())[1:] == ["pictures 4 to 4: not whole, left out"]
+    assert list(FlatFeatures(tmp_path).problems())[1:] == ["images 4 to 4: not whole, left out"]
 
 
 @pytest.mark.parametrize("file", range(4))
-def test_a_picture_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch, file):
+def test_an_image_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch, file):
     writer = FlatWriter(tmp_path)
     writer.append(sample("a"))
     before, real_write, calls = contents(tmp_path), os.pwrite, []
@@ -245,12 +245,12 @@ def test_order_of_ids_is_kept_and_renewed(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr("bua.files.os.replace", refuse)
+    monkeypatch.setattr("bua.io.files.os.replace", refuse)
     assert 2 in FlatFeatures(tmp_path)
     assert not lookup.exists()
 
 
-def test_pictures_that_do_not_go_in(tmp_path):
+def test_images_that_do_not_go_in(tmp_path):
     writer = FlatWriter(tmp_path, "float16")
     writer.append(sample(1))
     large = sample(2)

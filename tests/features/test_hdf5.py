@@ -22,7 +22,7 @@ from bua.features.hdf5_files import HDF5_FORMATS, write_hdf5
 EXTRAS = ("image_id", "image_w", "image_h", "objects_id", "objects_conf", "attrs_id", "attrs_conf")
 
 
-def pictures(ids, counts=(3,), **options):
+def images(ids, counts=(3,), **options):
     return {
         image_id: sample(image_id, count=counts[seed % len(counts)], seed=seed, **options)
         for seed, image_id in enumerate(ids)
@@ -68,7 +68,7 @@ def in_a_process(run, *arguments):
 
 def test_the_reader_of_the_fixed_layout(tmp_path):
     """dataset.py of hengyuan-hu, in words of its own."""
-    expected = pictures([7, 11, 5])
+    expected = images([7, 11, 5])
     write_hdf5(tmp_path / "train36.hdf5", expected, "hdf5")
     rows = pickle.loads((tmp_path / "train36_imgid2idx.pkl").read_bytes())
     assert rows == {7: 0, 11: 1, 5: 2}
@@ -87,7 +87,7 @@ def test_the_reader_of_the_fixed_layout(tmp_path):
 
 def test_the_reader_of_the_adaptive_layout(tmp_path):
     """dataset.py of BAN, in words of its own."""
-    expected = pictures([7, 11, 5, 6], counts=(3, 1, 0))
+    expected = images([7, 11, 5, 6], counts=(3, 1, 0))
     write_hdf5(tmp_path / "train.hdf5", expected, "ban-hdf5")
     rows = pickle.loads((tmp_path / "train_imgid2idx.pkl").read_bytes())
     with h5py.File(tmp_path / "train.hdf5", "r") as file:
@@ -106,7 +106,7 @@ def test_the_reader_of_the_adaptive_layout(tmp_path):
 @pytest.mark.parametrize("format", HDF5_FORMATS)
 def test_what_is_written_is_read(tmp_path, format):
     ids = [7, "a b.c", "0042", "été", "a\udcff", 2**70, -1, *range(100, 140)]
-    expected = pictures(ids, counts=(3,) if format == "hdf5" else (2, 0, 5))
+    expected = images(ids, counts=(3,) if format == "hdf5" else (2, 0, 5))
     write_hdf5(tmp_path / "x.h5", expected, format)
     store = Hdf5Features(tmp_path / "x.h5")
     assert store.format == format
@@ -120,7 +120,7 @@ def test_what_is_written_is_read(tmp_path, format):
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 4), st.sets(st.sampled_from(LABELS))), min_size=1, max_size=70))
-def test_labels_that_some_pictures_lack(tmp_path_factory, drawn):
+def test_labels_that_some_images_lack(tmp_path_factory, drawn):
     path = tmp_path_factory.mktemp("hdf5") / "x.hdf5"
     expected = {}
     for image_id, (count, lacking) in enumerate(drawn):
@@ -143,7 +143,7 @@ def test_files_of_the_originals(tmp_path, format, protocol):
         expected[image_id] = regions
     path = tmp_path / "val36.hdf5"
     write_hdf5(path, expected, format)
-    # Rows of pictures that were not found, and an order of its own, as dictionaries of Python 2 had it.
+    # Rows of images that were not found, and an order of its own, as dictionaries of Python 2 had it.
     rows = {image_id: row for row, image_id in enumerate(expected) if image_id not in (0, 100)}
     make_foreign(path, dict(reversed(rows.items())), protocol)
     store = Hdf5Features(path)
@@ -151,7 +151,7 @@ def test_files_of_the_originals(tmp_path, format, protocol):
 
 
 def test_sizes_that_no_box_tells(tmp_path):
-    expected = pictures([1, 2], counts=(1, 0))
+    expected = images([1, 2], counts=(1, 0))
     expected[1].boxes[:] = 0
     write_hdf5(tmp_path / "x.hdf5", expected, "ban-hdf5")
     make_foreign(tmp_path / "x.hdf5", {1: 0, 2: 1})
@@ -160,7 +160,7 @@ def test_sizes_that_no_box_tells(tmp_path):
 
 
 def test_compressed_and_chunked_files(tmp_path):
-    expected = pictures([1, 2, 3], counts=(4, 2), labelled=False)
+    expected = images([1, 2, 3], counts=(4, 2), labelled=False)
     path = tmp_path / "x.hdf5"
     write_hdf5(path, expected, "ban-hdf5")
     with h5py.File(path, "r+") as file:
@@ -187,7 +187,7 @@ class Trap:
 )
 def test_pickles_that_are_not_rows(tmp_path, rows, message):
     path, index = tmp_path / "train36.hdf5", tmp_path / "train36_imgid2idx.pkl"
-    write_hdf5(path, pictures([7, 8]), "hdf5")
+    write_hdf5(path, images([7, 8]), "hdf5")
     make_foreign(path, {})
     index.unlink() if rows is None else index.write_bytes(rows)
     with pytest.raises(InputError, match=message) as raised:
@@ -197,7 +197,7 @@ def test_pickles_that_are_not_rows(tmp_path, rows, message):
 
 
 def test_a_file_of_bua_does_not_need_its_pickle(tmp_path):
-    expected = pictures([7, "x"])
+    expected = images([7, "x"])
     write_hdf5(tmp_path / "x.hdf5", expected, "hdf5")
     (tmp_path / "x_imgid2idx.pkl").unlink()
     assert_holds(Hdf5Features(tmp_path / "x.hdf5"), expected)
@@ -232,7 +232,7 @@ def test_what_is_no_such_file(tmp_path, content, message):
 
 def test_damaged_files(tmp_path):
     path = tmp_path / "x.hdf5"
-    write_hdf5(path, pictures([7, 8]), "ban-hdf5")
+    write_hdf5(path, images([7, 8]), "ban-hdf5")
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     messages = []
     for _ in range(100):
@@ -250,7 +250,7 @@ def test_damaged_files(tmp_path):
 
 def test_boxes_that_are_not_there(tmp_path):
     path = tmp_path / "x.hdf5"
-    write_hdf5(path, pictures([7, 8]), "ban-hdf5")
+    write_hdf5(path, images([7, 8]), "ban-hdf5")
     with h5py.File(path, "r+") as file:
         file["pos_boxes"][1] = 3, 7
     store = Hdf5Features(path)
@@ -261,7 +261,7 @@ def test_boxes_that_are_not_there(tmp_path):
 
 @pytest.mark.parametrize("format", HDF5_FORMATS)
 def test_from_processes_and_threads(tmp_path, format):
-    expected = pictures(range(40))
+    expected = images(range(40))
     write_hdf5(tmp_path / "x.hdf5", expected, format)
     store = Hdf5Features(tmp_path / "x.hdf5")
     store[0]
@@ -275,7 +275,7 @@ def test_from_processes_and_threads(tmp_path, format):
 
 
 class Made(Mapping):
-    """Pictures that are made when they are asked for."""
+    """Images that are made when they are asked for."""
 
     def __init__(self, number, count, dim):
         self.ids, self.options = range(number), {"count": count, "dim": dim}
@@ -304,17 +304,17 @@ def test_memory_is_bounded(tmp_path, format):
 
 def test_what_one_file_cannot_hold(tmp_path):
     path = tmp_path / "x.hdf5"
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         write_hdf5(path, {})
     with pytest.raises(InputError, match="image 1: 2 boxes, those before it 3, and the format hdf5 holds one"):
-        write_hdf5(path, pictures(range(4), counts=(3, 2)), "hdf5")
+        write_hdf5(path, images(range(4), counts=(3, 2)), "hdf5")
     with pytest.raises(InputError, match="image 1: features of 6 numbers, those before it 5"):
         write_hdf5(path, {0: sample(0), 1: sample(1, dim=6)}, "ban-hdf5")
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_without_boxes_alone(tmp_path):
-    expected = pictures([1, 2], counts=(0,), dim=0)
+def test_images_without_boxes_alone(tmp_path):
+    expected = images([1, 2], counts=(0,), dim=0)
     write_hdf5(tmp_path / "x.hdf5", expected, "ban-hdf5")
     assert_holds(Hdf5Features(tmp_path / "x.hdf5"), expected)
 
@@ -322,7 +322,7 @@ def test_pictures_without_boxes_alone(tmp_path):
 def limited(path, size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:
-        write_hdf5(path, pictures(range(64), dim=32), "hdf5")
+        write_hdf5(path, images(range(64), dim=32), "hdf5")
     except OSError:
         return
     raise AssertionError("no error")
@@ -330,7 +330,7 @@ def limited(path, size):
 
 def test_a_full_disk(tmp_path):
     path = tmp_path / "x.hdf5"
-    expected = pictures([7])
+    expected = images([7])
     write_hdf5(path, expected, "hdf5")
     for size in (100, 2000, 8000, 20_000, 30_000, 31_000, 32_000):
         assert in_a_process(limited, path, size) == 0
@@ -352,7 +352,7 @@ def write(path, expected, format="hdf5", finish=True):
 @pytest.mark.parametrize("format", HDF5_FORMATS)
 def test_a_writer_goes_on(tmp_path, format):
     path = tmp_path / "x.hdf5"
-    expected = pictures([7, "x", 9, 10, 11], counts=(3,) if format == "hdf5" else (0, 3, 2))
+    expected = images([7, "x", 9, 10, 11], counts=(3,) if format == "hdf5" else (0, 3, 2))
     some = {image_id: expected[image_id] for image_id in (7, "x")}
     write(path, some, format, finish=False)
     assert os.listdir(tmp_path) == ["x.hdf5.partial"]
@@ -376,7 +376,7 @@ def test_a_writer_goes_on(tmp_path, format):
 
 def test_going_on_with_a_file_of_the_originals(tmp_path):
     path = tmp_path / "x.hdf5"
-    expected = pictures([7, 8, 9], labelled=False)
+    expected = images([7, 8, 9], labelled=False)
     write_hdf5(path, {image_id: expected[image_id] for image_id in (7, 8)})
     make_foreign(path, {7: 0, 8: 1})
     write(path, expected)
@@ -384,14 +384,14 @@ def test_going_on_with_a_file_of_the_originals(tmp_path):
     assert pickle.loads((tmp_path / "x_imgid2idx.pkl").read_bytes()) == {7: 0, 8: 1, 9: 2}
 
 
-def test_no_pictures(tmp_path):
+def test_no_images(tmp_path):
     write(tmp_path / "x.hdf5", {})
     assert not list(tmp_path.iterdir())
 
 
 def test_another_number_of_boxes(tmp_path):
     path = tmp_path / "x.hdf5"
-    expected = pictures([7])
+    expected = images([7])
     for finish in (False, True):
         write(path, expected, finish=finish)
         writer = Hdf5Writer(path)
@@ -407,7 +407,7 @@ def test_another_number_of_boxes(tmp_path):
 
 def test_another_file(tmp_path):
     path = tmp_path / "x.hdf5"
-    write(path, pictures([7]), "ban-hdf5")
+    write(path, images([7]), "ban-hdf5")
     with pytest.raises(InputError, match="is in the format ban-hdf5; choose another output or format"):
         Hdf5Writer(path, "hdf5")
     path.write_text("mine")
@@ -436,7 +436,7 @@ def write_and_die(path, expected, step):
 
 @pytest.mark.parametrize("first", [(), (1, 2)])
 def test_killed_at_any_step_of_the_end(tmp_path, first):
-    expected = pictures([1, 2, 3])
+    expected = images([1, 2, 3])
     step, code = 0, 9
     while code:
         path = tmp_path / str(step) / "x.hdf5"

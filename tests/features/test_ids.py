@@ -27,7 +27,7 @@ def test_what_reads_as_an_integer_is_one(value, image_id):
         ("COCO_train2014_84002.jpg", "COCO_train2014_84002"),
     ],
 )
-def test_id_of_a_picture(path, image_id):
+def test_id_of_an_image(path, image_id):
     assert image_id_of(path) == image_id
 
 

@@ -95,7 +95,7 @@ def test_reads_the_arrays_of_vilbert_multi_task(tmp_path, subdir):
     assert_same(LmdbFeatures(tmp_path / "out")[9], expected)
 
 
-def test_picture_without_regions(tmp_path):
+def test_image_without_regions(tmp_path):
     write(tmp_path / "out", [regions_of(1, count=0)])
     read = LmdbFeatures(tmp_path / "out")[1]
     assert read.boxes.shape == (0, 4)
@@ -188,7 +188,7 @@ def start_writer(path, *arguments):
     return process
 
 
-def test_killed_writers_leave_whole_pictures(tmp_path):
+def test_killed_writers_leave_whole_images(tmp_path):
     path = tmp_path / "out"
     before = set()
     for seed in range(12):

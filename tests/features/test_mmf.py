@@ -76,12 +76,12 @@ def test_reads_what_mmf_extracts(tmp_path):
     assert_same(MmfFeatures(tmp_path)[7], expected)
 
 
-def test_picture_without_regions(tmp_path):
+def test_image_without_regions(tmp_path):
     MmfWriter(tmp_path).append(regions_of(1, count=0))
     assert_same(MmfFeatures(tmp_path)[1], regions_of(1, count=0))
 
 
-def test_half_a_picture_is_none(tmp_path):
+def test_half_an_image_is_none(tmp_path):
     writer = MmfWriter(tmp_path)
     writer.append(regions_of(1))
     writer.append(regions_of(2))
@@ -97,7 +97,7 @@ def write_for_long(path):
             writer.append(regions_of(image_id, dim=2048))
 
 
-def test_killed_writers_leave_whole_pictures(tmp_path):
+def test_killed_writers_leave_whole_images(tmp_path):
     path = tmp_path / "out"
     path.mkdir()
     for seed in range(10):

@@ -13,9 +13,9 @@ ABOUT = {
 }
 
 
-def write(path, pictures, format="flat"):
+def write(path, images, format="flat"):
     with open_writer(path, format, ABOUT) as writer:
-        for regions in pictures:
+        for regions in images:
             writer.append(regions)
         writer.finish()
     return path
@@ -41,21 +41,21 @@ def test_what_is_wrong(tmp_path):
     features = np.ones((5, 4), np.float32)
     features[1] = 0
     features[2, :2] = np.inf, 0
-    pictures = [Regions(1, 640, 480, boxes, features), Regions(2, 640, 480, boxes[:0], features[:0])]
-    summary = summarize(write(tmp_path / "out", pictures))
+    images = [Regions(1, 640, 480, boxes, features), Regions(2, 640, 480, boxes[:0], features[:0])]
+    summary = summarize(write(tmp_path / "out", images))
     assert summary.faults() == [
         "1 regions with features that are all 0",
         "2 numbers that are not finite",
-        "2 boxes that reach out of their picture",
+        "2 boxes that reach out of their image",
         "1 boxes that end before they begin",
     ]
     assert summary.zeros == 5 / 19
     assert (summary.minimum, summary.maximum) == (0, 1)
     assert summary.histogram == {0: 1, 5: 1}
 
-    pictures = [sample(1, dim=4), sample(2, dim=6)]
-    assert summarize(write(tmp_path / "dims", pictures, "npz")).faults() == ["features of several lengths: 4, 6"]
-    assert summarize(write(tmp_path / "none", [])).faults() == ["no pictures"]
+    images = [sample(1, dim=4), sample(2, dim=6)]
+    assert summarize(write(tmp_path / "dims", images, "npz")).faults() == ["features of several lengths: 4, 6"]
+    assert summarize(write(tmp_path / "none", [])).faults() == ["no images"]
 
 
 def test_rows_that_do_not_decode_are_named(tmp_path):
@@ -65,15 +65,15 @@ def test_rows_that_do_not_decode_are_named(tmp_path):
     summary = summarize(path)
     assert [line.split(";")[0] for line in summary.unreadable] == [f"{path}: line 2: image_w: '6x0' is not a number"]
     assert summary.problems == [f"{path}: line 4: image 0 again, which line 1 has"]
-    assert summary.faults() == ["1 pictures that do not decode", "1 records that are not read"]
+    assert summary.faults() == ["1 images that do not decode", "1 records that are not read"]
     with pytest.raises(InputError, match="gone"):
         summarize(tmp_path / "gone")
 
 
 def test_histogram(tmp_path):
     counts = [10, 11, 36, 36, 100]
-    pictures = [sample(number, count=count) for number, count in enumerate(counts)]
-    lines = summarize(write(tmp_path / "out", pictures)).lines()
+    images = [sample(number, count=count) for number, count in enumerate(counts)]
+    lines = summarize(write(tmp_path / "out", images)).lines()
     assert "boxes      193, 10 to 100, 38.6 on average an image" in lines
     (line,) = (line for line in lines if line.startswith("histogram"))
     assert (

@@ -75,7 +75,7 @@ def test_lxmert_file(shared_data):
     for line, (image_id, regions) in zip(rows, store.items()):
         assert regions.features.shape == (36, 2048)
         assert regions.features.min() == 0
-        # The boxes lie in the picture: the height really comes first.
+        # The boxes lie in the image: the height really comes first.
         assert regions.boxes[:, 2].max() < regions.width
         assert regions.boxes[:, 3].max() < regions.height
         assert regions.object_ids.max() < 1600
@@ -149,7 +149,7 @@ def test_index_that_cannot_be_kept(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr("bua.files.os.replace", refuse)
+    monkeypatch.setattr("bua.io.files.os.replace", refuse)
     assert list(TsvFeatures(path)) == [1, 2]
     assert [entry.name for entry in tmp_path.iterdir()] == ["features.tsv"]
 

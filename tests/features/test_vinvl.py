@@ -65,7 +65,7 @@ def test_what_is_written_is_read(tmp_path, format, labelled):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_picture_without_regions(tmp_path, format):
+def test_image_without_regions(tmp_path, format):
     write(tmp_path / "out.tsv", [regions_of(1, count=0, dim=0)], format)
     assert_same(VinvlFeatures(tmp_path / "out.tsv")[1], regions_of(1, count=0, dim=0))
 
@@ -243,7 +243,7 @@ def write_for_long(path):
             writer.append(regions_of(image_id, dim=2048))
 
 
-def test_killed_writers_leave_whole_pictures(tmp_path):
+def test_killed_writers_leave_whole_images(tmp_path):
     path = tmp_path / "out.tsv"
     before = set()
     for seed in range(10):
@@ -384,9 +384,9 @@ def test_ids_that_cannot_stand_in_a_row(tmp_path):
 @pytest.mark.parametrize("synced", [0, 1, 2])
 def test_what_a_dead_machine_left_beyond_the_last_sync_is_cut(tmp_path, format, synced):
     path = tmp_path / "f.tsv"
-    pictures = [regions_of(i) for i in range(3)]
+    images = [regions_of(i) for i in range(3)]
     writer = VinvlWriter(path, format, ABOUT)
-    for number, regions in enumerate(pictures):
+    for number, regions in enumerate(images):
         if number == synced:
             writer.sync()
         writer.append(regions)
@@ -397,13 +397,13 @@ def test_what_a_dead_machine_left_beyond_the_last_sync_is_cut(tmp_path, format, 
         file.seek(ends[synced] + 3)
         file.write(bytes(ends[-1] - ends[synced] - 4))
     again = VinvlWriter(path, format, ABOUT)
-    assert again.done == {regions.image_id for regions in pictures[:synced]}
-    for regions in pictures[synced:]:
+    assert again.done == {regions.image_id for regions in images[:synced]}
+    for regions in images[synced:]:
         again.append(regions)
     again.finish()
     again.close()
-    assert set(VinvlFeatures(path)) == {regions.image_id for regions in pictures}
-    assert_same(VinvlFeatures(path)[2], pictures[2])
+    assert set(VinvlFeatures(path)) == {regions.image_id for regions in images}
+    assert_same(VinvlFeatures(path)[2], images[2])
     assert not (tmp_path / "f.tsv.synced").exists()
 
 

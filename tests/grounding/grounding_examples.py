@@ -1,51 +1,51 @@
-"""Shapes without its pictures: Flickr30k Entities' files, and features from an oracle in a detector's place."""
+"""Shapes without its images: Flickr30k Entities' files, and features from an oracle in a detector's place."""
 
 from pathlib import Path
 
 import numpy as np
 
-from bua.data.shapes import SPLITS
-from bua.data.shapes_files import Picture, flickr30k_entities
-from bua.data.shapes_scene import COLORS, SHAPES, TEXTURES, Scene, compose_scene
-from bua.data.shapes_text import write_sentence
 from bua.features import open_writer
+from bua.shapes.make import SPLITS
+from bua.shapes.scene import COLORS, SHAPES, TEXTURES, Scene, compose_scene
+from bua.shapes.task_files import DrawnImage, flickr30k_entities
+from bua.shapes.text import write_sentence
 from bua.structures import Regions
 
 WORDS = (*SHAPES, *COLORS, *TEXTURES, "small", "large")
 FEATURE_DIM = len(WORDS) + 8
 
 
-def write_entities(root: Path, counts: dict[str, int], seed: int = 0) -> dict[str, list[Picture]]:
+def write_entities(root: Path, counts: dict[str, int], seed: int = 0) -> dict[str, list[DrawnImage]]:
     """Writes what ``make_shapes`` writes to ``flickr30k_entities``, without drawing anything."""
-    pictures: dict[str, list[Picture]] = {}
+    images: dict[str, list[DrawnImage]] = {}
     for folder in ("Annotations", "Sentences"):
         (root / folder).mkdir(parents=True)
     for number, split in enumerate(SPLITS):
-        pictures[split] = []
+        images[split] = []
         for index in range(counts[split]):
             rng = np.random.default_rng([seed, number, index])
-            picture = Picture(compose_scene(rng), 1 + sum(map(len, pictures.values())), split)
-            xml, sentences = flickr30k_entities(picture, [write_sentence(picture.scene, rng) for _ in range(5)])
-            (root / "Annotations" / f"{picture.flickr_id}.xml").write_text(xml)
-            (root / "Sentences" / f"{picture.flickr_id}.txt").write_text(sentences)
-            pictures[split].append(picture)
-        lines = "".join(f"{picture.flickr_id}\n" for picture in pictures[split])
+            image = DrawnImage(compose_scene(rng), 1 + sum(map(len, images.values())), split)
+            xml, sentences = flickr30k_entities(image, [write_sentence(image.scene, rng) for _ in range(5)])
+            (root / "Annotations" / f"{image.flickr_id}.xml").write_text(xml)
+            (root / "Sentences" / f"{image.flickr_id}.txt").write_text(sentences)
+            images[split].append(image)
+        lines = "".join(f"{image.flickr_id}\n" for image in images[split])
         (root / f"{split}.txt").write_text(lines)
-    return pictures
+    return images
 
 
-def write_oracle_features(path: Path, pictures: dict[str, list[Picture]], format: str = "flat", seed: int = 0) -> None:
-    """Features of all pictures: for each thing a box near its own, which says what it is, and as many boxes elsewhere,
+def write_oracle_features(path: Path, images: dict[str, list[DrawnImage]], format: str = "flat", seed: int = 0) -> None:
+    """Features of all images: for each thing a box near its own, which says what it is, and as many boxes elsewhere,
     which say nothing, in any order."""
     rng = np.random.default_rng(seed)
     with open_writer(path, format) as writer:
-        for picture in (picture for split in pictures.values() for picture in split):
-            writer.append(oracle_regions(picture, rng))
+        for image in (image for split in images.values() for image in split):
+            writer.append(oracle_regions(image, rng))
         writer.finish()
 
 
-def oracle_regions(picture: Picture, rng: np.random.Generator) -> Regions:
-    scene = picture.scene
+def oracle_regions(image: DrawnImage, rng: np.random.Generator) -> Regions:
+    scene = image.scene
     things = range(len(scene.things))
     boxes = [np.array(scene.clipped_box(i)) + rng.normal(0, 2, 4) for i in things] + [
         _any_box(scene, rng) for _ in things
@@ -56,7 +56,7 @@ def oracle_regions(picture: Picture, rng: np.random.Generator) -> Regions:
         features[i, [WORDS.index(word) for word in (thing.shape, *thing.attributes) if word in WORDS]] += 1
     order = rng.permutation(len(boxes))
     shown = np.array(boxes, np.float32)[order], np.abs(features[order]).astype(np.float32)
-    return Regions(picture.flickr_id, scene.width, scene.height, *shown)
+    return Regions(image.flickr_id, scene.width, scene.height, *shown)
 
 
 def _any_box(scene: Scene, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bua.grounding import BANGrounding
 from bua.grounding.ban import MASKED
-from bua.weights.vqa_layouts import constructor_arguments, read_seed_checkpoint
+from bua.vqa.released import constructor_arguments, read_seed_checkpoint
 
 WORDS, FEATURES = 12, 7
 SIZES = {"feature_dim": FEATURES, "embedding_dim": 5, "hidden_dim": 6}

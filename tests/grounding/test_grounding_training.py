@@ -9,10 +9,10 @@ import torch
 from grounding_examples import oracle_regions, write_entities, write_oracle_features
 from script_loading import load_script
 
-from bua.data.flickr30k import GroundingDataset, prepare_flickr30k
 from bua.errors import InputError
 from bua.grounding import BANGrounding
 from bua.grounding.config import load_cfg
+from bua.grounding.dataset import GroundingDataset, prepare_flickr30k
 from bua.grounding.inference import ground_phrases, load_grounding
 from bua.grounding.training import train_grounding
 
@@ -31,10 +31,10 @@ def overrides(root: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
-    """A folder with ``prepared`` and ``oracle.flat``; the pictures beside it."""
+    """A folder with ``prepared`` and ``oracle.flat``; the images beside it."""
     root = tmp_path_factory.mktemp("grounding")
-    pictures = write_entities(root / "entities", {"train": 300, "val": 40, "test": 40})
-    write_oracle_features(root / "oracle.flat", pictures)
+    images = write_entities(root / "entities", {"train": 300, "val": 40, "test": 40})
+    write_oracle_features(root / "oracle.flat", images)
     arguments = ["--root", str(root / "entities"), "--output", str(root / "prepared")]
     assert tool("datasets/prepare_flickr30k.py")(arguments) == 0
     return root
@@ -94,13 +94,13 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(shapes, tmp_path):
 
 
 def test_a_sentence(shapes, trained):
-    """The phrases of a sentence about a new picture are found where the things are."""
+    """The phrases of a sentence about a new image are found where the things are."""
     grounding = load_grounding(trained / "model_best.pth")
-    pictures = write_entities(shapes / "new", {"train": 30, "val": 0, "test": 0}, seed=9)["train"]
+    images = write_entities(shapes / "new", {"train": 30, "val": 0, "test": 0}, seed=9)["train"]
     right = total = 0
-    for picture in pictures:
-        regions = oracle_regions(picture, np.random.default_rng(picture.image_id))
-        scene = picture.scene
+    for image in images:
+        regions = oracle_regions(image, np.random.default_rng(image.image_id))
+        scene = image.scene
         things = [thing for thing in scene.things if thing.color != "gray" and len(scene.find(thing.shape)) == 1]
         if len(things) < 2:
             continue
@@ -122,8 +122,8 @@ def test_a_sentence(shapes, trained):
 
 def test_what_cannot_be_grounded(shapes, trained, caplog):
     grounding = load_grounding(trained / "model_best.pth")
-    picture = write_entities(shapes / "one", {"train": 1, "val": 0, "test": 0})["train"][0]
-    regions = oracle_regions(picture, np.random.default_rng(0))
+    image = write_entities(shapes / "one", {"train": 1, "val": 0, "test": 0})["train"][0]
+    regions = oracle_regions(image, np.random.default_rng(0))
     ground_phrases(grounding, regions, "[a zeppelin] is left of [a star]")
     assert "does not know zeppelin" in caplog.text
     with pytest.raises(InputError, match="no phrase in it"):

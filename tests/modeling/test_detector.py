@@ -5,8 +5,8 @@ import torch
 
 from bua.checkpoint import load_weights
 from bua.config import get_cfg, load_cfg
-from bua.data.images import read_image
 from bua.errors import InputError
+from bua.io.images import read_image
 from bua.modeling import build_detector
 from bua.structures import DetectorInput
 
@@ -31,12 +31,12 @@ def random_image(height, width, seed=0):
 def training_batch(detector, sizes=((90, 120), (120, 90))):
     batch = []
     for i, (height, width) in enumerate(sizes):
-        picture = detector.prepare(random_image(height, width, i), image_id=i)
-        scale = picture.scale[0]
-        picture.boxes = torch.tensor([[5.0, 5, 60, 60], [30, 20, 80, 85]]) * scale
-        picture.classes = torch.tensor([1, 6])
-        picture.attributes = torch.tensor([[0, 4, -1], [-1, -1, -1]])
-        batch.append(picture)
+        image = detector.prepare(random_image(height, width, i), image_id=i)
+        scale = image.scale[0]
+        image.boxes = torch.tensor([[5.0, 5, 60, 60], [30, 20, 80, 85]]) * scale
+        image.classes = torch.tensor([1, 6])
+        image.attributes = torch.tensor([[0, 4, -1], [-1, -1, -1]])
+        batch.append(image)
     return batch
 
 
@@ -122,7 +122,7 @@ def test_predictions_do_not_depend_on_the_batch(convention):
 
 
 @pytest.mark.parametrize("convention", ["caffe", "detectron2"])
-def test_predictions_lie_in_the_picture_and_have_the_stated_shapes(convention):
+def test_predictions_lie_in_the_image_and_have_the_stated_shapes(convention):
     detector = slim_detector("MODEL.BUA.BOX_CONVENTION", convention, "INPUT.MIN_SIZE_TEST", "128")
     (predictions,) = detector.predict([random_image(50, 90)])
     number = len(predictions.proposals)
@@ -169,16 +169,16 @@ def test_losses_reach_what_learns_and_nothing_else():
 
 def test_a_batch_without_objects_gives_finite_losses():
     detector = slim_detector("INPUT.MIN_SIZE_TEST", "128").train()
-    (picture,) = training_batch(detector, sizes=[(100, 100)])
-    picture.boxes, picture.classes = picture.boxes[:0], picture.classes[:0]
-    picture.attributes = picture.attributes[:0]
-    losses = detector([picture])
+    (image,) = training_batch(detector, sizes=[(100, 100)])
+    image.boxes, image.classes = image.boxes[:0], image.classes[:0]
+    image.attributes = image.attributes[:0]
+    losses = detector([image])
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["loss_box_reg"].item() == losses["loss_attr"].item() == losses["loss_rpn_loc"].item() == 0
 
 
-def test_it_learns_two_pictures():
+def test_it_learns_two_images():
     overrides = ["MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.BUA.FREEZE", "[]", "MODEL.RESNETS.RES5_DILATION", "1"]
     sizes = ["MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64]]", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "4"]
     detector = slim_detector(*overrides, *sizes, "INPUT.MIN_SIZE_TEST", "96").train()

@@ -66,7 +66,7 @@ def test_anchor_labels():
     ground_truth = torch.tensor([[0.0, 0, 9, 9], [90, 90, 99, 99]])
     options = {"positive_threshold": 0.7, "negative_threshold": 0.3, "boundary_threshold": 0}
     index, label = label_anchors(anchors, ground_truth, 100, 100, convention="caffe", **options)
-    # The last anchor leaves the picture: it neither learns nor counts as the second object's best.
+    # The last anchor leaves the image: it neither learns nor counts as the second object's best.
     assert label.tolist() == [1, 0, 0, -1]
     assert index[0] == 0
     options["boundary_threshold"] = -1

@@ -5,7 +5,7 @@ from torchvision.ops import roi_pool
 
 from bua.modeling.windows import distinct_windows, roi_windows, window_maxima
 
-# Quarters of a cell, with the halves that round in two ways, from outside the picture on one side to the other.
+# Quarters of a cell, with the halves that round in two ways, from outside the image on one side to the other.
 SIDES = st.integers(-40, 120).map(lambda quarters: quarters * 4.0)
 
 
@@ -23,7 +23,7 @@ def pool(feature_map, boxes, resolution, scale):
     st.integers(1, 20),
 )
 def test_maxima_of_windows_are_roi_pooling(boxes, resolution, height, width):
-    boxes = [torch.tensor(picture) for picture in boxes]
+    boxes = [torch.tensor(image) for image in boxes]
     feature_map = torch.randn(len(boxes), 3, height, width, generator=torch.Generator().manual_seed(0))
     pooled, windows = pool(feature_map, boxes, resolution, 1 / 16)
     assert torch.equal(pooled, roi_pool(feature_map, boxes, resolution, 1 / 16))

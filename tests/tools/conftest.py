@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory) -> str:
-    """A picture with a red rectangle."""
+    """An image with a red rectangle."""
     path = tmp_path_factory.mktemp("image") / "blot.png"
     picture = np.full((90, 120, 3), 200, np.uint8)
     picture[20:60, 30:80] = (0, 0, 255)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from script_loading import load_script
 
-from bua.data.vqa_answers import AnswerVocabulary
-from bua.data.vqa_questions import QuestionVocabulary
 from bua.extraction.job import detector_job
-from bua.vqa.answer import answer
+from bua.tasks.words import QuestionVocabulary
+from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.config import build_model, get_cfg
+from bua.vqa.from_image import answer
 from bua.vqa.inference import VqaModel
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from script_loading import load_script
 
-from bua.captioning.caption import caption
 from bua.captioning.config import build_model, get_cfg
+from bua.captioning.from_image import caption
 from bua.captioning.inference import Captioner
+from bua.captioning.vocabulary import CaptionVocabulary
 from bua.checkpoint import save_checkpoint
-from bua.data.captions_vocabulary import CaptionVocabulary
 from bua.errors import InputError
 from bua.extraction.job import RANDOM_WEIGHTS, Job, Wanted
 
@@ -51,14 +51,14 @@ def captioner() -> Captioner:
 
 
 @pytest.fixture
-def picture(tmp_path) -> Path:
+def image(tmp_path) -> Path:
     path = tmp_path / "cat.jpg"
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
     return path
 
 
-def test_from_a_call(captioner, picture):
-    found = caption(picture, job=JOB, captioner=captioner)
+def test_from_a_call(captioner, image):
+    found = caption(image, job=JOB, captioner=captioner)
     assert 4 <= len(found.regions) <= 8
     assert len(found.captions) <= 5
     best = found.captions[0]
@@ -69,7 +69,7 @@ def test_from_a_call(captioner, picture):
     assert found.strip.dtype == np.uint8
 
 
-def test_the_tool_prints_and_draws(captioner, picture, tmp_path, capsys):
+def test_the_tool_prints_and_draws(captioner, image, tmp_path, capsys):
     checkpoint, output = tmp_path / "captioner.pth", tmp_path / "new"
     save_checkpoint(checkpoint, model=captioner.model.state_dict(), **captioner.describe())
     other = tmp_path / "dog.png"
@@ -86,19 +86,19 @@ def test_the_tool_prints_and_draws(captioner, picture, tmp_path, capsys):
         "--output",
         output,
     ]
-    given += ["--min-boxes", 4, "--max-boxes", 8, "--image", picture, other]
+    given += ["--min-boxes", 4, "--max-boxes", 8, "--image", image, other]
     assert main(*SLIM, *given) == 0
     lines = capsys.readouterr().out.splitlines()
-    expected = caption(picture, job=JOB, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
-    assert lines[0] == f"{picture}: {expected[0].text}"
+    expected = caption(image, job=JOB, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
+    assert lines[0] == f"{image}: {expected[0].text}"
     assert lines[1:3] == [f"  {one.score:8.2f}  {one.text}" for one in expected]
     assert lines[3] == f"  where it looked: {output / 'cat_caption.jpg'}"
     for name in ("cat", "dog"):
         assert cv2.imread(str(output / f"{name}_caption.jpg")) is not None
 
 
-def test_what_cannot_be_captioned(captioner, tmp_path, picture):
+def test_what_cannot_be_captioned(captioner, tmp_path, image):
     with pytest.raises(InputError, match=r"none\.jpg"):
         caption(tmp_path / "none.jpg", job=JOB, captioner=captioner)
     with pytest.raises(InputError, match="128 numbers a region, where the captioner learned from 64"):
-        caption(picture, job=JOB, captioner=make_captioner(64))
+        caption(image, job=JOB, captioner=make_captioner(64))

@@ -8,8 +8,8 @@ import pytest
 from script_loading import load_script
 
 import bua.demo.run
-from bua.data.catalog import get_dataset
 from bua.demo.stages import STAGES
+from bua.detection.catalog import get_dataset
 from bua.features import open_features
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,10 +64,10 @@ def test_the_demo_ends_in_a_page_with_figures_and_features(demo):
     assert all(metrics[f"seconds/{stage}"] > 0 for stage in STAGES)
 
     page = (demo.output / "index.html").read_text(encoding="utf-8")
-    # Four test pictures, of which COCO has some: what is found, annotated, grounded, asked twice and captioned.
-    pictures = page.count("<article>")
-    assert 1 <= pictures <= 4
-    assert page.count("data:image/jpeg;base64,") == 6 * pictures
+    # Four test images, of which COCO has some: what is found, annotated, grounded, asked twice and captioned.
+    images = page.count("<article>")
+    assert 1 <= images <= 4
+    assert page.count("data:image/jpeg;base64,") == 6 * images
     for name in ("attributes/mAP50", "vqa/perfect/accuracy", "grounding/ban/bound"):
         assert f"{100 * metrics[name]:.1f}" in page
     models = [f"{model}/model_best.pth" for model in ("vqa/updown", "captioning/updown", "grounding/ban")]
@@ -103,7 +103,7 @@ def test_a_finished_demo_runs_again_without_training_again(demo, capsys):
     assert [f"[{n}/6]" in out for n in range(1, 7)] == [True] * 6
     assert f"open {(demo.output / 'index.html').resolve()}" in out
     assert "after 4 iterations" in out
-    assert "0 pictures in" in out
+    assert "0 images in" in out
     assert out.count("from an earlier run") == len(MODELS)
     names = [name for name in figures if not name.startswith("seconds/")]
     assert [metrics_of(demo)[name] for name in names] == [figures[name] for name in names]
@@ -127,7 +127,7 @@ def test_a_stopped_demo_goes_on(demo, capsys, monkeypatch):
     assert demo(cores=2) == 0
     out = capsys.readouterr().out
     assert out.count("from an earlier run") == len(MODELS) - 2
-    assert sorted(re.findall(r"(.*): .* on the test pictures", out)) == ["captioning, blind", "vqa, blind"]
+    assert sorted(re.findall(r"(.*): .* on the test images", out)) == ["captioning, blind", "vqa, blind"]
     names = [name for name in before if not name.startswith("seconds/")]
     assert [metrics_of(demo)[name] for name in names] == [before[name] for name in names]
 

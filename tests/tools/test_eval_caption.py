@@ -46,4 +46,4 @@ def test_bad_files_have_one_line(files, tmp_path, capsys):
     assert main(files) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith(f"error: {tmp_path}/results.json: lacks 2 of the 2 pictures of {tmp_path}/references.json")
+    assert error.startswith(f"error: {tmp_path}/results.json: lacks 2 of the 2 images of {tmp_path}/references.json")

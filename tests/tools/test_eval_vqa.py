@@ -3,7 +3,7 @@ import runpy
 
 import pytest
 
-from bua.data.vqa_answers import AnswerVocabulary
+from bua.vqa.answers import AnswerVocabulary
 
 main = runpy.run_path("tools/eval_vqa.py")["main"]
 

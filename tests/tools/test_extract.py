@@ -51,8 +51,8 @@ def folder(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(3):
-        picture = rng.integers(0, 255, (60 + 10 * i, 90, 3), np.uint8)
-        cv2.imwrite(str(folder / f"COCO_val2014_{i:012d}.jpg"), picture)
+        image = rng.integers(0, 255, (60 + 10 * i, 90, 3), np.uint8)
+        cv2.imwrite(str(folder / f"COCO_val2014_{i:012d}.jpg"), image)
     return folder
 
 
@@ -70,13 +70,13 @@ def read_as_the_original(path):
     return rows
 
 
-def test_coco_pictures_to_the_original_format(shared_data, tmp_path):
-    pictures = sorted((shared_data / "images").glob("*.jpg"))
+def test_coco_images_to_the_original_format(shared_data, tmp_path):
+    images = sorted((shared_data / "images").glob("*.jpg"))
     output = tmp_path / "features.tsv"
     assert extract(shared_data / "images", output, "--min-boxes", "10", "--max-boxes", "100") == 0
     rows = read_as_the_original(output)
-    assert sorted(rows) == [int(path.stem[-12:]) for path in pictures]
-    for path in pictures:
+    assert sorted(rows) == [int(path.stem[-12:]) for path in images]
+    for path in images:
         row = rows[int(path.stem[-12:])]
         height, width = cv2.imread(str(path)).shape[:2]
         assert (int(row["image_w"]), int(row["image_h"])) == (width, height)
@@ -100,7 +100,7 @@ def test_weights_resume_and_other_settings(folder, tmp_path, capsys):
     output.write_bytes(written[:-50])
     assert extract(folder, output, "--max-boxes", "20", weights=checkpoint) == 0
     assert output.read_bytes() == written
-    assert "1 pictures written" in capsys.readouterr().out
+    assert "1 images written" in capsys.readouterr().out
 
     assert extract(folder, output, weights=checkpoint) == 2
     assert "max_boxes 20, now it is 100" in capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_labels_and_scores(folder, tmp_path, format):
         assert 0 < regions.object_scores.min() <= regions.object_scores.max() <= 1
 
 
-def test_failed_pictures_are_reported(folder, tmp_path, capsys):
+def test_failed_images_are_reported(folder, tmp_path, capsys):
     broken = folder / "broken.jpg"
     broken.write_bytes((folder / "COCO_val2014_000000000001.jpg").read_bytes()[:400])
     assert extract(folder, tmp_path / "features.tsv") == 1
@@ -158,7 +158,7 @@ def test_failed_pictures_are_reported(folder, tmp_path, capsys):
         (["--score-threshold", "20"], "random", "score threshold 20.0"),
         (["--format", "lxmert-tsv"], "random", "ATTRIBUTES.ENABLED"),
         (["--format", "vinvl-tsv", "--grid"], "random", "cells of a grid have none"),
-        (["--format", "hdf5"], "random", "as many boxes in every picture; add --min-boxes 36 --max-boxes 36"),
+        (["--format", "hdf5"], "random", "as many boxes in every image; add --min-boxes 36 --max-boxes 36"),
         (["--grid", "--regressed"], "random", "--regressed and --grid: choose one"),
         (["--boxes", "gone.json"], "random", "gone.json: cannot be read"),
         (["--num-gpus", "0"], "random", "--num-gpus 0: must be 1 or more"),
@@ -233,7 +233,7 @@ def test_grid_regressed_and_given_boxes(folder, tmp_path):
     assert any(not np.array_equal(proposals[i].boxes, regressed[i].boxes) for i in proposals)
 
 
-def test_stop_at_a_picture_that_fails(folder, tmp_path, capsys):
+def test_stop_at_an_image_that_fails(folder, tmp_path, capsys):
     (folder / "a.jpg").write_bytes(b"")
     assert extract(folder, tmp_path / "features.tsv", "--on-error", "stop") == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -242,7 +242,7 @@ def test_stop_at_a_picture_that_fails(folder, tmp_path, capsys):
 
 
 def test_ctrl_c_stops_and_the_same_command_goes_on(folder, tmp_path):
-    """A picture that comes through a pipe keeps the run busy until it is interrupted."""
+    """An image that comes through a pipe keeps the run busy until it is interrupted."""
     pipe, output = folder / "zzz.jpg", tmp_path / "features.tsv"
     os.mkfifo(pipe)
     options = ["--weights", "random", "--images", str(folder), "--output", str(output)]
@@ -253,7 +253,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(folder, tmp_path):
     with open(pipe, "wb") as end:
         run.send_signal(signal.SIGINT)
         # Decoding goes on to its end.
-        end.write(b"no picture")
+        end.write(b"no image")
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
     assert errors.splitlines()[-2:] == [

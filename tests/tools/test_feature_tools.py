@@ -34,7 +34,7 @@ def source(tmp_path):
 def test_convert_and_inspect(source, tmp_path, capsys):
     target = tmp_path / "train36.hdf5"
     assert convert([str(source), str(target), "--format", "hdf5", "--ids", "number"]) == 0
-    assert capsys.readouterr().out == f"{target}: 2 pictures copied\n"
+    assert capsys.readouterr().out == f"{target}: 2 images copied\n"
     assert_same(open_features(target)[393267], sample(393267, seed=1))
     assert inspect([str(target)]) == 0
     out = capsys.readouterr().out.splitlines()
@@ -63,8 +63,8 @@ def test_what_is_wrong(source, tmp_path, capsys):
     source.write_bytes(b"".join([*rows, *[rows[1]] * 30, rows[0].replace(b"000042", b"000043").replace(b"640", b"")]))
     assert inspect([str(source)]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert "wrong: 1 pictures that do not decode" in out
-    assert f"  {source}: line 33: img_w: '' is not a number; extract this picture again" in out
+    assert "wrong: 1 images that do not decode" in out
+    assert f"  {source}: line 33: img_w: '' is not a number; extract this image again" in out
     assert f"  {source}: line 3: image COCO_val2014_000000393267 again, which line 2 has" in out
     assert out[-1] == "  ... and 11 more (--json has all)"
     assert inspect([str(source), "--json"]) == 1
@@ -78,7 +78,7 @@ def test_what_is_wrong(source, tmp_path, capsys):
     assert "no features in this folder" in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_converted(tmp_path, capsys):
+def test_an_image_that_cannot_be_converted(tmp_path, capsys):
     with open_writer(tmp_path / "source", "flat") as writer:
         writer.append(sample(1))
         writer.append(sample(2, labelled=False))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from script_loading import load_script
 
-from bua.data.vqa_questions import QuestionVocabulary
 from bua.extraction.job import detector_job
 from bua.grounding.config import build_model, get_cfg
-from bua.grounding.ground import draw_phrases, ground
+from bua.grounding.from_image import draw_phrases, ground
 from bua.grounding.inference import GroundedPhrase, GroundingModel
+from bua.tasks.words import QuestionVocabulary
 from bua.visualization.draw import PALETTE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_phrases_with_their_boxes(main, image, tmp_path, capsys):
     for line, phrase in zip(lines, found.phrases, strict=True):
         x1, y1, x2, y2 = found.regions.boxes[phrase.region]
         assert line == f"{phrase.scores.max():6.1%}  {phrase.text} -> [{x1:.0f}, {y1:.0f}, {x2:.0f}, {y2:.0f}]"
-    assert (cv2.imread(str(tmp_path / "new" / "where.png")) == found.picture).all()
+    assert (cv2.imread(str(tmp_path / "new" / "where.png")) == found.drawing).all()
 
 
 def test_brackets_say_which_phrases(main, image, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""End to end on ten pictures in Visual Genome's layout, with a slim detector."""
+"""End to end on ten images in Visual Genome's layout, with a slim detector."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from script_loading import load_script
 
 from bua.checkpoint import load_checkpoint
 from bua.config import load_cfg
-from bua.data.catalog import get_dataset
-from bua.data.shapes import make_shapes
-from bua.data.visual_genome import prepare
+from bua.detection.catalog import get_dataset
+from bua.shapes.make import make_shapes
+from bua.visual_genome.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / "configs" / "shapes.yaml")
@@ -139,7 +139,7 @@ def test_bfloat16_and_clipping(options, tmp_path):
     assert metrics_lines(tmp_path / "run")[-1]["total_loss"] > 0
 
 
-def test_non_finite_loss_names_the_pictures(options, tmp_path, capsys):
+def test_non_finite_loss_names_the_images(options, tmp_path, capsys):
     changes = ("SOLVER.BASE_LR", 1e20, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 20)
     assert train_net.main(options(*changes)) == 1
     error = capsys.readouterr().err
@@ -171,7 +171,7 @@ def test_bad_input_gets_its_line(options, capsys, changes, extra, message):
     assert error.count("\n") == 1
 
 
-def test_truncated_picture_gets_its_line(options, datasets, capsys):
+def test_truncated_image_gets_its_line(options, datasets, capsys):
     dataset = get_dataset("shapes_train")
     path = Path(dataset.file_name(0))
     data = path.read_bytes()

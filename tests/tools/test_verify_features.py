@@ -33,7 +33,7 @@ def test_the_originals_file_agrees_with_itself(reference, tmp_path, capsys):
     copy = tmp_path / "reference.tsv"
     shutil.copy(reference, copy)
     assert verify(copy, reference) == 0
-    assert "PASS: 10 pictures" in capsys.readouterr().out
+    assert "PASS: 10 images" in capsys.readouterr().out
 
 
 def move(regions):
@@ -58,7 +58,7 @@ def test_one_difference_fails_and_is_named(reference, tmp_path, capsys, change, 
     image_id = rewritten(reference, tmp_path / "changed.tsv", change)
     assert verify(tmp_path / "changed.tsv", reference) == 1
     out = capsys.readouterr().out
-    assert f"picture {image_id}: {message}" in out
+    assert f"image {image_id}: {message}" in out
     assert "FAIL" in out
 
 
@@ -81,7 +81,7 @@ def test_it_extracts_and_compares(shared_data, tmp_path, capsys):
     mine = tmp_path / "mine.tsv"
     assert extract([*common, "--output", str(mine), "--format", "lxmert-tsv", *slim]) == 0
     assert main([*common, "--reference", str(mine), *slim]) == 0
-    assert "PASS: 10 pictures" in capsys.readouterr().out
+    assert "PASS: 10 images" in capsys.readouterr().out
 
 
 @pytest.mark.skipif("BUA_CAFFE_WEIGHTS" not in os.environ, reason="BUA_CAFFE_WEIGHTS names no released 36-box weights")

@@ -8,7 +8,7 @@ from script_loading import load_script
 
 from bua.checkpoint import save_checkpoint
 from bua.config import load_cfg
-from bua.data.annotations import ImageAnnotations, write_annotations
+from bua.detection.annotations import ImageAnnotations, write_annotations
 from bua.modeling import build_detector
 from bua.vocabulary import Vocabulary
 
@@ -28,7 +28,7 @@ def main():
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder of data sets with shapes_test: six grey pictures, two objects on each."""
+    """A folder of data sets with shapes_test: six grey images, two objects on each."""
     root = tmp_path / "datasets"
     images = []
     for image_id in range(6):
@@ -54,24 +54,24 @@ def weights(tmp_path):
     return str(tmp_path / "model.pth")
 
 
-def pictures(folder):
+def images(folder):
     return {path.name: cv2.imread(str(path)) for path in sorted(Path(folder).iterdir())}
 
 
 def test_draws_annotations_evenly_over_the_data_set(main, world, capsys):
     out = str(world / "look")
     assert main(["--dataset", "shapes_test", "--what", "annotations", "--num", "3", "--output", out]) == 0
-    drawn = pictures(out)
+    drawn = images(out)
     assert list(drawn) == ["0001_0.jpg", "0002_2.jpg", "0003_5.jpg"]
     assert all(image.shape == (600, 800, 3) and (abs(image.astype(int) - 128) > 60).any() for image in drawn.values())
-    assert f"3 pictures in {out}" in capsys.readouterr().out
+    assert f"3 images in {out}" in capsys.readouterr().out
 
 
 def test_draws_predictions_beside_annotations(main, world, weights):
     args = ["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", weights, "--num", "1", "--threshold", "0"]
     assert main([*args, "--output", str(world / "both"), *OVERRIDES]) == 0
     assert main([*args, "--what", "predictions", "--output", str(world / "predictions"), *OVERRIDES]) == 0
-    both, predictions = pictures(world / "both")["0001_0.jpg"], pictures(world / "predictions")["0001_0.jpg"]
+    both, predictions = images(world / "both")["0001_0.jpg"], images(world / "predictions")["0001_0.jpg"]
     assert predictions.shape == (600, 800, 3)
     assert both.shape[1] > 2 * 800
     right = both[:, -800:].astype(int)
@@ -86,7 +86,7 @@ def test_draws_predictions_on_files_of_ones_own(main, world, weights):
         cv2.imwrite(files[-1], np.full((50, 70, 3), 90, np.uint8))
     args = ["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", weights, "--output", str(world / "look")]
     assert main([*args, "--images", *files, "--", *OVERRIDES]) == 0
-    assert list(pictures(world / "look")) == ["0001_mine.jpg", "0002_mine.jpg"]
+    assert list(images(world / "look")) == ["0001_mine.jpg", "0002_mine.jpg"]
 
 
 @pytest.mark.parametrize(

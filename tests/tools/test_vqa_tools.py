@@ -84,13 +84,13 @@ def test_two_processes(world, tmp_path):
     assert sum("soft_score" in line for line in lines) == 1
 
 
-def test_features_that_lack_pictures(world, trained, tmp_path, capsys):
+def test_features_that_lack_images(world, trained, tmp_path, capsys):
     write_world(tmp_path / "few", {"train": 80})
     arguments = prediction(world, tmp_path / "results.json", trained)
     arguments[arguments.index("--features") + 1] = tmp_path / "few" / "features.flat"
     assert run(*arguments) == 2
     error = capsys.readouterr().err
-    assert "lacks 5 of the 10 pictures of" in error
+    assert "lacks 5 of the 10 images of" in error
     assert ": 81, 82, 83" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "results.json").exists()

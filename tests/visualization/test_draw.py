@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from bua.errors import InputError
 from bua.visualization import draw
-from bua.visualization.draw import class_colors, draw_attention, draw_regions, save_picture
+from bua.visualization.draw import class_colors, draw_attention, draw_regions, save_image
 
 
-def picture(height=120, width=160):
+def image(height=120, width=160):
     return np.full((height, width, 3), 230, np.uint8)
 
 
@@ -34,43 +34,43 @@ def overlap(a, b):
     return max(width, 0) * max(height, 0)
 
 
-def test_small_pictures_are_enlarged_and_keep_their_shape():
-    drawn = draw_regions(picture(120, 160), [], [], min_size=800)
+def test_small_images_are_enlarged_and_keep_their_shape():
+    drawn = draw_regions(image(120, 160), [], [], min_size=800)
     assert drawn.shape == (600, 800, 3)
     assert drawn.dtype == np.uint8
 
 
-def test_large_pictures_keep_their_size_and_are_not_drawn_upon():
-    image = picture(900, 1000)
-    drawn = draw_regions(image, [[100, 100, 400, 300]], ["red circle"])
-    assert drawn.shape == image.shape
-    assert (image == 230).all()
+def test_large_images_keep_their_size_and_are_not_drawn_upon():
+    drawn_on = image(900, 1000)
+    drawn = draw_regions(drawn_on, [[100, 100, 400, 300]], ["red circle"])
+    assert drawn.shape == drawn_on.shape
+    assert (drawn_on == 230).all()
     assert (drawn != 230).any()
 
 
 def test_box_is_drawn_where_it_is_in_its_color():
-    drawn = draw_regions(picture(1000, 1000), [[200, 300, 600, 700]], [""], [(10, 200, 30)])
+    drawn = draw_regions(image(1000, 1000), [[200, 300, 600, 700]], [""], [(10, 200, 30)])
     for y, x in [(300, 400), (700, 400), (500, 200), (500, 600)]:
         assert drawn[y, x].tolist() == [10, 200, 30]
     assert drawn[500, 400].tolist() == [230, 230, 230]
     assert drawn[100, 100].tolist() == [230, 230, 230]
 
 
-def test_boxes_scale_with_an_enlarged_picture():
-    drawn = draw_regions(picture(100, 100), [[20, 30, 60, 70]], [""], [(0, 0, 255)], min_size=1000)
+def test_boxes_scale_with_an_enlarged_image():
+    drawn = draw_regions(image(100, 100), [[20, 30, 60, 70]], [""], [(0, 0, 255)], min_size=1000)
     assert drawn[300, 400].tolist() == [0, 0, 255]
     assert drawn[500, 200].tolist() == [0, 0, 255]
 
 
 def test_label_stands_above_its_box_where_there_is_room(monkeypatch):
-    _, areas = tag_areas(monkeypatch, picture(1000, 1000), [[200, 300, 600, 700]], ["circle"])
+    _, areas = tag_areas(monkeypatch, image(1000, 1000), [[200, 300, 600, 700]], ["circle"])
     x1, _, _, y2 = areas[0]
     assert (x1, y2) == (200, 300)
 
 
 def test_labels_of_one_place_do_not_cover_each_other(monkeypatch):
     boxes = [[40, 40, 80, 80]] * 6
-    _, areas = tag_areas(monkeypatch, picture(), boxes, [f"blue square {i}" for i in range(6)])
+    _, areas = tag_areas(monkeypatch, image(), boxes, [f"blue square {i}" for i in range(6)])
     assert all(overlap(areas[i], areas[j]) == 0 for i in range(6) for j in range(i))
 
 
@@ -81,9 +81,9 @@ def test_labels_of_one_place_do_not_cover_each_other(monkeypatch):
     boxes=st.lists(st.tuples(*[st.floats(-50, 350, width=32)] * 4), max_size=8),
     label=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60),
 )
-def test_any_box_and_label_fits_into_the_picture(height, width, boxes, label):
+def test_any_box_and_label_fits_into_the_image(height, width, boxes, label):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        drawn, areas = tag_areas(monkeypatch, picture(height, width), boxes, [label] * len(boxes))
+        drawn, areas = tag_areas(monkeypatch, image(height, width), boxes, [label] * len(boxes))
     assert max(drawn.shape[:2]) == 800
     for x1, y1, x2, y2 in areas:
         assert 0 <= x1 < x2 <= drawn.shape[1]
@@ -92,7 +92,7 @@ def test_any_box_and_label_fits_into_the_picture(height, width, boxes, label):
 
 def test_letters_are_in_contrast_to_their_ground():
     for color in draw.PALETTE:
-        drawn = draw_regions(picture(1000, 1000), [[200, 300, 600, 700]], ["HHHH"], [color])
+        drawn = draw_regions(image(1000, 1000), [[200, 300, 600, 700]], ["HHHH"], [color])
         tag = cv2.cvtColor(drawn[262:298, 205:280], cv2.COLOR_BGR2GRAY).astype(int)
         assert np.ptp(tag) > 75
 
@@ -104,7 +104,7 @@ def test_class_colors_depend_on_the_class_alone():
 
 def test_boxes_and_labels_must_be_as_many():
     with pytest.raises(ValueError, match="2 boxes, 1 labels"):
-        draw_regions(picture(), np.zeros((2, 4)), ["one"])
+        draw_regions(image(), np.zeros((2, 4)), ["one"])
 
 
 def test_attention_lights_what_was_looked_at():
@@ -124,6 +124,6 @@ def test_attention_without_regions_or_without_weight():
     assert draw_attention(image, np.array([[0, 0, 10, 10]]), np.zeros(1)).shape == image.shape
 
 
-def test_a_picture_that_cannot_be_written(tmp_path):
-    with pytest.raises(InputError, match=r"picture\.cat: cannot be written"):
-        save_picture(tmp_path / "picture.cat", picture())
+def test_an_image_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"image\.cat: cannot be written"):
+        save_image(tmp_path / "image.cat", image())

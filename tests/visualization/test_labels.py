@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from bua.data.annotations import DetectionDataset, ImageAnnotations, write_annotations
+from bua.detection.annotations import DetectionDataset, ImageAnnotations, write_annotations
 from bua.structures import RegionPredictions
 from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections, region_label
 from bua.vocabulary import Vocabulary
@@ -63,7 +63,7 @@ def test_no_more_attributes_than_asked_for():
     assert labelled_detections(probs, OBJECTS, ATTRIBUTES, max_attributes=1).labels == ["blue circle 0.90"]
 
 
-def test_a_detector_without_attributes_and_a_picture_without_objects():
+def test_a_detector_without_attributes_and_an_image_without_objects():
     without = labelled_detections(predictions([[0.9, 0.0, 0.0]], None, [[0, 0, 20, 20]]), OBJECTS, ATTRIBUTES)
     assert without.labels == ["circle 0.90"]
     nothing = labelled_detections(predictions([[0.1, 0.0, 0.0]], None, [[0, 0, 20, 20]]), OBJECTS, ATTRIBUTES)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from test_report import full_report, picture_of_all_tasks
+from test_report import full_report, image_of_all_tasks
 
 from bua.visualization.report import write_report
 
@@ -18,14 +18,14 @@ PROBE = """<!doctype html><body style="margin:0"><iframe width="WIDTH" height="9
 const frame = document.querySelector("iframe");
 frame.onload = async () => {
   const page = frame.contentDocument, found = {};
-  const pictures = [...page.images];
-  pictures.forEach(picture => picture.loading = "eager");
-  await Promise.all(pictures.map(picture => picture.decode()));
+  const images = [...page.images];
+  images.forEach(image => image.loading = "eager");
+  await Promise.all(images.map(image => image.decode()));
   for (const view of ["found", "beside"]) {
     const choice = page.getElementById(view);
     if (choice) choice.checked = true;
     found[view] = {
-      pictures: pictures.map(picture => [picture.naturalWidth, picture.getBoundingClientRect().width]),
+      images: images.map(image => [image.naturalWidth, image.getBoundingClientRect().width]),
       width: page.documentElement.scrollWidth,
     };
   }
@@ -42,7 +42,7 @@ def shown(tmp_path, page, width):
     (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--enable-logging=stderr"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-dev-shm-usage", "--dump-dom"]
-    # On a busy machine the page is dumped before its pictures are decoded, now and then.
+    # On a busy machine the page is dumped before its images are decoded, now and then.
     for _ in range(3):
         done = subprocess.run(
             [CHROMIUM, *options, f"file://{tmp_path / 'probe.html'}"], capture_output=True, text=True, timeout=120
@@ -54,8 +54,8 @@ def shown(tmp_path, page, width):
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-def test_every_picture_is_shown_and_nothing_is_wider_than_the_screen(tmp_path, width):
-    write_report(tmp_path / "index.html", full_report(gallery=[picture_of_all_tasks()] * 2))
+def test_every_image_is_shown_and_nothing_is_wider_than_the_screen(tmp_path, width):
+    write_report(tmp_path / "index.html", full_report(gallery=[image_of_all_tasks()] * 2))
     found, console = shown(tmp_path, (tmp_path / "index.html").read_text(encoding="utf-8"), width)
     assert console == []
     for view, hidden in (("found", {1, 7}), ("beside", set())):

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from bua.evaluation.average_precision import PrecisionRecall
-from bua.visualization.gallery import Answered, Captioned, Grounded, Picture
+from bua.detection.evaluation.average_precision import PrecisionRecall
+from bua.visualization.gallery import Answered, Captioned, GalleryImage, Grounded
 from bua.visualization.report import Report, format_seconds, write_report
 from bua.visualization.scores import Score
 
@@ -22,8 +22,8 @@ METRICS = {
 }
 VOID = {"meta", "img", "input", "br", "line", "path"}
 TITLES = (
-    *("How good is it", "Test pictures", "The detector, by protocol", "Training", "Attributes, one by one"),
-    *("Every class", "Where the time went", "On your own pictures"),
+    *("How good is it", "Test images", "The detector, by protocol", "Training", "Attributes, one by one"),
+    *("Every class", "Where the time went", "On your own images"),
 )
 
 
@@ -65,29 +65,29 @@ def full_report(**changes):
     log.append({"iteration": 49, "objects/mAP50": 0.8, "attributes/mAP50": 0.7})
     parts = {
         "title": "A <detector>",
-        "introduction": "Learnt from pictures & boxes.",
+        "introduction": "Learnt from images & boxes.",
         "scores": [Score("Objects", "mAP@0.5", 0.8314), Score("Captions", "CIDEr-D", 1.35, 0.21, 1.62)],
         "metrics": METRICS,
         "facts": {"Time": "7 min"},
-        "gallery": [Picture("one.jpg", drawn, ['red "circle" 0.93'], drawn, ["circle", "star"])],
+        "gallery": [GalleryImage("one.jpg", drawn, ['red "circle" 0.93'], drawn, ["circle", "star"])],
         "training_log": log,
         "curves": {
             "objects": {"circle": curve([1, 0.5], [0.5, 0.5], 2)},
             "attributes": {f"attribute {n}": curve([1.0], [1.0], n) for n in range(1, 10)},
         },
         "timings": {"Training": 372.0, "Evaluation": 21.0},
-        "commands": [("Features", "python tools/extract.py --images 'my pictures/'")],
+        "commands": [("Features", "python tools/extract.py --images 'my images/'")],
     }
     return Report(**{**parts, **changes})
 
 
-def picture_of_all_tasks():
+def image_of_all_tasks():
     rng = np.random.default_rng(1)
 
     def drawn(height=60, width=80):
         return rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
 
-    return Picture(
+    return GalleryImage(
         title="two.jpg",
         predicted=drawn(),
         predicted_labels=["red star 0.97"],
@@ -116,7 +116,7 @@ def written(tmp_path, report):
 
 def test_page_is_well_formed_and_has_every_part(tmp_path):
     page = Page(written(tmp_path, full_report()))
-    for text in ["A <detector>", "83.1", "84.2", "80.1", "55.3", "71.2", "7 min", "6 min 12 s", "my pictures/"]:
+    for text in ["A <detector>", "83.1", "84.2", "80.1", "55.3", "71.2", "7 min", "6 min 12 s", "my images/"]:
         assert text in page.text
     assert re.findall(r"<h2>(.*?)</h2>", written(tmp_path, full_report())) == list(TITLES)
 
@@ -130,7 +130,7 @@ def test_page_loads_nothing_from_outside(tmp_path):
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
 
 
-def test_pictures_are_inside_and_say_what_they_show(tmp_path):
+def test_images_are_inside_and_say_what_they_show(tmp_path):
     images = Page(written(tmp_path, full_report())).all("img")
     alts = ['one.jpg: 1 found: red "circle" 0.93', "Annotation: 2 objects: circle; star"]
     assert [image["alt"] for image in images] == alts
@@ -155,14 +155,14 @@ def test_parts_without_content_are_left_out(tmp_path):
 
 
 def test_gallery_without_annotation_has_no_switch(tmp_path):
-    gallery = [Picture("one.jpg", np.zeros((6, 8, 3), np.uint8), [])]
+    gallery = [GalleryImage("one.jpg", np.zeros((6, 8, 3), np.uint8), [])]
     page = Page(written(tmp_path, full_report(gallery=gallery)))
     assert not page.all("input")
     assert page.all("img")[0]["alt"] == "one.jpg: 0 found"
 
 
-def test_what_the_models_say_about_a_picture(tmp_path):
-    html = written(tmp_path, full_report(gallery=[picture_of_all_tasks()]))
+def test_what_the_models_say_about_an_image(tmp_path):
+    html = written(tmp_path, full_report(gallery=[image_of_all_tasks()]))
     page = Page(html)
     captions = [re.sub(r"<[^>]*>", "", text) for text in re.findall(r"<figcaption>(.*?)</figcaption>", html)]
     assert captions == [

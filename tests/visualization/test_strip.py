@@ -7,7 +7,7 @@ BOXES = np.array([[0, 0, 40, 50], [60, 0, 100, 50]], np.float32)
 
 
 def panel(strip: np.ndarray, row: int, column: int, height: int) -> np.ndarray:
-    """The picture in a panel, without its title."""
+    """The image in a panel, without its title."""
     top, left = row * (TITLE + height + GAP) + TITLE, column * (PANEL + 2 * GAP) + GAP
     return strip[top : top + height, left : left + PANEL]
 
@@ -38,7 +38,7 @@ def test_a_panel_for_each_word():
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (700, 900), (1, 500)])
-def test_any_picture(shape):
+def test_any_image(shape):
     strip = draw_strip(np.zeros((*shape, 3), np.uint8), np.zeros((1, 4)), ["incomprehensibilities"], np.ones((1, 1)))
     assert strip.dtype == np.uint8
     assert strip.shape[1] == 2 * (round(shape[1] * PANEL / max(shape)) + 2 * GAP)

@@ -7,7 +7,7 @@ from vqa_examples import LENGTH, WORDS, double_weights, golden, inputs, run, slo
 
 from bua.vqa import BAN
 from bua.vqa.ban import BilinearAttention
-from bua.weights.vqa_layouts import constructor_arguments, read_seed_checkpoint
+from bua.vqa.released import constructor_arguments, read_seed_checkpoint
 
 
 @torch.no_grad()

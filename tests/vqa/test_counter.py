@@ -20,9 +20,9 @@ def random_counter(objects: int) -> Counter:
 
 def test_equals_a_loop_over_edges():
     torch.manual_seed(0)
-    for objects, boxes_in_picture in ((4, 9), (5, 5), (6, 2), (3, 0)):
+    for objects, boxes_in_image in ((4, 9), (5, 5), (6, 2), (3, 0)):
         counter = random_counter(objects)
-        boxes, logits = random_boxes(2, boxes_in_picture), torch.randn(2, boxes_in_picture) * 2
+        boxes, logits = random_boxes(2, boxes_in_image), torch.randn(2, boxes_in_image) * 2
         found = counter(boxes, logits)
         weight = counter.weight.detach().double().numpy()
         expected = [slow_count(weight, b.double().numpy(), a.double().numpy(), objects) for b, a in zip(boxes, logits)]

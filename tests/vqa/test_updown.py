@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from vqa_examples import double_weights, golden, inputs, run, slow_updown, small
 
-from bua.modeling.layers import Projection
+from bua.tasks.layers import Projection
 from bua.vqa import UpDown
-from bua.weights.vqa_layouts import constructor_arguments, read_seed_checkpoint
+from bua.vqa.released import constructor_arguments, read_seed_checkpoint
 
 
 @torch.no_grad()

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from toy_questions import COLORS, FEATURE_DIM, see, write_world
 
-from bua.data.region_batches import RegionReader
-from bua.data.vqa import VqaDataset, prepare_vqa
-from bua.data.vqa_answers import AnswerVocabulary
-from bua.data.vqa_questions import QuestionVocabulary, tokenize
 from bua.errors import InputError
 from bua.structures import Regions
+from bua.tasks.region_batches import RegionReader
+from bua.tasks.words import QuestionVocabulary, tokenize
 from bua.vqa import BAN, UpDown
+from bua.vqa.answers import AnswerVocabulary
+from bua.vqa.dataset import VqaDataset, prepare_vqa
 from bua.vqa.inference import VqaModel, answer_question, load_vqa, predict
 
 WORDS = QuestionVocabulary(tokenize("what color is the star moon cup how many things are there"))
@@ -50,7 +50,7 @@ class Fixed(nn.Module):
         return self.logits.expand(len(question), -1), mask.float()
 
 
-def one_picture(seed: int = 0) -> Regions:
+def one_image(seed: int = 0) -> Regions:
     return see(7, np.array([0, 2]), np.array([1, 3]), np.random.default_rng(seed))
 
 
@@ -95,18 +95,18 @@ def test_updown_and_ban_together(world):
 
 
 @kinds
-def test_a_picture_without_regions_is_answered(kind):
+def test_an_image_without_regions_is_answered(kind):
     empty = Regions(1, 10, 10, np.zeros((0, 4), np.float32), np.zeros((0, FEATURE_DIM), np.float32))
     answers, attention = answer_question(vqa_model(kind), empty, "What color is the star?")
     assert len(answers) == 5
     assert attention.shape == (0,)
-    blind, _ = answer_question(replace(vqa_model(kind), look=False), one_picture(), "What color is the star?")
+    blind, _ = answer_question(replace(vqa_model(kind), look=False), one_image(), "What color is the star?")
     assert [answer.text for answer in blind] == [answer.text for answer in answers]
 
 
 def test_the_best_answers_come_first():
     vqa = VqaModel(Fixed([0.0, 3, -1, 2]), WORDS, AnswerVocabulary(list("abcd")))
-    answers, _ = answer_question(vqa, one_picture(), "star", top=9)
+    answers, _ = answer_question(vqa, one_image(), "star", top=9)
     assert [answer.text for answer in answers] == list("bdac")
     assert answers[2].score == 0.5
 
@@ -114,10 +114,10 @@ def test_the_best_answers_come_first():
 def test_words_that_are_not_known(caplog):
     vqa = vqa_model(UpDown)
     with pytest.raises(InputError, match="none of its words is among the 12 of the vocabulary"):
-        answer_question(vqa, one_picture(), "Quo vadis?")
+        answer_question(vqa, one_image(), "Quo vadis?")
     with pytest.raises(InputError, match="none of its words"):
-        answer_question(vqa, one_picture(), "")
-    answer_question(vqa, one_picture(), "What color is the zeppelin?")
+        answer_question(vqa, one_image(), "")
+    answer_question(vqa, one_image(), "What color is the zeppelin?")
     assert "does not know zeppelin" in caplog.text
 
 

@@ -23,7 +23,7 @@ both = pytest.mark.parametrize(("kind", "arguments"), VARIANTS)
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(0, 13), min_size=1, max_size=3), room=st.integers(0, 12), seed=st.integers(0, 999))
 def test_padded_rows_do_nothing(kind, arguments, sizes, room, seed):
-    """Each picture of a batch is answered as it is alone, and its padding gets neither attention nor gradient."""
+    """Each image of a batch is answered as it is alone, and its padding gets neither attention nor gradient."""
     model, batch = small(kind, **arguments).eval(), inputs(sizes, room=room, seed=seed)
     batch.features.requires_grad_()
     logits, attention = run(model, batch)
@@ -41,7 +41,7 @@ def test_padded_rows_do_nothing(kind, arguments, sizes, room, seed):
 
 
 @both
-def test_a_picture_without_boxes_trains(kind, arguments):
+def test_an_image_without_boxes_trains(kind, arguments):
     model, batch = small(kind, **arguments), inputs([0, 3], room=1)
     logits, _ = run(model, batch)
     logits.square().sum().backward()

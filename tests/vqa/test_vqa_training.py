@@ -7,10 +7,10 @@ import pytest
 import torch
 from toy_questions import COLORS, FEATURE_DIM, write_world
 
-from bua.data.vqa import prepare_vqa
 from bua.errors import InputError
 from bua.vqa import training
 from bua.vqa.config import load_cfg
+from bua.vqa.dataset import prepare_vqa
 from bua.vqa.inference import load_vqa
 from bua.vqa.training import train_vqa
 
@@ -120,7 +120,7 @@ def test_train_and_val_together_without_validation(world, tmp_path):
 def test_settings_that_cannot_be_used(world, tmp_path):
     (world / "vqa" / "v2_mscoco_test2015_annotations.json").unlink(missing_ok=True)
     prepare_vqa(world / "vqa", tmp_path / "prepared", min_count=2)
-    # Pictures of training alone.
+    # Images of training alone.
     write_world(tmp_path / "few", {"train": 120})
     few = f"('{tmp_path / 'few' / 'features.flat'}',)"
     for overrides, message in (
@@ -129,7 +129,7 @@ def test_settings_that_cannot_be_used(world, tmp_path):
         (["DATA.FOLDER", tmp_path], "prepare it with datasets/prepare_vqa.py"),
         (["DATA.TRAIN", "('trian',)"], "no such split"),
         (["DATA.FOLDER", tmp_path / "prepared", "DATA.VAL", "test"], "has no answers"),
-        (["DATA.FEATURES", few], r"lacks 30 of the 30 pictures of .*val\.npz: 121"),
+        (["DATA.FEATURES", few], r"lacks 30 of the 30 images of .*val\.npz: 121"),
         (["DATA.WORD_VECTORS", "seed"], r"prepare_vqa\.py --glove makes it"),
         (["SOLVER.ACCUMULATE", 5], "multiple of SOLVER.ACCUMULATE"),
     ):

@@ -14,7 +14,7 @@ SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 
 
 def write_world(root: Path, counts: dict[str, int]) -> None:
-    """Writes ``vqa/`` (the official files of all splits), and ``features.flat`` of their pictures: one region for each
+    """Writes ``vqa/`` (the official files of all splits), and ``features.flat`` of their images: one region for each
     thing and one of nothing, in any order."""
     (root / "vqa").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def write_world(root: Path, counts: dict[str, int]) -> None:
 
 
 def see(image_id: int, things: np.ndarray, colors: np.ndarray, rng: np.random.Generator) -> Regions:
-    """What the oracle says of a picture of 100 x 50 pixels."""
+    """What the oracle says of an image of 100 x 50 pixels."""
     features = rng.random((len(things) + 1, FEATURE_DIM)) / 5
     rows = np.arange(len(things))
     features[rows, things] += 1

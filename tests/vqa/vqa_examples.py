@@ -1,4 +1,4 @@
-"""Small models and inputs, and what both models compute written out in loops for one picture."""
+"""Small models and inputs, and what both models compute written out in loops for one image."""
 
 import math
 from types import SimpleNamespace
@@ -25,14 +25,14 @@ def small(kind: type, **arguments) -> nn.Module:
     return model
 
 
-def inputs(boxes_in_picture: list[int], *, room: int = 0, words: int = 3, seed: int = 0) -> SimpleNamespace:
-    """A batch whose pictures have so many boxes, with ``room`` more rows of padding than the largest needs.
+def inputs(boxes_in_image: list[int], *, room: int = 0, words: int = 3, seed: int = 0) -> SimpleNamespace:
+    """A batch whose images have so many boxes, with ``room`` more rows of padding than the largest needs.
 
     The padding holds numbers, not zeros. Questions have ``words`` words, and padding at the end.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch, rows = len(boxes_in_picture), max(boxes_in_picture) + room
-    mask = torch.arange(rows) < torch.tensor(boxes_in_picture).unsqueeze(1)
+    batch, rows = len(boxes_in_image), max(boxes_in_image) + room
+    mask = torch.arange(rows) < torch.tensor(boxes_in_image).unsqueeze(1)
     question = torch.full((batch, LENGTH), WORDS)
     question[:, :words] = torch.randint(WORDS, (batch, words), generator=generator)
     corners = torch.rand(batch, rows, 2, 2, generator=generator).sort(dim=2).values.flatten(2)
@@ -96,7 +96,7 @@ def double_weights(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def slow_updown(weights: dict, features: np.ndarray, question: list[int]):
-    """Logits and attention of one picture, features [n, D], box by box."""
+    """Logits and attention of one image, features [n, D], box by box."""
     vector = gru_states(weights, question)[-1]
     asked = relu(linear(weights, "attention.question.linear", vector))
     scores = [
@@ -111,7 +111,7 @@ def slow_updown(weights: dict, features: np.ndarray, question: list[int]):
 
 
 def slow_ban(weights: dict, features: np.ndarray, boxes: np.ndarray, question: list[int], count=None):
-    """Logits and attention [G, n, L] of one picture, pair by pair; ``count`` of (boxes, logits [n]) is the counter."""
+    """Logits and attention [G, n, L] of one image, pair by pair; ``count`` of (boxes, logits [n]) is the counter."""
     states = gru_states(weights, question)
     forms = weights["attention.forms.weight_v"]
     forms = weights["attention.forms.weight_g"] * forms / np.sqrt((forms**2).sum())
@@ -139,7 +139,7 @@ def slow_ban(weights: dict, features: np.ndarray, boxes: np.ndarray, question: l
 
 
 def slow_count(weight: np.ndarray, boxes: np.ndarray, logits: np.ndarray, objects: int) -> np.ndarray:
-    """The paper's section 4, an edge at a time, for one picture: boxes [n, 4], logits [n]."""
+    """The paper's section 4, an edge at a time, for one image: boxes [n, 4], logits [n]."""
 
     def f(i, x):
         rises = np.abs(weight[i]) / np.abs(weight[i]).sum()

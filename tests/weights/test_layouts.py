@@ -270,7 +270,7 @@ def test_a_bias_before_a_normalisation_is_kept(slim):
     torch.testing.assert_close(mean, slim["backbone.stem.conv1.norm.running_mean"] - bias)
 
 
-def test_statistics_of_no_pictures(slim):
+def test_statistics_of_no_images(slim):
     blobs = released.caffe(slim, 50)
     blobs["bn_conv1.2"] = torch.zeros(1)
     assert (to_bua(blobs)["backbone.stem.conv1.norm.running_var"] == 0).all()

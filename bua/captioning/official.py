@@ -1,0 +1,215 @@
+"""Reads captions: Karpathy's JSON, COCO's with lists of the images of each split, Visual Genome's region phrases."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bua.errors import InputError, first_of
+from bua.features.ids import image_id_of
+from bua.io.json_records import column, iter_records, read_records, without_gc
+from bua.vocabulary import read_lines
+
+# Karpathy's "restval" are those images of COCO's val2014 that are not his val and test; everybody trains on them.
+SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+# The GRU variant's captions are so many of an image's phrases.
+PHRASES = 3
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Captions:
+    """The captions of a split's images.
+
+    Attributes:
+        name: the file, for messages.
+        image_ids: [N] int64, all different.
+        texts: the captions of each, one or more, as people wrote them.
+        tokens: likewise, Karpathy's tokens with blanks between; None where the file has none.
+    """
+
+    name: str
+    image_ids: np.ndarray
+    texts: list[list[str]]
+    tokens: list[list[str]] | None = None
+
+
+def load_karpathy(path: str | Path) -> dict[str, Captions]:
+    """Reads ``dataset_coco.json``, or ``dataset_flickr30k.json``.
+
+    Returns:
+        captions by split: "train", which has "restval" too, "val" and "test", as far as they are there.
+
+    Raises:
+        InputError: names the file, the image and the field: not such a file, another split, an image twice or
+            without captions.
+    """
+    name, records = read_records(str(path), "images")
+    found: dict[str, list[tuple]] = defaultdict(list)
+    with without_gc():
+        splits = column(name, records, "split", str)
+        for number, (record, split, sentences) in enumerate(
+            zip(records, splits, column(name, records, "sentences", list))
+        ):
+            if split not in SPLIT_OF:
+                raise InputError(
+                    f"{name}: record {number}: split is {split!r}; it must be one of {', '.join(SPLIT_OF)}"
+                )
+            try:
+                texts = [str(sentence["raw"]) for sentence in sentences]
+                tokens = [" ".join(sentence["tokens"]) for sentence in sentences]
+                image_id = record["cocoid"] if "cocoid" in record else image_id_of(record["filename"])
+            except (TypeError, KeyError) as error:
+                raise InputError(
+                    f"{name}: record {number}: needs sentences with raw and tokens, and cocoid or filename; {error} is "
+                    "wrong or missing; get the file again"
+                ) from error
+            if type(image_id) is not int:
+                raise InputError(f"{name}: record {number}: the image's id is {image_id!r}; it must be an integer")
+            found[SPLIT_OF[split]].append((image_id, texts, tokens))
+    captions = {}
+    for split, items in found.items():
+        ids, texts, tokens = zip(*items)
+        captions[split] = Captions(name, np.array(ids, np.int64), list(texts), list(tokens))
+    check_once(name, (image_id for part in captions.values() for image_id in part.image_ids.tolist()))
+    return _checked(name, captions)
+
+
+def load_coco(paths: Sequence[str | Path], splits: Mapping[str, str | Path]) -> dict[str, Captions]:
+    """Reads official caption files and lists of images.
+
+    Args:
+        paths: such as ``captions_train2014.json`` and ``captions_val2014.json``.
+        splits: a list of images for each split, see ``read_image_list``; an image's captions may be in any file.
+
+    Raises:
+        InputError: damaged files, an image in two splits or without captions.
+    """
+    captions_of: dict[int, list[str]] = {}
+    for path in paths:
+        captions_of |= load_references(path)
+    name = " + ".join(map(str, paths))
+    lists = _read_image_lists(splits)
+    return _checked(name, {split: _chosen(name, ids, captions_of) for split, ids in lists.items()})
+
+
+def load_region_phrases(
+    path: str | Path, splits: Mapping[str, str | Path], *, phrases: int = PHRASES, progress: bool = True
+) -> dict[str, Captions]:
+    """Reads Visual Genome's ``region_descriptions.json`` as the GRU variant does (data/make_dict.py): the caption of an
+    image is its first phrases, joined by commas. Images without any are left out.
+
+    Args:
+        splits: as for ``load_coco``, such as the original's ``splits/train.txt``.
+        phrases: how many.
+    """
+    lists = _read_image_lists(splits)
+    wanted = {image_id for ids in lists.values() for image_id in ids}
+    captions_of = {}
+    for record in iter_records(path, progress):
+        image_id = record.get("image_id", record.get("id"))
+        if image_id in wanted:
+            try:
+                said = [str(region["phrase"]).strip() for region in record["regions"][:phrases]]
+            except (TypeError, KeyError) as error:
+                raise InputError(
+                    f"{path}: image {image_id}: regions must have phrases ({error}); get it again"
+                ) from error
+            if said:
+                captions_of[image_id] = [", ".join(said)]
+    captions = {}
+    for split, ids in lists.items():
+        there = [image_id for image_id in ids if image_id in captions_of]
+        if len(there) < len(ids):
+            logger.warning(
+                "%s: %d of %d images have no regions; left out", splits[split], len(ids) - len(there), len(ids)
+            )
+        captions[split] = _chosen(str(path), there, captions_of)
+    return _checked(str(path), captions)
+
+
+def read_image_list(path: str | Path) -> list[int]:
+    """The images of a split. Lines are as in Karpathy's lists ("val2014/COCO_val2014_000000391895.jpg 391895"), as
+    Visual Genome's ("VG_100K/2.jpg xml/2.xml"), or just ids.
+
+    Raises:
+        InputError: another line, an image twice, no images.
+    """
+    ids: dict[int, None] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        image_id = int(fields[-1]) if fields[-1].isdecimal() else image_id_of(fields[0])
+        if type(image_id) is not int:
+            raise InputError(
+                f"{path}: line {number} is {line!r:.60}; it must end in an image's id, or begin with its file"
+            )
+        if image_id in ids:
+            raise InputError(f"{path}: line {number}: image {image_id} is there twice; remove one")
+        ids[image_id] = None
+    if not ids:
+        raise InputError(f"{path}: lists no images")
+    return list(ids)
+
+
+def load_references(source: str | Path | dict | list) -> dict[int, list[str]]:
+    """Captions by image id from a file in COCO's format, what it holds, or its list of annotations.
+
+    Raises:
+        InputError: names the file, the record and the field.
+    """
+    name, records = read_records(source, "annotations")
+    captions: dict[int, list[str]] = {}
+    with without_gc():
+        for image_id, text in zip(column(name, records, "image_id", int), column(name, records, "caption", str)):
+            captions.setdefault(image_id, []).append(text)
+    return captions
+
+
+def load_results(source: str | Path | list) -> dict[int, str]:
+    """A caption an image from a file as COCO's server takes it: a list of ``{"image_id", "caption"}``.
+
+    Raises:
+        InputError: as for ``load_references``; an image twice.
+    """
+    name, records = read_records(source, None)
+    ids = column(name, records, "image_id", int)
+    check_once(name, ids)
+    return dict(zip(ids, column(name, records, "caption", str)))
+
+
+def check_once(name: str, ids: Iterable[int]) -> None:
+    """
+    Raises:
+        InputError: images that are there more than once; says how many and the first of them.
+    """
+    different, counts = np.unique(np.array(list(ids), np.int64), return_counts=True)
+    doubled = different[counts > 1].tolist()
+    if doubled:
+        raise InputError(f"{name}: has {len(doubled)} images more than once: {first_of(doubled)}; keep one of each")
+
+
+def _read_image_lists(paths: Mapping[str, str | Path]) -> dict[str, list[int]]:
+    lists = {split: read_image_list(path) for split, path in paths.items()}
+    check_once(" + ".join(map(str, paths.values())), (image_id for ids in lists.values() for image_id in ids))
+    return lists
+
+
+def _chosen(name: str, ids: list[int], captions_of: Mapping[int, list[str]]) -> Captions:
+    return Captions(name, np.array(ids, np.int64), [captions_of.get(image_id, []) for image_id in ids])
+
+
+def _checked(name: str, captions: dict[str, Captions]) -> dict[str, Captions]:
+    for split, part in captions.items():
+        silent = [image_id for image_id, texts in zip(part.image_ids.tolist(), part.texts) if not texts]
+        if silent:
+            raise InputError(
+                f"{name}: has no captions for {len(silent)} of the {len(part.texts)} images of {split}: "
+                f"{first_of(silent)}; name the files that have them too, or leave the images out"
+            )
+    return captions

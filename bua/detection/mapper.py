@@ -1,0 +1,158 @@
+"""From an annotated image to what the detector trains on: reading, a random flip, a random size."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+
+from bua.errors import InputError
+from bua.io.images import Resize, read_image
+from bua.structures import DetectorInput
+from bua.vocabulary import Vocabulary
+
+_SIDES = {"left": "right", "right": "left"}
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+DROPPED = -1
+
+
+def mirror_words(text: str) -> str:
+    """Exchanges the words "left" and "right", as an image's flip does to what is said of it."""
+    return _SIDE.sub(lambda match: _SIDES[match[0].lower()], text)
+
+
+def mirrored(vocabulary: Vocabulary) -> np.ndarray:
+    """What each class of a vocabulary is called after a horizontal flip.
+
+    Returns:
+        [len(vocabulary)] int64: a class's own id where its name has neither "left" nor "right" as a word, the id of
+        the class with the other word where it has, and ``DROPPED`` where the vocabulary has no such class.
+    """
+    ids = [vocabulary.id(mirror_words(name)) for name in vocabulary.names]
+    return np.array([DROPPED if id is None else id for id in ids], dtype=np.int64)
+
+
+class TrainingMapper:
+    """Makes a ``DetectorInput`` with ground truth from a dataset dict (Detectron2's standard form).
+
+    Half the images are flipped. What is said of a flipped thing must stay true: classes and attributes with "left"
+    or "right" in their name become their mirror image; where the vocabulary lacks that, the attribute is left out,
+    and so is the box of the class.
+
+    Args:
+        short_sides, sampling, long_side: the short side in pixels is one of ``short_sides`` ("choice") or a whole
+            number from the first to the second ("range"), less where the long side would exceed ``long_side``.
+        resize: "caffe" or "detectron2", as ``bua.io.images.resize_image``.
+        convention: of the boxes, "caffe" or "detectron2".
+        flip: whether to flip at all.
+        max_attributes: of a box; the first ones count.
+        class_mirror, attribute_mirror: ``mirrored(vocabulary)``; None where no name has a side.
+    """
+
+    def __init__(
+        self,
+        short_sides: Sequence[int],
+        long_side: int,
+        *,
+        resize: str,
+        convention: str,
+        sampling: str = "choice",
+        flip: bool = True,
+        max_attributes: int = 16,
+        class_mirror: np.ndarray | None = None,
+        attribute_mirror: np.ndarray | None = None,
+    ):
+        if sampling not in ("choice", "range") or (sampling == "range" and len(short_sides) != 2):
+            raise InputError(
+                f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r} with sizes {tuple(short_sides)}; "
+                "use 'choice' with any number of sizes or 'range' with the least and the greatest"
+            )
+        self.short_sides, self.long_side, self.sampling = tuple(short_sides), long_side, sampling
+        self.resize, self.convention, self.flip = resize, convention, flip
+        self.max_attributes = max_attributes
+        self.class_mirror, self.attribute_mirror = class_mirror, attribute_mirror
+
+    def __call__(self, record: dict, rng: np.random.Generator) -> DetectorInput:
+        """Reads the image of ``record`` and draws its flip and size from ``rng``.
+
+        Raises:
+            InputError: the image cannot be read, or is of another size than ``record`` says.
+        """
+        image = read_image(record["file_name"])
+        height, width = image.shape[:2]
+        if (height, width) != (record["height"], record["width"]):
+            raise InputError(
+                f"{record['file_name']}: is {width}x{height} pixels and its annotations are for "
+                f"{record['width']}x{record['height']}; prepare the data set anew from these images"
+            )
+        boxes, classes, attributes = self._ground_truth(record["annotations"])
+        short = self._short_side(rng)
+        if self.flip and rng.random() < 0.5:
+            image = np.ascontiguousarray(image[:, ::-1])
+            boxes = flip_boxes(boxes, width, self.convention)
+            boxes, classes, attributes = self._mirror(boxes, classes, attributes)
+        if self.convention == "detectron2":
+            # Of no area here, they cannot be regressed to; in "caffe" the same boxes are a pixel wide.
+            boxes, classes, attributes = _select(boxes[:, 2:] > boxes[:, :2], boxes, classes, attributes)
+        sample = Resize(short, self.long_side, self.resize)(image, record["image_id"])
+        sample.boxes = torch.from_numpy(boxes * np.float32([*sample.scale, *sample.scale]))
+        sample.classes = torch.from_numpy(classes)
+        sample.attributes = torch.from_numpy(attributes)
+        return sample
+
+    def _short_side(self, rng: np.random.Generator) -> int:
+        if self.sampling == "range":
+            return int(rng.integers(self.short_sides[0], self.short_sides[1], endpoint=True))
+        return int(rng.choice(self.short_sides))
+
+    def _ground_truth(self, annotations: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float32).reshape(-1, 4)
+        classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
+        attributes = np.full((len(annotations), self.max_attributes), -1, dtype=np.int64)
+        for row, annotation in zip(attributes, annotations):
+            ids = annotation.get("attribute_ids", ())[: self.max_attributes]
+            row[: len(ids)] = ids
+        return boxes, classes, attributes
+
+    def _mirror(self, boxes: np.ndarray, classes: np.ndarray, attributes: np.ndarray):
+        if self.attribute_mirror is not None:
+            attributes = np.where(attributes >= 0, self.attribute_mirror[attributes], attributes)
+        if self.class_mirror is not None:
+            classes = self.class_mirror[classes]
+            boxes, classes, attributes = _select(classes[:, None] != DROPPED, boxes, classes, attributes)
+        return boxes, classes, attributes
+
+
+def build_mapper(cfg: CfgNode, objects: Vocabulary, attributes: Vocabulary) -> TrainingMapper:
+    """The mapper that ``cfg.INPUT`` and ``cfg.MODEL.BUA`` describe, for a data set with these vocabularies."""
+    if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
+        raise InputError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; use 'horizontal' or 'none'")
+    return TrainingMapper(
+        cfg.INPUT.MIN_SIZE_TRAIN,
+        cfg.INPUT.MAX_SIZE_TRAIN,
+        resize=cfg.MODEL.BUA.RESIZE,
+        convention=cfg.MODEL.BUA.BOX_CONVENTION,
+        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+        flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+        max_attributes=cfg.MODEL.BUA.ATTRIBUTES.MAX_PER_BOX,
+        class_mirror=mirrored(objects),
+        attribute_mirror=mirrored(attributes),
+    )
+
+
+def flip_boxes(boxes: np.ndarray, width: int, convention: str) -> np.ndarray:
+    """Boxes [G, 4] in an image ``width`` pixels wide, after its horizontal flip.
+
+    Pixel x becomes ``width - 1 - x``, which is what a "caffe" box counts in (lib/datasets/imdb.py); the edges that a
+    "detectron2" box counts in go from x to ``width - x``.
+    """
+    edge = width - 1 if convention == "caffe" else width
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([edge - x2, y1, edge - x1, y2], axis=1)
+
+
+def _select(keep: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """The rows of each array in which all of ``keep`` [G, n] is true."""
+    rows = keep.all(axis=1)
+    return [array[rows] for array in arrays]

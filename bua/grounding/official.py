@@ -1,0 +1,166 @@
+"""Reads the official files of Flickr30k Entities (Plummer et al., ICCV 2015): marked sentences and boxes.
+
+A line of ``Sentences/<id>.txt`` is a sentence with its phrases marked, ``[/EN#<chain>/<type>/... words]``. All phrases
+about one thing, or one group of things, have the same chain. ``Annotations/<id>.xml`` has the boxes of each chain.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from bua.errors import InputError
+from bua.tasks.words import tokenize
+
+TYPES = ("people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "scene", "other")
+
+_MARKED = re.compile(r"\[([^\] ]*) ([^\]]*)\]")
+_CHAIN = re.compile(r"/EN#(\d+)")
+
+
+class Phrase(NamedTuple):
+    """A marked phrase.
+
+    Attributes:
+        chain: 0 where nothing in the image is meant.
+        types: as a rule of ``TYPES``, or "notvisual".
+        text: as it is written.
+        start, end: its words are ``words[start:end]`` of the sentence; none where it has no word but commas.
+    """
+
+    chain: int
+    types: tuple[str, ...]
+    text: str
+    start: int
+    end: int
+
+
+class Sentence(NamedTuple):
+    """A sentence without its marks, its words by the VQA seeds' rule (``tokenize``), its phrases from left to right."""
+
+    text: str
+    words: list[str]
+    phrases: list[Phrase]
+
+
+class Boxes(NamedTuple):
+    """The boxes of an image.
+
+    Attributes:
+        width, height: of the image in pixels.
+        of_chain: [g, 4] float32 x1y1x2y2 as in the file, for each chain that has boxes.
+    """
+
+    width: int
+    height: int
+    of_chain: dict[int, np.ndarray]
+
+
+def parse_sentence(line: str) -> Sentence:
+    """A line of a file of sentences.
+
+    Raises:
+        InputError: brackets that are not a phrase's.
+    """
+    text, marks, done = "", [], 0
+    for match in _MARKED.finditer(line):
+        text += line[done : match.start()] + match[2]
+        marks.append((match[1], match[2], len(text)))
+        done = match.end()
+    text += line[done:]
+    return Sentence(text, tokenize(text), [_phrase(mark, words, text[:end]) for mark, words, end in marks])
+
+
+def seed_span(text: str, phrase: str) -> tuple[int, int]:
+    """The place that ban-vqa gives a phrase (utils.py, find_sublist): where its words occur first, also for a phrase
+    that is said a second time, counted in blanks, though commas are no words. It may lie behind the sentence.
+
+    Raises:
+        InputError: the phrase does not begin and end at a blank.
+    """
+    every, wanted = text.split(" "), phrase.split(" ")
+    for first in range(len(every) - len(wanted) + 1):
+        if every[first : first + len(wanted)] == wanted:
+            return first, first + len(wanted)
+    raise InputError(f"[{phrase}]: no blanks around it, which the seed's positions need; do without them")
+
+
+def load_sentences(path: str | Path) -> list[Sentence]:
+    """The sentences of ``Sentences/<id>.txt``.
+
+    Raises:
+        InputError: no such file, or a line that is damaged.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; unpack annotations.zip again") from error
+    sentences = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line:
+                sentences.append(parse_sentence(line))
+        except InputError as error:
+            raise InputError(f"{path}: line {number}: {error}") from error
+    return sentences
+
+
+def load_boxes(path: str | Path) -> Boxes:
+    """The boxes of ``Annotations/<id>.xml``; chains of scenes and of what has no box are not in it.
+
+    Raises:
+        InputError: no such file, or a damaged one; names the field.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; unpack annotations.zip again") from error
+    of_chain: dict[int, list[list[int]]] = {}
+    for thing in root.iterfind("object"):
+        corners = thing.find("bndbox")
+        if corners is None or not len(corners):
+            continue
+        box = [_integer(path, corners, field) for field in ("xmin", "ymin", "xmax", "ymax")]
+        for name in thing.iterfind("name"):
+            of_chain.setdefault(_integer(path, name, "."), []).append(box)
+    width, height = (_integer(path, root, f"size/{field}") for field in ("width", "height"))
+    return Boxes(width, height, {chain: np.array(boxes, np.float32) for chain, boxes in of_chain.items()})
+
+
+def load_split(path: str | Path) -> list[int]:
+    """The images of a split: a number a line.
+
+    Raises:
+        InputError: no such file, something else than numbers, or an image twice.
+    """
+    try:
+        ids = [int(line) for line in Path(path).read_text().split()]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; take it from flickr30k_entities") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not a number a line ({error}); take it from flickr30k_entities") from error
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{path}: has an image twice; take it from flickr30k_entities")
+    return ids
+
+
+def _phrase(mark: str, words: str, text_to_its_end: str) -> Phrase:
+    chain = _CHAIN.match(mark)
+    if chain is None:
+        raise InputError(f"[{mark} {words}]: no mark /EN#<chain>/<type>; unpack annotations.zip again")
+    # Counted in what the rule leaves of the text: commas are no words, and "'s" is one.
+    end = len(tokenize(text_to_its_end))
+    return Phrase(int(chain[1]), tuple(mark.split("/")[2:]), words, end - len(tokenize(words)), end)
+
+
+def _integer(path: str | Path, node: ElementTree.Element, field: str) -> int:
+    found = node.find(field)
+    text = None if found is None else found.text
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        name = node.tag if field == "." else f"{node.tag}/{field}"
+        raise InputError(f"{path}: {name} is {text!r}, not a number; unpack annotations.zip again") from None

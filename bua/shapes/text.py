@@ -1,0 +1,247 @@
+"""What people would say about a Shapes scene: phrases, sentences, questions. All of it is true of the image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bua.shapes.scene import COLORS, SHAPES, TEXTURES, Scene
+
+PLURALS = {"box": "boxes", "cross": "crosses", "fish": "fish"}
+NUMBER_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+PREDICATE_PHRASES = {
+    "left of": ["left of", "to the left of"],
+    "right of": ["right of", "to the right of"],
+    "above": ["above", "over"],
+    "below": ["below", "under"],
+    "on": ["on", "on top of"],
+    "inside": ["inside", "in"],
+    "in front of": ["in front of"],
+    "behind": ["behind"],
+}
+
+
+@dataclass
+class Phrase:
+    """Words for one thing or several: ``things`` are indices into ``Scene.things``."""
+
+    words: str
+    things: list[int]
+
+
+@dataclass
+class Question:
+    """A question about a scene.
+
+    Attributes:
+        text, answer: the answer in VQA v2's normal form (lower case, digits).
+        question_type: the question's first words, as VQA v2 has them.
+        answer_type: "yes/no", "number" or "other".
+        things: indices of the things that the question names.
+        alternatives: wrong answers that a careless person might give.
+    """
+
+    text: str
+    answer: str
+    question_type: str
+    answer_type: str
+    things: list[int]
+    alternatives: list[str]
+
+
+def describe(scene: Scene, index: int, rng: np.random.Generator) -> Phrase:
+    """A noun phrase for a thing that fits no other thing; where none exists, a plural for all that it fits."""
+    thing = scene.things[index]
+    said = tuple(value for value in thing.attributes if rng.random() < 0.55)
+    found = scene.find(thing.shape, said)
+    if len(found) > 1:
+        said = tuple(thing.attributes)
+        found = scene.find(thing.shape, said)
+    if len(found) == 1:
+        return Phrase(with_article(" ".join((*said, thing.shape))), found)
+    return Phrase(" ".join((NUMBER_WORDS[len(found)], *said, plural(thing.shape))), found)
+
+
+def write_sentence(scene: Scene, rng: np.random.Generator) -> list[Phrase | str]:
+    """One caption as a list of noun phrases and of the words between them; ``plain_text`` joins it."""
+    count = len(scene.things)
+    if scene.relations and rng.random() < 0.65:
+        subject, predicate, target = scene.relations[rng.integers(len(scene.relations))]
+        first, second = describe(scene, subject, rng), describe(scene, target, rng)
+        if len(first.things) == len(second.things) == 1:
+            words = _pick(PREDICATE_PHRASES[predicate], rng)
+            verb = _pick(["", "is "], rng)
+            return [first, f"{verb}{words}", second, "."]
+    chosen = rng.permutation(count)[: int(rng.integers(1, 4))]
+    phrases: list[Phrase] = []
+    for index in chosen:
+        phrase = describe(scene, int(index), rng)
+        if not any(set(phrase.things) & set(other.things) for other in phrases):
+            phrases.append(phrase)
+    start: list[Phrase | str] = _pick([[], ["There is" if _singular(phrases[0]) else "There are"]], rng)
+    listed: list[Phrase | str] = [phrases[0]]
+    for position, phrase in enumerate(phrases[1:], start=1):
+        listed += ["and" if position == len(phrases) - 1 else ",", phrase]
+    end = _pick([["."], ["in the image", "."]], rng)
+    return start + listed + end
+
+
+def plain_text(sentence: list[Phrase | str]) -> str:
+    """The sentence as people write it, such as "A red circle is left of a star."."""
+    text = " ".join(part.words if isinstance(part, Phrase) else part for part in sentence)
+    text = text.replace(" ,", ",").replace(" .", ".")
+    return text[0].upper() + text[1:]
+
+
+def ask_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
+    """Up to ``count`` different questions, kinds in equal shares, whose answers words alone do not give away."""
+    kinds = [_ask_color, _ask_count, _ask_presence, _ask_relation, _ask_shape, _ask_attribute, _ask_texture]
+    questions: dict[str, Question] = {}
+    for attempt in range(3 * count):
+        question = kinds[(attempt + rng.integers(len(kinds))) % len(kinds)](scene, rng)
+        if question is not None:
+            questions.setdefault(question.text, question)
+        if len(questions) == count:
+            break
+    return list(questions.values())
+
+
+def with_article(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def plural(shape: str) -> str:
+    return PLURALS.get(shape, shape + "s")
+
+
+def _ask_color(scene: Scene, rng: np.random.Generator) -> Question | None:
+    unique = [i for i, thing in enumerate(scene.things) if thing.color != "gray" and len(scene.find(thing.shape)) == 1]
+    if not unique:
+        return None
+    index = _pick(unique, rng)
+    thing = scene.things[index]
+    text = f"What color is the {thing.shape}?"
+    return Question(text, thing.color, "what color is the", "other", [index], _others(COLORS, thing.color))
+
+
+def _ask_count(scene: Scene, rng: np.random.Generator) -> Question:
+    by_answer: dict[int, list[tuple[str, list[int]]]] = {
+        len(scene.things): [("things", list(range(len(scene.things))))]
+    }
+    for shape in SHAPES:
+        found = scene.find(shape)
+        by_answer.setdefault(len(found), []).append((plural(shape), found))
+    for color in COLORS:
+        found = scene.find(None, (color,))
+        by_answer.setdefault(len(found), []).append((f"{color} things", found))
+    # Most shapes are there once or not at all: draw the answer first, so that it cannot be guessed.
+    answer = _pick(sorted(by_answer), rng)
+    words, found = _pick(by_answer[answer], rng)
+    near = [str(value) for value in (answer - 1, answer + 1) if value >= 0]
+    text = _pick([f"How many {words} are there?", f"How many {words} are in the image?"], rng)
+    return Question(text, str(answer), "how many", "number", found, near)
+
+
+def _ask_presence(scene: Scene, rng: np.random.Generator) -> Question | None:
+    colored = [i for i, thing in enumerate(scene.things) if thing.color != "gray"]
+    if not colored:
+        return None
+    thing = scene.things[_pick(colored, rng)]
+    shape, color = thing.shape, thing.color
+    if rng.random() < 0.5:
+        # The wrong half of the pair is taken from a thing in the image where there is one, so that neither
+        # knowing the shapes nor knowing the colours is enough.
+        others = [other for other in scene.things if other.shape != shape and other.color not in ("gray", color)]
+        color = _pick(others, rng).color if others else _pick(_others(COLORS, color), rng)
+    found = scene.find(shape, (color,))
+    answer = "yes" if found else "no"
+    text = f"Is there {with_article(color)} {shape} in the image?"
+    return Question(text, answer, f"is there {with_article(color).split()[0]}", "yes/no", found, _opposite(answer))
+
+
+def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+    beside = [r for r in scene.relations if r[1] in ("left of", "right of", "above", "below")]
+    if not beside:
+        return None
+    subject, predicate, target = _pick(beside, rng)
+    first, second = describe(scene, subject, rng), describe(scene, target, rng)
+    if len(first.things) > 1 or len(second.things) > 1:
+        return None
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    answer = _pick(["yes", "no"], rng)
+    asked = predicate if answer == "yes" else opposite[predicate]
+    words = {"left of": "to the left of", "right of": "to the right of"}.get(asked, asked)
+    text = f"Is {_definite(first)} {words} {_definite(second)}?"
+    return Question(text, answer, "is the", "yes/no", [subject, target], _opposite(answer))
+
+
+def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
+    described = []
+    for thing in scene.things:
+        if thing.color == "gray":
+            continue
+        for said in ([thing.color], [thing.size, thing.color], [thing.texture, thing.color]):
+            found = scene.find(None, said) if None not in said else []
+            if len(found) == 1:
+                described.append((" ".join(said), found))
+    if not described:
+        return None
+    words, found = _pick(described, rng)
+    shape = scene.things[found[0]].shape
+    return Question(f"What is the {words} thing?", shape, "what is the", "other", found, _others(SHAPES, shape))
+
+
+def _ask_attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
+    index = int(rng.integers(len(scene.things)))
+    thing = scene.things[index]
+    if len(scene.find(thing.shape)) > 1:
+        return None
+    asked = _pick(["small", "large", *TEXTURES], rng)
+    wanted = [value for value in (thing.size, thing.texture) if value is not None]
+    if wanted and rng.random() < 0.5:
+        asked = _pick(wanted, rng)
+    answer = "yes" if asked in wanted else "no"
+    return Question(f"Is the {thing.shape} {asked}?", answer, "is the", "yes/no", [index], _opposite(answer))
+
+
+def _ask_texture(scene: Scene, rng: np.random.Generator) -> Question | None:
+    unique = [i for i, thing in enumerate(scene.things) if thing.texture and len(scene.find(thing.shape)) == 1]
+    if not unique:
+        return None
+    index = _pick(unique, rng)
+    thing = scene.things[index]
+    text = f"What pattern is on the {thing.shape}?"
+    return Question(text, thing.texture, "what", "other", [index], _others(TEXTURES, thing.texture))
+
+
+def _definite(phrase: Phrase) -> str:
+    return "the " + phrase.words.split(" ", 1)[1]
+
+
+def _singular(phrase: Phrase) -> bool:
+    return len(phrase.things) == 1
+
+
+def _opposite(answer: str) -> list[str]:
+    return ["no" if answer == "yes" else "yes"]
+
+
+def _others(values: list[str], one: str) -> list[str]:
+    return [value for value in values if value != one]
+
+
+def _pick(values: list, rng: np.random.Generator):
+    return values[int(rng.integers(len(values)))]

@@ -1,0 +1,55 @@
+"""GloVe's word vectors from their text file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bua.errors import InputError
+
+
+def load_glove(path: str | Path, vocabulary: Sequence[str], dim: int = 300) -> torch.Tensor:
+    """The vectors of words from GloVe's text file (a line a word: the word, then ``dim`` numbers).
+
+    Args:
+        path: such as ``glove.6B.300d.txt``, unpacked.
+        vocabulary: words in the order of their ids.
+
+    Returns:
+        [len(vocabulary), dim] float32; zeros for words that the file does not have, as in the seeds.
+
+    Raises:
+        InputError: no such file, vectors of another dimension, a damaged line, or none of the words in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; unpack glove.6B.zip and name its glove.6B.{dim}d.txt")
+    ids = {word.encode(): number for number, word in enumerate(vocabulary)}
+    vectors = torch.zeros(len(vocabulary), dim)
+    found = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1 and line.count(b" ") != dim:
+                raise InputError(
+                    f"{path}: has {line.count(b' ')} numbers in line 1, not {dim}; name a text file of GloVe vectors "
+                    f"with {dim} dimensions"
+                )
+            word, _, values = line.partition(b" ")
+            # glove.840B has a few words with blanks in them, which no question word has.
+            if word not in ids or line.count(b" ") > dim:
+                continue
+            vectors[ids[word]] = _parse(values, dim, f"{path}: line {number}")
+            found += 1
+    if not found:
+        raise InputError(f"{path}: has none of the vocabulary's {len(ids)} words; name a text file of GloVe vectors")
+    return vectors
+
+
+def _parse(values: bytes, dim: int, place: str) -> torch.Tensor:
+    try:
+        vector = [float(value) for value in values.split()]
+    except ValueError as error:
+        raise InputError(f"{place}: {error}; unpack the file again") from error
+    if len(vector) != dim:
+        raise InputError(f"{place} has {len(vector)} numbers, not {dim}; the file is truncated, unpack it again")
+    return torch.tensor(vector)

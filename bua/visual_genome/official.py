@@ -1,0 +1,285 @@
+"""What Visual Genome's official JSON files say, cleaned by the rules of the original.
+
+The rules (data/genome/setup_vg.py and lib/datasets/vg.py of peteanderson80/bottom-up-attention):
+
+- An object has the first of its names, in lower case, without one dot at its end. Where all words before the last
+  are of nineteen common adjectives ("small white dog"), the last is the name and the others are attributes.
+- An attribute is lower case, without one dot at its end, and cut at " and ", except "black and white".
+- Objects and attributes that the vocabulary lacks are left out, and so are images in which no object is left.
+- A box is x1 = max(0, x), y1 = max(0, y), x2 = min(W - 1, x + w), y2 = min(H - 1, y + h), cut to whole pixels. One
+  that is left with x2 < x1 or y2 < y1 becomes the whole image. One with x2 = x1 or y2 = y1 stays: it is a pixel
+  wide in the original's convention, and has no area in Detectron2's. Boxes that were annotated twice stay, too.
+- The first 16 attributes of a box count.
+
+What differs: the whole image ends at H - 1 (W - 1 in the original), objects that are left out leave no empty boxes
+behind, an attribute that a box has under two names ("gray", "grey") counts once, attributes keep the order of the
+files (a set's in the original), and W and H come from image_data.json, not from the headers of 108,077 images.
+
+Versions 1.0 to 1.4 name some fields differently; these functions take ``image_id`` or ``id``, ``object_id`` or
+``id``, ``names`` (a list) or ``name``.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from bua.detection.annotations import MAX_ATTRIBUTES, ImageAnnotations
+from bua.errors import InputError
+from bua.io.json_records import iter_records
+from bua.vocabulary import Vocabulary
+
+COMMON_ADJECTIVES = frozenset(
+    {"white", "black", "blue", "green", "red", "brown", "yellow", "silver", "orange", "gray", "grey", "pink"}
+    | {"small", "large", "tall", "long", "dark", "wooden", "metal"}
+)
+
+AttributesOfObjects = Mapping[int, tuple[int, ...]]  # object id -> attribute ids
+
+
+def clean_object_name(text: str) -> tuple[str, list[str]]:
+    """An object's name and the attributes that were part of it: "Small white dog." -> ("dog", ["small", "white"])."""
+    name = _clean(text)
+    words = name.split()
+    if len(words) > 1 and COMMON_ADJECTIVES.issuperset(words[:-1]):
+        return words[-1], words[:-1]
+    return name, []
+
+
+def clean_attribute(text: str) -> list[str]:
+    """The attributes in one entry: "Red and shiny." -> ["red", "shiny"]."""
+    attribute = _clean(text)
+    if attribute == "black and white":
+        return [attribute]
+    return [part.strip() for part in attribute.split(" and ")]
+
+
+def clip_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, int]:
+    """Clips boxes to their image.
+
+    Args:
+        boxes: [G, 4] x, y, width, height in pixels.
+        width, height: of the image.
+
+    Returns:
+        [G, 4] int32 x1y1x2y2 with 0 <= x1 <= x2 <= width - 1, likewise y, and how many became the whole image.
+    """
+    last = np.array([width - 1, height - 1])
+    first_corner = np.maximum(boxes[:, :2], 0)
+    second_corner = np.minimum(boxes[:, :2] + boxes[:, 2:], last)
+    outside = (second_corner < first_corner).any(axis=1)
+    first_corner[outside] = 0
+    second_corner[outside] = last
+    return np.concatenate([first_corner, second_corner], axis=1).astype(np.int32), int(outside.sum())
+
+
+def read_sizes(path: Path, progress: bool = True) -> dict[int, tuple[int, int]]:
+    """Image id -> (width, height) in pixels, from image_data.json."""
+    sizes = {}
+    for record in iter_records(path, progress):
+        image_id = _image_id(record, path)
+        size = record.get("width"), record.get("height")
+        if not all(isinstance(side, int) and side > 0 for side in size):
+            raise InputError(f"{path}: image {image_id}: width and height are {size}; they must be numbers above 0")
+        sizes[image_id] = size
+    return sizes
+
+
+def read_attributes(path: Path, vocabulary: Vocabulary, progress: bool = True) -> dict[int, AttributesOfObjects]:
+    """Image id -> object id -> attribute ids, of the objects that have any, from attributes.json."""
+    attributes_of = {}
+    ids_of = _AttributeIds(vocabulary)
+    for image_id, records in _images(path, "attributes", progress):
+        of_objects: dict[int, tuple[int, ...]] = {}
+        with _complaints_name(path, image_id):
+            for record in records:
+                ids = ids_of(record)
+                if ids:
+                    object_id = _object_id(record)
+                    of_objects[object_id] = of_objects.get(object_id, ()) + ids
+        if of_objects:
+            attributes_of[image_id] = of_objects
+    return attributes_of
+
+
+def read_objects(
+    path: Path,
+    file_names: Mapping[int, str],
+    sizes: Mapping[int, tuple[int, int]],
+    attributes_of: Mapping[int, AttributesOfObjects],
+    objects: Vocabulary,
+    attributes: Vocabulary,
+    progress: bool = True,
+) -> Iterator[tuple[ImageAnnotations, int]]:
+    """Yields images with those of their boxes that the vocabulary knows, from objects.json or scene_graphs.json.
+
+    Args:
+        path: the file.
+        file_names: image id -> name of the image; others are passed over.
+        sizes: see ``read_sizes``.
+        attributes_of: see ``read_attributes``.
+        objects, attributes: the vocabularies.
+        progress: whether to show a progress bar.
+
+    Yields:
+        an image, which may be without boxes, and how many of its boxes lay outside and became the whole of it.
+    """
+    class_of = _ObjectClass(objects, attributes)
+    ids_of = _AttributeIds(attributes)
+    for image_id, records in _images(path, "objects", progress):
+        if image_id not in file_names:
+            continue
+        if image_id not in sizes:
+            raise InputError(f"{path}: image {image_id} is not in image_data.json; take both from one version")
+        of_objects = attributes_of.get(image_id, {})
+        classes, attribute_ids, boxes = [], [], []
+        with _complaints_name(path, image_id):
+            for record in records:
+                class_id, ids = class_of(_object_name(record))
+                if class_id is None:
+                    continue
+                more = of_objects.get(_object_id(record), ()) + ids_of(record)
+                if more:
+                    ids = tuple(dict.fromkeys(ids + more))[:MAX_ATTRIBUTES]
+                classes.append(class_id)
+                attribute_ids.append(ids)
+                boxes.append(_box(record))
+        width, height = sizes[image_id]
+        corners, outside = clip_boxes(np.array(boxes, dtype=np.float64).reshape(-1, 4), width, height)
+        yield ImageAnnotations(image_id, file_names[image_id], width, height, corners, classes, attribute_ids), outside
+
+
+def count_names(objects_path: Path, attributes_path: Path, progress: bool = True) -> tuple[Counter, Counter]:
+    """How often each cleaned object name and each cleaned attribute comes in all images."""
+    object_texts, attribute_texts = Counter(), Counter()
+    for image_id, records in _images(objects_path, "objects", progress):
+        with _complaints_name(objects_path, image_id):
+            object_texts.update(map(_object_name, records))
+    for image_id, records in _images(attributes_path, "attributes", progress):
+        with _complaints_name(attributes_path, image_id):
+            for record in records:
+                attribute_texts.update(_attribute_texts(record))
+    objects, attributes = Counter(), Counter()
+    for text, count in object_texts.items():
+        name, adjectives = clean_object_name(text)
+        objects[name] += count
+        for adjective in adjectives:
+            attributes[adjective] += count
+    for text, count in attribute_texts.items():
+        for attribute in clean_attribute(text):
+            attributes[attribute] += count
+    return objects, attributes
+
+
+class _ObjectClass:
+    """Object name -> class id (None: not in the vocabulary) and the attribute ids that are part of the name.
+
+    Remembers what the cleaning made of a text, since most texts come again and again.
+    """
+
+    def __init__(self, objects: Vocabulary, attributes: Vocabulary):
+        self._objects = objects
+        self._attributes = attributes
+        self._seen: dict[str, tuple[int | None, tuple[int, ...]]] = {}
+
+    def __call__(self, text: str) -> tuple[int | None, tuple[int, ...]]:
+        if text not in self._seen:
+            name, adjectives = clean_object_name(text)
+            self._seen[text] = self._objects.id(name), _known_ids(adjectives, self._attributes)[:MAX_ATTRIBUTES]
+        return self._seen[text]
+
+
+class _AttributeIds:
+    """A record with ``attributes`` -> their ids; remembers texts as ``_ObjectClass`` does."""
+
+    def __init__(self, attributes: Vocabulary):
+        self._attributes = attributes
+        self._seen: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, record: dict) -> tuple[int, ...]:
+        ids: tuple[int, ...] = ()
+        for text in _attribute_texts(record):
+            if text not in self._seen:
+                self._seen[text] = _known_ids(clean_attribute(text), self._attributes)
+            ids += self._seen[text]
+        return ids
+
+
+def _clean(text: str) -> str:
+    text = text.lower().strip()
+    return text[:-1].strip() if text.endswith(".") else text
+
+
+def _known_ids(names: list[str], vocabulary: Vocabulary) -> tuple[int, ...]:
+    ids = map(vocabulary.id, names)
+    return tuple(dict.fromkeys(number for number in ids if number is not None))
+
+
+class _FieldError(Exception):
+    """A record lacks a field, or it is of another type."""
+
+
+@contextmanager
+def _complaints_name(path: Path, image_id: int) -> Iterator[None]:
+    """Adds the file and the image to what is wrong with a record."""
+    try:
+        yield
+    except _FieldError as error:
+        raise InputError(f"{path}: image {image_id}: {error}; get the file again") from error
+
+
+def _images(path: Path, field: str, progress: bool) -> Iterator[tuple[int, list[dict]]]:
+    """Image ids and their records of objects or attributes."""
+    for record in iter_records(path, progress):
+        image_id = _image_id(record, path)
+        records = record.get(field)
+        if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
+            raise InputError(f"{path}: image {image_id}: no list {field!r}; is this Visual Genome's {path.name}?")
+        yield image_id, records
+
+
+def _image_id(record: dict, path: Path) -> int:
+    image_id = record.get("image_id", record.get("id"))
+    if not isinstance(image_id, int):
+        raise InputError(f"{path}: an image has no 'image_id' (or 'id'); is this Visual Genome's {path.name}?")
+    return image_id
+
+
+def _object_id(record: dict) -> int:
+    object_id = record.get("object_id", record.get("id"))
+    if not isinstance(object_id, int):
+        raise _FieldError("an object has no 'object_id' (or 'id')")
+    return object_id
+
+
+def _object_name(record: dict) -> str:
+    """The first name; "" where the list of names is empty."""
+    names = record.get("names", record.get("name"))
+    if isinstance(names, list):
+        names = names[0] if names else ""
+    if not isinstance(names, str):
+        raise _FieldError("an object has no 'names' (or 'name')")
+    return names
+
+
+def _attribute_texts(record: dict) -> list[str]:
+    """The entries of ``attributes``, which may be absent or null; entries that are not texts are passed over, as in
+    the original."""
+    texts = record.get("attributes")
+    if not texts:
+        return []
+    if not isinstance(texts, list):
+        raise _FieldError(f"'attributes' is {texts!r}, not a list of texts")
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _box(record: dict) -> tuple[float, float, float, float]:
+    try:
+        box = record["x"], record["y"], record["w"], record["h"]
+    except KeyError as error:
+        raise _FieldError(f"object {_object_id(record)} has no {error.args[0]!r}") from error
+    if not all(isinstance(number, (int, float)) for number in box):
+        raise _FieldError(f"object {_object_id(record)}: x, y, w, h are {box}, not numbers")
+    return box

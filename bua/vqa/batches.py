@@ -1,0 +1,89 @@
+"""Batches of questions with the regions of their images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bua.tasks.region_batches import BatchMaker, RegionBatch, RegionLoader, RegionReader, every_item_once
+from bua.tasks.words import pad_in_front
+from bua.vqa.dataset import VqaDataset
+
+
+@dataclass
+class VqaBatch(RegionBatch):
+    """B questions and the regions of their images.
+
+    Attributes:
+        words: [B, L] int64, padded where the model wants it.
+        question_ids: [B] int64, always on the CPU.
+        rows, labels: [T] int64, scores: [T] float32: question ``rows[t]``'s answer ``labels[t]`` scores ``scores[t]``;
+            empty where the answers are not known.
+        num_answers: A, of the vocabulary.
+    """
+
+    words: Tensor
+    question_ids: np.ndarray
+    rows: Tensor
+    labels: Tensor
+    scores: Tensor
+    num_answers: int
+
+    def targets(self) -> Tensor:
+        """[B, A] float32, dense, on the batch's device."""
+        targets = torch.zeros(len(self), self.num_answers, device=self.scores.device)
+        return targets.index_put_((self.rows, self.labels), self.scores)
+
+
+class VqaLoader(RegionLoader):
+    """Yields ``VqaBatch`` as ``RegionLoader``.
+
+    Args:
+        dataset: the questions.
+        reader: of all their images.
+        word_padding: "front" or "end", as the model wants it.
+        batch_size, options: as for ``RegionLoader``.
+
+    Raises:
+        InputError: as ``RegionLoader``, and images without features.
+    """
+
+    def __init__(self, dataset: VqaDataset, reader: RegionReader, batch_size: int, *, word_padding: str, **options):
+        super().__init__(dataset, _VqaMaker(dataset, reader, word_padding), batch_size, **options)
+
+
+def evaluation_batches(
+    dataset: VqaDataset, reader: RegionReader, batch_size: int, *, word_padding: str, threads: int = 2
+) -> Iterator[VqaBatch]:
+    """Every question once, as ``every_item_once``; arguments and errors as for ``VqaLoader``."""
+    return every_item_once(_VqaMaker(dataset, reader, word_padding), batch_size, threads)
+
+
+class _VqaMaker(BatchMaker):
+    def __init__(self, dataset: VqaDataset, reader: RegionReader, word_padding: str):
+        if word_padding not in ("front", "end"):
+            raise ValueError(f"word_padding {word_padding!r}: neither front nor end")
+        super().__init__(dataset.image_ids, reader, dataset.name)
+        self.dataset, self.words = dataset, dataset.questions
+        if word_padding == "front":
+            self.words = pad_in_front(dataset.questions, len(dataset.words))
+
+    def __call__(self, indices: np.ndarray) -> VqaBatch:
+        indices = self.in_order(indices)
+        targets = self.dataset.targets
+        rows = labels = np.zeros(0, np.int64)
+        scores = np.zeros(0, np.float32)
+        if targets is not None:
+            rows, entries = targets.entries(indices)
+            labels, scores = targets.labels[entries].astype(np.int64), targets.scores[entries]
+        return VqaBatch(
+            **self.regions(indices),
+            words=torch.from_numpy(self.words[indices].astype(np.int64)),
+            question_ids=self.dataset.question_ids[indices],
+            rows=torch.from_numpy(rows),
+            labels=torch.from_numpy(labels),
+            scores=torch.from_numpy(scores),
+            num_answers=len(self.dataset.answers),
+        )

@@ -1,0 +1,236 @@
+"""Word vectors to start from: BAN's second table (its option "c"), in which a word is the mean of the
+words that it occurs with (ban-vqa, dataset.py, tfidf_from_questions, and language_model.py, init_embedding)."""
+
+import logging
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bua.errors import InputError
+from bua.io.files import whole_file
+from bua.io.json_records import iter_records, read_records
+from bua.tasks.glove import load_glove
+from bua.tasks.prepared import VECTORS, read_arrays
+from bua.tasks.words import QuestionVocabulary, tokenize
+from bua.vqa.dataset import PROGRAM, SUBSETS, load_vocabularies, question_file
+from bua.vqa.official import load_questions
+
+WEIGHTINGS = ("seed", "tfidf")
+
+# Pairs that are held before those that are alike are counted together: an eighth of a gigabyte.
+_PAIRS_HELD = 2**24
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Pairs:
+    """The pairs of words of many sentences. Every two words of a sentence make a pair, in both directions; the first
+    of a direction (the row) is one of the vocabulary.
+
+    Attributes:
+        words: M words: the N of the vocabulary, then the others of the sentences.
+        num_rows: N.
+        rows, columns, counts: [P] int64, different pairs of ids and how often each occurs.
+        said: [M] int64, how often each word occurs. sentences: [M] int64, in how many sentences.
+        first: the first M pairs as they occur, (row, column).
+    """
+
+    words: list[str]
+    num_rows: int
+    rows: np.ndarray
+    columns: np.ndarray
+    counts: np.ndarray
+    said: np.ndarray
+    sentences: np.ndarray
+    first: list[tuple[int, int]]
+
+
+def count_pairs(sentences: Iterable[str], vocabulary: QuestionVocabulary) -> Pairs:
+    """Counts the pairs of words of sentences; memory grows with their words, not with their pairs."""
+    ids = {word: number for number, word in enumerate(vocabulary.words)}
+    flat, lengths = array("i"), array("i")
+    for sentence in sentences:
+        words = [ids.setdefault(word, len(ids)) for word in tokenize(sentence)]
+        flat.extend(words)
+        lengths.append(len(words))
+    flat, lengths = np.array(flat, np.int64), np.array(lengths, np.int64)
+    sentence_of = np.repeat(np.arange(len(lengths)), lengths)
+    keys, counts = _count_alike(_pair_keys(flat, lengths, len(vocabulary)))
+    return Pairs(
+        words=list(ids),
+        num_rows=len(vocabulary),
+        rows=keys >> 32,
+        columns=keys & 0xFFFFFFFF,
+        counts=counts,
+        said=np.bincount(flat, minlength=len(ids)),
+        sentences=np.bincount(np.unique(sentence_of << 32 | flat) & 0xFFFFFFFF, minlength=len(ids)),
+        first=list(islice(_pairs_in_order(flat, lengths, len(vocabulary)), len(ids))),
+    )
+
+
+def cooccurrence(pairs: Pairs, weighting: str = "tfidf") -> torch.Tensor:
+    """How much of each word is in the mean for each word of the vocabulary.
+
+    Args:
+        weighting: "tfidf": counts over the number of sentences that have the column's word, which is what BAN means
+            to do. "seed": what BAN does. It takes the column for a place in its list of pairs and the number of
+            occurrences for that of sentences: of all pairs in the order in which they occur, number i counts 1 over
+            the occurrences of word i, to the power of how often word i is a column, and those from M on count 1.
+
+    Returns:
+        sparse [N, M] float32; rows sum to 1, or are empty for words that are always alone.
+
+    Raises:
+        InputError: another weighting.
+    """
+    if weighting == "tfidf":
+        values = pairs.counts / pairs.sentences[pairs.columns]
+    elif weighting == "seed":
+        values = _seed_values(pairs)
+    else:
+        raise InputError(f"weighting {weighting!r}: unknown; use one of {', '.join(WEIGHTINGS)}")
+    sums = np.bincount(pairs.rows, values, minlength=pairs.num_rows)[pairs.rows]
+    values = np.divide(values, sums, out=np.zeros_like(values), where=sums > 0)
+    return torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack([pairs.rows, pairs.columns])),
+        torch.from_numpy(values.astype(np.float32)),
+        (pairs.num_rows, len(pairs.words)),
+        is_coalesced=True,
+        check_invariants=False,
+    )
+
+
+def tfidf_embedding(pairs: Pairs, vectors: torch.Tensor, weighting: str = "tfidf") -> torch.Tensor:
+    """BAN's second table, [N, dim] float32.
+
+    Args:
+        vectors: [M, dim] float32 of ``pairs.words``, such as ``load_glove`` gives.
+        weighting: see ``cooccurrence``.
+    """
+    return torch.sparse.mm(cooccurrence(pairs, weighting), vectors)
+
+
+def prepare_word_vectors(
+    folder: str | Path,
+    glove: str | Path,
+    root: str | Path,
+    *,
+    visual_genome: str | Path | None = None,
+    captions: Sequence[str | Path] = (),
+    dim: int = 300,
+) -> None:
+    """Adds ``word_vectors.npz`` to a folder that ``prepare_vqa`` wrote: "glove" [N, dim] float32, and the second table
+    by either weighting, "seed" and "tfidf".
+
+    The seed's sentences are the questions of train, val and test, all of Visual Genome's, and COCO's captions of 2017.
+
+    Args:
+        glove: text file of vectors, such as ``glove.6B.300d.txt``.
+        root: folder of VQA's official files.
+        visual_genome: folder with ``question_answers.json``; None goes without.
+        captions: files such as ``captions_train2017.json``, in the seed's order train, val.
+    """
+    words, _ = load_vocabularies(folder)
+    subsets = [question_file(root, subset) for subset in SUBSETS.values()]
+    sentences = [load_questions(path).texts for path in subsets if path.exists()]
+    if visual_genome is not None:
+        sentences.append(_visual_genome_sentences(Path(visual_genome) / "question_answers.json"))
+    sentences += [load_captions(path) for path in captions]
+    pairs = count_pairs(chain.from_iterable(sentences), words)
+    logger.info("%d words occur with %d words in %d different pairs", len(words), len(pairs.words), len(pairs.rows))
+    vectors = load_glove(glove, pairs.words, dim)
+    tables = {weighting: tfidf_embedding(pairs, vectors, weighting).numpy() for weighting in WEIGHTINGS}
+    with whole_file(Path(folder) / VECTORS) as file:
+        np.savez(file, glove=vectors[: len(words)].numpy(), **tables)
+
+
+def load_word_vectors(folder: str | Path, weighting: str = "tfidf") -> tuple[torch.Tensor, torch.Tensor]:
+    """GloVe's vectors and BAN's second table, both [N, dim] float32, that ``prepare_word_vectors`` wrote.
+
+    Raises:
+        InputError: they are not there, damaged, or another weighting.
+    """
+    path = Path(folder) / VECTORS
+    if weighting not in WEIGHTINGS:
+        raise InputError(f"weighting {weighting!r}: unknown; use one of {', '.join(WEIGHTINGS)}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; prepare_vqa.py --glove makes it")
+    arrays = read_arrays(path, ("glove", weighting), PROGRAM)
+    return torch.from_numpy(arrays["glove"]), torch.from_numpy(arrays[weighting])
+
+
+def load_captions(path: str | Path) -> list[str]:
+    """The sentences of a file in the format of COCO's captions."""
+    _, records = read_records(path, "annotations")
+    try:
+        return [record["caption"] for record in records]
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: annotations: one has no caption; name files such as captions_train2017.json"
+        ) from error
+
+
+def _visual_genome_sentences(path: Path) -> Iterator[str]:
+    for record in iter_records(path):
+        for item in record.get("qas", ()):
+            yield item["question"]
+
+
+def _pair_keys(flat: np.ndarray, lengths: np.ndarray, num_rows: int) -> Iterator[np.ndarray]:
+    """All pairs as row << 32 | column, in pieces."""
+    starts = lengths.cumsum() - lengths
+    for length in np.unique(lengths).tolist():
+        left, right = np.triu_indices(length, 1)
+        if not len(left):
+            continue
+        begins = starts[lengths == length]
+        per_piece = max(1, _PAIRS_HELD // (2 * len(left)))
+        for piece in range(0, len(begins), per_piece):
+            words = flat[begins[piece : piece + per_piece, None] + np.arange(length)]
+            first, second = words[:, left].ravel(), words[:, right].ravel()
+            for row, column in ((first, second), (second, first)):
+                known = row < num_rows
+                yield row[known] << 32 | column[known]
+
+
+def _count_alike(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The different numbers in arrays, in order, and how often each occurs."""
+    numbers, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for piece in pieces:
+        new, new_counts = np.unique(piece, return_counts=True)
+        numbers, where = np.unique(np.concatenate([numbers, new]), return_inverse=True)
+        counts = np.bincount(where, np.concatenate([counts, new_counts]), len(numbers)).astype(np.int64)
+    return numbers, counts
+
+
+def _pairs_in_order(flat: np.ndarray, lengths: np.ndarray, num_rows: int) -> Iterator[tuple[int, int]]:
+    start = 0
+    for length in lengths.tolist():
+        for first, second in combinations(flat[start : start + length].tolist(), 2):
+            if first < num_rows:
+                yield first, second
+            if second < num_rows:
+                yield second, first
+        start += length
+
+
+def _seed_values(pairs: Pairs) -> np.ndarray:
+    values = pairs.counts.astype(np.float64)
+    if not pairs.first:
+        return values
+    number = np.arange(len(pairs.first))
+    as_column = np.bincount(pairs.columns, pairs.counts, minlength=len(pairs.words))[number]
+    # A word that never occurs is never a column either.
+    shares = np.maximum(pairs.said[number], 1.0) ** -as_column
+    rows, columns = np.array(pairs.first).T
+    places = np.searchsorted(pairs.rows << 32 | pairs.columns, rows << 32 | columns)
+    # All are taken off before their shares come in, as these may be too small to add to a count.
+    np.subtract.at(values, places, 1)
+    np.add.at(values, places, shares)
+    return values

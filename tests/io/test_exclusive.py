@@ -1,0 +1,91 @@
+import multiprocessing
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from bua.errors import InputError
+from bua.io.files import exclusive
+
+
+def hold(path, ready, workers=0):
+    with exclusive(path):
+        for _ in range(workers):
+            multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,), daemon=True).start()
+        ready.set()
+        time.sleep(20)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock on ``tmp_path / "out"`` and has a worker, and is killed in the end."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "out", ready, 1))
+    process.start()
+    assert ready.wait(20)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_another_process_is_named_and_keeps_the_lock(tmp_path, holder):
+    for _ in range(2):
+        expected = f"out: process {holder.pid} on {socket.gethostname()} is writing to it"
+        with pytest.raises(InputError, match=expected), exclusive(tmp_path / "out"):
+            pass
+    with exclusive(tmp_path / "another"):
+        pass
+
+
+def test_a_killed_process_holds_nothing(tmp_path, holder):
+    """Though its worker lives on."""
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    assert (tmp_path / "out.lock").exists()
+    with exclusive(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_goes_with_the_block(tmp_path):
+    path = tmp_path / "out"
+    with exclusive(path):
+        assert (tmp_path / "out.lock").exists()
+    assert list(tmp_path.iterdir()) == []
+    with exclusive(path):
+        (tmp_path / "out.lock").unlink()
+        (tmp_path / "out.lock").write_text("of a process that came after the file was removed")
+    assert (tmp_path / "out.lock").exists()
+
+
+def count_up(path, times):
+    for _ in range(times):
+        while True:
+            try:
+                with exclusive(path):
+                    path.write_text(str(int(path.read_text()) + 1))
+                break
+            except InputError:
+                time.sleep(0.001)
+
+
+def test_never_two_in_the_block(tmp_path):
+    """Though the lock's file comes and goes with each."""
+    path = tmp_path / "count"
+    path.write_text("0")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=count_up, args=(path, 100)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert path.read_text() == "400"
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"), exclusive(tmp_path / "file" / "out"):
+        pass

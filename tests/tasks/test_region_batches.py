@@ -1,0 +1,95 @@
+"""Regions side by side, and batches of them; more of both in the tests of each task's batches."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from bua.errors import InputError
+from bua.structures import Regions
+from bua.tasks.region_batches import BatchMaker, RegionReader, every_item_once, read_ahead
+
+DIM = 3
+
+
+def image(image_id: int) -> Regions:
+    """An image of as many boxes as its id says."""
+    rng = np.random.default_rng(image_id)
+    corners = rng.integers(0, 50, (image_id, 4)).astype(np.float32)
+    return Regions(image_id, 100, 50, corners, rng.random((image_id, DIM), np.float32))
+
+
+def test_images_without_boxes():
+    reader = RegionReader([{0: image(0), 1: image(1)}])
+    features, boxes, mask = reader.read(np.array([0, 0]), np.array([0, 0]))
+    assert features.shape == (2, 1, DIM)
+    assert boxes.shape == (2, 1, 4)
+    assert not mask.any()
+    assert not features.any()
+
+
+def test_an_image_of_unknown_size_has_finite_boxes():
+    regions = image(1)
+    regions.width = regions.height = 0
+    _, boxes, _ = RegionReader([{1: regions}]).read(np.array([1]), np.array([0]))
+    assert boxes.isfinite().all()
+
+
+def test_stores_must_be_of_one_detector():
+    other = image(1)
+    other.features = np.zeros((len(other), 5), np.float32)
+    with pytest.raises(InputError, match="features: 3 and 5 numbers a region; use features of one detector"):
+        RegionReader([{1: image(1)}, {2: other}])
+    with pytest.raises(InputError, match="features: no regions at all"):
+        RegionReader([{0: image(0)}])
+    with pytest.raises(InputError, match="features: no files given"):
+        RegionReader.open([])
+
+
+def test_images_of_several_files_in_one_batch():
+    reader = RegionReader([{1: image(1), 2: image(2)}, {3: image(3)}])
+    maker = BatchMaker(np.array([3, 1, 2, 3]), reader, "toy")
+    batch = maker(np.array([0, 1, 3]))
+    assert batch.image_ids.tolist() == [1, 3, 3]
+    for row, image_id in enumerate(batch.image_ids.tolist()):
+        regions = image(image_id)
+        assert batch.mask[row].tolist() == [i < image_id for i in range(3)]
+        assert np.array_equal(batch.features[row, :image_id], regions.features)
+        assert np.allclose(batch.boxes[row, :image_id], regions.boxes / [100, 50, 100, 50])
+    first = BatchMaker(np.array([3, 1, 2, 3]), reader, "toy", max_boxes=2)(np.array([0, 1, 3]))
+    assert first.features.shape == (3, 2, DIM)
+    assert np.array_equal(first.features, batch.features[:, :2])
+
+
+def test_every_item_once_keeps_those_about_an_image_together():
+    ids = np.array([3, 1, 2, 3, 1])
+    batches = every_item_once(BatchMaker(ids, RegionReader([{i: image(i) for i in (1, 2, 3)}]), "toy"), 2)
+    assert [batch.image_ids.tolist() for batch in batches] == [[1, 1], [2, 3], [3]]
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_reads_ahead_in_order_and_no_further(threads):
+    started, all_in_work = [], threading.Barrier(max(1, threads))
+
+    def make(share):
+        started.append(share)
+        if share < threads:
+            all_in_work.wait(10)
+        return share * share
+
+    batches = read_ahead(make, iter(range(100)), threads)
+    assert [next(batches) for _ in range(4)] == [0, 1, 4, 9]
+    assert len(started) <= 4 + threads
+    assert list(batches) == [i * i for i in range(4, 100)]
+
+
+def test_an_error_comes_where_its_batch_would():
+    def make(share):
+        if share == 2:
+            raise InputError("an image")
+        return share
+
+    batches = read_ahead(make, range(9), 2)
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(InputError, match="an image"):
+        next(batches)
