@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from bua.errors import command
-from bua.extraction.job import detector_job
+from bua.extraction.extractor_config import extractor_config
 from bua.visualization.draw import save_image
 from bua.vqa.from_image import answer
 
@@ -18,10 +18,10 @@ from bua.vqa.from_image import answer
 @command
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    job = detector_job(
+    extractor = extractor_config(
         args.config_file, args.detector, args.overrides, min_boxes=args.min_boxes, max_boxes=args.max_boxes
     )
-    found = answer(args.image, args.question, job=job, vqa=args.vqa, top=args.top)
+    found = answer(args.image, args.question, extractor=extractor, vqa=args.vqa, top=args.top)
     for candidate in found.answers:
         print(f"{candidate.score:6.1%}  {candidate.text}")
     output = args.output or f"{Path(args.image).stem}_answer.jpg"

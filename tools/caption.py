@@ -13,18 +13,20 @@ from pathlib import Path
 
 from bua.captioning.from_image import caption_all
 from bua.errors import command
-from bua.extraction.job import detector_job
+from bua.extraction.extractor_config import extractor_config
 from bua.visualization.draw import save_image
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    job = detector_job(
+    extractor = extractor_config(
         args.config_file, args.detector, args.overrides, min_boxes=args.min_boxes, max_boxes=args.max_boxes
     )
     beam = ["DECODING.BEAM", str(args.beam)] if args.beam else []
-    for image, found in zip(args.image, caption_all(args.image, job=job, captioner=args.captioner, overrides=beam)):
+    for image, found in zip(
+        args.image, caption_all(args.image, extractor=extractor, captioner=args.captioner, overrides=beam)
+    ):
         print(f"{image}: {found.captions[0].text}")
         for candidate in found.captions:
             print(f"  {candidate.score:8.2f}  {candidate.text}")

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from bua.errors import command
-from bua.extraction.job import detector_job
+from bua.extraction.extractor_config import extractor_config
 from bua.grounding.from_image import ground
 from bua.visualization.draw import save_image
 
@@ -22,10 +22,10 @@ from bua.visualization.draw import save_image
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    job = detector_job(
+    extractor = extractor_config(
         args.config_file, args.detector, args.overrides, min_boxes=args.min_boxes, max_boxes=args.max_boxes
     )
-    found = ground(args.image, args.sentence, job=job, grounding=args.grounding)
+    found = ground(args.image, args.sentence, extractor=extractor, grounding=args.grounding)
     for phrase in found.phrases:
         corners = ", ".join(f"{corner:.0f}" for corner in phrase.box)
         print(f"{phrase.scores[phrase.region]:6.1%}  {phrase.text} -> [{corners}]")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bua.errors import InputError, command
 from bua.extraction import extract, list_images
-from bua.extraction.verify import Bounds, compare_features, differences, table
+from bua.extraction.compare import Bounds, compare_features, differences, table
 from bua.features import FeatureStore, open_features
 from bua.features.ids import image_id_of
 

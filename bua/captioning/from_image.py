@@ -8,7 +8,7 @@ import numpy as np
 
 from bua.captioning.inference import Caption, Captioner, caption_regions, load_captioner
 from bua.extraction.extractor import Extractor
-from bua.extraction.job import Job
+from bua.extraction.extractor_config import ExtractorConfig
 from bua.io.images import read_image
 from bua.structures import Regions
 from bua.visualization.strip import draw_strip
@@ -32,15 +32,15 @@ class Captioned:
 def caption(
     image: str | Path,
     *,
-    job: Job,
+    extractor: ExtractorConfig,
     captioner: str | Path | Captioner | Sequence[str | Path | Captioner],
     overrides: Sequence[str] = (),
 ) -> Captioned:
     """Captions an image file.
 
     Args:
-        job: the detector that the captioner's training features came from, and what is extracted; as
-            ``bua.extraction.job.detector_job`` makes it.
+        extractor: the detector that the captioner's training features came from, and what is extracted; as
+            ``bua.extraction.extractor_config.extractor_config`` makes it.
         captioner: a checkpoint of ``train_caption``, or what ``load_captioner`` made of one, or several that predict
             together.
         overrides: as for ``load_captioner``, for checkpoints.
@@ -48,23 +48,23 @@ def caption(
     Raises:
         InputError: a file that cannot be read, a detector with other features.
     """
-    return next(caption_all([image], job=job, captioner=captioner, overrides=overrides))
+    return next(caption_all([image], extractor=extractor, captioner=captioner, overrides=overrides))
 
 
 def caption_all(
     images: Iterable[str | Path],
     *,
-    job: Job,
+    extractor: ExtractorConfig,
     captioner: str | Path | Captioner | Sequence[str | Path | Captioner],
     overrides: Sequence[str] = (),
 ) -> Iterator[Captioned]:
     """Captions image files one after the other with one detector; arguments and errors as for ``caption``."""
     several = [captioner] if isinstance(captioner, str | Path | Captioner) else captioner
-    device = job.cfg().MODEL.DEVICE
+    device = extractor.cfg().MODEL.DEVICE
     captioners = [one if isinstance(one, Captioner) else load_captioner(one, device, overrides) for one in several]
-    extractor = Extractor(job.load(), job.wanted)
+    loaded = Extractor(extractor.load(), extractor.choice)
     for image in images:
-        regions = extractor.regions_of(image)
+        regions = loaded.regions_of(image)
         captions = caption_regions(captioners, regions)
         best = captions[0]
         strip = draw_strip(read_image(image), regions.boxes, best.words, best.attention)

@@ -21,7 +21,7 @@ import torch
 
 from bua.errors import InputError, make_folder
 from bua.extraction.extractor import Extractor, Outcome
-from bua.extraction.job import RANDOM_WEIGHTS, Job
+from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig
 from bua.extraction.sources import ImageFile
 from bua.features import open_features, open_writer
 
@@ -39,12 +39,14 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def on_ray(job: Job, address: str, folder: Path, device: str, shard_size: int = SHARD_SIZE) -> Iterator["Cluster"]:
+def on_ray(
+    config: ExtractorConfig, address: str, folder: Path, device: str, shard_size: int = SHARD_SIZE
+) -> Iterator["Cluster"]:
     """A Ray cluster that extracts; the connection ends with the block.
 
     Args:
         address: of the cluster as ``ray.init`` takes it: "auto", "host:port", or "local" for this machine alone.
-        folder: where shards are written; all machines must see it, the images and the files that ``job`` names
+        folder: where shards are written; all machines must see it, the images and the files that ``config`` names
             under these paths.
         device: "cuda" (a GPU a task) or "cpu" (a core a task).
         shard_size: images a shard.
@@ -66,7 +68,7 @@ def on_ray(job: Job, address: str, folder: Path, device: str, shard_size: int = 
     try:
         if torch.device(device).type == "cuda" and not ray.cluster_resources().get("GPU"):
             logger.warning("--ray %s: no machine with a GPU yet; waiting for one (or add --device cpu)", address)
-        yield Cluster(job, folder, device, shard_size)
+        yield Cluster(config, folder, device, shard_size)
     finally:
         ray.shutdown()
 
@@ -74,8 +76,8 @@ def on_ray(job: Job, address: str, folder: Path, device: str, shard_size: int = 
 class Cluster:
     """Extracts on a Ray cluster that ``on_ray`` has joined."""
 
-    def __init__(self, job: Job, folder: Path, device: str, shard_size: int):
-        self.job, self.folder, self.shard_size = _anywhere(job), folder.absolute(), shard_size
+    def __init__(self, config: ExtractorConfig, folder: Path, device: str, shard_size: int):
+        self.config, self.folder, self.shard_size = _anywhere(config), folder.absolute(), shard_size
         self.device = torch.device(device).type
 
     def __call__(self, images: list[ImageFile]) -> Iterator[Outcome]:
@@ -110,7 +112,7 @@ class Cluster:
                 shard = self.folder / f"{uuid.uuid4().hex}.shard"
                 running[
                     task.remote(
-                        self.job,
+                        self.config,
                         self.device,
                         [image._replace(path=os.path.abspath(image.path)) for image in part],
                         shard,
@@ -136,7 +138,7 @@ class Cluster:
                 yield from _outcomes(shard, missing)
 
 
-def write_shard(job: Job, device: str, images: list[ImageFile], shard: Path) -> None:
+def write_shard(config: ExtractorConfig, device: str, images: list[ImageFile], shard: Path) -> None:
     """Runs in a Ray task: writes the features of ``images`` into the folder ``shard``.
 
     A task that was taken for lost may still run while its successor does: each writes a folder of its own, and the
@@ -153,7 +155,7 @@ def write_shard(job: Job, device: str, images: list[ImageFile], shard: Path) -> 
             open_writer(attempt / "features", "flat") as writer,
             open(attempt / FAILURES, "w", encoding="utf-8") as failures,
         ):
-            for image, regions, reason in _extractor(job, device)(images):
+            for image, regions, reason in _extractor(config, device)(images):
                 if regions is not None:
                     writer.append(regions)
                 else:
@@ -173,9 +175,9 @@ def write_shard(job: Job, device: str, images: list[ImageFile], shard: Path) -> 
 
 
 @functools.lru_cache(maxsize=1)
-def _extractor(job: Job, device: str) -> Extractor:
+def _extractor(config: ExtractorConfig, device: str) -> Extractor:
     # Ray gives a worker process task after task; the detector is loaded for the first.
-    return Extractor(job.load(device), job.wanted, batch_size=job.batch_size, num_workers=job.num_workers)
+    return Extractor(config.load(device), config.choice, batch_size=config.batch_size, num_workers=config.num_workers)
 
 
 def _outcomes(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
@@ -194,10 +196,10 @@ def _regions(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outco
             yield Outcome(image, store[image_id])
 
 
-def _anywhere(job: Job) -> Job:
-    """A job whose files are found from any working directory."""
-    wanted = job.wanted
-    if wanted.boxes is not None:
-        wanted = replace(wanted, boxes=os.path.abspath(wanted.boxes))
-    weights = job.weights if job.weights == RANDOM_WEIGHTS else os.path.abspath(job.weights)
-    return replace(job, config_file=os.path.abspath(job.config_file), weights=weights, wanted=wanted)
+def _anywhere(config: ExtractorConfig) -> ExtractorConfig:
+    """A config whose files are found from any working directory."""
+    choice = config.choice
+    if choice.boxes is not None:
+        choice = replace(choice, boxes=os.path.abspath(choice.boxes))
+    weights = config.weights if config.weights == RANDOM_WEIGHTS else os.path.abspath(config.weights)
+    return replace(config, config_file=os.path.abspath(config.config_file), weights=weights, choice=choice)

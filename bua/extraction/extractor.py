@@ -12,7 +12,7 @@ import torch
 
 from bua.errors import InputError
 from bua.extraction.boxes_files import load_boxes
-from bua.extraction.job import Wanted
+from bua.extraction.extractor_config import RegionChoice
 from bua.extraction.select import regions_from, regions_of_given
 from bua.extraction.sources import ImageFile
 from bua.io.images import read_image
@@ -41,10 +41,10 @@ class Outcome(NamedTuple):
 class Extractor:
     """A detector that is told what of each image is wanted."""
 
-    def __init__(self, detector: Detector, wanted: Wanted, *, batch_size: int = 1, num_workers: int = 0):
-        self.detector, self.wanted = detector, wanted
+    def __init__(self, detector: Detector, choice: RegionChoice, *, batch_size: int = 1, num_workers: int = 0):
+        self.detector, self.choice = detector, choice
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.given = None if wanted.boxes is None else load_boxes(wanted.boxes)
+        self.given = None if choice.boxes is None else load_boxes(choice.boxes)
 
     def __call__(self, images: Iterable[ImageFile | None]) -> Iterator[Outcome]:
         """The outcome of each image. With a batch size of 1 in the order given, otherwise nearly so: images wait
@@ -108,7 +108,7 @@ class Extractor:
                 yield from self._outcomes([single])
 
     def _regions(self, images: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
-        if self.wanted.grid:
+        if self.choice.grid:
             maps = self.detector.grid([picture for _, picture in images])
             return [
                 Outcome(image, _grid_regions(grid, picture, image.image_id, self.detector.convention))
@@ -116,18 +116,18 @@ class Extractor:
             ]
         if self.given is not None:
             return self._given_regions(images)
-        predictions = self.detector.infer([picture for _, picture in images], regress=self.wanted.regressed)
+        predictions = self.detector.infer([picture for _, picture in images], regress=self.choice.regressed)
         return [
             Outcome(
                 image,
                 regions_from(
                     prediction,
                     image.image_id,
-                    min_boxes=self.wanted.min_boxes,
-                    max_boxes=self.wanted.max_boxes,
-                    score_threshold=self.wanted.score_threshold,
-                    nms_threshold=self.wanted.nms_threshold,
-                    regressed=self.wanted.regressed,
+                    min_boxes=self.choice.min_boxes,
+                    max_boxes=self.choice.max_boxes,
+                    score_threshold=self.choice.score_threshold,
+                    nms_threshold=self.choice.nms_threshold,
+                    regressed=self.choice.regressed,
                     convention=self.detector.convention,
                 ),
             )
@@ -138,7 +138,7 @@ class Extractor:
         outcomes, known, boxes = [], [], []
         for image, picture in images:
             try:
-                boxes.append(torch.from_numpy(_boxes_of(self.given, image, self.wanted.boxes)))
+                boxes.append(torch.from_numpy(_boxes_of(self.given, image, self.choice.boxes)))
                 known.append((image, picture))
             except InputError as error:
                 outcomes.append(Outcome(image, None, str(error)))

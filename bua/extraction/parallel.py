@@ -16,7 +16,7 @@ import torch
 
 from bua.errors import InputError
 from bua.extraction.extractor import FLUSH, Extractor, Outcome
-from bua.extraction.job import Job
+from bua.extraction.extractor_config import ExtractorConfig
 from bua.extraction.sources import ImageFile
 
 # Images that a process has besides those in work, so that it does not wait for more.
@@ -49,13 +49,13 @@ def devices_of(device: str, number: int) -> list[str]:
 
 
 @contextmanager
-def on_devices(job: Job, devices: list[str]) -> Iterator["Pool"]:
+def on_devices(config: ExtractorConfig, devices: list[str]) -> Iterator["Pool"]:
     """Processes that have loaded the detector, one on each device; they end with the block.
 
     Raises:
-        InputError: what ``Job.load`` raises in the processes.
+        InputError: what ``ExtractorConfig.load`` raises in the processes.
     """
-    pool = Pool(job, devices)
+    pool = Pool(config, devices)
     try:
         pool.wait_until_ready()
         yield pool
@@ -68,12 +68,12 @@ class Pool:
     place. Those images that it had in work then are done alone, and one with which a process dies again is given up.
     """
 
-    def __init__(self, job: Job, devices: list[str]):
-        self._job = job
+    def __init__(self, config: ExtractorConfig, devices: list[str]):
+        self._config = config
         self._threads = max(1, (os.cpu_count() or 1) // len(devices))
         self._workers: list[_Worker] = []
         for number, device in enumerate(devices):
-            self._workers.append(_Worker(job, device, self._threads, quiet=number > 0))
+            self._workers.append(_Worker(config, device, self._threads, quiet=number > 0))
 
     def wait_until_ready(self) -> None:
         for worker in self._workers:
@@ -136,7 +136,7 @@ class Pool:
             suspects.extend(in_work)
         deaths = worker.deaths + 1
         if deaths < MAX_DEATHS:
-            self._workers.append(_Worker(self._job, worker.device, self._threads, quiet=True, deaths=deaths))
+            self._workers.append(_Worker(self._config, worker.device, self._threads, quiet=True, deaths=deaths))
         else:
             logger.warning("%d processes died on %s; %d devices are left", deaths, worker.device, len(self._workers))
 
@@ -152,7 +152,7 @@ class _Worker:
         deaths: of the processes before it on this device, since one of them did an image.
     """
 
-    def __init__(self, job: Job, device: str, threads: int, *, quiet: bool, deaths: int = 0):
+    def __init__(self, config: ExtractorConfig, device: str, threads: int, *, quiet: bool, deaths: int = 0):
         # Processes are forked from one that has done the imports, and nothing else: CUDA does not survive a fork.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -161,7 +161,7 @@ class _Worker:
         self.ready = self.alone = self.flushed = False
         self.held = 0
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, job, device, threads, quiet), daemon=True)
+        self.process = context.Process(target=_work, args=(other, config, device, threads, quiet), daemon=True)
         self.process.start()
         # The process holds the only other end, so that its death ends the connection.
         other.close()
@@ -225,7 +225,7 @@ class _Worker:
             self.connection.send([*images, FLUSH] if flush else images)
 
 
-def _work(connection: Connection, job: Job, device: str, threads: int, quiet: bool) -> None:
+def _work(connection: Connection, config: ExtractorConfig, device: str, threads: int, quiet: bool) -> None:
     # Ctrl-C reaches every process of the terminal; the main one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch.device(device).type == "cpu":
@@ -235,10 +235,10 @@ def _work(connection: Connection, job: Job, device: str, threads: int, quiet: bo
         try:
             # What there is to say about the weights, one process says.
             logging.disable(logging.WARNING if quiet else logging.NOTSET)
-            detector = job.load(device)
+            detector = config.load(device)
             logging.disable(logging.NOTSET)
             extractor = Extractor(
-                detector, job.wanted, batch_size=job.batch_size, num_workers=min(job.num_workers, threads)
+                detector, config.choice, batch_size=config.batch_size, num_workers=min(config.num_workers, threads)
             )
         except InputError as error:
             connection.send(error)

@@ -17,9 +17,9 @@ from bua.detection.catalog import vocabulary_folder
 from bua.errors import InputError, make_folder
 from bua.extraction.cluster import SHARD_SIZE, Cluster, on_ray
 from bua.extraction.extractor import Extractor, Outcome
-from bua.extraction.job import Job, Wanted, find_weights, settings_of
-from bua.extraction.output import SETTINGS, SHARDS, Failures, beside, check_settings, write_settings
+from bua.extraction.extractor_config import ExtractorConfig, RegionChoice, find_weights, settings_of
 from bua.extraction.parallel import devices_of, on_devices
+from bua.extraction.run_files import SETTINGS, SHARDS, Failures, beside, check_settings, write_settings
 from bua.extraction.sources import ImageFile, list_images
 from bua.features import FORMATS, FeatureWriter, open_writer
 from bua.features.ids import image_id_of, stem_of
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Summary:
+class ExtractionSummary:
     """What a run did.
 
     Attributes:
@@ -92,7 +92,7 @@ def extract(
     compile: bool = False,
     allow_missing: bool = False,
     vocabulary: str | Path | None = None,
-) -> Summary:
+) -> ExtractionSummary:
     """Writes the region features of images, and goes on where an earlier run with the same settings stopped.
 
     A record is written whole or not at all, whatever stops the run; one run at a time writes an output. Beside it lie
@@ -129,31 +129,31 @@ def extract(
             and ``on_error`` is "stop".
     """
     output = Path(output)
-    wanted = Wanted(
+    choice = RegionChoice(
         min_boxes, max_boxes, score_threshold, nms_threshold, regressed, None if boxes is None else str(boxes), grid
     )
-    wanted.check()
-    job = Job(
-        str(config_file), tuple(overrides), "", wanted, precision, compile, batch_size, allow_missing=allow_missing
+    choice.check()
+    config = ExtractorConfig(
+        str(config_file), tuple(overrides), "", choice, precision, compile, batch_size, allow_missing=allow_missing
     )
-    cfg = job.cfg(device)
+    cfg = config.cfg(device)
     if num_workers is None:
         num_workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
-    job = replace(job, weights=find_weights(weights, cfg, config_file), num_workers=num_workers)
-    _check(job, cfg, format, on_error)
+    config = replace(config, weights=find_weights(weights, cfg, config_file), num_workers=num_workers)
+    _check(config, cfg, format, on_error)
     if ray is not None and num_gpus != 1:
         raise InputError("--ray and --num-gpus: choose one; on a cluster every task takes a device")
     names = _vocabularies(cfg, vocabulary)
-    settings = settings_of(job, cfg, format)
+    settings = settings_of(config, cfg, format)
     check_settings(output, settings)
     pictures = list_images(images, image_root, id_of=stem_of if format == "lxmert-tsv" else image_id_of)
 
     if ray is not None:
-        workers = on_ray(job, ray, beside(output, SHARDS), cfg.MODEL.DEVICE, shard_size)
+        workers = on_ray(config, ray, beside(output, SHARDS), cfg.MODEL.DEVICE, shard_size)
     elif num_gpus != 1:
-        workers = on_devices(job, devices_of(cfg.MODEL.DEVICE, num_gpus))
+        workers = on_devices(config, devices_of(cfg.MODEL.DEVICE, num_gpus))
     else:
-        workers = _here(job, cfg.MODEL.DEVICE)
+        workers = _here(config, cfg.MODEL.DEVICE)
     make_folder(output.parent)
     # The settings are there before the output is, so that no moment is left in which a kill makes it nobody's.
     with workers as extractor, exclusive(beside(output, SETTINGS)):
@@ -174,7 +174,7 @@ def write(
     failures: Failures,
     *,
     stop_on_error: bool = False,
-) -> Summary:
+) -> ExtractionSummary:
     """Writes the outcomes of those ``images`` that ``writer`` does not have, with progress, while the extractor is at
     work on the next.
 
@@ -185,7 +185,7 @@ def write(
         InputError: the output cannot be written; or an image failed and ``stop_on_error``.
     """
     missing = [image for image in images if image.image_id not in writer.done]
-    summary = Summary(skipped=len(images) - len(missing))
+    summary = ExtractionSummary(skipped=len(images) - len(missing))
     start = last_sync = time.perf_counter()
 
     def record(outcome: Outcome) -> None:
@@ -247,14 +247,14 @@ def _room_for(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _here(job: Job, device: str) -> Iterator[Extractor]:
-    yield Extractor(job.load(device), job.wanted, batch_size=job.batch_size, num_workers=job.num_workers)
+def _here(config: ExtractorConfig, device: str) -> Iterator[Extractor]:
+    yield Extractor(config.load(device), config.choice, batch_size=config.batch_size, num_workers=config.num_workers)
 
 
 class _Progress:
     """A bar on a terminal; elsewhere a line in the log now and then."""
 
-    def __init__(self, summary: Summary, total: int):
+    def __init__(self, summary: ExtractionSummary, total: int):
         self.summary, self.total = summary, total
         self.start = self.last_line = time.perf_counter()
         self.bar = tqdm(desc="extract", total=total, initial=summary.skipped, unit="img", disable=None)
@@ -284,19 +284,19 @@ class _Progress:
             )
 
 
-def _check(job: Job, cfg, format: str, on_error: str) -> None:
+def _check(config: ExtractorConfig, cfg, format: str, on_error: str) -> None:
     if format not in FORMATS:
         raise InputError(f"format {format!r}: unknown; use one of {', '.join(FORMATS)}")
-    if job.precision not in PRECISIONS:
-        raise InputError(f"precision {job.precision!r}: unknown; use one of {', '.join(PRECISIONS)}")
+    if config.precision not in PRECISIONS:
+        raise InputError(f"precision {config.precision!r}: unknown; use one of {', '.join(PRECISIONS)}")
     if on_error not in ON_ERROR:
         raise InputError(f"on error {on_error!r}: unknown; use one of {', '.join(ON_ERROR)}")
-    counted = not (job.wanted.boxes or job.wanted.grid)
-    if format == "hdf5" and counted and job.wanted.min_boxes != job.wanted.max_boxes:
+    counted = not (config.choice.boxes or config.choice.grid)
+    if format == "hdf5" and counted and config.choice.min_boxes != config.choice.max_boxes:
         raise InputError(
             "format hdf5: needs as many boxes in every image; add --min-boxes 36 --max-boxes 36, or use ban-hdf5"
         )
-    if format in LABELLED and job.wanted.grid:
+    if format in LABELLED and config.choice.grid:
         raise InputError(f"format {format}: needs labels, and cells of a grid have none; use tsv, npz or flat")
     if format == "lxmert-tsv" and not cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
         raise InputError(

@@ -16,7 +16,7 @@ _BINS = 8
 
 
 @dataclass
-class Summary:
+class FeatureSummary:
     """What ``summarize`` finds.
 
     Attributes:
@@ -83,14 +83,14 @@ class Summary:
         return [f"{name:<10} {value}" for name, value in table.items() if value != ""]
 
 
-def summarize(path: str | Path) -> Summary:
+def summarize(path: str | Path) -> FeatureSummary:
     """Reads all features of a file or folder, an image at a time, whatever the format.
 
     Raises:
         InputError: it cannot be opened.
     """
     store = open_features(path)
-    summary = Summary(getattr(store, "format", ""), str(np.dtype(getattr(store, "dtype", "float32"))))
+    summary = FeatureSummary(getattr(store, "format", ""), str(np.dtype(getattr(store, "dtype", "float32"))))
     total = zeros = numbers = 0
     for image_id in tqdm(store, unit=" images", disable=None):
         try:
@@ -119,7 +119,7 @@ def summarize(path: str | Path) -> Summary:
     return summary
 
 
-def _count(summary: Summary, regions: Regions) -> None:
+def _count(summary: FeatureSummary, regions: Regions) -> None:
     boxes = regions.boxes
     summary.images += 1
     summary.boxes += len(boxes)

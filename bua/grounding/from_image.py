@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bua.extraction.extractor import Extractor
-from bua.extraction.job import Job
+from bua.extraction.extractor_config import ExtractorConfig
 from bua.grounding.inference import GroundedPhrase, GroundingModel, ground_phrases, load_grounding
 from bua.io.images import read_image
 from bua.structures import Regions
@@ -29,21 +29,23 @@ class Grounded:
     drawing: np.ndarray
 
 
-def ground(image: str | Path, sentence: str, *, job: Job, grounding: str | Path | GroundingModel) -> Grounded:
+def ground(
+    image: str | Path, sentence: str, *, extractor: ExtractorConfig, grounding: str | Path | GroundingModel
+) -> Grounded:
     """Finds what the phrases of a sentence mean in an image file.
 
     Args:
         sentence: its phrases may be in brackets, see ``ground_phrases``.
-        job: the detector that the model's training features came from, and what is extracted; as
-            ``bua.extraction.job.detector_job`` makes it.
+        extractor: the detector that the model's training features came from, and what is extracted; as
+            ``bua.extraction.extractor_config.extractor_config`` makes it.
         grounding: a checkpoint of ``train_grounding``, or what ``load_grounding`` made of one.
 
     Raises:
         InputError: a file that cannot be read, a sentence without phrases, a detector with other features.
     """
-    device = job.cfg().MODEL.DEVICE
+    device = extractor.cfg().MODEL.DEVICE
     model = grounding if isinstance(grounding, GroundingModel) else load_grounding(grounding, device)
-    regions = Extractor(job.load(), job.wanted).regions_of(image)
+    regions = Extractor(extractor.load(), extractor.choice).regions_of(image)
     phrases = ground_phrases(model, regions, sentence)
     return Grounded(phrases, regions, draw_phrases(read_image(image), phrases))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bua.extraction.extractor import Extractor
-from bua.extraction.job import Job
+from bua.extraction.extractor_config import ExtractorConfig
 from bua.io.images import read_image
 from bua.structures import Regions
 from bua.visualization.draw import draw_attention
@@ -30,20 +30,22 @@ class Answered:
     drawing: np.ndarray
 
 
-def answer(image: str | Path, question: str, *, job: Job, vqa: str | Path | VqaModel, top: int = 5) -> Answered:
+def answer(
+    image: str | Path, question: str, *, extractor: ExtractorConfig, vqa: str | Path | VqaModel, top: int = 5
+) -> Answered:
     """Answers a question about an image file.
 
     Args:
-        job: the detector that the model's training features came from, and what is extracted; as
-            ``bua.extraction.job.detector_job`` makes it.
+        extractor: the detector that the model's training features came from, and what is extracted; as
+            ``bua.extraction.extractor_config.extractor_config`` makes it.
         vqa: a checkpoint of ``train_vqa``, or what ``load_vqa`` made of one.
         top: number of answers.
 
     Raises:
         InputError: a file that cannot be read, an empty question, a detector with other features.
     """
-    device = job.cfg().MODEL.DEVICE
+    device = extractor.cfg().MODEL.DEVICE
     model = vqa if isinstance(vqa, VqaModel) else load_vqa(vqa, device)
-    regions = Extractor(job.load(), job.wanted).regions_of(image)
+    regions = Extractor(extractor.load(), extractor.choice).regions_of(image)
     answers, attention = answer_question(model, regions, question, top)
     return Answered(answers, regions, attention, draw_attention(read_image(image), regions.boxes, attention))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bua.extraction import ImageFile, Job
+from bua.extraction import ExtractorConfig, ImageFile
 from bua.features import open_features
 from bua.io.images import Resize
 from bua.structures import RegionPredictions
@@ -73,8 +73,8 @@ class FakeDetector:
 
 
 @dataclass(frozen=True)
-class FakeJob(Job):
-    """A job with the detector above.
+class FakeExtractorConfig(ExtractorConfig):
+    """A config with the detector above.
 
     Attributes:
         deadly: ids of images that kill the process.

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_detector import FakeDetector, FakeJob, assert_same_regions, make_images
+from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions, make_images
 
 from bua.errors import InputError
-from bua.extraction import Extractor, Wanted
+from bua.extraction import Extractor, RegionChoice
 from bua.extraction.cluster import Cluster, on_ray
 from bua.features import open_features
 
@@ -27,21 +27,21 @@ def running(tmp_path_factory):
     """A Ray cluster on this machine, whose workers know this folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, *Path(__file__).parents[2:3]))))
-        with on_ray(FakeJob(), "local", tmp_path_factory.mktemp("shards"), "cpu") as cluster:
+        with on_ray(FakeExtractorConfig(), "local", tmp_path_factory.mktemp("shards"), "cpu") as cluster:
             yield cluster
 
 
 @pytest.fixture
 def cluster(running, tmp_path):
-    def make(shard_size=5, **job):
-        return Cluster(FakeJob(**job), tmp_path / "shards", "cpu", shard_size)
+    def make(shard_size=5, **config):
+        return Cluster(FakeExtractorConfig(**config), tmp_path / "shards", "cpu", shard_size)
 
     return make
 
 
 def assert_all_once(outcomes, images, failed=()):
     assert sorted(outcome.image.image_id for outcome in outcomes) == [image.image_id for image in images]
-    plain = {outcome.image: outcome.regions for outcome in Extractor(FakeDetector(), Wanted())(images)}
+    plain = {outcome.image: outcome.regions for outcome in Extractor(FakeDetector(), RegionChoice())(images)}
     for image, regions, _ in outcomes:
         if image.image_id in failed:
             assert regions is None
@@ -139,14 +139,14 @@ def test_an_image_that_kills_every_worker_is_found_and_given_up(cluster, images,
     assert caplog.text.count("a shard of ") == 2
 
 
-class UnfitJob(FakeJob):
+class UnfitExtractorConfig(FakeExtractorConfig):
     def load(self, device=None):
         raise InputError("weights: do not fit")
 
 
 def test_what_is_wrong_with_the_job_or_the_disk_is_one_line(cluster, images, tmp_path):
     unfit = cluster()
-    unfit.job = UnfitJob()
+    unfit.config = UnfitExtractorConfig()
     with pytest.raises(InputError, match=r"^weights: do not fit$"):
         list(unfit(images))
     (tmp_path / "file").write_text("")
@@ -157,10 +157,10 @@ def test_what_is_wrong_with_the_job_or_the_disk_is_one_line(cluster, images, tmp
 
 def test_files_of_a_job_are_named_for_every_machine(running, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    job = replace(FakeJob(), config_file="a.yaml", weights="b.pth", wanted=Wanted(boxes="c.json"))
-    there = Cluster(job, Path("shards"), "cuda:1", 5)
-    assert (there.job.config_file, there.job.weights) == (str(tmp_path / "a.yaml"), str(tmp_path / "b.pth"))
-    assert there.job.wanted.boxes == str(tmp_path / "c.json")
+    config = replace(FakeExtractorConfig(), config_file="a.yaml", weights="b.pth", choice=RegionChoice(boxes="c.json"))
+    there = Cluster(config, Path("shards"), "cuda:1", 5)
+    assert (there.config.config_file, there.config.weights) == (str(tmp_path / "a.yaml"), str(tmp_path / "b.pth"))
+    assert there.config.choice.boxes == str(tmp_path / "c.json")
     assert (there.folder, there.device) == (tmp_path / "shards", "cuda")
 
 
@@ -168,7 +168,7 @@ def test_no_cluster_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
     with (
         pytest.raises(InputError, match=r"^--ray .*: no cluster there") as error,
-        on_ray(FakeJob(), "nonsense", tmp_path, "cpu"),
+        on_ray(FakeExtractorConfig(), "nonsense", tmp_path, "cpu"),
     ):
         pytest.fail("joined")
     assert "\n" not in str(error.value)

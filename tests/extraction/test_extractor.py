@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bua.errors import InputError
-from bua.extraction import Extractor, ImageFile, Wanted
+from bua.extraction import Extractor, ImageFile, RegionChoice
 from bua.extraction.extractor import FLUSH, WINDOW
 from bua.io.images import read_image
 
@@ -19,8 +19,8 @@ def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("images"), 40)
 
 
-def outcomes_of(images, wanted=None, detector=None, **options):
-    return list(Extractor(detector or FakeDetector(), wanted or Wanted(), **options)(images))
+def outcomes_of(images, choice=None, detector=None, **options):
+    return list(Extractor(detector or FakeDetector(), choice or RegionChoice(), **options)(images))
 
 
 def test_one_at_a_time_keeps_the_order(images):
@@ -53,7 +53,7 @@ def test_batches_are_of_one_size_and_full_while_there_is_more(images):
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (1, 2), (4, 2)])
 def test_holds_no_more_images_than_it_says_and_none_after_a_flush(images, batch_size, num_workers):
-    extractor = Extractor(FakeDetector(), Wanted(), batch_size=batch_size, num_workers=num_workers)
+    extractor = Extractor(FakeDetector(), RegionChoice(), batch_size=batch_size, num_workers=num_workers)
     given, done, held = 0, 0, []
 
     def stream():
@@ -122,7 +122,7 @@ def test_an_image_that_cannot_be_read_has_a_reason(images, tmp_path):
 
 
 def test_regressed_boxes(images):
-    (plain,), (regressed,) = outcomes_of(images[:1]), outcomes_of(images[:1], Wanted(regressed=True))
+    (plain,), (regressed,) = outcomes_of(images[:1]), outcomes_of(images[:1], RegionChoice(regressed=True))
     assert not np.array_equal(plain.regions.boxes, regressed.regions.boxes)
     # The fake detector moves a box by the class's number and 1.
     shift = regressed.regions.boxes[:, 0] - regressed.regions.object_ids - 1
@@ -134,7 +134,7 @@ def test_given_boxes_are_all_described_in_their_order(images, tmp_path):
     given = {"0": [[5, 5, 9, 9], [0, 0, 47, 31], [2, 3, 4, 5]], "2": [[1, 1, 2, 2]]}
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(given))
-    outcomes = {o.image.image_id: o for o in outcomes_of(images[:3], Wanted(boxes=str(path)), batch_size=3)}
+    outcomes = {o.image.image_id: o for o in outcomes_of(images[:3], RegionChoice(boxes=str(path)), batch_size=3)}
     assert np.array_equal(outcomes[0].regions.boxes, given["0"])
     assert outcomes[0].regions.features.shape == (3, FEATURES)
     assert len(outcomes[2].regions) == 1
@@ -142,7 +142,7 @@ def test_given_boxes_are_all_described_in_their_order(images, tmp_path):
 
 
 def test_grid_cells_lie_side_by_side_over_the_image(images):
-    (outcome,) = outcomes_of(images[1:2], Wanted(grid=True))
+    (outcome,) = outcomes_of(images[1:2], RegionChoice(grid=True))
     # 48x40 pixels, and 77x64 for the network: a cell of 32 network pixels is 20 of the image wide.
     assert (outcome.regions.width, outcome.regions.height) == (48, 40)
     top = [[0, 0, 20, 20], [20, 0, 40, 20], [40, 0, 47, 20]]
@@ -153,25 +153,25 @@ def test_grid_cells_lie_side_by_side_over_the_image(images):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("choice", "message"),
     [
-        (Wanted(min_boxes=50, max_boxes=20), "min boxes 50, max boxes 20"),
-        (Wanted(min_boxes=0, max_boxes=0), "max > 0"),
-        (Wanted(score_threshold=1.5), "score threshold 1.5"),
-        (Wanted(nms_threshold=-1), "NMS threshold -1"),
-        (Wanted(regressed=True, grid=True), "--regressed and --grid"),
-        (Wanted(boxes="boxes.json", grid=True), "--boxes and --grid"),
+        (RegionChoice(min_boxes=50, max_boxes=20), "min boxes 50, max boxes 20"),
+        (RegionChoice(min_boxes=0, max_boxes=0), "max > 0"),
+        (RegionChoice(score_threshold=1.5), "score threshold 1.5"),
+        (RegionChoice(nms_threshold=-1), "NMS threshold -1"),
+        (RegionChoice(regressed=True, grid=True), "--regressed and --grid"),
+        (RegionChoice(boxes="boxes.json", grid=True), "--boxes and --grid"),
     ],
 )
-def test_what_is_wanted_must_make_sense(wanted, message):
+def test_what_is_wanted_must_make_sense(choice, message):
     with pytest.raises(InputError, match=message):
-        wanted.check()
+        choice.check()
 
 
 def test_any_fixed_number(images):
-    wanted = Wanted(min_boxes=17, max_boxes=17)
-    assert {len(outcome.regions) for outcome in outcomes_of(images, wanted)} == {17}
-    everything = Wanted(min_boxes=REGIONS, max_boxes=REGIONS)
+    choice = RegionChoice(min_boxes=17, max_boxes=17)
+    assert {len(outcome.regions) for outcome in outcomes_of(images, choice)} == {17}
+    everything = RegionChoice(min_boxes=REGIONS, max_boxes=REGIONS)
     assert {len(outcome.regions) for outcome in outcomes_of(images[:3], everything)} == {REGIONS}
 
 
@@ -190,7 +190,7 @@ def test_an_error_in_the_detector_or_the_stream_is_not_hidden_and_ends_the_threa
 
     with pytest.raises(KeyboardInterrupt):
         outcomes_of(stream(), num_workers=2)
-    stopped = Extractor(FakeDetector(), Wanted(), num_workers=2)(images)
+    stopped = Extractor(FakeDetector(), RegionChoice(), num_workers=2)(images)
     next(stopped)
     stopped.close()
     assert threading.active_count() == before

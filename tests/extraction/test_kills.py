@@ -7,9 +7,9 @@ import signal
 import time
 
 import pytest
-from fake_detector import FakeDetector, FakeJob, assert_same_regions, exit_code_of, fork, make_images
+from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions, exit_code_of, fork, make_images
 
-from bua.extraction import Extractor, Wanted, run
+from bua.extraction import Extractor, RegionChoice, run
 from bua.features import open_features
 from bua.features.summary import summarize
 
@@ -21,7 +21,7 @@ LONGEST_LIFE = 0.25  # seconds
 def undisturbed(tmp_path_factory):
     """A folder of images, and the regions of each."""
     folder = tmp_path_factory.mktemp("kills") / "images"
-    extractor = Extractor(FakeDetector(), Wanted(12, 12))
+    extractor = Extractor(FakeDetector(), RegionChoice(12, 12))
     return folder, {image.image_id: regions for image, regions, _ in extractor(make_images(folder, PICTURES))}
 
 
@@ -31,7 +31,7 @@ def test_no_image_is_missing_or_there_twice(undisturbed, tmp_path, monkeypatch, 
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    monkeypatch.setattr(run, "Job", FakeJob)
+    monkeypatch.setattr(run, "ExtractorConfig", FakeExtractorConfig)
     # As long between syncs as between kills.
     monkeypatch.setattr(run, "SYNC_SECONDS", 0.02)
     config, output = tmp_path / "empty.yaml", tmp_path / "out"

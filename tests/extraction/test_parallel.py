@@ -5,10 +5,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from fake_detector import FakeDetector, FakeJob, assert_same_regions, make_images
+from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions, make_images
 
 from bua.errors import InputError
-from bua.extraction import Extractor, Job, Wanted
+from bua.extraction import Extractor, ExtractorConfig, RegionChoice
 from bua.extraction.parallel import MAX_DEATHS, devices_of, on_devices
 
 
@@ -19,7 +19,7 @@ def images(tmp_path_factory):
 
 def assert_all_once(outcomes, images, failed=()):
     assert sorted(outcome.image.image_id for outcome in outcomes) == [image.image_id for image in images]
-    plain = {outcome.image: outcome.regions for outcome in Extractor(FakeDetector(), Wanted())(images)}
+    plain = {outcome.image: outcome.regions for outcome in Extractor(FakeDetector(), RegionChoice())(images)}
     for image, regions, reason in outcomes:
         if image.image_id in failed:
             assert regions is None
@@ -29,7 +29,7 @@ def assert_all_once(outcomes, images, failed=()):
 
 
 def test_two_processes_do_what_one_does(images):
-    with on_devices(FakeJob(batch_size=4), ["cpu", "cpu"]) as pool:
+    with on_devices(FakeExtractorConfig(batch_size=4), ["cpu", "cpu"]) as pool:
         outcomes = list(pool(images))
         assert_all_once(outcomes, images)
         # It can be called again, and with fewer images than processes.
@@ -46,7 +46,7 @@ def test_a_process_that_is_killed_is_replaced_and_its_images_are_done_by_others(
     os.mkfifo(pipe)
     content = Path(pictures[3].path).read_bytes()
     stuck = pictures[3]._replace(path=str(pipe))
-    with on_devices(FakeJob(batch_size=2, num_workers=1), ["cpu", "cpu"]) as pool:
+    with on_devices(FakeExtractorConfig(batch_size=2, num_workers=1), ["cpu", "cpu"]) as pool:
         outcomes, killed = [], []
         for outcome in pool([*pictures[:3], stuck, *pictures[4:]]):
             outcomes.append(outcome)
@@ -63,7 +63,7 @@ def test_a_process_that_is_killed_is_replaced_and_its_images_are_done_by_others(
 
 def test_images_that_kill_are_given_up_after_two_tries_each(images, caplog, tmp_path):
     deadly, loads = (5, 6, 100), tmp_path / "loads"
-    with on_devices(FakeJob(batch_size=2, deadly=deadly, loads=str(loads)), ["cpu", "cpu"]) as pool:
+    with on_devices(FakeExtractorConfig(batch_size=2, deadly=deadly, loads=str(loads)), ["cpu", "cpu"]) as pool:
         outcomes = list(pool(images))
         assert len(pool._workers) == 2
     assert_all_once(outcomes, images, failed=deadly)
@@ -76,7 +76,7 @@ def test_images_that_kill_are_given_up_after_two_tries_each(images, caplog, tmp_
 def test_when_nothing_lives_on_any_device_the_run_ends_with_one_line(images, caplog):
     everything = tuple(range(len(images)))
     with (
-        on_devices(FakeJob(deadly=everything), ["cpu"]) as pool,
+        on_devices(FakeExtractorConfig(deadly=everything), ["cpu"]) as pool,
         pytest.raises(InputError, match=r"the processes on all devices died; (\d+) images are left") as error,
     ):
         list(pool(images))
@@ -88,9 +88,9 @@ def test_when_nothing_lives_on_any_device_the_run_ends_with_one_line(images, cap
 
 def test_devices_that_do_not_come_back(images, caplog, tmp_path):
     # Two detectors can be loaded; the next would be for processes that died, and kill theirs.
-    job = FakeJob(deadly=(20,), loads=str(tmp_path / "loads"), most_loads=2)
+    config = FakeExtractorConfig(deadly=(20,), loads=str(tmp_path / "loads"), most_loads=2)
     outcomes = []
-    with on_devices(job, ["cpu", "cpu"]) as pool:
+    with on_devices(config, ["cpu", "cpu"]) as pool:
         with pytest.raises(InputError, match="the processes on all devices died"):
             outcomes.extend(pool(images))
         assert pool._workers == []
@@ -98,24 +98,24 @@ def test_devices_that_do_not_come_back(images, caplog, tmp_path):
     assert [outcome.image.image_id for outcome in outcomes if outcome.regions is None] == [20]
 
 
-class UnfitJob(FakeJob):
+class UnfitExtractorConfig(FakeExtractorConfig):
     def load(self, device=None):
         raise InputError("weights: do not fit")
 
 
 def test_what_is_wrong_with_the_job_is_said_before_anything_is_done(tmp_path):
-    with pytest.raises(InputError, match=r"^weights: do not fit$"), on_devices(UnfitJob(), ["cpu", "cpu"]):
+    with pytest.raises(InputError, match=r"^weights: do not fit$"), on_devices(UnfitExtractorConfig(), ["cpu", "cpu"]):
         pytest.fail("it is not ready")
-    job = FakeJob(loads=str(tmp_path / "loads"), most_loads=0)
+    config = FakeExtractorConfig(loads=str(tmp_path / "loads"), most_loads=0)
     with (
         pytest.raises(InputError, match=r"died while it loaded the detector \(exit code -9\)"),
-        on_devices(job, ["cpu"]),
+        on_devices(config, ["cpu"]),
     ):
         pytest.fail("it is not ready")
 
 
 def test_stopping_in_the_middle_ends_the_processes(images):
-    with on_devices(FakeJob(), ["cpu", "cpu"]) as pool:
+    with on_devices(FakeExtractorConfig(), ["cpu", "cpu"]) as pool:
         next(iter(pool(images)))
         processes = [worker.process for worker in pool._workers]
     assert not any(process.is_alive() for process in processes)
@@ -132,6 +132,6 @@ def test_devices(monkeypatch):
 
 
 def test_a_job_travels():
-    job = Job("a.yaml", ("MODEL.DEVICE", "cpu"), "random", Wanted(grid=True))
-    assert pickle.loads(pickle.dumps(job)) == job
-    assert hash(job) == hash(pickle.loads(pickle.dumps(job)))
+    config = ExtractorConfig("a.yaml", ("MODEL.DEVICE", "cpu"), "random", RegionChoice(grid=True))
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert hash(config) == hash(pickle.loads(pickle.dumps(config)))

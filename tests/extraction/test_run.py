@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 import pytest
-from fake_detector import FakeDetector, FakeJob, assert_same_features, exit_code_of, fork, make_images
+from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_features, exit_code_of, fork, make_images
 
 from bua.errors import InputError, command
-from bua.extraction import Extractor, ImageFile, Wanted, run
-from bua.extraction.output import Failures
+from bua.extraction import Extractor, ImageFile, RegionChoice, run
+from bua.extraction.run_files import Failures
 from bua.features import FORMATS, open_features, open_writer
 from bua.features.summary import summarize
 
@@ -27,7 +27,7 @@ def images(tmp_path):
 
 
 def write(images, output, format="tsv", *, min_boxes=12, max_boxes=12, on_error="skip", detector=None, **options):
-    extractor = Extractor(detector or FakeDetector(), Wanted(min_boxes, max_boxes), **options)
+    extractor = Extractor(detector or FakeDetector(), RegionChoice(min_boxes, max_boxes), **options)
     with open_writer(output, format, VOCABULARIES) as writer:
         return run.write(extractor, images, writer, Failures(output), stop_on_error=on_error == "stop")
 
@@ -35,7 +35,7 @@ def write(images, output, format="tsv", *, min_boxes=12, max_boxes=12, on_error=
 @pytest.fixture
 def extract(monkeypatch, tmp_path):
     """``bua.extraction.extract`` on the fake detector."""
-    monkeypatch.setattr(run, "Job", FakeJob)
+    monkeypatch.setattr(run, "ExtractorConfig", FakeExtractorConfig)
     config = tmp_path / "empty.yaml"
     config.write_text("MODEL:\n  DEVICE: cpu\n")
 
@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_completes(tmp_path, images, fo
         pytest.raises(InputError, match=rf"{output}: cannot be written: No space left on device; make room, and"),
         open_writer(output, format, VOCABULARIES) as writer,
     ):
-        run.write(Extractor(FakeDetector(), Wanted(12, 12)), images, FullAfter(writer, 3), Failures(output))
+        run.write(Extractor(FakeDetector(), RegionChoice(12, 12)), images, FullAfter(writer, 3), Failures(output))
     summary = write(images, output, format)
     assert (summary.done, summary.skipped) == (4, 3)
     write(images, tmp_path / "whole", format)
@@ -173,7 +173,7 @@ def test_a_machine_that_dies(tmp_path, format, damage):
     """What was not synced may be gone, or be anything."""
     images = make_images(tmp_path / "images", 12)
     output = tmp_path / "out"
-    extractor = Extractor(FakeDetector(), Wanted(12, 12))
+    extractor = Extractor(FakeDetector(), RegionChoice(12, 12))
     outcomes = extractor(images)
     with open_writer(output, format, VOCABULARIES) as writer:
         for _ in range(5):
@@ -211,16 +211,16 @@ def test_a_second_run_is_told_and_harms_nothing(tmp_path, images, extract):
             assert go_on.wait(30)
             return super().infer(batch, boxes, regress=regress)
 
-    class WaitingJob(FakeJob):
+    class WaitingExtractorConfig(FakeExtractorConfig):
         def load(self, device=None):
             return Waiting()
 
     output = tmp_path / "out"
-    run.Job = WaitingJob
+    run.ExtractorConfig = WaitingExtractorConfig
     first = threading.Thread(target=extract, args=(tmp_path / "images", output))
     first.start()
     assert started.wait(30)
-    run.Job = FakeJob
+    run.ExtractorConfig = FakeExtractorConfig
     settings = (tmp_path / "out.meta.json").read_bytes()
     with pytest.raises(InputError, match=rf"process {os.getpid()} on .* is writing to it; wait until it is done"):
         extract(tmp_path / "images", output)
@@ -275,7 +275,7 @@ def test_syncs_now_and_then(tmp_path, images, monkeypatch):
     monkeypatch.setattr(run, "SYNC_SECONDS", 0)
     with open_writer(tmp_path / "out", "tsv") as writer:
         monkeypatch.setattr(writer, "sync", lambda: synced.append(len(writer.done)))
-        run.write(Extractor(FakeDetector(), Wanted(12, 12)), images, writer, Failures(tmp_path / "out"))
+        run.write(Extractor(FakeDetector(), RegionChoice(12, 12)), images, writer, Failures(tmp_path / "out"))
     assert synced == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -298,7 +298,7 @@ def test_the_detector_is_not_far_ahead_of_a_slow_disk(tmp_path, monkeypatch):
 
     def extractor(images):
         nonlocal extracted
-        for outcome in Extractor(FakeDetector(), Wanted(12, 12))(images):
+        for outcome in Extractor(FakeDetector(), RegionChoice(12, 12))(images):
             extracted += 1
             yield outcome
 

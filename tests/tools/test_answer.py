@@ -8,8 +8,8 @@ import pytest
 import torch
 from script_loading import load_script
 
-from bua.extraction.job import detector_job
-from bua.tasks.words import QuestionVocabulary
+from bua.extraction.extractor_config import extractor_config
+from bua.tasks.words import WordVocabulary
 from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.config import build_model, get_cfg
 from bua.vqa.from_image import answer
@@ -27,7 +27,7 @@ def main():
 def save_model(path: Path, feature_dim: int = 512) -> str:
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.UPDOWN.HIDDEN_DIM", 8, "MODEL.UPDOWN.EMBEDDING_DIM", 8])
-    words, answers = QuestionVocabulary(["what", "is", "it"]), AnswerVocabulary(["blot", "red", "yes"])
+    words, answers = WordVocabulary(["what", "is", "it"]), AnswerVocabulary(["blot", "red", "yes"])
     torch.manual_seed(0)
     model = build_model(cfg, len(words), len(answers), feature_dim)
     torch.save({"model": model.state_dict(), **VqaModel(model, words, answers).describe(cfg)}, path)
@@ -49,8 +49,8 @@ def test_answers_and_draws(main, image, tmp_path, capsys):
     assert lines[3].endswith("where.png")
     assert cv2.imread(str(tmp_path / "new" / "where.png")).shape[0] >= 90
     # From Python it is the same.
-    job = detector_job(DETECTOR, "random", ["MODEL.DEVICE", "cpu"], max_boxes=12)
-    found = answer(image, "What is it?", job=job, vqa=vqa)
+    extractor = extractor_config(DETECTOR, "random", ["MODEL.DEVICE", "cpu"], max_boxes=12)
+    found = answer(image, "What is it?", extractor=extractor, vqa=vqa)
     assert [f"{one.score:6.1%}  {one.text}" for one in found.answers] == lines[:3]
     assert 10 <= len(found.regions) <= 12
     assert found.attention.shape == (len(found.regions),)

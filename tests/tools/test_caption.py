@@ -14,7 +14,7 @@ from bua.captioning.inference import Captioner
 from bua.captioning.vocabulary import CaptionVocabulary
 from bua.checkpoint import save_checkpoint
 from bua.errors import InputError
-from bua.extraction.job import RANDOM_WEIGHTS, Job, Wanted
+from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig, RegionChoice
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "shapes.yaml")
@@ -29,7 +29,7 @@ SLIM = [
     *("INPUT.MAX_SIZE_TEST", "160"),
 ]
 VOCABULARY = CaptionVocabulary([".", "<unk>", "a", "cat", "on", "mat"])
-JOB = Job(CONFIG, tuple(SLIM), RANDOM_WEIGHTS, Wanted(min_boxes=4, max_boxes=8))
+EXTRACTOR = ExtractorConfig(CONFIG, tuple(SLIM), RANDOM_WEIGHTS, RegionChoice(min_boxes=4, max_boxes=8))
 
 
 def main(*arguments) -> int:
@@ -58,7 +58,7 @@ def image(tmp_path) -> Path:
 
 
 def test_from_a_call(captioner, image):
-    found = caption(image, job=JOB, captioner=captioner)
+    found = caption(image, extractor=EXTRACTOR, captioner=captioner)
     assert 4 <= len(found.regions) <= 8
     assert len(found.captions) <= 5
     best = found.captions[0]
@@ -89,7 +89,7 @@ def test_the_tool_prints_and_draws(captioner, image, tmp_path, capsys):
     given += ["--min-boxes", 4, "--max-boxes", 8, "--image", image, other]
     assert main(*SLIM, *given) == 0
     lines = capsys.readouterr().out.splitlines()
-    expected = caption(image, job=JOB, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
+    expected = caption(image, extractor=EXTRACTOR, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
     assert lines[0] == f"{image}: {expected[0].text}"
     assert lines[1:3] == [f"  {one.score:8.2f}  {one.text}" for one in expected]
     assert lines[3] == f"  where it looked: {output / 'cat_caption.jpg'}"
@@ -99,6 +99,6 @@ def test_the_tool_prints_and_draws(captioner, image, tmp_path, capsys):
 
 def test_what_cannot_be_captioned(captioner, tmp_path, image):
     with pytest.raises(InputError, match=r"none\.jpg"):
-        caption(tmp_path / "none.jpg", job=JOB, captioner=captioner)
+        caption(tmp_path / "none.jpg", extractor=EXTRACTOR, captioner=captioner)
     with pytest.raises(InputError, match="128 numbers a region, where the captioner learned from 64"):
-        caption(image, job=JOB, captioner=make_captioner(64))
+        caption(image, extractor=EXTRACTOR, captioner=make_captioner(64))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from script_loading import load_script
 
-from bua.extraction.job import detector_job
+from bua.extraction.extractor_config import extractor_config
 from bua.grounding.config import build_model, get_cfg
 from bua.grounding.from_image import draw_phrases, ground
 from bua.grounding.inference import GroundedPhrase, GroundingModel
-from bua.tasks.words import QuestionVocabulary
+from bua.tasks.words import WordVocabulary
 from bua.visualization.draw import PALETTE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def main():
 def save_model(path: Path, feature_dim: int = 512) -> str:
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.BAN.HIDDEN_DIM", 8, "MODEL.BAN.EMBEDDING_DIM", 8])
-    words = QuestionVocabulary(["a", "red", "blot", "square", "is", "left", "of", "."])
+    words = WordVocabulary(["a", "red", "blot", "square", "is", "left", "of", "."])
     torch.manual_seed(0)
     grounding = GroundingModel(build_model(cfg, len(words), feature_dim), words, [*"BIIIOOOO"])
     torch.save({"model": grounding.model.state_dict(), **grounding.describe(cfg)}, path)
@@ -47,8 +47,8 @@ def test_phrases_with_their_boxes(main, image, tmp_path, capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     assert last.endswith("where.png")
     # From Python it is the same.
-    job = detector_job(DETECTOR, "random", ["MODEL.DEVICE", "cpu"], max_boxes=12)
-    found = ground(image, SENTENCE, job=job, grounding=model)
+    extractor = extractor_config(DETECTOR, "random", ["MODEL.DEVICE", "cpu"], max_boxes=12)
+    found = ground(image, SENTENCE, extractor=extractor, grounding=model)
     assert [phrase.text for phrase in found.phrases] == ["a red blot", "a square"]
     for line, phrase in zip(lines, found.phrases, strict=True):
         x1, y1, x2, y2 = found.regions.boxes[phrase.region]

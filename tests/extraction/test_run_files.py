@@ -4,7 +4,7 @@ import pytest
 
 from bua.errors import InputError
 from bua.extraction import ImageFile, Outcome
-from bua.extraction.output import Failures, beside, check_settings, write_settings
+from bua.extraction.run_files import Failures, beside, check_settings, write_settings
 
 SETTINGS = {"weights": "sha256:1", "max_boxes": 100}
 

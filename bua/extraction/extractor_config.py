@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RegionChoice:
     """What of each image is extracted.
 
     Attributes:
@@ -57,7 +57,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Job:
+class ExtractorConfig:
     """A detector and what it is to extract. It travels to other processes and machines, where ``load`` builds the
     detector.
 
@@ -74,7 +74,7 @@ class Job:
     config_file: str
     overrides: tuple[str, ...]
     weights: str
-    wanted: Wanted = field(default_factory=Wanted)
+    choice: RegionChoice = field(default_factory=RegionChoice)
     precision: str = "fp32"
     compile: bool = False
     batch_size: int = 1
@@ -103,20 +103,20 @@ class Job:
         return optimize_for_inference(detector, precision=self.precision, compile=self.compile)
 
 
-def detector_job(
+def extractor_config(
     config_file: str | Path,
     weights: str | Path | None = None,
     overrides: Sequence[str] = (),
     *,
     min_boxes: int = 10,
     max_boxes: int = 100,
-) -> Job:
-    """A job for single images, such as those that the heads are asked about. Arguments and errors as for
+) -> ExtractorConfig:
+    """A config for single images, such as those that the heads are asked about. Arguments and errors as for
     ``bua.extraction.extract``."""
-    wanted = Wanted(min_boxes, max_boxes)
-    wanted.check()
-    job = Job(str(config_file), tuple(overrides), "", wanted)
-    return replace(job, weights=find_weights(weights, job.cfg(), config_file))
+    choice = RegionChoice(min_boxes, max_boxes)
+    choice.check()
+    config = ExtractorConfig(str(config_file), tuple(overrides), "", choice)
+    return replace(config, weights=find_weights(weights, config.cfg(), config_file))
 
 
 def find_weights(weights: str | Path | None, cfg, config_file: str | Path) -> str:
@@ -131,16 +131,16 @@ def find_weights(weights: str | Path | None, cfg, config_file: str | Path) -> st
     return str(fetch(weights or cfg.MODEL.WEIGHTS))
 
 
-def settings_of(job: Job, cfg, format: str) -> dict:
+def settings_of(config: ExtractorConfig, cfg, format: str) -> dict:
     """All that the features depend on besides the images, flat, as it comes back from JSON."""
     settings = {
         "format": format,
-        "weights": fingerprint(job.weights),
-        "precision": job.precision,
-        **asdict(job.wanted),
+        "weights": fingerprint(config.weights),
+        "precision": config.precision,
+        **asdict(config.choice),
     }
-    if job.wanted.boxes:
-        settings["boxes"] = fingerprint(job.wanted.boxes)
+    if config.choice.boxes:
+        settings["boxes"] = fingerprint(config.choice.boxes)
     for node, name in ((cfg.MODEL, "MODEL"), (cfg.INPUT, "INPUT")):
         settings.update(_flatten(node, f"{name}."))
     for key in list(settings):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bua.errors import InputError
-from bua.extraction.verify import Bounds, agreement, compare_features, compare_regions, differences, table
+from bua.extraction.compare import Bounds, agreement, compare_features, compare_regions, differences, table
 from bua.structures import Regions
 
 
