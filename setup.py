@@ -41,6 +41,16 @@ setup(
         "app": ["gradio>=4"],
         # What Detectron2 itself needs from PyPI. Detectron2 is on no package index: README.md says how to install it.
         "detectron2": ["black", "cloudpickle", "hydra-core>=1.1", "omegaconf>=2.1,<2.4", "packaging", "tabulate"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "import-linter>=2.0",
+            "mypy>=1.11",
+            "pre-commit>=3.7",
+            "types-protobuf",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
     },
 )
