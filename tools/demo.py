@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes a data set, trains a detector on it, extracts features, trains models that answer questions, caption and ground
-phrases with them, scores all of these, and writes a page that shows them.
+"""Runs the demo: makes a data set, trains a detector on it, extracts features, trains models for question answering,
+captioning and phrase grounding on these, scores all models, and writes a page of the results.
 
     tools/demo.py --output output/demo
 
-Stopped with Ctrl-C, the same command goes on where it was.
+After Ctrl-C, run the same command again to continue.
 """
 
 import argparse
@@ -19,23 +19,30 @@ from bua.visualization.report import format_seconds
 from bua.visualization.scores import percent
 
 QUICK = ("SOLVER.MAX_ITER", "60", "TEST.EVAL_PERIOD", "0")
-QUICK_HEADS = ("SOLVER.EPOCHS", "1")
+QUICK_TASKS = ("SOLVER.EPOCHS", "1")
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder (%(default)s)")
-    parser.add_argument("--config-file", default="configs/shapes.yaml", help="the detector (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write to (%(default)s)")
     parser.add_argument(
-        "--head-configs", default="configs", help="folder with those of vqa, captioning and grounding (%(default)s)"
+        "--config-file", default="configs/shapes.yaml", help="the detector's configuration (%(default)s)"
     )
-    parser.add_argument("--quick", action="store_true", help="train for a moment only: to see that everything works")
-    parser.add_argument("--num-train", type=int, default=4000, help="training images to make (%(default)s)")
-    parser.add_argument("--num-val", type=int, default=300, help="validation images (%(default)s)")
-    parser.add_argument("--num-test", type=int, default=500, help="test images (%(default)s)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY VALUE", help="the detector's configuration keys and values"
+        *("--task-configs", "--head-configs"),
+        default="configs",
+        help="folder with the configurations of the three tasks, in its folders vqa, captioning and grounding "
+        "(%(default)s); --head-configs is the option's former name",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="train only for a few iterations, to check that everything runs"
+    )
+    parser.add_argument("--num-train", type=int, default=4000, help="number of training images (%(default)s)")
+    parser.add_argument("--num-val", type=int, default=300, help="number of validation images (%(default)s)")
+    parser.add_argument("--num-test", type=int, default=500, help="number of test images (%(default)s)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY VALUE", help="keys and values that are set in the detector's configuration"
     )
     args = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -44,8 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         args.output,
         args.config_file,
         [*(QUICK if args.quick else ()), *args.overrides],
-        head_configs=args.head_configs,
-        head_overrides=QUICK_HEADS if args.quick else (),
+        task_configs=args.task_configs,
+        task_overrides=QUICK_TASKS if args.quick else (),
         num_train=args.num_train,
         num_val=args.num_val,
         num_test=args.num_test,
@@ -55,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         values = (row.score, row.blind, row.bound)
         print(f"{row.task:22}{row.metric:10}" + "".join(f"{percent(value):>8}" for value in values))
     seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
-    print(f"in {format_seconds(seconds)}")
+    print(f"time: {format_seconds(seconds)}")
     print(f"open {(args.output / 'index.html').resolve()}")
 
 

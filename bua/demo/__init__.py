@@ -1,4 +1,4 @@
-"""The whole way at once: data set, detector, features, the models that live on them, and a page that shows it all."""
+"""Runs every part of the project once, on drawn images: data set, detector, features, task models and page."""
 
 from bua.demo.run import run_demo
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bua.captioning.inference import caption_regions, load_captioner
-from bua.demo.heads import ANNOTATIONS, Place
+from bua.demo.tasks import ANNOTATIONS, DemoPaths
 from bua.detection.annotations import DetectionDataset
 from bua.features import open_features
 from bua.grounding.dataset import GroundingDataset
@@ -32,14 +32,14 @@ STRIP_COLUMNS = 4
 REGIONS_LIT = 3
 
 
-def draw_gallery(place: Place, detector: Detector, test: DetectionDataset) -> list[GalleryImage]:
+def draw_gallery(paths: DemoPaths, detector: Detector, test: DetectionDataset) -> list[GalleryImage]:
     """``SIZE`` images evenly over the test split, so that the page shows the middling with the good; of those that
     all tasks have."""
-    records = {record["image_id"]: record for record in iter_records(place.shapes / "image_data.json", False)}
+    records = {record["image_id"]: record for record in iter_records(paths.shapes / "image_data.json", False)}
     usable = [index for index in range(len(test)) if records[test.image_ids[index]]["coco_id"] is not None]
     images = []
-    drawers = _Questions(place), _Captions(place), _Phrases(place)
-    features = open_features(place.features("visual_genome"))
+    drawers = _Questions(paths), _Captions(paths), _Phrases(paths)
+    features = open_features(paths.features("visual_genome"))
     for number, place_of in enumerate(evenly(usable, SIZE)):
         index = usable[place_of]
         image_id = int(test.image_ids[index])
@@ -67,10 +67,10 @@ def draw_gallery(place: Place, detector: Detector, test: DetectionDataset) -> li
 class _Questions:
     """Answers some of the questions that people asked about an image."""
 
-    def __init__(self, place: Place):
-        self.model = load_vqa(place.model("vqa", "updown"), place.device)
-        self.asked = load_questions(place.shapes / "vqa" / "v2_OpenEnded_mscoco_test2015_questions.json")
-        truth = load_annotations(place.shapes / ANNOTATIONS)
+    def __init__(self, paths: DemoPaths):
+        self.model = load_vqa(paths.model("vqa", "updown"), paths.device)
+        self.asked = load_questions(paths.shapes / "vqa" / "v2_OpenEnded_mscoco_test2015_questions.json")
+        truth = load_annotations(paths.shapes / ANNOTATIONS)
         rows = rows_of(truth.question_ids, self.asked.question_ids, truth.name, self.asked.name)
         self.truth = [truth.frequent[row] for row in rows.tolist()]
 
@@ -88,8 +88,8 @@ class _Questions:
 
 
 class _Captions:
-    def __init__(self, place: Place):
-        self.model = load_captioner(place.model("captioning", "updown"), place.device)
+    def __init__(self, paths: DemoPaths):
+        self.model = load_captioner(paths.model("captioning", "updown"), paths.device)
 
     def __call__(self, image: np.ndarray, regions: Regions) -> Captioned:
         best = caption_regions([self.model], regions)[0]
@@ -99,9 +99,9 @@ class _Captions:
 class _Phrases:
     """Grounds the sentence about an image that has most phrases."""
 
-    def __init__(self, place: Place):
-        self.model = load_grounding(place.model("grounding", "ban"), place.device)
-        self.data = GroundingDataset.load(place.data("grounding"), "test")
+    def __init__(self, paths: DemoPaths):
+        self.model = load_grounding(paths.model("grounding", "ban"), paths.device)
+        self.data = GroundingDataset.load(paths.data("grounding"), "test")
 
     def __call__(self, image: np.ndarray, regions: Regions, flickr_id: int) -> Grounded | None:
         about = np.flatnonzero(self.data.image_ids == flickr_id)

@@ -3,8 +3,8 @@
 import shlex
 from collections.abc import Mapping, Sequence
 
-from bua.demo.heads import BLIND, PERFECT, REGIONS, Place
 from bua.demo.stages import STAGES, Record
+from bua.demo.tasks import BLIND, PERFECT, REGIONS, DemoPaths
 from bua.detection.evaluation.average_precision import PrecisionRecall
 from bua.visualization.gallery import GalleryImage
 from bua.visualization.report import Report, format_seconds
@@ -19,7 +19,7 @@ def demo_report(
     curves: Mapping[str, Mapping[str, PrecisionRecall]],
     training_images: int,
     detector: Sequence[str],
-    place: Place,
+    paths: DemoPaths,
 ) -> Report:
     """The page's content.
 
@@ -47,7 +47,7 @@ def demo_report(
         training_log=training_log,
         curves=curves,
         timings={stage.title: record.seconds[name] for name, stage in STAGES.items() if name in record.seconds},
-        commands=_commands(*detector, place=place),
+        commands=_commands(*detector, paths=paths),
     )
 
 
@@ -72,7 +72,7 @@ def scores(metrics: Mapping[str, float]) -> list[Score]:
     return rows
 
 
-def _commands(config_file: str, weights: str, *overrides: str, place: Place) -> list[tuple[str, str]]:
+def _commands(config_file: str, weights: str, *overrides: str, paths: DemoPaths) -> list[tuple[str, str]]:
     described = f"--config-file {shlex.quote(config_file)}"
     more = f" -- {shlex.join(overrides)}" if overrides else ""
     boxes = f"--min-boxes {REGIONS} --max-boxes {REGIONS}"
@@ -91,12 +91,12 @@ def _commands(config_file: str, weights: str, *overrides: str, place: Place) -> 
         ),
         (
             "Ask a question",
-            ask("answer", ' --question "What color is the star?"', "vqa", str(place.model("vqa", "updown"))),
+            ask("answer", ' --question "What color is the star?"', "vqa", str(paths.model("vqa", "updown"))),
         ),
-        ("Caption", ask("caption", "", "captioner", str(place.model("captioning", "updown")))),
+        ("Caption", ask("caption", "", "captioner", str(paths.model("captioning", "updown")))),
         (
             "Find what phrases mean",
-            ask("ground", ' --sentence "a star above a red circle"', "grounding", str(place.model("grounding", "ban"))),
+            ask("ground", ' --sentence "a star above a red circle"', "grounding", str(paths.model("grounding", "ban"))),
         ),
         (
             "Region features of a folder of images, as the original's TSV or in another --format",

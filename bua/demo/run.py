@@ -1,4 +1,4 @@
-"""The demo: every stage in its order."""
+"""Runs the stages of the demo, in order."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from fvcore.common.config import CfgNode
 
 from bua.config import load_cfg
 from bua.demo.gallery import draw_gallery
-from bua.demo.heads import REGIONS, TASKS, Place, configurations, train_and_score
 from bua.demo.page import demo_report
 from bua.demo.stages import Record, check_configuration, print_plan
+from bua.demo.tasks import REGIONS, TASKS, DemoPaths, configurations, train_and_score
 from bua.detection.catalog import datasets_root, get_dataset
 from bua.detection.evaluation.run import evaluate_detector
 from bua.detection.training import build_evaluators, train_detector
@@ -31,7 +31,7 @@ from bua.visualization.visualize import load_detector
 
 EXTRACTION_BATCH = 8
 MOST_PROCESSES = 4
-# Fewer are too few to normalise by.
+# With fewer images per process, the losses are normalised over too few boxes.
 IMAGES_PER_PROCESS = 4
 CPU_FLAGS = Path("/proc/cpuinfo")
 
@@ -41,33 +41,38 @@ def run_demo(
     config_file: str | Path,
     overrides: Sequence[str] = (),
     *,
-    head_configs: str | Path = "configs",
-    head_overrides: Sequence[str] = (),
+    task_configs: str | Path = "configs",
+    task_overrides: Sequence[str] = (),
     num_train: int = 4000,
     num_val: int = 300,
     num_test: int = 500,
 ) -> dict[str, float]:
-    """Makes Shapes, trains a detector on it, extracts features, trains on these question answering, captioning and
-    phrase grounding, scores all of it on the test split, and writes a page about it.
+    """Runs the demo and returns its scores.
 
-    Shapes lies in ``datasets_root()``; one that is prepared there already is used as it is. In ``output`` there are
-    then ``index.html``, ``metrics.json``, a folder ``features``, and one for what each training writes. A run that was
-    stopped goes on where it was when it is called again.
+    The demo makes the data set Shapes, trains a detector on it, extracts features, trains models for question
+    answering, captioning and phrase grounding on these, scores all models on the test split, and writes a page of the
+    results.
+
+    Shapes is made in ``datasets_root()``, unless it exists there already. ``output`` receives ``index.html``,
+    ``metrics.json``, a folder ``features``, and one folder for each training. When a run was stopped, the next call
+    resumes it.
 
     Args:
-        config_file, overrides: as for ``bua.config.load_cfg``; OUTPUT_DIR, DATASETS.TRAIN and DATASETS.TEST are set
-            here.
-        head_configs: folder with ``vqa/shapes_updown.yaml``, ``captioning/shapes_updown.yaml`` and
-            ``grounding/shapes.yaml``; their DATA and OUTPUT_DIR are set here.
-        head_overrides: of all three.
-        num_train, num_val, num_test: images, where Shapes has yet to be made.
+        output: Folder to write to; it is created if it does not exist.
+        config_file, overrides: The detector's configuration, as for ``bua.config.load_cfg``. OUTPUT_DIR,
+            DATASETS.TRAIN and DATASETS.TEST are set by the demo.
+        task_configs: Folder with ``vqa/shapes_updown.yaml``, ``captioning/shapes_updown.yaml`` and
+            ``grounding/shapes.yaml``. Their DATA and OUTPUT_DIR are set by the demo.
+        task_overrides: Configuration keys and values that are set in all three of these.
+        num_train, num_val, num_test: Number of images of each split, if Shapes is yet to be made.
 
     Returns:
-        what metrics.json holds: scores on the test split, fractions: of the detector as its evaluator names them, and
-        ``<task>/<model>/<metric>``; and ``seconds/<stage>`` for each of ``STAGES``, over all runs that it took.
+        The content of metrics.json: scores on the test split, as fractions, and the seconds of each stage. The
+        detector's scores have the names that its evaluator gives them, those of the task models are named
+        ``<task>/<model>/<metric>``, and the seconds ``seconds/<stage>``, summed over all runs, for each of ``STAGES``.
 
     Raises:
-        InputError: ``output`` was begun with another configuration; as the stages do.
+        InputError: ``output`` was started with another configuration, or a stage raises it.
     """
     output, shapes = Path(output), datasets_root() / "shapes"
     detector_dir = output / "detector"
@@ -76,9 +81,9 @@ def run_demo(
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ("shapes_val",)
     cfg.OUTPUT_DIR = str(detector_dir)
     check_configuration(detector_dir / "config.yaml", cfg.dump())
-    place = Place(shapes, output, Path(head_configs), tuple(head_overrides), cfg.MODEL.DEVICE)
+    paths = DemoPaths(shapes, output, Path(task_configs), tuple(task_overrides), cfg.MODEL.DEVICE)
     for task in TASKS:
-        configurations(place, task)
+        configurations(paths, task)
     record = Record(output / "metrics.json")
     make_folder(output)
     print_plan()
@@ -86,7 +91,7 @@ def run_demo(
     with record.stage("data", goes_on=True):
         _make_data(shapes, num_train, num_val, num_test)
         test = get_dataset("shapes_test")
-    with record.stage("training", goes_on=last_checkpoint(detector_dir) is not None):
+    with record.stage("training", resumed=last_checkpoint(detector_dir) is not None):
         launch(train_detector, (cfg, True), num_processes=_training_processes(cfg))
     cfg.MODEL.WEIGHTS = str(detector_dir / FINAL)
     with record.stage("evaluation"):
@@ -94,19 +99,19 @@ def run_demo(
         cfg.DATASETS.TEST = ("shapes_test",)
         (evaluator,) = build_evaluators(cfg)
         record.metrics |= evaluate_detector(detector, evaluator, num_workers=cfg.DATALOADER.NUM_WORKERS)
-    with record.stage("extraction", goes_on=place.features("visual_genome").exists()):
-        _extract(place, cfg, config_file, overrides)
-    with record.stage("heads", goes_on=any((output / task).exists() for task in TASKS)):
-        train_and_score(place, record.metrics, record.save)
+    with record.stage("extraction", resumed=paths.features("visual_genome").exists()):
+        _extract(paths, cfg, config_file, overrides)
+    with record.stage("heads", resumed=any((output / task).exists() for task in TASKS)):
+        train_and_score(paths, record.metrics, record.save)
     with record.stage("page"):
         report = demo_report(
             record,
-            images=draw_gallery(place, detector, test),
+            images=draw_gallery(paths, detector, test),
             training_log=[json.loads(line) for line in (detector_dir / METRICS_FILE).read_text().splitlines()],
             curves={kind: evaluator.precision_recall(kind) for kind in ("objects", "attributes")},
             training_images=len(get_dataset("shapes_train")),
             detector=[str(config_file), cfg.MODEL.WEIGHTS, *overrides],
-            place=place,
+            paths=paths,
         )
         write_report(output / "index.html", report)
     return record.content()
@@ -123,7 +128,10 @@ def _make_data(folder: Path, num_train: int, num_val: int, num_test: int) -> Non
 
 
 def _training_processes(cfg: CfgNode) -> int:
-    """A small network is faster on one core in each of several processes than on several cores in one."""
+    """Returns the number of processes to train the detector with.
+
+    On a CPU, a small network trains faster with one core in each of several processes than with several cores in one.
+    """
     if cfg.MODEL.DEVICE != "cpu":
         return 1
     most = min(os.cpu_count() or 1, cfg.SOLVER.IMS_PER_BATCH // IMAGES_PER_PROCESS)
@@ -131,21 +139,27 @@ def _training_processes(cfg: CfgNode) -> int:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the device multiplies numbers in bfloat16 faster than in float32. A processor without the instructions
-    takes many times longer."""
+    """Returns whether the device computes faster in bfloat16 than in float32.
+
+    A CPU without instructions for bfloat16 takes many times longer with it.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = CPU_FLAGS.read_text(encoding="utf-8").split() if CPU_FLAGS.is_file() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _extract(place: Place, cfg: CfgNode, config_file: str | Path, overrides: Sequence[str]) -> None:
-    """Features of all images once, by Visual Genome's ids; then by COCO's and Flickr30k's; and perfect ones."""
-    image_data = place.shapes / "image_data.json"
+def _extract(paths: DemoPaths, cfg: CfgNode, config_file: str | Path, overrides: Sequence[str]) -> None:
+    """Extracts the features of all images.
+
+    They are extracted once, by Visual Genome's image ids, and then copied by COCO's and by Flickr30k's ids. The
+    features of ground-truth regions are written, too.
+    """
+    image_data = paths.shapes / "image_data.json"
     summary = extract(
         image_data,
-        place.features("visual_genome"),
-        image_root=place.shapes,
+        paths.features("visual_genome"),
+        image_root=paths.shapes,
         config_file=config_file,
         weights=cfg.MODEL.WEIGHTS,
         overrides=list(overrides),
@@ -154,18 +168,23 @@ def _extract(place: Place, cfg: CfgNode, config_file: str | Path, overrides: Seq
         max_boxes=REGIONS,
         batch_size=EXTRACTION_BATCH,
         precision="bf16" if cfg.SOLVER.AMP.ENABLED else "fp32",
-        # A small network is faster on one core than on several.
+        # A small network runs faster in several processes with one core each than in one process with all cores.
         num_gpus=min(os.cpu_count() or 1, MOST_PROCESSES) if cfg.MODEL.DEVICE == "cpu" else 1,
     )
-    print(f"{summary.done} images in {place.features('visual_genome')}, {summary.skipped} were there")
+    print(f"{paths.features('visual_genome')}: {summary.done} images extracted, {summary.skipped} were there already")
     coco, flickr30k = _ids(image_data, "coco_id"), _ids(image_data, "flickr_id")
     for name, ids in (("coco", coco), ("flickr30k", flickr30k)):
-        convert_features(place.features("visual_genome"), place.features(name), "flat-fp16", ids=ids)
+        convert_features(paths.features("visual_genome"), paths.features(name), "flat-fp16", ids=ids)
     datasets = [get_dataset(f"shapes_{split}") for split in SPLITS]
-    write_oracle_features(datasets, place.features("perfect"), image_id_of=coco.get, progress=False)
+    write_oracle_features(datasets, paths.features("perfect"), image_id_of=coco.get, progress=False)
 
 
 def _ids(image_data: Path, key: str) -> dict[int, int]:
-    """Another data set's ids of Visual Genome's images, for those that it has."""
+    """Returns another data set's ids of Visual Genome's images, by Visual Genome's id, for the images that it has.
+
+    Args:
+        image_data: Visual Genome's image_data.json.
+        key: Field of a record that holds the other id: "coco_id" or "flickr_id".
+    """
     records = iter_records(image_data, progress=False)
     return {record["image_id"]: record[key] for record in records if record[key] is not None}

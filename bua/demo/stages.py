@@ -1,4 +1,4 @@
-"""The stages of the demo: what each is called, how long it takes, and what is kept of it in metrics.json."""
+"""Names the stages of the demo, measures how long each takes, and keeps the results in metrics.json."""
 
 import json
 import time
@@ -15,9 +15,11 @@ SECONDS = "seconds/"
 
 @dataclass(frozen=True)
 class Stage:
-    """
+    """A stage of the demo.
+
     Attributes:
-        minutes: that it takes about on two CPU cores, at the demo's usual size.
+        title: Description, for the console and the page.
+        minutes: Approximate duration on two CPU cores, with the default number of images.
     """
 
     title: str
@@ -27,42 +29,46 @@ class Stage:
 STAGES = {
     "data": Stage("Making and preparing the images", 0.4),
     "training": Stage("Training the detector", 5.9),
-    "evaluation": Stage("Evaluating it on the test split", 0.2),
+    "evaluation": Stage("Evaluating the detector on the test split", 0.2),
     "extraction": Stage("Extracting the regions of all images", 0.8),
-    "heads": Stage("Training and scoring what looks at regions", 6.0),
+    "heads": Stage("Training and scoring the task models", 6.0),
     "page": Stage("Drawing the page", 0.1),
 }
 
 
 class Record:
-    """What the stages gave, kept in a file at the end of each, also where it is stopped.
+    """The demo's results. They are saved at the end of each stage, and also when a stage is stopped.
 
     Attributes:
-        metrics: scores, fractions.
-        seconds: by stage, over all runs that it took.
+        metrics: Scores by name, as fractions.
+        seconds: Duration of each stage by its name, summed over all runs.
 
     Raises:
-        InputError: the file is something else.
+        InputError: The file exists and is not the metrics of a demo.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.metrics, self.seconds = {}, {}
+        self.metrics: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         if not path.is_file():
             return
         try:
             content = {key: float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
         except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not the metrics of a demo ({error}); remove it") from error
+            raise InputError(
+                f"{path}: not the metrics of a demo ({error}); remove the file, or give another --output"
+            ) from error
         self.metrics = {key: value for key, value in content.items() if not key.startswith(SECONDS)}
         self.seconds = {name: content[SECONDS + name] for name in STAGES if SECONDS + name in content}
 
     @contextmanager
-    def stage(self, name: str, goes_on: bool = False) -> Iterator[None]:
-        """Announces a stage and keeps the seconds that it took.
+    def stage(self, name: str, resumed: bool = False) -> Iterator[None]:
+        """Prints the title of a stage, and records how many seconds the block takes.
 
         Args:
-            goes_on: add them to those of earlier runs, which it goes on from.
+            name: Name of the stage in ``STAGES``.
+            resumed: Whether the stage continues an earlier run, so that the seconds are added to the earlier ones.
         """
         print(f"\n[{list(STAGES).index(name) + 1}/{len(STAGES)}] {STAGES[name].title}", flush=True)
         before = self.seconds.pop(name, 0.0)
@@ -70,14 +76,14 @@ class Record:
         try:
             yield
         except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", flush=True)
+            print("\nstopped; run the same command again to continue from here", flush=True)
             raise
         finally:
-            self.seconds[name] = time.perf_counter() - start + (before if goes_on else 0.0)
+            self.seconds[name] = time.perf_counter() - start + (before if resumed else 0.0)
             self.save()
 
     def content(self) -> dict[str, float]:
-        """The metrics, then ``seconds/<stage>`` in the order of ``STAGES``."""
+        """Returns the metrics, followed by ``seconds/<stage>`` in the order of ``STAGES``."""
         seconds = {SECONDS + name: round(self.seconds[name], 3) for name in STAGES if name in self.seconds}
         return {**self.metrics, **seconds}
 
@@ -87,28 +93,29 @@ class Record:
 
 
 def print_plan() -> None:
-    """The stages with the minutes that they take about."""
-    print("The plan, with minutes on two CPU cores that have nothing else to do:")
+    """Prints the stages with the approximate minutes that they take."""
+    print("The stages, with the approximate minutes that they take on two idle CPU cores:")
     for number, stage in enumerate(STAGES.values(), start=1):
         print(f"  {number}  {stage.title:42} {stage.minutes:4.1f}")
-    print(f"     {'in all':42} {sum(stage.minutes for stage in STAGES.values()):4.1f}", flush=True)
+    print(f"     {'total':42} {sum(stage.minutes for stage in STAGES.values()):4.1f}", flush=True)
 
 
 def check_configuration(path: Path, text: str, except_for: tuple[str, ...] = ()) -> None:
-    """
+    """Checks that a run that may have been started is continued with the configuration that it was started with.
+
     Args:
-        path: config.yaml of a run that may have begun.
-        text: the configuration that it is to go on with.
-        except_for: keys that may differ.
+        path: The run's config.yaml. If the file does not exist, the run has not been started.
+        text: The configuration to continue with.
+        except_for: Keys that may differ.
 
     Raises:
-        InputError: it was begun with another.
+        InputError: The run was started with another configuration.
     """
     if not path.is_file():
         return
     for before, now in zip(path.read_text(encoding="utf-8").splitlines(), text.splitlines()):
         if before != now and before.split(":")[0].strip() not in except_for:
             raise InputError(
-                f"{path}: the run was begun with {before.strip()!r}, now it is {now.strip()!r}; "
+                f"{path}: the run was started with {before.strip()!r}, now it is {now.strip()!r}; "
                 f"give another --output, or remove {path.parent}"
             )

@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from bua.demo import heads, stages
-from bua.demo.heads import _Thinned
+from bua.demo import stages, tasks
 from bua.demo.page import scores
 from bua.demo.stages import Record, check_configuration, print_plan
+from bua.demo.tasks import _ThinnedLog
 from bua.errors import InputError
 
 
@@ -14,7 +14,7 @@ from bua.errors import InputError
 def clock(monkeypatch):
     """Time that passes when it is told to."""
     now = [0.0]
-    for module in (stages, heads):
+    for module in (stages, tasks):
         monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
         monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
@@ -35,7 +35,7 @@ def test_the_seconds_of_a_stopped_stage_are_kept_and_added_to(tmp_path, clock, c
 
     record = Record(tmp_path / "metrics.json")
     assert record.content() == {"vqa/blind/accuracy": 0.4, "seconds/training": 30}
-    with record.stage("training", goes_on=True):
+    with record.stage("training", resumed=True):
         clock[0] += 5
     with record.stage("data"):
         clock[0] += 2
@@ -59,7 +59,7 @@ def test_a_run_is_not_gone_on_with_in_another_configuration(tmp_path):
     path.write_text("MODEL:\n  A: 1\n  B: 2\n")
     check_configuration(path, "MODEL:\n  A: 1\n  B: 2\n")
     check_configuration(path, "MODEL:\n  A: 1\n  B: 3\n", except_for=("B",))
-    with pytest.raises(InputError, match="begun with 'B: 2', now it is 'B: 3'; give another --output, or remove"):
+    with pytest.raises(InputError, match="started with 'B: 2', now it is 'B: 3'; give another --output, or remove"):
         check_configuration(path, "MODEL:\n  A: 1\n  B: 3\n", except_for=("A",))
 
 
@@ -72,7 +72,7 @@ def test_the_plan_adds_up(capsys):
 
 def test_the_console_gets_a_line_now_and_then_and_the_file_all(clock):
     file, console = io.StringIO(), io.StringIO()
-    output = _Thinned(file, console, "vqa, blind: ")
+    output = _ThinnedLog(file, console, "vqa, blind: ")
     for number in range(100):
         clock[0] += 1
         print(f"step {number}", file=output)

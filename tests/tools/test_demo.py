@@ -34,7 +34,7 @@ def demo(tmp_path_factory):
             return main(
                 [
                     *("--output", str(output), "--config-file", str(ROOT / "configs" / "shapes.yaml"), "--quick"),
-                    *("--head-configs", str(ROOT / "configs")),
+                    *("--task-configs", str(ROOT / "configs")),
                     *("--num-train", "8", "--num-val", "2", "--num-test", "4"),
                     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2"),
                     *("DATALOADER.NUM_WORKERS", "0", *overrides),
@@ -103,7 +103,7 @@ def test_a_finished_demo_runs_again_without_training_again(demo, capsys):
     assert [f"[{n}/6]" in out for n in range(1, 7)] == [True] * 6
     assert f"open {(demo.output / 'index.html').resolve()}" in out
     assert "after 4 iterations" in out
-    assert "0 images in" in out
+    assert "0 images extracted" in out
     assert out.count("from an earlier run") == len(MODELS)
     names = [name for name in figures if not name.startswith("seconds/")]
     assert [metrics_of(demo)[name] for name in names] == [figures[name] for name in names]
@@ -119,7 +119,7 @@ def test_a_stopped_demo_goes_on(demo, capsys, monkeypatch):
     with monkeypatch.context() as stopped:
         stopped.setattr(bua.demo.run, "extract", stop)
         assert demo() == 130
-    assert "the same command goes on from here" in capsys.readouterr().out
+    assert "run the same command again to continue" in capsys.readouterr().out
     assert metrics_of(demo)["seconds/training"] > before["seconds/training"]
     # What was found before is not lost.
     assert metrics_of(demo)["grounding/ban/R@1"] == before["grounding/ban/R@1"]
@@ -140,18 +140,18 @@ def test_two_configurations_are_not_mixed(demo, capsys):
     assert (demo.output / "index.html").read_bytes() == page
 
 
-def test_heads_of_two_configurations_are_not_mixed(demo, capsys, tmp_path):
+def test_task_models_of_two_configurations_are_not_mixed(demo, capsys, tmp_path):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     file = tmp_path / "configs" / "grounding" / "shapes.yaml"
     file.write_text(re.sub("BASE_LR: .*", "BASE_LR: 0.5", file.read_text()))
-    assert demo("--head-configs", str(tmp_path / "configs")) == 2
-    assert "grounding/ban/config.yaml: the run was begun with" in capsys.readouterr().err
+    assert demo("--task-configs", str(tmp_path / "configs")) == 2
+    assert "grounding/ban/config.yaml: the run was started with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--head-configs", "none"], "none/vqa/shapes_updown.yaml: no such config file"),
+        (["--task-configs", "none"], "none/vqa/shapes_updown.yaml: no such config file"),
         (["--config-file", "no.yaml"], "no.yaml: no such config file"),
         (["SOLVER.MAX_ITERS", "4"], "did you mean SOLVER.MAX_ITER?"),
     ],
