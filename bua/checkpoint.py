@@ -1,5 +1,6 @@
-"""Weights in files: reading any released layout, fitting into a model, saving."""
+"""Reads checkpoints in any released layout, loads them into a model, and saves checkpoints."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +13,12 @@ from bua.weights.files import read_file, read_weights
 from bua.weights.layouts import ANCHORS, PER_ANCHOR, Layout, LayoutError, anchor_convention, find_layout, to_bua
 from bua.weights.zoo import fetch
 
-# Parameters whose first dimension depends on a vocabulary: the configuration key of its size, and how the size
-# follows from the number of rows.
-_VOCABULARY_ROWS = {
-    "box_predictor.cls_score": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows - 1),
-    "box_predictor.bbox_pred": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows // 4),
-    "cls_embedding": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: rows - 1),
+# Parameters whose first dimension depends on a vocabulary: the configuration key of the vocabulary's size, and a
+# function from the number of rows to that size, as text for a message.
+_VOCABULARY_ROWS: dict[str, tuple[str, Callable[[int], str]]] = {
+    "box_predictor.cls_score": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: f"{rows - 1}"),
+    "box_predictor.bbox_pred": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: f"{rows // 4}"),
+    "cls_embedding": ("MODEL.ROI_HEADS.NUM_CLASSES", lambda rows: f"{rows - 1}"),
     "attr_score": (
         "MODEL.BUA.ATTRIBUTES.NUM_CLASSES",
         lambda rows: f"{rows - 1}, or to {rows} with MODEL.BUA.ATTRIBUTES.NO_ATTRIBUTE_CLASS False",
@@ -26,12 +27,12 @@ _VOCABULARY_ROWS = {
 
 
 class LoadReport(NamedTuple):
-    """Names of parameters and buffers that did not go from the file into the model.
+    """Names of the parameters and buffers that were not copied from the file into the model.
 
     Attributes:
-        missing: in the model, not in the file.
-        unexpected: in the file, not in the model.
-        reshaped: in both, in different shapes, or for other anchors.
+        missing: Those that are in the model and not in the file.
+        unexpected: Those that are in the file and not in the model.
+        reshaped: Those that are in both, but with different shapes or for other anchors.
     """
 
     missing: list[str]
@@ -39,56 +40,58 @@ class LoadReport(NamedTuple):
     reshaped: list[str]
 
     def lines(self) -> list[str]:
-        """What did not fit, a line for each kind of it, with the first few names."""
-        kinds = {what: names for what, names in self._asdict().items() if names}
+        """Returns one line for each of the three kinds that has names, with the first few of them."""
+        kinds = {kind: names for kind, names in self._asdict().items() if names}
         return [
-            f"{len(names)} parameters {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-            for what, names in kinds.items()
+            f"{len(names)} parameters {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            for kind, names in kinds.items()
         ]
 
 
-def load_checkpoint(weights: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint in any of ``bua.weights.layouts.LAYOUTS``, on the CPU, under bua's parameter names,
-    in its orders and scales.
+def load_checkpoint(path_or_uri: str | Path) -> dict[str, Tensor]:
+    """Returns the tensors of a checkpoint, on the CPU, converted to bua's parameter names, orders and scales.
 
-    Where the file, or its layout, says on which anchors its region proposal network was trained, they are there as
-    ``ANCHORS``. What bua has no name for keeps its own.
+    The checkpoint may be in any of ``bua.weights.layouts.LAYOUTS``. If the file or its layout says which anchors its
+    region proposal network was trained with, they are returned under the name ``ANCHORS``. A tensor that bua has no
+    name for keeps its name.
 
     Args:
-        weights: a path, a released checkpoint's name (``bua.weights.zoo.ZOO``), or an address.
+        path_or_uri: A path, the name of a released checkpoint (``bua.weights.zoo.ZOO``), or an address.
 
     Raises:
-        InputError: no such file, a truncated one, or none that holds weights, or those of another kind of detector.
+        InputError: There is no such file, it is truncated, it holds no weights, or it holds the weights of a kind of
+            detector that bua does not have.
     """
-    path = fetch(weights)
+    path = fetch(path_or_uri)
     try:
         return to_bua(read_weights(path))
     except LayoutError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def identify(weights: str | Path) -> Layout:
-    """The layout of a checkpoint, by its content: its name, whose it is, and which configuration it needs.
+def identify(path_or_uri: str | Path) -> Layout:
+    """Returns the layout of a checkpoint, which is recognised from its content.
 
     Raises:
-        InputError: as ``load_checkpoint``.
+        InputError: As for ``load_checkpoint``.
     """
-    return find_layout(read_weights(fetch(weights)))
+    return find_layout(read_weights(fetch(path_or_uri)))
 
 
 def load_weights(model: nn.Module, weights: str | Path, *, allow_missing: bool = False) -> LoadReport:
-    """Copies a checkpoint's weights into ``model``, and says what did not fit.
+    """Copies a checkpoint's weights into ``model``, and reports what was not copied.
 
-    What the file has beyond the model is left out. ``allow_missing`` is for the start of training: what the file
-    lacks, has in another shape, or for other anchors, keeps its initial value.
+    Tensors that only the file has are ignored.
 
     Args:
-        weights: as for ``load_checkpoint``.
+        weights: A path, name or address, as for ``load_checkpoint``.
+        allow_missing: For the start of training. A parameter that the file lacks, or has with another shape or for
+            other anchors, keeps its initial value.
 
     Raises:
-        InputError: as ``load_checkpoint``; nothing in the file fits; its region proposal network was trained on other
-            anchors than the model has; and, unless ``allow_missing``, something that the model needs is not in the
-            file or has another shape there, such as that of another vocabulary.
+        InputError: As for ``load_checkpoint``; or nothing in the file fits the model. Unless ``allow_missing``, also if
+            the region proposal network in the file was trained with other anchors than those of the model, or if the
+            file lacks a parameter of the model, or has it with another shape, such as that of another vocabulary.
     """
     loaded = load_checkpoint(weights)
     own = model.state_dict()
@@ -96,13 +99,15 @@ def load_weights(model: nn.Module, weights: str | Path, *, allow_missing: bool =
     common = [name for name in own if name in loaded]
     of_other_anchors = [name for name in common if mismatch and name.startswith(PER_ANCHOR)]
     report = LoadReport(
-        # Counters of batches teach nothing, and most layouts have none.
+        # Counters of batches do not affect the outputs, and most layouts do not have them.
         missing=[name for name in own if name not in loaded and not name.endswith(".num_batches_tracked")],
         unexpected=[name for name in loaded if name not in own],
         reshaped=[name for name in common if loaded[name].shape != own[name].shape or name in of_other_anchors],
     )
     if len(report.reshaped) == len(common):
-        raise InputError(f"{weights}: none of its {len(loaded)} parameters fits this model; is it another model's?")
+        raise InputError(
+            f"{weights}: none of its {len(loaded)} parameters fits this model; give a checkpoint of this kind of model"
+        )
     if mismatch and not allow_missing:
         raise InputError(f"{weights}: {mismatch}")
     if report.reshaped and not allow_missing:
@@ -112,7 +117,7 @@ def load_weights(model: nn.Module, weights: str | Path, *, allow_missing: bool =
         names = ", ".join(report.missing[:3]) + (", ..." if len(report.missing) > 3 else "")
         advice = ""
         if all("attribute_predictor" in name for name in report.missing):
-            advice = "; it has no attributes: set MODEL.BUA.ATTRIBUTES.ENABLED False"
+            advice = "; the checkpoint has no attributes: set MODEL.BUA.ATTRIBUTES.ENABLED False"
         raise InputError(
             f"{weights}: lacks {len(report.missing)} of the model's {len(own)} parameters: {names}{advice}"
         )
@@ -122,37 +127,41 @@ def load_weights(model: nn.Module, weights: str | Path, *, allow_missing: bool =
 
 
 def _anchor_mismatch(anchors: Tensor | None, model: nn.Module) -> str | None:
-    """How the anchors of a file differ from as many of the model's, whose channels then have another meaning."""
+    """Returns how the anchors of a file differ from those of the model, or None if they agree.
+
+    Anchors of different number are not compared: the shapes of the parameters differ then. With different anchors of
+    the same number, the shapes agree although the channels mean other anchors.
+    """
     own = dict(model.named_buffers()).get(ANCHORS)
     if anchors is None or own is None or anchors.shape != own.shape or (anchors - own.cpu()).abs().max() < 0.01:
         return None
     trained, wanted = anchor_convention(anchors), anchor_convention(own.cpu())
     return (
-        f"was trained on other anchors (box convention {trained!r}) than the model's ({wanted!r}); set "
+        f"was trained with other anchors (box convention {trained!r}) than the model has ({wanted!r}); set "
         "MODEL.BUA.BOX_CONVENTION and MODEL.ANCHOR_GENERATOR as in the configuration that belongs to the weights"
     )
 
 
 def describe_mismatch(name: str, in_file: torch.Size, in_model: torch.Size) -> str:
-    """Says in words that a parameter has one shape in a file and another in the model, and what to do."""
-    text = f"{name} has the shape {tuple(in_file)} and the model's has {tuple(in_model)}"
+    """Returns a message that a parameter has one shape in a file and another in the model, and what to do."""
+    text = f"{name} has the shape {tuple(in_file)}, and in the model {tuple(in_model)}"
     if len(in_file) and in_file[1:] == in_model[1:]:
         for part, (key, size) in _VOCABULARY_ROWS.items():
             if part in name:
-                return f"{text}: a vocabulary of another size; set {key} to {size(in_file[0])}, or use other weights"
+                return f"{text}: the vocabulary has another size; set {key} to {size(in_file[0])}, or use other weights"
     return f"{text}; use the configuration that the weights were trained with"
 
 
 def save_checkpoint(path: str | Path, **state) -> None:
-    """Writes ``state`` (``model=...`` and what else is needed to go on) so that no half-written file is ever seen."""
+    """Writes a checkpoint with ``model=...`` and any other state. The file appears only when it is complete."""
     with whole_file(Path(path), durable=True) as file:
         torch.save(state, file)
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """All that ``save_checkpoint`` wrote, on the CPU.
+    """Returns everything that ``save_checkpoint`` wrote, with tensors on the CPU.
 
     Raises:
-        InputError: no such file, a truncated one, or something else than a checkpoint.
+        InputError: There is no such file, it is truncated, or it is not a checkpoint.
     """
     return read_file(path)

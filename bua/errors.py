@@ -1,4 +1,4 @@
-"""How bad input is reported: one line that names the file, the field and what to do."""
+"""How wrong input is reported: in one line that names the file, the field and what to do."""
 
 import functools
 import sys
@@ -8,41 +8,41 @@ from pathlib import Path
 INPUT_ERROR = 2
 INTERRUPTED = 130
 
-_SHOWN = 5
+_IDS_SHOWN = 5
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used.
+    """Raised when something that the user gave cannot be used.
 
-    The message is one line: the file (or option) first, then the field, then what to do.
+    The message is one line: first the file (or option), then the field, then what to do.
     """
 
 
 def make_folder(path: str | Path) -> Path:
-    """Makes a folder, and those above it, where they are missing.
+    """Creates a folder, and the folders above it, if they do not exist yet.
 
     Raises:
-        InputError: names the path: it is a file, or may not be made.
+        InputError: The path is a file, or the folder may not be created. The message names the path.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be made a folder: {error.strerror}; name another place") from error
+        raise InputError(f"{path}: cannot create this folder: {error.strerror}; name another place") from error
     return path
 
 
 def first_of(ids: Iterable[int | str]) -> str:
-    """The first few of a list of ids, for messages."""
+    """Returns the first few of many ids as text, for messages."""
     ids = list(ids)
-    return ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
+    return ", ".join(map(str, ids[:_IDS_SHOWN])) + (", ..." if len(ids) > _IDS_SHOWN else "")
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turns the main function of a tool into one that returns its exit code.
 
-    ``InputError`` becomes one line on standard error and exit code 2, Ctrl-C becomes exit code 130.
-    Anything else is a defect of bua and keeps its traceback.
+    An ``InputError`` becomes one line on standard error and exit code 2; Ctrl-C becomes exit code 130. Any other
+    exception is a defect of bua and keeps its traceback.
     """
 
     @functools.wraps(main)

@@ -1,22 +1,23 @@
-"""Intersection over union of many pairs of boxes at once, for pairs that are given as ranges of rows."""
+"""Intersection over union (IoU) of many pairs of boxes at once, where the pairs are given as ranges of rows."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-# Pairs held in memory at a time: enough that numpy's overhead per call is nothing, little enough to stay in cache.
-BLOCK = 1 << 18
+# Number of pairs that are processed at a time. It is large enough to make numpy's overhead per call negligible, and
+# small enough for a block to stay in the cache.
+BLOCK_PAIRS = 1 << 18
 
 
 def paired_iou(a: np.ndarray, b: np.ndarray, extent: int) -> np.ndarray:
-    """IoU of each box with the box beside it.
+    """Returns the IoU of each box in ``a`` with the box in the same row of ``b``.
 
     Args:
-        a, b: [P, 4] x1y1x2y2 of one floating dtype, in which the result is computed.
-        extent: 1 where a box covers the pixel of its last corner (width x2 - x1 + 1), else 0.
+        a, b: [P, 4] x1y1x2y2, both of the same floating dtype, in which the result is computed.
+        extent: 1 if a box includes the pixel of its last corner (its width is x2 - x1 + 1), otherwise 0.
 
     Returns:
-        [P], 0 to 1; 0 where both boxes are empty.
+        [P], 0 to 1; 0 for two empty boxes.
     """
     width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]) + extent
     height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1]) + extent
@@ -26,20 +27,21 @@ def paired_iou(a: np.ndarray, b: np.ndarray, extent: int) -> np.ndarray:
 
 
 def range_pairs(first: np.ndarray, length: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-    """Pairs row ``i`` with each of ``first[i], ..., first[i] + length[i] - 1``, block by block.
+    """Pairs each row ``i`` with the numbers ``first[i], ..., first[i] + length[i] - 1``, block by block.
 
     Args:
         first, length: [n] int64; every length is at least 1.
 
     Yields:
-        ``rows``: the slice of rows in this block; ``left`` [P]: the row of each pair, ascending; ``right`` [P]: the
-        number it is paired with, ascending within a row; ``starts``: where in ``left`` each row of the block begins.
+        (rows, left, right, starts). ``rows``: the slice of rows in this block. ``left`` [P]: the row of each pair, in
+        ascending order. ``right`` [P]: the number that the row is paired with, ascending within a row. ``starts``: the
+        position in ``left`` at which each row of the block begins.
     """
     ends = np.cumsum(length)
     begin = 0
     while begin < len(first):
         done = ends[begin - 1] if begin else 0
-        end = max(int(np.searchsorted(ends, done + BLOCK, side="right")), begin + 1)
+        end = max(int(np.searchsorted(ends, done + BLOCK_PAIRS, side="right")), begin + 1)
         starts = ends[begin:end] - length[begin:end] - done
         left = np.repeat(np.arange(begin, end), length[begin:end])
         right = np.arange(len(left)) + np.repeat(first[begin:end] - starts, length[begin:end])

@@ -1,4 +1,4 @@
-"""What the parts of bua hand to each other."""
+"""The data that the parts of bua pass to each other."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,20 @@ import torch
 
 @dataclass
 class DetectorInput:
-    """One image as the network sees it, with its ground truth in training.
+    """One image as the network takes it, with its ground truth during training.
 
-    "Network pixels" are those of the resized image; a box in them is a box in the original image times
-    ``scale``.
+    "Network pixels" are the pixels of the resized image: a box in network pixels is the box in the original image
+    times ``scale``.
 
     Attributes:
-        image: [3, H, W] float32, BGR, 0 to 255, resized; the detector subtracts the mean.
-        width, height: size of the original image in pixels.
+        image: [3, H, W] float32, BGR, 0 to 255, resized. The detector subtracts the mean.
+        width, height: Size of the original image in pixels.
         scale: (x, y) network pixels per original pixel.
-        image_id: as the data set has it.
-        boxes: [G, 4] float32 x1y1x2y2 in network pixels, or None where there is no ground truth.
-        classes: [G] int64, from 0.
-        attributes: [G, M] int64, from 0, padded with -1; a row of -1 alone is a box without attributes.
+        image_id: The image's id in its data set.
+        boxes: [G, 4] float32 x1y1x2y2 in network pixels, or None if there is no ground truth.
+        classes: [G] int64, counted from 0.
+        attributes: [G, M] int64, counted from 0, padded with -1. A row that contains only -1 is a box without
+            attributes.
     """
 
     image: torch.Tensor
@@ -35,19 +36,19 @@ class DetectorInput:
 
 @dataclass
 class RegionPredictions:
-    """What the detector says about R regions of one image; all tensors are on the detector's device.
+    """The detector's predictions for R regions of one image. All tensors are on the detector's device.
 
     Attributes:
-        width, height: size of the original image in pixels.
+        width, height: Size of the original image in pixels.
         proposals: [R, 4] float32 x1y1x2y2 in original pixels: the boxes that ``features`` were pooled from, in
-            the order of ``objectness``, best first (or the boxes that the caller gave, in the caller's order).
-        objectness: [R] float32, 0 to 1; all ones for boxes that the caller gave.
-        class_probs: [R, C] float32, softmax over C + 1 with background left out.
-        boxes: [R, C, 4] float32 x1y1x2y2 in original pixels: each proposal regressed for each class, clipped;
-            None where the detector was told not to regress.
+            descending order of ``objectness`` (or the boxes that the caller gave, in the caller's order).
+        objectness: [R] float32, 0 to 1. All ones for boxes that the caller gave.
+        class_probs: [R, C] float32: the softmax over C + 1 classes, without the background's column.
+        boxes: [R, C, 4] float32 x1y1x2y2 in original pixels: each proposal regressed for each class and clipped.
+            None if the detector was asked not to regress.
         features: [R, D] float32, >= 0.
-        attribute_probs: [R, A] float32, softmax over A + 1 with "no attribute" left out; None for a detector
-            without attributes.
+        attribute_probs: [R, A] float32: the softmax over A + 1 attributes, without the column of "no attribute". None
+            for a detector without attributes.
     """
 
     width: int
@@ -62,16 +63,17 @@ class RegionPredictions:
 
 @dataclass
 class Regions:
-    """The regions of one image: the currency between the detector and what lives on its features.
+    """The regions of one image. Extraction produces them, and all code that uses region features takes them.
 
     Attributes:
-        image_id: as the source of the images has it.
-        width, height: size of the original image in pixels.
+        image_id: The image's id in its source.
+        width, height: Size of the original image in pixels.
         boxes: [n, 4] float32 x1y1x2y2 in original pixels.
         features: [n, d] float32.
-        object_ids, attribute_ids: [n] int64, from 0, without background and without "no attribute"; None where
-            the source does not know them.
-        object_scores, attribute_scores: [n] float32 probabilities of those; None likewise.
+        object_ids, attribute_ids: [n] int64, counted from 0 without background and without "no attribute". None if
+            the source does not provide them.
+        object_scores, attribute_scores: [n] float32, the probabilities of these ids. None if the source does not
+            provide them.
     """
 
     image_id: int | str

@@ -1,4 +1,4 @@
-"""Class names and their aliases <-> class ids."""
+"""Vocabularies: class names, their aliases, and their class ids."""
 
 import gzip
 import zlib
@@ -9,22 +9,22 @@ from bua.errors import InputError
 
 
 class Vocabulary:
-    """Ordered class names; class ids are their positions, from 0, without background and "no attribute".
+    """Ordered class names. The id of a class is its position, counted from 0 without background and "no attribute".
 
-    A vocabulary file is the original's (data/genome/1600-400-20/*_vocab.txt): a line a class, names separated by
-    commas, the first of which is shown and the others of which mean the same class.
+    A vocabulary file has the format of the original (data/genome/1600-400-20/*_vocab.txt): one line per class, with
+    names separated by commas. The first name is the one that is displayed; the others are aliases of the same class.
 
     Args:
-        lines: one string a class, such as ``"stop sign,stopsign"``; case and surrounding blanks do not matter.
-        source: what messages call the vocabulary.
+        lines: One string per class, such as ``"stop sign,stopsign"``. Case and surrounding blanks do not matter.
+        source: Name of the vocabulary in error messages.
 
     Attributes:
-        lines: the classes as a vocabulary file has them, lower case, without line ends.
-        names: the displayed name of each class.
-        aliases: the further names of each class, a tuple each, mostly empty.
+        lines: The classes as in a vocabulary file, in lower case, without line ends.
+        names: The displayed name of each class.
+        aliases: The other names of each class: one tuple per class, which is usually empty.
 
     Raises:
-        InputError: a line without a name, a name in two lines, no lines at all.
+        InputError: A line has no name, a name stands in two lines, or there are no lines.
     """
 
     def __init__(self, lines: Iterable[str], source: str | Path = "vocabulary"):
@@ -35,17 +35,17 @@ class Vocabulary:
         for class_id, line in enumerate(lines):
             names = list(dict.fromkeys(name for part in line.split(",") if (name := _normalise(part))))
             if not names:
-                raise InputError(f"{source}: line {class_id + 1} has no name; a vocabulary has one class a line")
+                raise InputError(f"{source}: line {class_id + 1} has no name; write one class per line")
             for name in names:
                 if name in self._ids:
                     first = self._ids[name] + 1
-                    raise InputError(f"{source}: line {class_id + 1}: {name!r} is in line {first} too; remove one")
+                    raise InputError(f"{source}: line {class_id + 1}: {name!r} is also in line {first}; remove one")
             self._ids.update(dict.fromkeys(names, class_id))
             self.lines.append(",".join(names))
             self.names.append(names[0])
             self.aliases.append(tuple(names[1:]))
         if not self.lines:
-            raise InputError(f"{source}: empty; a vocabulary has one class a line")
+            raise InputError(f"{source}: is empty; write one class per line")
 
     @classmethod
     def read(cls, path: str | Path) -> "Vocabulary":
@@ -57,7 +57,7 @@ class Vocabulary:
         Path(path).write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
 
     def id(self, name: str) -> int | None:
-        """The class that a name or alias means, or None where there is none."""
+        """Returns the id of the class with this name or alias, or None if there is no such class."""
         return self._ids.get(_normalise(name))
 
     def __len__(self) -> int:
@@ -66,17 +66,15 @@ class Vocabulary:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.lines == other.lines
 
-    __hash__ = None
-
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} classes: {', '.join(self.names[:3])}, ...)"
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 text file, gzip where its name ends in .gz.
+    """Returns the lines of a UTF-8 text file, which is compressed with gzip if its name ends in .gz.
 
     Raises:
-        InputError: no such file, not text, a damaged gzip file.
+        InputError: There is no such file, it is not text, or the gzip file is damaged.
     """
     path = Path(path)
     try:
@@ -86,7 +84,7 @@ def read_lines(path: str | Path) -> list[str]:
         raise InputError(f"{path}: no such file") from error
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         kind = "gzip" if path.suffix == ".gz" else "text"
-        raise InputError(f"{path}: not a whole {kind} file ({error}); get it again") from error
+        raise InputError(f"{path}: is not a complete {kind} file ({error}); get it again") from error
 
 
 def _normalise(name: str) -> str:

@@ -54,7 +54,7 @@ def test_truncated_file(saved, share):
     _, path = saved
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=r"model\.pth: not a checkpoint, or a truncated one"):
+    with pytest.raises(InputError, match=r"model\.pth: is not a checkpoint, or is truncated"):
         load_checkpoint(path)
 
 
@@ -62,7 +62,7 @@ def test_truncated_file(saved, share):
 def test_other_files(tmp_path, content):
     path = tmp_path / "file.pth"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"file\.pth: not a checkpoint"):
+    with pytest.raises(InputError, match=r"file\.pth: is not a checkpoint"):
         load_checkpoint(path)
 
 
@@ -79,7 +79,7 @@ def test_no_weights(tmp_path, content):
         load_checkpoint(tmp_path / "empty.pth")
 
 
-def test_something_else_than_a_dict(tmp_path):
+def test_a_file_that_does_not_hold_a_dict(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds a list"):
         load_checkpoint(tmp_path / "list.pth")
@@ -88,7 +88,7 @@ def test_something_else_than_a_dict(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"none\.pth: no such checkpoint file"):
         load_checkpoint(tmp_path / "none.pth")
-    with pytest.raises(InputError, match=r"s3://bucket/a\.pth: not an address that bua can fetch"):
+    with pytest.raises(InputError, match=r"s3://bucket/a\.pth: bua cannot download from this address"):
         load_checkpoint("s3://bucket/a.pth")
 
 
@@ -109,7 +109,7 @@ def test_vocabulary_of_another_size(saved, model, name, shapes, advice):
     with pytest.raises(InputError) as error:
         load_weights(model, path)
     message = str(error.value)
-    assert message.startswith(f"{path}: {name} has the shape {shapes[0]} and the model's has {shapes[1]}")
+    assert message.startswith(f"{path}: {name} has the shape {shapes[0]}, and in the model {shapes[1]}")
     assert advice in message
     assert "\n" not in message
 
@@ -142,7 +142,7 @@ def test_missing_parameters_are_an_error_unless_allowed(saved):
         load_weights(complete, path)
 
 
-def test_another_models_weights(saved):
+def test_weights_of_another_model(saved):
     _, path = saved
     with pytest.raises(InputError, match="none of its 9 parameters fits"):
         load_weights(nn.Linear(2, 2), path, allow_missing=True)

@@ -26,9 +26,9 @@ def test_a_command_gives_130_on_ctrl_c_and_otherwise_what_it_returns():
         main(ZeroDivisionError())
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     assert make_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "b"):
-        with pytest.raises(InputError, match=f"{path}: cannot be made a folder"):
+        with pytest.raises(InputError, match=f"{path}: cannot create this folder"):
             make_folder(path)

@@ -47,11 +47,11 @@ def test_gzip(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "empty"),
+        (b"", "is empty"),
         (b"dog\n\ncat\n", "line 2 has no name"),
         (b"dog\n, ,\n", "line 2 has no name"),
-        (b"dog\ncat,Dog\n", "line 2: 'dog' is in line 1 too"),
-        (b"\xff\xfe\x00", "not a whole text file"),
+        (b"dog\ncat,Dog\n", "line 2: 'dog' is also in line 1"),
+        (b"\xff\xfe\x00", "is not a complete text file"),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, message):
@@ -65,7 +65,7 @@ def test_bad_files_are_named(tmp_path, content, message):
 def test_damaged_gzip_and_missing_file(tmp_path):
     path = tmp_path / "vocab.txt.gz"
     path.write_bytes(gzip.compress(b"a,b\nc" * 1000)[:-12])
-    with pytest.raises(InputError, match="not a whole gzip file"):
+    with pytest.raises(InputError, match="is not a complete gzip file"):
         Vocabulary.read(path)
     with pytest.raises(InputError, match=r"none\.txt: no such file"):
         Vocabulary.read(tmp_path / "none.txt")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and files that one process at a time writes."""
+"""Writes files that are complete whenever they exist, and locks files that only one process may write at a time."""
 
 import fcntl
 import os
@@ -10,17 +10,21 @@ from typing import BinaryIO
 
 from bua.errors import InputError
 
-# Of the locks that this process holds.
-_handles: set[int] = set()
+# File descriptors of the locks that this process holds.
+_held_locks: set[int] = set()
 
 
 @contextmanager
 def whole_file(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` when the block ends, and vanishes where it raises.
+    """Opens a temporary file for writing, which replaces ``path`` when the block ends.
+
+    If the block raises, the temporary file is deleted and ``path`` stays as it was.
 
     Args:
-        durable: it is on the disk before it takes that place, for what a machine that dies must not cost.
-        shared: several processes may write it at once. Otherwise what a killed process left of it is written over.
+        durable: Whether to sync the file to the disk before it replaces ``path``, so that it is not lost or incomplete
+            if the machine crashes.
+        shared: Whether several processes may write ``path`` at the same time: each uses its own temporary file.
+            Otherwise, the temporary file that a killed process left behind is overwritten.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
     try:
@@ -39,12 +43,13 @@ def whole_file(path: Path, *, durable: bool = False, shared: bool = False) -> It
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """No other process is in such a block for the same path, on any machine where the file system's locks reach.
+    """Holds a lock on ``path`` for the duration of the block, which only one process can hold at a time.
 
-    What is locked is the file ``<path>.lock``, which goes when the block ends. A process that is killed holds no lock.
+    This includes processes on other machines, as far as the file system supports locks across machines. The lock is
+    on the file ``<path>.lock``, which is deleted when the block ends. A process that is killed loses its locks.
 
     Raises:
-        InputError: names the process that is in the block, or why there can be no lock.
+        InputError: Another process holds the lock (the message names it), or the lock cannot be created.
     """
     lock = path.with_name(f"{path.name}.lock")
     try:
@@ -53,18 +58,18 @@ def exclusive(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {_holder(lock)} is writing to it; wait until it is done, or stop it") from None
     except OSError as error:
         raise InputError(f"{lock}: cannot be written: {error.strerror}; choose another output") from error
-    _handles.add(handle)
+    _held_locks.add(handle)
     try:
         yield
     finally:
         if _is_at(handle, lock):
             lock.unlink()
-        _handles.discard(handle)
+        _held_locks.discard(handle)
         os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
-    """Returns when the names of the files in a folder are on the disk."""
+    """Syncs a folder: when it returns, the names of the files in the folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -77,7 +82,7 @@ def _lock(path: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held the lock before may have removed the file after it was opened here; others lock a new one then.
+            # The previous holder may have deleted the file after it was opened here; others would lock a new file.
             if _is_at(handle, path):
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -103,10 +108,14 @@ def _holder(lock: Path) -> str:
 
 
 def _leave_locks_to_parent() -> None:
-    """A lock lasts while any process has its handle: workers that outlive a killed process would keep it."""
-    for handle in _handles:
+    """Closes the locks that a forked process inherited.
+
+    A lock is held as long as any process has its file descriptor open. Without this, a worker that outlives its killed
+    parent would keep the lock.
+    """
+    for handle in _held_locks:
         os.close(handle)
-    _handles.clear()
+    _held_locks.clear()
 
 
 os.register_at_fork(after_in_child=_leave_locks_to_parent)

@@ -1,4 +1,7 @@
-"""Reads JSON lists of records, whole or in pieces: a file of Visual Genome is 0.4 to 1 GB, ten times that parsed."""
+"""Reads JSON lists of records, whole or piece by piece.
+
+The pieces are for Visual Genome, whose files have 0.4 to 1 GB and take ten times as much memory when they are parsed.
+"""
 
 import gc
 from collections.abc import Iterator
@@ -11,24 +14,24 @@ from tqdm import tqdm
 
 from bua.errors import InputError
 
-PIECE_BYTES = 2**20  # larger pieces are slower: their records fit in no cache
+PIECE_BYTES = 2**20  # larger pieces are slower, since their records do not fit into the CPU's cache
 _BLANKS = b" \t\r\n"
-# What a byte does to the depth of nesting.
-_STEP = np.zeros(256, dtype=np.int8)
-_STEP[[ord("["), ord("{")]] = 1
-_STEP[[ord("]"), ord("}")]] = -1
+# By how much each byte changes the depth of nesting.
+_DEPTH_CHANGE = np.zeros(256, dtype=np.int8)
+_DEPTH_CHANGE[[ord("["), ord("{")]] = 1
+_DEPTH_CHANGE[[ord("]"), ord("}")]] = -1
 
 
 def iter_records(path: str | Path, progress: bool = True, piece_bytes: int = PIECE_BYTES) -> Iterator[dict]:
-    """Yields the records of a file that holds one JSON list of objects, in order.
+    """Yields the records of a file that holds one JSON list of objects, in the order of the file.
 
     Args:
-        path: the file.
-        progress: whether to show a progress bar.
-        piece_bytes: how much is read and parsed at a time; the memory in use is some ten times that.
+        path: The file.
+        progress: Whether to show a progress bar.
+        piece_bytes: Number of bytes that are read and parsed at a time. About ten times as much memory is used.
 
     Raises:
-        InputError: no such file, not a JSON list of objects, truncated, damaged.
+        InputError: There is no such file, or it is not a JSON list of objects, truncated, or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,34 +42,35 @@ def iter_records(path: str | Path, progress: bool = True, piece_bytes: int = PIE
     ):
         head = file.read(piece_bytes).lstrip(_BLANKS)
         if not head.startswith(b"["):
-            raise InputError(f"{path}: its top level must be a list of records, as in files of Visual Genome")
+            raise InputError(f"{path}: the top level must be a list of records, as in files of Visual Genome")
         pending, closed = head[1:], False
         while not closed:
             cut, closed = _cut(pending)
             for record in _parse(pending[:cut], path, file.tell()):
                 if not isinstance(record, dict):
-                    raise InputError(f"{path}: its list must hold objects {{...}}, as in files of Visual Genome")
+                    raise InputError(f"{path}: the list must hold objects {{...}}, as in files of Visual Genome")
                 yield record
             if not closed:
                 more = file.read(piece_bytes)
                 if not more:
-                    raise InputError(f"{path}: truncated at byte {file.tell()}: the list is not closed; get it again")
+                    raise InputError(f"{path}: is truncated at byte {file.tell()}: the list does not end; get it again")
                 pending = pending[cut:] + more
             bar.update(file.tell() - bar.n)
 
 
 def read_records(source: str | Path | dict | list, key: str | None) -> tuple[str, list]:
-    """The list of records in a JSON file, or under ``key`` in it, and the file's name for messages.
+    """Returns the name of a JSON file for messages, and the list of records in it.
 
     Args:
-        source: the file, or what it holds.
-        key: such as "annotations"; None where the list is all.
+        source: The file, or its parsed content.
+        key: The key of the list in the file, such as "annotations". None if the file holds only the list.
 
     Raises:
-        InputError: no such file, not JSON, no list of that name.
+        InputError: There is no such file, it is not JSON, or it has no such list.
     """
     kind = f"a list of {key} under {key!r}" if key else "a list of results"
-    name, content = key or "results", source
+    name = key or "results"
+    content: object = source
     if isinstance(source, str | Path):
         name = str(source)
         try:
@@ -75,23 +79,24 @@ def read_records(source: str | Path | dict | list, key: str | None) -> tuple[str
         except OSError as error:
             raise InputError(f"{name}: cannot be read: {error.strerror}; give a file with {kind}") from error
         except orjson.JSONDecodeError as error:
-            raise InputError(f"{name}: not JSON ({error}); get it again") from error
+            raise InputError(f"{name}: is not JSON ({error}); get it again") from error
     if key and isinstance(content, dict):
         content = content.get(key)
     if not isinstance(content, list):
-        raise InputError(f"{name}: does not hold {kind}")
+        raise InputError(f"{name}: does not hold {kind}; give another file")
     return name, content
 
 
 def column(name: str, records: list, field: str, kind: type) -> list:
-    """A field of all records.
+    """Returns the values of one field of all records.
 
     Args:
-        name: of the file, for messages.
-        kind: of the values: int, str or list.
+        name: Name of the file, for messages.
+        kind: Type of the values: int, str or list.
 
     Raises:
-        InputError: names the file, the record and the field: it is missing or of another type.
+        InputError: A record lacks the field, or has it with another type. The message names the file, the record and
+            the field.
     """
     try:
         values = [record[field] for record in records]
@@ -106,8 +111,11 @@ def column(name: str, records: list, field: str, kind: type) -> list:
 
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """Keeps the garbage collector from walking millions of parsed records, none in a cycle, again and again: it
-    takes most of the time otherwise."""
+    """Disables Python's garbage collector for the duration of the block.
+
+    While millions of records are parsed, it would examine all of them again and again, which would take most of the
+    time, and find nothing: the records have no reference cycles.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -118,14 +126,20 @@ def without_gc() -> Iterator[None]:
 
 
 def _cut(text: bytes) -> tuple[int, bool]:
-    """Where the last whole record in the inside of a list ends (0: there is none), or the list itself, and which."""
-    # Escaped quotes do not end a string; pairs of backslashes go first, since a quote after a pair is not escaped.
+    """Finds where the text after the opening bracket of a list can be cut.
+
+    Returns:
+        The position at which the list ends, and True; or, if it does not end in this text, the position at which the
+        last complete record ends (0 if there is none), and False.
+    """
+    # Escaped quotes do not end a string. Pairs of backslashes are replaced first, since a quote after a pair is not
+    # escaped.
     plain = text.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     codes = np.frombuffer(plain, dtype=np.uint8)
-    brackets = np.flatnonzero(_STEP[codes])
+    brackets = np.flatnonzero(_DEPTH_CHANGE[codes])
     in_string = np.searchsorted(np.flatnonzero(codes == ord('"')), brackets) % 2 == 1
     brackets = brackets[~in_string]
-    depth = np.cumsum(_STEP[codes[brackets]], dtype=np.int64)
+    depth = np.cumsum(_DEPTH_CHANGE[codes[brackets]], dtype=np.int64)
     closing = np.flatnonzero(depth < 0)
     if len(closing):
         return int(brackets[closing[0]]), True
@@ -133,8 +147,8 @@ def _cut(text: bytes) -> tuple[int, bool]:
     return (int(brackets[ends[-1]]) + 1 if len(ends) else 0), False
 
 
-def _parse(text: bytes, path: Path, read: int) -> list:
+def _parse(text: bytes, path: Path, end: int) -> list:
     try:
         return orjson.loads(b"[" + text.lstrip(_BLANKS + b",") + b"]")
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON somewhere before byte {read} ({error}); get it again") from error
+        raise InputError(f"{path}: is not JSON somewhere before byte {end} ({error}); get it again") from error

@@ -1,59 +1,62 @@
-"""Pickles as other programs keep features and weights in: read without running anything that they say, written so that
-every numpy reads them.
+"""Reads pickles without executing code from them, and writes pickles that every version of numpy can read.
 
-A pickle is a program. Here it may build numbers, strings, bytes, containers and numpy arrays of those, and call
-nothing else.
+Other programs keep features and weights in pickles. A pickle is a program that may call any function. The reader here
+only lets it create numbers, strings, bytes, containers, and numpy arrays of these.
 """
 
 import io
 import pickle
 import pickletools
 from collections import OrderedDict
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO, Literal
 
 import numpy as np
 
-_CORES = (b"numpy._core.", b"numpy.core.")
+# The prefixes of numpy's internal modules in pickles of numpy 2 and of numpy 1.
+_NUMPY_2_CORE, _NUMPY_1_CORE = b"numpy._core.", b"numpy.core."
 
 
 def loads(data: bytes) -> object:
-    """What a pickle of any protocol holds, whichever numpy and Python wrote it. Numpy's scalars become Python's.
+    """Returns the content of a pickle of any protocol, from any version of numpy and Python.
+
+    Numpy's scalars are returned as Python's.
 
     Raises:
-        ValueError: names what it would have called or made, or says why it cannot be read.
+        ValueError: The pickle contains something that is not allowed (the message names it), or is damaged.
     """
     try:
         return SafeUnpickler(io.BytesIO(data)).load()
-    except Refused as error:
-        raise ValueError(f"a pickle with {error}, which is not read") from error
-    except Exception as error:  # A damaged pickle raises nearly anything.
-        raise ValueError(f"not a pickle that can be read ({type(error).__name__}: {error})") from error
+    except NotAllowedError as error:
+        raise ValueError(f"the pickle contains {error}, which is not allowed") from error
+    except Exception as error:  # A damaged pickle can raise almost any exception.
+        raise ValueError(f"not a readable pickle ({type(error).__name__}: {error})") from error
 
 
 def dumps(content: object) -> bytes:
-    """A pickle (protocol 3) of plain Python types and numpy arrays that numpy 1 and numpy 2 both read."""
+    """Returns a pickle (protocol 3) of plain Python types and numpy arrays that numpy 1 and numpy 2 both can read."""
     data = pickle.dumps(content, protocol=3)
-    new, old = _CORES
-    # numpy 2 reads the names that numpy 1 writes, and not the other way round.
+    # numpy 2 can read the module names that numpy 1 writes, but numpy 1 cannot read those of numpy 2.
     parts, start = [], 0
     for opcode, _, position in pickletools.genops(data):
-        if opcode.name == "GLOBAL" and data.startswith(new, position + 1):
-            parts += [data[start : position + 1], old]
-            start = position + 1 + len(new)
+        assert position is not None, "genops knows the positions in bytes"
+        if opcode.name == "GLOBAL" and data.startswith(_NUMPY_2_CORE, position + 1):
+            parts += [data[start : position + 1], _NUMPY_1_CORE]
+            start = position + 1 + len(_NUMPY_2_CORE)
     return b"".join([*parts, data[start:]])
 
 
-class Refused(pickle.UnpicklingError):
-    """Names what a pickle would have called or made."""
+class NotAllowedError(pickle.UnpicklingError):
+    """Raised when a pickle would call or create something that is not allowed. The message names it."""
 
 
 class _DType:
-    """Stands for numpy's dtype while a pickle is read."""
+    """Takes the place of numpy's dtype while a pickle is read."""
 
     def __init__(self, code: str, *_):
         self.value = np.dtype(str(code))
         if self.value.kind not in "biufSUO":
-            raise Refused(f"an array of {code}")
+            raise NotAllowedError(f"an array of {code}")
 
     def __setstate__(self, state: tuple) -> None:
         if state[1] in ("<", ">"):
@@ -61,15 +64,17 @@ class _DType:
 
 
 class _Array:
-    """Stands for an array while a pickle is read.
+    """Takes the place of an array while a pickle is read.
 
-    numpy's own reconstruction makes an array of any size and type that the pickle says before it sees the data.
+    numpy's own code would allocate an array of whatever size and type the pickle names before it has seen the data.
     """
+
+    order: Literal["C", "F"]
 
     def __setstate__(self, state: tuple) -> None:
         _, self.shape, dtype, column_major, data = state
         self.order = "F" if column_major else "C"
-        # The objects of an array of objects may be stand-ins still: they stay a list for now.
+        # An array of objects stays a list for now, since its elements may contain further placeholders.
         self.content = data if dtype.value.kind == "O" else np.frombuffer(_bytes(data), dtype.value)
 
     def plain(self, seen: dict) -> np.ndarray:
@@ -85,9 +90,11 @@ def _new_array(*_) -> _Array:
     return _Array()
 
 
-def _array_of_buffer(data: bytes, dtype: _DType, shape: tuple, order: str, axes: tuple | None = None) -> np.ndarray:
+def _array_of_buffer(
+    data: bytes, dtype: _DType, shape: tuple, order: Literal["C", "F"], axes: tuple | None = None
+) -> np.ndarray:
     array = np.frombuffer(data, dtype.value)
-    # Order "K": the shape is that of the memory, and the axes come in another order.
+    # With axes (order "K"), the shape is that of the memory, and the axes are a permutation of it.
     return array.reshape(shape, order=order).copy() if axes is None else array.reshape(shape).transpose(axes).copy()
 
 
@@ -107,55 +114,55 @@ def _no_bytes() -> bytes:
     return b""
 
 
-_ADMITTED = {
+_ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
     ("collections", "OrderedDict"): OrderedDict,
-    # How the protocols of Python 2 write bytes, and none.
+    # The protocols of Python 2 write bytes by calling `encode`, and empty bytes by calling `bytes`.
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
-} | {
-    (f"numpy.{core}.{module}", name): stand_in
-    for core in ("core", "_core")
-    for module, name, stand_in in (
-        ("multiarray", "_reconstruct", _new_array),
-        ("multiarray", "scalar", _scalar),
-        ("numeric", "_frombuffer", _array_of_buffer),
-    )
 }
+for _core in ("core", "_core"):
+    _ALLOWED[f"numpy.{_core}.multiarray", "_reconstruct"] = _new_array
+    _ALLOWED[f"numpy.{_core}.multiarray", "scalar"] = _scalar
+    _ALLOWED[f"numpy.{_core}.numeric", "_frombuffer"] = _array_of_buffer
 
 
 class SafeUnpickler(pickle.Unpickler):
-    """Reads one pickle; subclasses may admit more in ``find_class``.
+    """Reads one pickle. Subclasses may allow more in ``find_class``.
 
     Args:
-        file: at the pickle's start.
+        file: The file, positioned at the start of the pickle.
     """
 
     def __init__(self, file: BinaryIO):
-        # Python 2 wrote the bytes of arrays as strings, which latin1 maps to the same bytes.
+        # Python 2 wrote the bytes of arrays as strings. Decoded as latin1, they can be converted back.
         super().__init__(file, encoding="latin1")
 
     def load(self) -> object:
-        """The content, numpy's scalars as Python's.
+        """Returns the content, with numpy's scalars as Python's.
 
         Raises:
-            Refused: there is something in it that is not read.
-            Exception: of any kind, where it is truncated or no pickle.
+            NotAllowedError: The pickle contains something that is not allowed.
+            Exception: Of any kind, if the pickle is truncated or the file is not a pickle.
         """
         return _plain(super().load(), {})
 
     def find_class(self, module: str, name: str):
-        if (module, name) not in _ADMITTED:
-            raise Refused(f"{module}.{name}")
-        stand_in = _ADMITTED[module, name]
-        # A new function each time, because a pickle may set attributes of what it is given.
-        return lambda *arguments: stand_in(*arguments)
+        if (module, name) not in _ALLOWED:
+            raise NotAllowedError(f"{module}.{name}")
+        substitute = _ALLOWED[module, name]
+        # A new function is created each time, because a pickle may set attributes of the function that it gets.
+        return lambda *arguments: substitute(*arguments)
 
 
 def _plain(content, seen: dict):
-    """The content with arrays and dtypes for their stand-ins; ``seen`` has by id() what was done, as a pickle may
-    hold one thing many times, or in itself."""
+    """Returns the content with arrays and dtypes in place of ``_Array`` and ``_DType``.
+
+    Args:
+        seen: The converted objects by the id() of the original, since a pickle may contain an object several times, or
+            inside itself.
+    """
     if id(content) in seen:
         return seen[id(content)]
     if isinstance(content, _DType):

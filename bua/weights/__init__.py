@@ -1,5 +1,5 @@
-"""Released weights: where they are, how their files are read, and how they become bua's.
+"""Released weights: where they are, how their files are read, and how they are converted to bua's layout.
 
-``zoo`` finds files, ``files`` opens them (``caffemodel``, ``pickles``), ``layouts`` renames and rescales what they
-hold, ``export`` goes the other way. ``bua.checkpoint`` is the front door.
+``zoo`` finds files; ``files`` reads them, with ``caffemodel`` and ``pickles``; ``layouts`` renames and rescales the
+tensors; ``export`` converts in the other direction. Most code only needs ``bua.checkpoint``, which uses all of these.
 """

@@ -1,16 +1,17 @@
-"""Caffe's model files (caffe/src/caffe/proto/caffe.proto), of which the learned arrays are read."""
+"""Reads the learned arrays from Caffe's model files (caffe/src/caffe/proto/caffe.proto)."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
 
-# Message: field name, number, type, and whether it repeats. The values are declared as bytes: on the wire, packed
-# numbers are just that, and one call then gives the whole array.
-_MESSAGES = {
+# For each message its fields: name, number, type (or name of a message), and whether the field repeats. Arrays of
+# numbers are declared as bytes: packed numbers have the same encoding, and one call then converts the whole array.
+_MESSAGES: dict[str, list[tuple[str, int, Any, bool]]] = {
     "BlobShape": [("dim", 1, _FIELD.TYPE_INT64, True)],
     "BlobProto": [
         ("num", 1, _FIELD.TYPE_INT32, False),
@@ -35,7 +36,7 @@ _MESSAGES = {
 
 
 def net_parameter():
-    """The class of Caffe's NetParameter message, with the fields that hold the learned arrays and no others."""
+    """Returns the class of Caffe's NetParameter message, with only the fields that lead to the learned arrays."""
     file = descriptor_pb2.FileDescriptorProto(name="bua/caffemodel.proto", package="bua", syntax="proto2")
     for message, fields in _MESSAGES.items():
         declared = file.message_type.add(name=message)
@@ -53,11 +54,11 @@ def net_parameter():
 
 
 def read_caffemodel(path: str | Path) -> dict[str, np.ndarray]:
-    """The learned arrays of a ``.caffemodel``, each named ``<layer>.<number of the blob>``, such as ``bn_conv1.2``.
+    """Returns the learned arrays of a ``.caffemodel`` by name: ``<layer>.<number of the blob>``, as ``bn_conv1.2``.
 
     Raises:
-        google.protobuf.message.DecodeError: not such a file, or a truncated one.
-        ValueError: says what it lacks.
+        google.protobuf.message.DecodeError: The file is not a caffemodel, or is truncated.
+        ValueError: The file has no learned arrays that can be read, or an array does not have its shape.
     """
     net = net_parameter()()
     net.ParseFromString(Path(path).read_bytes())
@@ -67,21 +68,21 @@ def read_caffemodel(path: str | Path) -> dict[str, np.ndarray]:
         for number, blob in enumerate(layer.blobs)
     }
     if not arrays and net.old_layers:
-        raise ValueError("is of an old version of Caffe; its upgrade_net_proto_binary makes a readable one")
+        raise ValueError("was written by an old version of Caffe; convert it with Caffe's upgrade_net_proto_binary")
     if not arrays:
         raise ValueError("has no layers with weights")
     return arrays
 
 
-def _array(where: str, blob) -> np.ndarray:
+def _array(layer: str, blob) -> np.ndarray:
     data, dtype = (blob.data, "<f4") if blob.data else (blob.double_data, "<f8")
     values = np.frombuffer(b"".join(data), dtype).astype(np.float32)
     if blob.HasField("shape"):
         shape = tuple(blob.shape.dim)
     else:
-        # Before Caffe's blobs had shapes they had four sides, the first of them 1 where there was no use for them.
+        # Blobs of older versions of Caffe always have four dimensions; leading dimensions of 1 are unused.
         shape = (blob.num, blob.channels, blob.height, blob.width)
         shape = shape[next((i for i, side in enumerate(shape) if side != 1), 3) :]
     if min(shape, default=1) < 0 or math.prod(shape) != len(values):
-        raise ValueError(f"{where} has {len(values)} values for the shape {shape}")
+        raise ValueError(f"{layer} has {len(values)} values for the shape {shape}")
     return values.reshape(shape)

@@ -1,4 +1,4 @@
-"""bua's weights in the layouts of Detectron2 and Hugging Face, for programs without bua."""
+"""Converts bua's weights to the layouts of Detectron2 and Hugging Face, for programs that do not use bua."""
 
 import pickle
 from pathlib import Path
@@ -23,7 +23,7 @@ from bua.weights.layouts import (
 
 
 class AnchorGeometry(NamedTuple):
-    """What ``cell_anchors`` makes anchors from."""
+    """The arguments of ``bua.modeling.anchors.cell_anchors``."""
 
     sizes: tuple[float, ...]
     aspect_ratios: tuple[float, ...]
@@ -31,7 +31,7 @@ class AnchorGeometry(NamedTuple):
 
 
 def released_geometry(weights: Weights) -> AnchorGeometry | None:
-    """The geometry of the anchors that stand beside weights, where it is that of a released detector."""
+    """Returns the geometry of the anchors that the weights contain, or None if no released detector has it."""
     for sizes in (CAFFE_SIZES, DETECTRON2_SIZES):
         for convention in ("caffe", "detectron2"):
             geometry = AnchorGeometry(sizes, ASPECT_RATIOS, convention)
@@ -41,16 +41,16 @@ def released_geometry(weights: Weights) -> AnchorGeometry | None:
 
 
 def to_detectron2(weights: Weights, geometry: AnchorGeometry | None) -> Weights:
-    """For Detectron2 without bua, which ignores the attribute head.
+    """Returns the weights for Detectron2 without bua, which ignores the attribute head.
 
-    The names are bua's. What belongs to anchors is put in the order of Detectron2's, which are not quite those of the
-    box convention "caffe": regions then differ a little from bua's.
+    The names stay the same. The channels of the anchors are put into Detectron2's order. Its anchors differ slightly
+    from those of the box convention "caffe", so that its regions differ slightly from bua's.
 
     Args:
-        geometry: of the anchors that the weights were trained on; None for a backbone.
+        geometry: Geometry of the anchors that the weights were trained with. None for a backbone.
 
     Raises:
-        LayoutError: Detectron2 has no such network, or the geometry is not that of the weights.
+        LayoutError: Detectron2 does not have this network, or the geometry does not belong to the weights.
     """
     if "backbone.stem.norm.weight" in weights:
         raise LayoutError("is a ResNet with normalisation before convolutions, which this layout does not have")
@@ -59,15 +59,15 @@ def to_detectron2(weights: Weights, geometry: AnchorGeometry | None) -> Weights:
     if not per_anchor:
         return converted
     if geometry is None:
-        raise LayoutError("does not say on which anchors it was trained; name its configuration")
+        raise LayoutError("does not say which anchors it was trained with; give its configuration")
     sizes, ratios = geometry.sizes, geometry.aspect_ratios
     rows = len(converted[f"{PER_ANCHOR[0]}bias"])
     stated = weights.get(ANCHORS)
     if len(sizes) * len(ratios) != rows or (stated is not None and not _same(stated, cell_anchors(*geometry))):
-        raise LayoutError(f"was trained on {rows} anchors that are not those of the configuration")
+        raise LayoutError(f"was trained with {rows} anchors, which are not those of the configuration")
     if geometry.convention == "caffe":
         for name in per_anchor:
-            # All sizes of the first ratio first, to all ratios of the first size first.
+            # From the order (ratio, size) to the order (size, ratio).
             by_ratio = converted[name].unflatten(0, (len(ratios), len(sizes), -1))
             converted[name] = by_ratio.transpose(0, 1).flatten(0, 2).contiguous()
     converted[DETECTRON2_ANCHORS] = cell_anchors(sizes, ratios, "detectron2")
@@ -75,11 +75,13 @@ def to_detectron2(weights: Weights, geometry: AnchorGeometry | None) -> Weights:
 
 
 def to_huggingface(weights: Weights, geometry: AnchorGeometry | None) -> Weights:
-    """For LXMERT's demo of Hugging Face, and airsplay's fork of Detectron2: as ``to_detectron2``, and the attribute
-    head, which must have "no attribute", under their names.
+    """Returns the weights for Hugging Face's LXMERT demo and for airsplay's fork of Detectron2.
+
+    This does the same as ``to_detectron2``, and renames the attribute head, which must have a "no attribute" class.
 
     Raises:
-        LayoutError: as ``to_detectron2``, or it is no whole detector with normalisation by fixed statistics.
+        LayoutError: As for ``to_detectron2``, or the weights are not those of a complete detector with attributes and
+            with normalisation by fixed statistics.
     """
     needed = {f"{HEAD}cls_score.weight", f"{ATTRIBUTES}attr_score.weight", "backbone.stem.conv1.norm.running_var"}
     if missing := sorted(needed - weights.keys()):
@@ -93,11 +95,13 @@ def to_huggingface(weights: Weights, geometry: AnchorGeometry | None) -> Weights
 
 
 def write_weights(path: str | Path, weights: Weights, *, bare: bool = False) -> None:
-    """Writes a file that has its name when it is whole: a pickle of arrays where the name ends with ``.pkl``, else one
-    of torch.
+    """Writes weights to a file, which appears only when it is complete.
+
+    The file is a pickle of numpy arrays if its name ends with ``.pkl``, and otherwise written by ``torch.save``.
 
     Args:
-        bare: the tensors alone, as Hugging Face has them; otherwise under "model", as Detectron2 does.
+        bare: Whether to write only the tensors, as Hugging Face does, instead of putting them under the key "model",
+            as Detectron2 does. Pickles always have the key.
     """
     path = Path(path)
     weights = {name: value.contiguous() for name, value in weights.items()}

@@ -1,6 +1,7 @@
-"""Files of weights, whatever program wrote them, recognised by their first bytes."""
+"""Reads files of weights from different programs. The kind of a file is recognised by its first bytes."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,25 @@ from bua.weights.caffemodel import read_caffemodel
 from bua.weights.pickles import read_pickle
 
 _ZIP = b"PK"
-# A pickled number, with which torch.save began its files before they were zip archives.
+# The pickled number at the start of files that torch.save wrote before it wrote zip archives.
 _OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-# Protocol 2 and later; then a dict, or an object such as OrderedDict, in the protocols without a header.
+# The header of protocol 2 and later; then, for older protocols, the start of a dict and of an object such as
+# OrderedDict.
 _PICKLE = (b"\x80", b"(d", b"}", b"c")
-# The keys of NetParameter's name (1), old layers (2), input (3) and layer (100).
+# The tags of NetParameter's fields name (1), old layers (2), input (3) and layer (100).
 _CAFFEMODEL = (b"\x0a", b"\x12", b"\x1a", b"\xa2\x06")
+_UNREADABLE = "is not a checkpoint, or is truncated"
 
 
 def read_file(path: str | Path) -> dict:
-    """All that a file holds, tensors on the CPU.
+    """Returns the dictionary that a file holds, with tensors on the CPU.
 
-    A ``.caffemodel`` comes as its arrays, see ``read_caffemodel``; everything else as the dictionary that was saved.
+    For a ``.caffemodel``, this is the dictionary that ``read_caffemodel`` returns. Loading a file never executes code
+    from it.
 
     Raises:
-        InputError: no such file, an empty or truncated one, none that holds weights, or one that holds other Python
-            objects than numbers, strings, tensors, arrays and containers. Nothing that a file says is ever run.
+        InputError: There is no such file, it is empty or truncated, it holds no dictionary, or it holds Python objects
+            other than numbers, strings, tensors, arrays and containers.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,42 +45,42 @@ def read_file(path: str | Path) -> dict:
     elif head.startswith(_CAFFEMODEL):
         content = _read(path, lambda: read_caffemodel(path))
     else:
-        raise InputError(f"{path}: not a checkpoint, or a truncated one; copy or download it again")
+        raise InputError(f"{path}: {_UNREADABLE}; copy or download it again")
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not weights; a checkpoint is needed")
+        raise InputError(f"{path}: holds a {type(content).__name__} instead of weights; give a checkpoint")
     return content
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors in a file under the names that they have there.
+    """Returns the tensors in a file under their names in the file.
 
     Raises:
-        InputError: as ``read_file``; or the file holds no weights.
+        InputError: As for ``read_file``, or the file holds no weights.
     """
     content = read_file(path)
-    # Detectron2 and bua save a dictionary with "model" in it, Detectron "blobs", others the tensors alone.
+    # Detectron2 and bua save the tensors under the key "model", Detectron under "blobs", others without a key.
     weights = content.get("model", content.get("blobs", content))
     if isinstance(weights, dict):
         weights = {name: _tensor(value) for name, value in weights.items()}
         if weights and all(isinstance(n, str) and isinstance(value, Tensor) for n, value in weights.items()):
             return weights
-    raise InputError(f"{path}: holds no weights; a checkpoint, or a state dict, is needed")
+    raise InputError(f"{path}: holds no weights; give a checkpoint or a state dict")
 
 
-def _read(path: Path, read):
+def _read(path: Path, read: Callable[[], object]) -> object:
     try:
         return read()
     except pickle.UnpicklingError as error:
-        reason = "not a checkpoint, or one with more than tensors and containers, which is not run, or a truncated one"
+        reason = f"{_UNREADABLE}, or holds objects other than tensors and containers, which are not loaded"
         raise InputError(f"{path}: {reason}; copy or download it again") from error
     except ValueError as error:
-        raise InputError(f"{path}: not a checkpoint, or a damaged one: {' '.join(str(error).split())}") from error
-    except Exception as error:  # torch.load and pickle raise about anything on what was not written by them
-        raise InputError(f"{path}: not a checkpoint, or a truncated one; copy or download it again") from error
+        raise InputError(f"{path}: is not a checkpoint, or is damaged: {' '.join(str(error).split())}") from error
+    except Exception as error:  # torch.load and pickle can raise almost any exception for files of other programs
+        raise InputError(f"{path}: {_UNREADABLE}; copy or download it again") from error
 
 
 def _tensor(value):
     if isinstance(value, np.ndarray):
-        # A copy in this machine's byte order, which may be written to.
+        # A writable copy in this machine's byte order.
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     return value

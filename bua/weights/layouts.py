@@ -1,9 +1,9 @@
-"""The layouts that detectors and backbones were released in, and how each becomes bua's.
+"""The layouts in which detectors and backbones were released, and how each is converted to bua's.
 
-bua's: Detectron2's names; background and "no attribute" last; one objectness logit an anchor; box deltas for the
-weights (10, 10, 5, 5); images in BGR; normalisation as weight, bias, running_mean, running_var. The anchors that
-the region proposal network was trained on stand beside the weights under ``ANCHORS``: the two box conventions have
-different ones in different orders, which names and shapes do not show.
+bua's layout has Detectron2's parameter names; background and "no attribute" last; one objectness logit per anchor; box
+deltas for the weights (10, 10, 5, 5); images in BGR; normalisation as weight, bias, running_mean, running_var. The
+anchors that the region proposal network was trained with are kept next to the weights under the name ``ANCHORS``: the
+two box conventions have different anchors in different orders, which cannot be seen from names and shapes.
 """
 
 import re
@@ -22,15 +22,16 @@ DETECTRON2_SIZES = (32, 64, 128, 256, 512)
 
 Weights = dict[str, Tensor]
 
-# Deltas of the original are multiples of the region's sides: it folds the deviations of its targets into the weights
-# (lib/fast_rcnn/train_multi_gpu.py). bua's and Detectron2's are divided by these.
+# The original predicts deltas as multiples of the region's sides, since it folds the standard deviations of its targets
+# into the weights (lib/fast_rcnn/train_multi_gpu.py). In bua and Detectron2, predicted deltas are divided by these
+# weights.
 _BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-# What torchvision's FrozenBatchNorm2d, and Detectron2's, add to the variance.
+# The constant that FrozenBatchNorm2d of torchvision and Detectron2 adds to the variance.
 _EPSILON = 1e-5
 
 _TORCHVISION_CONFIG = (
     "MODEL.RESNETS.STRIDE_IN_1X1 False, MODEL.PIXEL_MEAN [103.53, 116.28, 123.675], "
-    "MODEL.PIXEL_STD [57.375, 57.12, 58.395]; its colours are loaded in bua's order, BGR"
+    "MODEL.PIXEL_STD [57.375, 57.12, 58.395]; its colours are converted to bua's order, BGR"
 )
 
 HEAD = "roi_heads.box_predictor."
@@ -41,18 +42,18 @@ DETECTRON2_ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 
 
 class LayoutError(Exception):
-    """One line: why weights cannot become bua's."""
+    """Raised when weights cannot be converted. The message is one line that says why."""
 
 
 class Layout(NamedTuple):
-    """How a family of files names and scales its weights.
+    """The names and scales that a family of files uses for its weights.
 
     Attributes:
-        name: short, such as "caffe".
-        origin: whose it is, in words.
-        config: the configuration for its weights, or what it must say.
-        recognise: whether these are the names, and shapes, of such a file.
-        convert: to bua's names, orders and scales. What it does not know keeps its name.
+        name: Short name, such as "caffe".
+        origin: Description of the files that have this layout, such as "the original's caffemodels".
+        config: The configuration for these weights, or the settings that it must have.
+        recognise: Function that returns whether weights have the names of this layout.
+        convert: Function that converts weights to bua's names, orders and scales. Unknown tensors keep their names.
     """
 
     name: str
@@ -63,36 +64,40 @@ class Layout(NamedTuple):
 
 
 def find_layout(weights: Weights) -> Layout:
-    """The layout of weights under the names of their file: the first of ``LAYOUTS`` that recognises them."""
+    """Returns the layout of weights, given under the names in their file: the first of ``LAYOUTS`` that fits."""
     return next(layout for layout in LAYOUTS if layout.recognise(weights))
 
 
 def to_bua(weights: Weights) -> Weights:
-    """Weights under the names of their file to bua's, with the anchors where they are known.
+    """Converts weights from the names in their file to bua's, and adds the anchors if they are known.
 
     Raises:
-        LayoutError: of a detector that bua does not have, or with a part missing or of an impossible shape.
+        LayoutError: The weights are of a detector that bua does not have, or a part of them is missing or has an
+            impossible shape.
     """
     layout = find_layout(weights)
     try:
         converted = layout.convert(weights)
     except KeyError as error:
-        raise LayoutError(f"truncated weights ({layout.origin}): {error} is missing") from error
+        raise LayoutError(f"the weights are incomplete ({layout.origin}): {error} is missing") from error
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise LayoutError(f"damaged weights ({layout.origin}): {' '.join(str(error).split())}") from error
+        raise LayoutError(f"the weights are damaged ({layout.origin}): {' '.join(str(error).split())}") from error
     if layout.convert is _convert_own:
         return converted
-    # Counters of batches, which some layouts have, teach nothing.
+    # Counters of batches, which some layouts have, do not affect the outputs.
     return {name: value for name, value in converted.items() if not name.endswith(".num_batches_tracked")}
 
 
 def anchor_convention(anchors: Tensor) -> str:
-    """The box convention of a cell's anchors [A, 4]: "caffe" centres them in the cell."""
+    """Returns the box convention of a cell's anchors [A, 4]: only in "caffe" they are centred in the cell."""
     return "caffe" if (anchors.sum(1) != 0).any() else "detectron2"
 
 
 def _convert_caffe(weights: Weights) -> Weights:
-    """Blobs of a caffemodel, ``<layer>.<number>`` (models/vg/ResNet-101/faster_rcnn_end2end_final/train.prototxt)."""
+    """Converts the blobs of a caffemodel, which are named ``<layer>.<number>``.
+
+    The layers are those of models/vg/ResNet-101/faster_rcnn_end2end_final/train.prototxt.
+    """
     blobs = dict(weights)
     converted = {}
     for name in [name for name in blobs if re.fullmatch(r"(conv1|res\d[a-z]\d*_branch(1|2[abc]))\.0", name)]:
@@ -105,7 +110,7 @@ def _convert_caffe(weights: Weights) -> Weights:
         total = blobs.pop(f"{norm}.2")
         factor = torch.where(total == 0, 0.0, 1.0 / total)
         mean = blobs.pop(f"{norm}.0") * factor
-        if f"{layer}.1" in blobs:  # MSRA's ResNet-50 has a bias here, which its normalisation can bear
+        if f"{layer}.1" in blobs:  # MSRA's ResNet-50 has a bias here, which can be folded into its normalisation
             mean = mean - blobs.pop(f"{layer}.1")
         converted[f"{target}.norm.running_mean"] = mean
         converted[f"{target}.norm.running_var"] = blobs.pop(f"{norm}.1") * factor
@@ -132,10 +137,12 @@ def _convert_caffe(weights: Weights) -> Weights:
 
 
 def _block_name(layer: str) -> str:
-    """``res4b22_branch2a`` to ``backbone.res4.22.conv1``: blocks are a, b, c or a, b1, b2, ..."""
+    """Converts ``res4b22_branch2a`` to ``backbone.res4.22.conv1``. Blocks are named a, b, c or a, b1, b2, ..."""
     if layer == "conv1":
         return "backbone.stem.conv1"
-    stage, letter, number, branch = re.fullmatch(r"res(\d)([a-z])(\d*)_branch(\w+)", layer).groups()
+    found = re.fullmatch(r"res(\d)([a-z])(\d*)_branch(\w+)", layer)
+    assert found, f"{layer} is the name of a convolution"
+    stage, letter, number, branch = found.groups()
     block = int(number) if number else ord(letter) - ord("a")
     part = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}[branch]
     return f"{_stage(int(stage))}.{block}.{part}"
@@ -146,10 +153,11 @@ def _stage(number: int) -> str:
 
 
 def _from_caffe_heads(weights: Weights) -> Weights:
-    """Heads as Caffe orders and scales them, under bua's names already."""
+    """Converts the orders and scales of Caffe's heads, which have bua's names already."""
     converted = dict(weights)
     for part in ("weight", "bias"):
-        # Background for all anchors, then foreground: a softmax over two is a sigmoid of their difference.
+        # The logits are those of the background for all anchors, then those of the foreground. A softmax over the two
+        # is the sigmoid of their difference.
         background, foreground = weights[f"{RPN}objectness_logits.{part}"].chunk(2)
         converted[f"{RPN}objectness_logits.{part}"] = foreground - background
         converted[f"{HEAD}cls_score.{part}"] = weights[f"{HEAD}cls_score.{part}"].roll(-1, 0)
@@ -170,7 +178,8 @@ def _convert_milvlg(weights: Weights) -> Weights:
                 "roi_heads.box_predictor.cls_embed.": f"{ATTRIBUTES}cls_embedding.",
                 "roi_heads.box_predictor.attr_linear1.": f"{ATTRIBUTES}fc_attr.",
                 "roi_heads.box_predictor.attr_linear2.": f"{ATTRIBUTES}attr_score.",
-                # ResNet-152, of version 2: applied to the whole feature map, before the region proposal network.
+                # In the ResNet-152 (pre-activation), this normalisation is applied to the whole feature map, before
+                # the region proposal network.
                 "roi_heads.res5.0.norm.": "backbone.norm.",
                 "roi_heads.res5_bn.": "roi_heads.res5.norm.",
             },
@@ -186,17 +195,11 @@ def _convert_airsplay(weights: Weights) -> Weights:
 def _convert_grid_feats(weights: Weights) -> Weights:
     if any(name.startswith(("backbone.res5.", "roi_heads.box_head.")) for name in weights):
         raise LayoutError(
-            "a grid-feature model of grid-feats-vqa (res5 in the backbone, 1x1 regions); bua has C4 region models alone"
+            "is a grid-feature model of grid-feats-vqa (res5 in the backbone, 1x1 regions), which bua does not have; "
+            "use a region model (C4)"
         )
-    return _convert_detectron2(
-        _rename(
-            weights,
-            {
-                f"{ATTRIBUTES}obj_embed.": f"{ATTRIBUTES}cls_embedding.",
-                f"{ATTRIBUTES}fc.0.": f"{ATTRIBUTES}fc_attr.",
-            },
-        )
-    )
+    parts = {"obj_embed.": "cls_embedding.", "fc.0.": "fc_attr."}
+    return _convert_detectron2(_rename(weights, {ATTRIBUTES + part: ATTRIBUTES + own for part, own in parts.items()}))
 
 
 def _convert_detectron2(weights: Weights) -> Weights:
@@ -208,7 +211,7 @@ def _convert_own(weights: Weights) -> Weights:
 
 
 def _with_anchors(weights: Weights, convention: str) -> Weights:
-    """States the anchors of a layout where a file does not have them, as those of Detectron2 before 2021 do."""
+    """Adds the anchors of a layout if the file does not have them, as files of Detectron2 before 2021 do not."""
     converted = _convert_own(weights)
     sizes = {len(CAFFE_SIZES): CAFFE_SIZES, len(DETECTRON2_SIZES): DETECTRON2_SIZES}
     number = len(converted[f"{RPN}objectness_logits.bias"]) // len(ASPECT_RATIOS)
@@ -218,7 +221,7 @@ def _with_anchors(weights: Weights, convention: str) -> Weights:
 
 
 def _convert_caffe2(weights: Weights) -> Weights:
-    """Detectron's names, such as ``res2_0_branch2a_w``, which Detectron2's ImageNet backbones have too."""
+    """Converts Detectron's names, such as ``res2_0_branch2a_w``. Detectron2's ImageNet backbones have them too."""
     converted = {}
     parts = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
     statistics = {"gamma": "weight", "s": "weight", "beta": "bias", "b": "bias", "rm": "running_mean"}
@@ -236,7 +239,7 @@ def _convert_caffe2(weights: Weights) -> Weights:
             converted[name] = value
             continue
         converted[f"{target}.weight" if kind == "w" else f"{target}.norm.{statistics[statistic]}"] = value
-    # Detectron folded the statistics into scale and bias; these values make the normalisation exactly that.
+    # Detectron folded the statistics into scale and bias. With these values, normalisation applies exactly those two.
     for name in [name for name in converted if name.endswith(".norm.weight")]:
         norm = name.removesuffix("weight")
         converted.setdefault(f"{norm}running_mean", torch.zeros_like(converted[name]))
@@ -245,7 +248,7 @@ def _convert_caffe2(weights: Weights) -> Weights:
 
 
 def _convert_torchvision(weights: Weights) -> Weights:
-    """Detectron2's tools/convert-torchvision-to-d2.py, and the colours of the first convolution in BGR."""
+    """Does what Detectron2's tools/convert-torchvision-to-d2.py does, and puts the first convolution's input in BGR."""
     converted = {}
     for name, value in weights.items():
         name = re.sub(r"^(conv1|bn1)\.", r"backbone.stem.\1.", name)
@@ -309,7 +312,7 @@ LAYOUTS = (
     Layout(
         "grid-feats",
         "grid-feats-vqa and MILVLG's d2 mode",
-        "configs/vg_r50_grid_feats.yaml or its kin",
+        "configs/vg_r50_grid_feats.yaml, vg_r101_grid_feats.yaml or vg_x152_grid_feats.yaml, by its backbone",
         _has(f"{ATTRIBUTES}obj_embed.weight"),
         _convert_grid_feats,
     ),
@@ -321,11 +324,7 @@ LAYOUTS = (
         _convert_caffe2,
     ),
     Layout(
-        "torchvision",
-        "torchvision's ResNets",
-        _TORCHVISION_CONFIG,
-        _has("layer1.0.conv1.weight"),
-        _convert_torchvision,
+        "torchvision", "torchvision's ResNets", _TORCHVISION_CONFIG, _has("layer1.0.conv1.weight"), _convert_torchvision
     ),
     Layout(
         "detectron2-torchvision",
@@ -337,7 +336,7 @@ LAYOUTS = (
     Layout(
         "detectron2-backbone",
         "a backbone under Detectron2's names",
-        "as it was trained",
+        "the one that it was trained with",
         _has("stem.conv1.weight"),
         _convert_backbone,
     ),

@@ -1,4 +1,4 @@
-"""Released weights by short names, and files by their addresses, fetched once into a cache."""
+"""Downloads released weights, by short names or by addresses, into a cache."""
 
 import os
 from pathlib import Path
@@ -21,18 +21,18 @@ class Release(NamedTuple):
     """Released weights.
 
     Attributes:
-        file: the name of the file.
-        places: addresses at which its authors, or others, publish it; tried in this order.
-        gone: addresses at which it was, and is no longer.
-        config: the configuration to run it with, in ``configs/``.
-        about: what it is.
+        file: Name of the file.
+        addresses: Addresses from which it can be downloaded, which are tried in this order.
+        gone: Addresses from which it could be downloaded in the past.
+        config: The configuration in ``configs/`` that belongs to the weights.
+        description: Which detector this is.
     """
 
     file: str
-    places: tuple[str, ...]
+    addresses: tuple[str, ...]
     gone: tuple[str, ...]
     config: str
-    about: str
+    description: str
 
 
 ZOO = {
@@ -44,14 +44,14 @@ ZOO = {
             f"{_GOOGLE}bottom-up-attention/resnet101_faster_rcnn_final.caffemodel",
         ),
         "vg_r101_caffe.yaml",
-        "the original, for 10 to 100 regions an image",
+        "the original, for 10 to 100 regions per image",
     ),
     "caffe-r101-36": Release(
         "resnet101_faster_rcnn_final_iter_320000.caffemodel",
         ("https://www.dropbox.com/s/2h4hmgcvpaewizu/resnet101_faster_rcnn_final_iter_320000.caffemodel?dl=1",),
         (f"{_GOOGLE}bottom-up-attention/resnet101_faster_rcnn_final_iter_320000.caffemodel",),
         "vg_r101_caffe_36.yaml",
-        "the original, for 36 regions an image",
+        "the original, for 36 regions per image",
     ),
     "huggingface-r101-10-100": Release(
         "pytorch_model.bin",
@@ -100,59 +100,61 @@ ZOO = {
         (f"{_MILVLG}ETDgy4bY0xpGgsu5tEMzgLcBQjAwpnkKkltNTtPVuMj4GQ?download=1",),
         (),
         "vg_r152_milvlg.yaml",
-        "MILVLG's ResNet-152 with pre-activation blocks, by the original's recipe",
+        "MILVLG's ResNet-152 with pre-activation blocks, trained by the original's recipe",
     ),
     "milvlg-d2-r50": Release(
         "bua-d2-frcn-r50.pth",
         (f"{_MILVLG}EfYoinBHrFlKmKonocse8yEBXN-hyCHNygYqjxGpIBsPvQ?download=1",),
         (),
         "vg_r50_grid_feats.yaml",
-        "MILVLG's ResNet-50 by the recipe of grid-feats-vqa, on train and val",
+        "MILVLG's ResNet-50, trained by the recipe of grid-feats-vqa on train and val",
     ),
     "milvlg-d2-r101": Release(
         "bua-d2-frcn-r101.pth",
         (f"{_MILVLG}EXXItFlOpHlNq81O1H_cPyoBXUPyXoHmIwPEudnTWKX4rQ?download=1",),
         (),
         "vg_r101_grid_feats.yaml",
-        "MILVLG's ResNet-101, likewise",
+        "MILVLG's ResNet-101, trained by the recipe of grid-feats-vqa on train and val",
     ),
     "milvlg-d2-x152": Release(
         "bua-d2-frcn-x152.pth",
         (f"{_MILVLG}EdLhYc39P8tBkEDVCDOrNV4BgPhz9M4iBq8oPw1iyVSlmg?download=1",),
         (),
         "vg_x152_grid_feats.yaml",
-        "MILVLG's ResNeXt-152 32x8d, likewise",
+        "MILVLG's ResNeXt-152 32x8d, trained by the recipe of grid-feats-vqa on train and val",
     ),
     "imagenet-r50": Release(
         "R-50.pkl",
         (f"{_DETECTRON2}ImageNetPretrained/MSRA/R-50.pkl",),
         (),
         "vg_r50_grid_feats.yaml",
-        "MSRA's ResNet-50 on ImageNet, to start training from",
+        "MSRA's ResNet-50 trained on ImageNet, as the start of training",
     ),
     "imagenet-r101": Release(
         "R-101.pkl",
         (f"{_DETECTRON2}ImageNetPretrained/MSRA/R-101.pkl",),
         (),
         "vg_r101.yaml",
-        "MSRA's ResNet-101 on ImageNet, to start training from",
+        "MSRA's ResNet-101 trained on ImageNet, as the start of training",
     ),
 }
 
 
-def fetch(weights: str | Path) -> Path:
-    """The local file of weights, downloaded where it is not in the cache yet.
+def fetch(path_or_uri: str | Path) -> Path:
+    """Returns the local file of weights, which is downloaded if it is not in the cache.
 
-    The cache is that of iopath and fvcore ($FVCORE_CACHE, or ~/.torch/iopath_cache), and huggingface_hub's own.
+    Files from http(s) addresses are in the cache of iopath and fvcore ($FVCORE_CACHE, or ~/.torch/iopath_cache), files
+    from Hugging Face in that of huggingface_hub.
 
     Args:
-        weights: a name in ``ZOO``, a path, which is returned as it is, or an address: http(s)://...,
+        path_or_uri: A name in ``ZOO``; a path, which is returned unchanged; or an address: http(s)://...,
             detectron2://..., or hf://<owner>/<repository>[/<file>].
 
     Raises:
-        InputError: says which addresses failed and where to put a file that was got in another way.
+        InputError: The download failed. The message names the addresses, and where to put a file that was obtained in
+            another way.
     """
-    text = str(weights)
+    text = str(path_or_uri)
     if os.path.exists(text):
         return Path(text)
     if text in ZOO:
@@ -160,7 +162,7 @@ def fetch(weights: str | Path) -> Path:
     if "://" in text:
         return _fetch_address(text)
     if "/" not in text and "." not in text:
-        raise InputError(f"{text}: neither a file nor released weights; the names are {', '.join(ZOO)}")
+        raise InputError(f"{text}: is neither a file nor the name of released weights; use one of {', '.join(ZOO)}")
     return Path(text)
 
 
@@ -169,34 +171,36 @@ def _fetch_release(name: str, release: Release) -> Path:
     if cached.is_file():
         return cached
     reasons = [f"{address} is gone" for address in release.gone]
-    for address in release.places:
+    for address in release.addresses:
         try:
             return _fetch(address, cached)
-        except _NotFetched as error:
+        except _DownloadError as error:
             reasons.append(str(error))
-    raise InputError(f"{name}: {'; '.join(reasons)}; get {release.file} elsewhere and put it at {cached}")
+    raise InputError(f"{name}: {'; '.join(reasons)}; get {release.file} in another way and put it at {cached}")
 
 
 def _fetch_address(address: str) -> Path:
     if address.startswith("detectron2://"):
         address = _DETECTRON2 + address.removeprefix("detectron2://")
     if not address.startswith(("hf://", "http://", "https://")):
-        raise InputError(f"{address}: not an address that bua can fetch; use http(s)://, hf:// or detectron2://")
-    # iopath's PathManager keeps its files in the same places, so that Detectron2 finds them too.
+        raise InputError(f"{address}: bua cannot download from this address; use http(s)://, hf:// or detectron2://")
+    # This is where iopath's PathManager keeps its files, so that Detectron2 finds them too.
     cached = Path(get_cache_dir()) / urlparse(address).path.lstrip("/")
     try:
         return _fetch(address, cached)
-    except _NotFetched as error:
-        advice = "get the file elsewhere and name it" if address.startswith("hf://") else f"or put the file at {cached}"
-        raise InputError(f"{error}; try again, {advice}") from error
+    except _DownloadError as error:
+        advice = (
+            "get the file in another way and give its path" if address.startswith("hf://") else f"put it at {cached}"
+        )
+        raise InputError(f"{error}; try again, or {advice}") from error
 
 
-class _NotFetched(Exception):
-    """One line: the address, and why."""
+class _DownloadError(Exception):
+    """Raised when a download fails. The message is one line with the address and the reason."""
 
 
 def _fetch(address: str, cached: Path) -> Path:
-    """The local file of an address: ``cached`` for http(s), one in huggingface_hub's cache for hf."""
+    """Downloads a file. Returns ``cached`` for an http(s) address, or a path in huggingface_hub's cache for hf://."""
     try:
         if address.startswith("hf://"):
             owner, repository, *file = address.removeprefix("hf://").split("/", 2)
@@ -204,6 +208,6 @@ def _fetch(address: str, cached: Path) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(cached)):
             return Path(download(address, str(cached.parent), filename=cached.name))
-    except (OSError, ValueError) as error:  # what urllib and huggingface_hub raise derives from these
+    except (OSError, ValueError) as error:  # the exceptions of urllib and huggingface_hub derive from these
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _NotFetched(f"{address}: cannot be downloaded ({reason})") from error
+        raise _DownloadError(f"{address}: cannot be downloaded ({reason})") from error

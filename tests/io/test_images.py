@@ -18,7 +18,7 @@ def image():
 
 def test_exif_rotation_is_ignored(tmp_path, image):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter
+    exif[0x0112] = 6  # viewers show the image rotated by 90 degrees
     Image.fromarray(image).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").shape == image.shape
 
@@ -30,9 +30,9 @@ def test_read_gives_bgr(tmp_path, image):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), (b"", "not an image"), (b"hello", "not an image")],
+    [(None, "cannot be read"), (b"", "is not an image"), (b"hello", "is not an image")],
 )
-def test_what_is_no_image_is_named(tmp_path, content, message):
+def test_a_file_that_is_not_an_image_is_named(tmp_path, content, message):
     path = tmp_path / "broken.jpg"
     if content is not None:
         path.write_bytes(content)
@@ -40,15 +40,15 @@ def test_what_is_no_image_is_named(tmp_path, content, message):
         read_image(path)
 
 
-def test_what_is_no_file_name_is_named():
-    with pytest.raises(InputError, match="not the name of a file"):
+def test_a_path_that_is_not_a_file_name_is_named():
+    with pytest.raises(InputError, match="is not a file name"):
         read_image("a\0b.jpg")
 
 
-def test_a_truncated_jpeg_is_named_and_trailing_bytes_are_not_minded(tmp_path, image):
+def test_a_truncated_jpeg_is_named_and_trailing_bytes_are_ignored(tmp_path, image):
     data = cv2.imencode(".jpg", image)[1].tobytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"cut.jpg: truncated JPEG"):
+    with pytest.raises(InputError, match=r"cut.jpg: is a truncated JPEG"):
         read_image(tmp_path / "cut.jpg")
     (tmp_path / "more.jpg").write_bytes(data + b"\0\0trailer")
     assert read_image(tmp_path / "more.jpg").shape == image.shape
@@ -81,11 +81,11 @@ def test_detectron2_resize_is_uint8_with_a_scale_for_each_axis(image):
     assert resized.shape == (40, 60, 3)
 
 
-def test_resize_makes_what_the_detector_takes(image):
-    picture = Resize(50, 1000, "caffe")(image, image_id="a")
-    assert picture.image.shape == (3, 50, 75)
-    assert picture.image.dtype == torch.float32
-    assert (picture.width, picture.height, picture.image_id) == (90, 60, "a")
+def test_resize_returns_the_input_of_the_detector(image):
+    detector_input = Resize(50, 1000, "caffe")(image, image_id="a")
+    assert detector_input.image.shape == (3, 50, 75)
+    assert detector_input.image.dtype == torch.float32
+    assert (detector_input.width, detector_input.height, detector_input.image_id) == (90, 60, "a")
 
 
 @pytest.mark.parametrize("mode", ["caffe", "detectron2"])
@@ -95,9 +95,9 @@ def test_an_image_too_narrow_for_any_size_is_refused(mode):
 
 
 def test_a_process_forked_after_an_image_was_resized_can_resize(image):
-    """OpenCV's threads do not survive a fork; with them the child would hang."""
+    """If OpenCV used threads, the forked process would hang, since threads do not survive a fork."""
     resize_image(np.zeros((2000, 3000, 3), np.uint8), 1500, 2250, "caffe")
-    time.sleep(0.2)  # until the threads, if there are any, wait for work
+    time.sleep(0.2)  # until threads, if there are any, wait for work
     with multiprocessing.get_context("fork").Pool(1) as pool:
         job = pool.apply_async(_resize_in_a_worker, (image,))
         assert job.get(timeout=20) == (50, 75, 3)

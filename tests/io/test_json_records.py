@@ -31,7 +31,7 @@ def test_pieces_of_any_size_give_the_records_of_the_whole(tmp_path_factory, reco
     [
         ("", "top level must be a list"),
         ('{"images": []}', "top level must be a list"),
-        ("[1, 2]", "its list must hold objects"),
+        ("[1, 2]", "the list must hold objects"),
         ('[{"a": 1}, {"b": [1, ', "truncated"),
         ('[{"a": 1}', "truncated"),
         ('[{"a": 1}, {"b": nope}]', "not JSON"),

@@ -296,7 +296,9 @@ def test_airsplay_without_attributes(slim, tmp_path):
     convention = ["MODEL.BUA.BOX_CONVENTION", "detectron2"]
     detector = slim_detector(*convention, "MODEL.BUA.ATTRIBUTES.ENABLED", "False")
     assert not any(load_weights(detector, tmp_path / "faster_rcnn_from_caffe.pkl")[::2])
-    with pytest.raises(InputError, match=r"it has no attributes: set MODEL\.BUA\.ATTRIBUTES\.ENABLED False"):
+    with pytest.raises(
+        InputError, match=r"the checkpoint has no attributes: set MODEL\.BUA\.ATTRIBUTES\.ENABLED False"
+    ):
         load_weights(slim_detector(*convention), tmp_path / "faster_rcnn_from_caffe.pkl")
 
 
@@ -325,7 +327,7 @@ def test_conventions_are_not_mixed(slim, tmp_path):
     assert not any(load_weights(slim_detector(), path))
     other = slim_detector("MODEL.BUA.BOX_CONVENTION", "detectron2")
     with pytest.raises(
-        InputError, match=r"a\.caffemodel: was trained on other anchors \(box convention 'caffe'\)"
+        InputError, match=r"a\.caffemodel: was trained with other anchors \(box convention 'caffe'\)"
     ) as error:
         load_weights(other, path)
     assert "MODEL.BUA.BOX_CONVENTION" in str(error.value)
@@ -367,5 +369,5 @@ def test_a_missing_part_is_named(slim, tmp_path, layout, missing):
     ],
 )
 def test_an_impossible_shape(slim, name, shape):
-    with pytest.raises(LayoutError, match="damaged weights"):
+    with pytest.raises(LayoutError, match="the weights are damaged"):
         to_bua(released.milvlg(slim) | {name: torch.zeros(shape)})

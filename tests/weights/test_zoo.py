@@ -13,7 +13,7 @@ from bua.modeling import build_detector
 from bua.weights import zoo
 from bua.weights.zoo import ZOO, fetch
 
-NOBODY = "http://127.0.0.1:9"  # the port on which what is sent is discarded; nothing listens
+UNREACHABLE = "http://127.0.0.1:9"  # the "discard" port, on which no server listens
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def server(tmp_path):
-    """The address of a web server on this machine, and the requests that it had; it publishes a.pth."""
+    """The address of a web server on this machine, and the requests that it received. It serves a.pth.."""
     folder, requests = tmp_path / "www", []
     folder.mkdir()
     torch.save({"a": torch.ones(2)}, folder / "a.pth")
@@ -60,23 +60,23 @@ def test_detectron2s_addresses(server, cache, monkeypatch):
     assert requests == ["/a.pth"]
 
 
-def test_a_release_is_fetched_from_the_first_place_that_has_it(server, cache, monkeypatch):
+def test_a_release_is_fetched_from_the_first_address_that_has_it(server, cache, monkeypatch):
     address, _ = server
-    places = (f"{NOBODY}/a.pth", f"{address}/none.pth", f"{address}/a.pth?download=1")
-    monkeypatch.setitem(ZOO, "some", ZOO["caffe-r101-36"]._replace(file="a.pth", places=places))
+    addresses = (f"{UNREACHABLE}/a.pth", f"{address}/none.pth", f"{address}/a.pth?download=1")
+    monkeypatch.setitem(ZOO, "some", ZOO["caffe-r101-36"]._replace(file="a.pth", addresses=addresses))
     assert fetch("some") == cache / "bua" / "some" / "a.pth"
     assert load_checkpoint("some")["a"].tolist() == [1, 1]
 
 
-def test_a_release_that_cannot_be_had(cache, monkeypatch):
-    release = ZOO["caffe-r101-36"]._replace(places=(f"{NOBODY}/a.caffemodel",))
+def test_a_release_that_cannot_be_downloaded(cache, monkeypatch):
+    release = ZOO["caffe-r101-36"]._replace(addresses=(f"{UNREACHABLE}/a.caffemodel",))
     monkeypatch.setitem(ZOO, "caffe-r101-36", release)
     with pytest.raises(InputError) as error:
         load_checkpoint("caffe-r101-36")
     message, expected = str(error.value), cache / "bua" / "caffe-r101-36" / release.file
     assert message.startswith("caffe-r101-36: https://storage.googleapis.com/")
-    assert f"{NOBODY}/a.caffemodel: cannot be downloaded (" in message
-    assert message.endswith(f"get {release.file} elsewhere and put it at {expected}")
+    assert f"{UNREACHABLE}/a.caffemodel: cannot be downloaded (" in message
+    assert message.endswith(f"get {release.file} in another way and put it at {expected}")
     assert "\n" not in message
     expected.parent.mkdir(parents=True, exist_ok=True)
     expected.write_bytes(b"got elsewhere")
@@ -87,11 +87,14 @@ def test_a_release_that_cannot_be_had(cache, monkeypatch):
     ("address", "message"),
     [
         (
-            f"{NOBODY}/R-50.pkl",
-            r"/R-50\.pkl: cannot be downloaded \(.*\); try again, or put the file at .*cache/R-50\.pkl",
+            f"{UNREACHABLE}/R-50.pkl",
+            r"/R-50\.pkl: cannot be downloaded \(.*\); try again, or put it at .*cache/R-50\.pkl",
         ),
-        ("s3://bucket/a.pth", "not an address that bua can fetch"),
-        ("caffe-r101-37", "neither a file nor released weights; the names are caffe-r101-10-100, caffe-r101-36,"),
+        ("s3://bucket/a.pth", "bua cannot download from this address"),
+        (
+            "caffe-r101-37",
+            "is neither a file nor the name of released weights; use one of caffe-r101-10-100, caffe-r101-36,",
+        ),
         ("hf://unc-nlp", "cannot be downloaded"),
     ],
 )
@@ -113,15 +116,15 @@ def test_hugging_face(monkeypatch, tmp_path):
 def test_hugging_face_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    message = r"hf://unc-nlp/frcnn-vg-finetuned: cannot be downloaded .* elsewhere and name it"
+    message = r"hf://unc-nlp/frcnn-vg-finetuned: cannot be downloaded .* in another way and give its path"
     with pytest.raises(InputError, match=message):
         fetch("hf://unc-nlp/frcnn-vg-finetuned")
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_release_has_a_place_and_a_configuration(name):
+def test_every_release_has_an_address_and_a_configuration(name):
     release = ZOO[name]
-    assert release.places or release.gone
+    assert release.addresses or release.gone
     assert Path("configs", release.config).is_file()
 
 
