@@ -1,6 +1,6 @@
-"""How the things of Shapes look: outlines, colours, textures and backgrounds, drawn with OpenCV.
+"""Draws the things of Shapes and their backgrounds with OpenCV: outlines, colours and textures.
 
-Everything is drawn at ``SUPERSAMPLING`` times its size and averaged down, which gives smooth edges that do not
+Everything is drawn at ``SUPERSAMPLING`` times its size and then averaged down. This gives smooth edges that do not
 depend on how OpenCV draws a line.
 """
 
@@ -14,7 +14,7 @@ OUTLINE_PIXELS = 1.25
 SHADOW_OFFSET = 2
 SHADOW_STRENGTH = 0.3
 
-# BGR, far apart from each other; gray is what a thing without any attribute has.
+# BGR. The colours are far apart from each other. A thing without any attribute is gray.
 COLOR_VALUES = {
     "red": (45, 40, 220),
     "orange": (25, 130, 250),
@@ -27,11 +27,12 @@ COLOR_VALUES = {
     "black": (38, 36, 36),
     "gray": (140, 140, 140),
 }
+# The second tone of a texture is darker than these colours, and lighter than the others.
 LIGHT_COLORS = ("orange", "yellow", "pink", "white", "green")
 
 
 def shape_names() -> list[str]:
-    """The object classes, in the order of their ids."""
+    """Returns the names of the object classes, in the order of their ids."""
     return list(OUTLINES)
 
 
@@ -39,13 +40,14 @@ def shape_mask(shape: str, side: float, angle: float, flipped: bool) -> np.ndarr
     """Draws the silhouette of a thing.
 
     Args:
-        shape: one of ``shape_names()``.
-        side: of the square that the unrotated shape fits into, in pixels.
-        angle: of rotation about the centre, in degrees, clockwise.
-        flipped: mirrored left to right.
+        shape: One of ``shape_names()``.
+        side: Side in pixels of the square that the shape fits into before it is rotated.
+        angle: Clockwise rotation about the centre, in degrees.
+        flipped: Whether the shape is mirrored left to right.
 
     Returns:
-        [P, P] float32 from 0 to 1: how much of each pixel the shape covers. Its centre is that of the patch.
+        [P, P] float32 from 0 to 1, the share of each pixel that the shape covers. The shape's centre is the centre of
+        this patch.
     """
     return _average_down(_draw_enlarged(shape, side, angle, flipped))
 
@@ -63,8 +65,13 @@ def paint_thing(
 ) -> None:
     """Paints a thing and its shadow into ``image`` ([H, W, 3] float32 BGR, 0 to 255), in place.
 
-    ``center`` is (x, y) in pixels, and the thing may be cut by the edge; ``brightness`` is a factor on its colour.
-    The rest is as for ``shape_mask``.
+    Args:
+        image: The image so far.
+        shape, side, angle, flipped: See ``shape_mask``.
+        center: (x, y) in pixels. The thing may reach beyond the edge of the image.
+        color: A key of ``COLOR_VALUES``.
+        texture: "striped", "checkered", "dotted" or None.
+        brightness: Factor on the colour.
     """
     enlarged = _draw_enlarged(shape, side, angle, flipped)
     coverage = _average_down(enlarged)
@@ -80,7 +87,7 @@ def paint_thing(
     second = base * 0.5 if color in LIGHT_COLORS else base + (255 - base) * 0.62
     weight = _texture(texture, coverage.shape[0], side, angle)[..., None]
     surface = base * (1 - weight) + second * weight
-    # Lit from above: without it large things look like holes in the image.
+    # Light comes from above. Without this shading, large things look like holes in the image.
     light = np.linspace(1.1, 0.88, len(coverage), dtype=np.float32)[:, None, None] * brightness
     edge = base * 0.5 if color != "black" else base + 70
     surface = surface * light * (1 - rim[..., None]) + edge * rim[..., None]
@@ -89,11 +96,15 @@ def paint_thing(
 
 
 def paint_background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A muted background, [height, width, 3] float32 BGR from 0 to 255: a gradient, bands, tiles or blotches."""
+    """Returns a background in muted colours: a gradient, bands, tiles or blotches.
+
+    Returns:
+        [height, width, 3] float32 BGR from 0 to 255.
+    """
     first, second = _muted_color(rng), _muted_color(rng)
     x, y = np.meshgrid(np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32))
     turn = rng.uniform(0, 2 * math.pi)
-    ramp = 0.5 + 0.5 * (math.cos(turn) * (x - 0.5) + math.sin(turn) * (y - 0.5))
+    ramp: np.ndarray = 0.5 + 0.5 * (math.cos(turn) * (x - 0.5) + math.sin(turn) * (y - 0.5))
     kind = rng.choice(["gradient", "bands", "tiles", "blotches"], p=[0.4, 0.15, 0.2, 0.25])
     if kind == "bands":
         horizon = rng.uniform(0.45, 0.75)
@@ -115,14 +126,26 @@ def paint_background(height: int, width: int, rng: np.random.Generator) -> np.nd
 def overlap(
     shape: tuple[int, int], center: tuple[int, int], size: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a ``size`` x ``size`` patch about ``center`` (x, y) lies in an image: (slices of it, of the patch)."""
-    window, patch = [], []
-    for middle, length in zip(reversed(center), shape):
-        start = middle - size // 2
-        low, high = max(start, 0), max(min(start + size, length), 0)
-        window.append(slice(low, high))
-        patch.append(slice(low - start, high - start))
-    return tuple(window), tuple(patch)
+    """Returns where a square patch and an image overlap.
+
+    Args:
+        shape: (height, width) of the image.
+        center: (x, y) of the patch's centre in the image.
+        size: Side of the patch in pixels.
+
+    Returns:
+        The overlap as (rows, columns) of the image, and as (rows, columns) of the patch.
+    """
+    (rows, patch_rows), (columns, patch_columns) = (
+        _overlap_along_axis(middle, length, size) for middle, length in zip(reversed(center), shape)
+    )
+    return (rows, columns), (patch_rows, patch_columns)
+
+
+def _overlap_along_axis(middle: int, length: int, size: int) -> tuple[slice, slice]:
+    start = middle - size // 2
+    low, high = max(start, 0), max(min(start + size, length), 0)
+    return slice(low, high), slice(low - start, high - start)
 
 
 def _muted_color(rng: np.random.Generator) -> np.ndarray:
@@ -132,7 +155,7 @@ def _muted_color(rng: np.random.Generator) -> np.ndarray:
 
 
 def _texture(texture: str | None, size: int, side: float, angle: float) -> np.ndarray:
-    """[size, size] weight of the second tone: 0 where the surface has its base colour."""
+    """Returns the weight of the second tone, [size, size] float32: 0 where the surface has its base colour."""
     if texture is None:
         return np.zeros((size, size), np.float32)
     period = max(7.0, side * 0.27) / (2 * np.pi)
@@ -149,7 +172,7 @@ def _texture(texture: str | None, size: int, side: float, angle: float) -> np.nd
 
 
 def _draw_enlarged(shape: str, side: float, angle: float, flipped: bool) -> np.ndarray:
-    """The silhouette at ``SUPERSAMPLING`` times its size, uint8, 0 or 255."""
+    """Draws the silhouette at ``SUPERSAMPLING`` times its size: uint8, 0 or 255."""
     half = int(np.ceil(side * 0.72)) + 2
     canvas = np.zeros((2 * half * SUPERSAMPLING,) * 2, np.uint8)
     turn = np.deg2rad(angle)
@@ -187,7 +210,8 @@ def _corners(*values: float) -> np.ndarray:
     return np.array(values, np.float64).reshape(-1, 2)
 
 
-# Polygons in a square from -1 to 1 (x to the right, y down), painted in order: 1 fills, 0 cuts out.
+# Polygons in a square from -1 to 1 (x to the right, y down), which are painted in this order. 1 fills a polygon, 0 cuts
+# it out.
 OUTLINES = {
     "circle": [(_round_outline(), 1)],
     "square": [(_corners(-0.9, -0.9, 0.9, -0.9, 0.9, 0.9, -0.9, 0.9), 1)],

@@ -1,7 +1,7 @@
-"""Shapes: a small world of drawn images, written in the formats of the real data sets.
+"""Makes Shapes, a small data set of drawn images in the formats of the real data sets.
 
-Visual Genome, COCO, VQA v2 and Flickr30k cannot ship with the code; this stands in for them in tests, in the demo and
-wherever a first try should take minutes. Everything is drawn from the seed, image by image: the same arguments
+Visual Genome, COCO, VQA v2 and Flickr30k cannot ship with the code. Shapes replaces them in tests, in the demo and
+wherever a first try should take minutes. All images and annotations follow from the random seed: the same arguments
 give the same bytes, whatever the number of processes.
 
 ``make_shapes`` writes::
@@ -15,19 +15,20 @@ give the same bytes, whatever the number of processes.
     captions/dataset_coco.json                       captions/captions_{train2014,val2014}.json
     flickr30k_entities/{Annotations,Sentences}/      flickr30k_entities/{train,val,test}.txt
     flickr30k_images/<flickr_id>.jpg                 links
-    shapes.json                                      the arguments, written last
+    shapes.json                                      the arguments; this file is written last
 
-``bua.shapes.scene`` says what an image shows, ``bua.shapes.task_files`` how the ids relate,
-``bua.shapes.visual_genome`` what dirt the files hold.
+``bua.shapes.scene`` describes what an image shows, ``bua.shapes.task_files`` explains the ids of an image, and
+``bua.shapes.visual_genome`` lists the annotation errors in the files.
 """
 
 import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -41,8 +42,12 @@ from bua.shapes.task_files import DrawnImage, caption_records, flickr30k_entitie
 from bua.shapes.text import ask_questions, write_sentence
 from bua.shapes.visual_genome import visual_genome_records, vocabulary_lines
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 VERSIONS = ("1.2", "1.4")
-# To be raised when the same arguments come to give other bytes, so that a folder made before is not taken for current.
+# Increase this number when a change of the code changes the bytes that the same arguments give. Folders that were made
+# before are then no longer accepted as complete.
 REVISION = 1
 SPLITS = ("train", "val", "test")
 VISUAL_GENOME_FILES = (
@@ -59,7 +64,7 @@ SENTENCES_PER_IMAGE = 5
 JPEG_QUALITY = 92
 MARKER = "shapes.json"
 MARKER_UNFINISHED = "shapes.json.unfinished"
-# Starting processes costs more than drawing this many images.
+# For fewer images, starting processes takes longer than drawing in this one.
 MIN_IMAGES_FOR_PROCESSES = 100
 
 
@@ -74,21 +79,21 @@ def make_shapes(
 ) -> bool:
     """Writes the Shapes data set into ``root``.
 
-    A folder that holds the same data set already is left as it is; one in which the same call was interrupted is
-    completed.
+    A folder that already holds the same data set is left as it is. If the same call was interrupted before, it is
+    continued.
 
     Args:
-        root: folder, such as ``datasets/shapes``; made where it is missing.
-        num_train, num_val, num_test: images in each split, 0 or more.
-        seed: 0 or more.
-        version: of the Visual Genome files, "1.2" or "1.4".
-        processes: that draw at once; by default one for each available CPU core.
+        root: The folder, such as ``datasets/shapes``. It is created if it does not exist.
+        num_train, num_val, num_test: Number of images in each split, 0 or more.
+        seed: Random seed, 0 or more.
+        version: Version of the Visual Genome files, "1.2" or "1.4".
+        processes: Number of processes that draw images. By default there is one per CPU core.
 
     Returns:
-        True where it wrote, False where everything was there.
+        True if files were written, False if the data set was there already.
 
     Raises:
-        InputError: an argument is out of range, or ``root`` holds something else.
+        InputError: An argument is out of range, or ``root`` holds something else.
     """
     arguments = {"num_train": num_train, "num_val": num_val, "num_test": num_test, "seed": seed, "version": version}
     _check(arguments)
@@ -114,30 +119,30 @@ def _check(arguments: dict) -> None:
     for name, value in arguments.items():
         if name == "version":
             if value not in VERSIONS:
-                raise InputError(f"make_shapes: version: {value!r} is not one of {', '.join(VERSIONS)}")
+                raise InputError(f"make_shapes: version: {value!r} is not known; choose one of {', '.join(VERSIONS)}")
         elif value < 0:
             raise InputError(f"make_shapes: {name}: {value} is negative; give 0 or more")
     if not arguments["num_train"] + arguments["num_val"] + arguments["num_test"]:
-        raise InputError("make_shapes: num_train, num_val, num_test: all are 0; ask for one image at least")
+        raise InputError("make_shapes: num_train, num_val, num_test: all are 0; ask for at least one image")
 
 
 def _begin(root: Path, arguments: dict) -> bool:
-    """Claims the folder; False where the data set is there already."""
+    """Creates the folders and marks the data set as unfinished. Returns False if the data set is already complete."""
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: is a file; name a folder")
     for marker in (MARKER, MARKER_UNFINISHED):
         if (root / marker).exists():
             if _read_marker(root / marker) != arguments:
                 raise InputError(
-                    f"{root / marker}: the folder holds a Shapes data set made with other arguments or by another bua;"
-                    " name another folder or delete this one"
+                    f"{root / marker}: the Shapes data set in this folder was made with other arguments or by another"
+                    " version of bua; name another folder or delete this one"
                 )
             if marker == MARKER:
                 return False
             break
     else:
         if root.exists() and any(root.iterdir()):
-            raise InputError(f"{root}: is not empty and no Shapes data set; name another folder")
+            raise InputError(f"{root}: is not empty and holds no Shapes data set; name another folder")
         make_folder(root)
         _write_json(root / MARKER_UNFINISHED, arguments, indent=True)
     for folder in (
@@ -155,12 +160,13 @@ def _read_marker(path: Path) -> dict | None:
         return None
 
 
-def _map(function, jobs: list, processes: int | None) -> Iterator:
+def _map(function: Callable[[T], R], jobs: Sequence[T], processes: int | None) -> Iterator[R]:
+    """Applies ``function`` to each job and yields the results in order."""
     processes = processes or os.cpu_count() or 1
     if processes == 1 or len(jobs) < MIN_IMAGES_FOR_PROCESSES:
         yield from map(function, jobs)
         return
-    # Spawned, because OpenCV's and torch's threads do not survive a fork.
+    # Processes are spawned, since the threads of OpenCV and torch do not work after a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_start_worker) as pool:
         yield from pool.map(function, jobs, chunksize=32)
@@ -168,12 +174,16 @@ def _map(function, jobs: list, processes: int | None) -> Iterator:
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)
-    # Ctrl-C reaches every process; the parent alone reports it.
+    # Ctrl-C sends SIGINT to every process. Only the parent process reports it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _make_image(root: Path, seed: int, version: str, job: tuple[int, tuple[str, int]]) -> tuple[DrawnImage, dict]:
-    """Draws one image and writes its own files; returns it with its part of the common files."""
+    """Draws one image and writes the files that belong to it alone.
+
+    Returns:
+        The image, and its records for the files that hold all images.
+    """
     image_id, (split, index) = job
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     image = DrawnImage(compose_scene(rng), image_id, split)
@@ -223,11 +233,11 @@ def _write_coco(root: Path, made: list[tuple[DrawnImage, dict]]) -> None:
         chosen = [records for image, records in made if image.vqa_subset == subset]
         common = {"info": info, "license": {}, "data_type": "mscoco", "data_subtype": subset}
         questions = [question for records in chosen for question in records["questions"]]
+        annotations = [annotation for records in chosen for annotation in records["annotations"]]
         _write_json(
             root / f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json",
             common | {"task_type": "Open-Ended", "questions": questions},
         )
-        annotations = [annotation for records in chosen for annotation in records["annotations"]]
         _write_json(root / f"vqa/v2_mscoco_{subset}_annotations.json", common | {"annotations": annotations})
 
     for subset in ("train2014", "val2014"):
@@ -262,11 +272,11 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     _write(path, "".join(line + "\n" for line in lines).encode())
 
 
-def _write_json(path: Path, content, indent: bool = False) -> None:
+def _write_json(path: Path, content: object, indent: bool = False) -> None:
     _write(path, orjson.dumps(content, option=orjson.OPT_INDENT_2 if indent else 0))
 
 
 def _write(path: Path, content: bytes) -> None:
-    """All or nothing, so that an interrupted run leaves no half a file that a later one would keep."""
+    """Writes the whole file or nothing, since a later run would keep the incomplete file of an interrupted one."""
     with whole_file(path) as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""What a Shapes image shows: things with attributes, where they are, and how they lie to each other."""
+"""Composes the scenes that Shapes images show: things with attributes, their places, and their spatial relations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from bua.shapes.drawing import COLOR_VALUES, overlap, paint_background, paint_th
 SHAPES = shape_names()
 COLORS = [color for color in COLOR_VALUES if color != "gray"]
 TEXTURES = ["striped", "dotted", "checkered"]
-# Side of a thing over the short side of its image. The gaps keep "small" and "large" apart from things that are
-# neither, and being relative they survive the resize of a detector's input.
+# Range of a thing's side, as a fraction of the image's short side. The gaps between the ranges set small and large
+# things apart from those that are neither. Since sizes are relative, resizing the image for a detector keeps them.
 SIZES = {"small": (0.18, 0.235), None: (0.29, 0.37), "large": (0.46, 0.555)}
 SHORT_SIDES = (112, 120, 128, 136, 144)
 ASPECT_RATIOS = (1.0, 1.25, 4 / 3, 1.5)
@@ -26,17 +26,21 @@ PLACING_ATTEMPTS = 40
 
 @dataclass
 class Thing:
-    """One thing of a scene; lengths in pixels.
+    """One thing of a scene. Lengths are in pixels.
 
     Attributes:
-        shape: its object class, one of ``SHAPES``.
-        color: one of ``COLORS``, or "gray" for a thing that has no attribute at all.
-        size: "small", "large" or None; texture: one of ``TEXTURES`` or None.
-        center: (x, y), whole pixels; side: of the square that the upright shape fits into.
-        angle: degrees clockwise; flipped: mirrored left to right; brightness: factor on its colour.
-        box: (x1, y1, x2, y2) about the pixels that the shape covers by half or more, as if nothing hid them;
-            x2 and y2 are one beyond the last pixel; it may reach over the edge of the image.
-        visible: share of those pixels, 0 to 1, that lie in the image and under no other thing.
+        shape: Object class, one of ``SHAPES``.
+        color: One of ``COLORS``, or "gray" for a thing that has no attribute at all.
+        size: "small", "large" or None.
+        texture: One of ``TEXTURES`` or None.
+        center: (x, y) in whole pixels.
+        side: Side of the square that the shape fits into before it is rotated.
+        angle: Clockwise rotation in degrees.
+        flipped: Whether the shape is mirrored left to right.
+        brightness: Factor on the colour.
+        box: (x1, y1, x2, y2) around the pixels of which the shape covers half or more, including those that other
+            things hide. x2 and y2 are one beyond the last pixel. The box may reach beyond the edge of the image.
+        visible: Share of these pixels, 0 to 1, that lie in the image and are not hidden by another thing.
     """
 
     shape: str
@@ -53,21 +57,21 @@ class Thing:
 
     @property
     def attributes(self) -> list[str]:
-        """What an annotator would write: size, texture, colour, as far as the thing has them."""
+        """The size, texture and colour that the thing has, in the order in which an annotator would write them."""
         color = None if self.color == "gray" else self.color
         return [value for value in (self.size, self.texture, color) if value is not None]
 
 
 @dataclass
 class Scene:
-    """An image before it is drawn.
+    """The description from which an image is drawn.
 
     Attributes:
-        width, height: in pixels.
-        things: 1 to 12, those behind first.
-        relations: (subject, predicate, object), subject and object being indices of ``things``; predicates are
-            "left of", "right of", "above", "below", "on", "inside", "in front of" and "behind".
-        background_seed: seeds the background.
+        width, height: Size of the image in pixels.
+        things: 1 to 12 things, from the back to the front.
+        relations: Triples (subject, predicate, object). Subject and object are indices into ``things``; predicates
+            are "left of", "right of", "above", "below", "on", "inside", "in front of" and "behind".
+        background_seed: Random seed of the background.
     """
 
     width: int
@@ -77,31 +81,34 @@ class Scene:
     background_seed: int = 0
 
     def clipped_box(self, index: int) -> tuple[int, int, int, int]:
-        """The box of a thing, cut to the image."""
+        """Returns the box of a thing, clipped to the image."""
         x1, y1, x2, y2 = self.things[index].box
         return max(x1, 0), max(y1, 0), min(x2, self.width), min(y2, self.height)
 
     def find(self, shape: str | None = None, attributes: Sequence[str] = ()) -> list[int]:
-        """Indices of the things of this shape (None: any) that have all of these attributes."""
-        wanted = set(attributes)
+        """Returns the indices of the things of this shape (None: any shape) that have all of these attributes."""
+        required = set(attributes)
         return [
             index
             for index, thing in enumerate(self.things)
-            if shape in (None, thing.shape) and wanted.issubset((thing.size, thing.texture, thing.color))
+            if shape in (None, thing.shape) and required.issubset((thing.size, thing.texture, thing.color))
         ]
 
 
 def compose_scene(rng: np.random.Generator) -> Scene:
-    """Draws up a scene: size, 1 to 12 things with some overlap, each visible by ``MIN_VISIBLE`` or more."""
+    """Composes a random scene: its size, and 1 to 12 things that may overlap.
+
+    At least the share ``MIN_VISIBLE`` of each thing stays visible.
+    """
     short = int(rng.choice(SHORT_SIDES))
     long = min(round(short * rng.choice(ASPECT_RATIOS)), LONG_SIDE_LIMIT)
     width, height = (long, short) if rng.random() < 0.7 else (short, long)
     scene = Scene(width, height, background_seed=int(rng.integers(2**31)))
-    wanted = 1 + int(rng.choice(MAX_THINGS, p=np.array(THING_COUNT_WEIGHTS) / sum(THING_COUNT_WEIGHTS)))
+    thing_count = 1 + int(rng.choice(MAX_THINGS, p=np.array(THING_COUNT_WEIGHTS) / sum(THING_COUNT_WEIGHTS)))
     canvas = _Canvas(height, width)
-    for _ in range(wanted):
+    for _ in range(thing_count):
         for _ in range(PLACING_ATTEMPTS):
-            thing = _random_thing(rng, scene, wanted)
+            thing = _random_thing(rng, scene, thing_count)
             if canvas.place(thing, scene.things):
                 scene.things.append(thing)
                 break
@@ -112,7 +119,7 @@ def compose_scene(rng: np.random.Generator) -> Scene:
 
 
 def draw_scene(scene: Scene) -> np.ndarray:
-    """The image of a scene, [height, width, 3] uint8 BGR."""
+    """Returns the image of a scene, [height, width, 3] uint8 BGR."""
     rng = np.random.default_rng(scene.background_seed)
     image = paint_background(scene.height, scene.width, rng)
     for thing in scene.things:
@@ -131,7 +138,7 @@ def draw_scene(scene: Scene) -> np.ndarray:
 
 
 def box_iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Intersection over union of two x1y1x2y2 boxes."""
+    """Returns the intersection over union of two x1y1x2y2 boxes."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -140,12 +147,13 @@ def box_iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def _random_thing(rng: np.random.Generator, scene: Scene, wanted: int) -> Thing:
+def _random_thing(rng: np.random.Generator, scene: Scene, thing_count: int) -> Thing:
     shape = str(rng.choice(SHAPES))
     short = min(scene.width, scene.height)
-    crowded = wanted > 6
+    crowded = thing_count > 6
     plain = rng.random() < 0.1
-    size = None if plain else rng.choice(["small", None, "large"], p=[0.7, 0.25, 0.05] if crowded else [0.3, 0.4, 0.3])
+    size_weights = (0.7, 0.25, 0.05) if crowded else (0.3, 0.4, 0.3)
+    size = None if plain else ("small", None, "large")[rng.choice(3, p=size_weights)]
     side = short * rng.uniform(*SIZES[size])
     color = "gray" if plain else str(rng.choice(COLORS))
     texture = None if plain or rng.random() < 0.45 else str(rng.choice(TEXTURES))
@@ -154,7 +162,7 @@ def _random_thing(rng: np.random.Generator, scene: Scene, wanted: int) -> Thing:
         host = larger[rng.integers(len(larger))]
         center = host.center
     else:
-        # The centre keeps clear of the edge, except that some things are cut by it.
+        # Most things lie inside the image; some reach beyond its edge.
         margin = side * (0.36 if rng.random() < 0.15 else 0.52)
         center = (
             int(rng.uniform(margin, scene.width - margin)),
@@ -174,7 +182,7 @@ def _random_thing(rng: np.random.Generator, scene: Scene, wanted: int) -> Thing:
 
 
 class _Canvas:
-    """Which thing each pixel shows, to know what is hidden."""
+    """Keeps track of which thing each pixel shows, and so of which parts are hidden."""
 
     def __init__(self, height: int, width: int):
         self.owner = np.full((height, width), -1, np.int8)
@@ -182,7 +190,12 @@ class _Canvas:
         self.areas: list[int] = []
 
     def place(self, thing: Thing, others: list[Thing]) -> bool:
-        """Puts ``thing`` in front of the others and sets its box, unless that hides too much or overlaps too well."""
+        """Places ``thing`` in front of the others and sets its box.
+
+        Returns:
+            False, with nothing changed, if too little of it or of another thing would be visible, or if its box
+            overlaps another box too much.
+        """
         silhouette = shape_mask(thing.shape, thing.side, thing.angle, thing.flipped) >= 0.5
         x, y, width, height = cv2.boundingRect(silhouette.astype(np.uint8))
         left, top = thing.center[0] - len(silhouette) // 2, thing.center[1] - len(silhouette) // 2
@@ -206,11 +219,12 @@ class _Canvas:
         return True
 
     def visible(self) -> list[float]:
+        """Returns the visible share of each thing's pixels."""
         shown = np.bincount(self.owner.ravel() + 1, minlength=len(self.areas) + 1)[1:]
         return [float(count / area) for count, area in zip(shown, self.areas)]
 
     def covered(self, front: int, back: int) -> float:
-        """Share of the pixels of ``front`` that lie over pixels of ``back``."""
+        """Returns the share of the pixels of ``front`` that cover pixels of ``back``."""
         return float((self.masks[front] & self.masks[back]).sum() / self.masks[front].sum())
 
 

@@ -1,15 +1,18 @@
-"""Shapes as VQA v2, COCO captions and Flickr30k Entities annotate images, and how the ids of an image relate.
+"""Makes the VQA v2, COCO captions and Flickr30k Entities records of Shapes images.
 
-- ``image_id`` (Visual Genome) counts from 1 over train, val and test; the image is ``VG_100K/<image_id>.jpg`` or
+An image has several ids:
+
+- ``image_id``, its Visual Genome id, counts from 1 over train, val and test. The file is ``VG_100K/<image_id>.jpg`` or
   ``VG_100K_2/<image_id>.jpg``, as its ``url`` in ``image_data.json`` says.
-- ``coco_id`` is the image's id in the VQA and caption files. Every eighth image has none, as half of Visual
-  Genome's have none, and is in neither. COCO's file names are links to the Visual Genome image.
-- ``flickr_id`` is its id in Flickr30k Entities; every image has one.
-- Ids of objects, regions, questions and captions are the image's id times 1000, plus a count.
+- ``coco_id`` is its id in the VQA and caption files. Every eighth image has none and is in none of these files (in
+  Visual Genome, half of the images have none). The files under COCO's names are links to the Visual Genome image.
+- ``flickr_id`` is its id in Flickr30k Entities. Every image has one.
 
-COCO puts an image into one subset. Shapes has train images in train2014 (a tenth, Karpathy's "restval", in
-val2014) and val images in val2014; test images are in val2014 for captions, as Karpathy's are, and in test2015
-for VQA.
+Ids of objects, regions, questions and captions are the image's id times 1000, plus a count.
+
+Each image of COCO is in one subset. In Shapes, train images are in train2014, except for a tenth in val2014, which is
+Karpathy's "restval"; val images are in val2014. Test images are in val2014 for captions, as in Karpathy's split, and
+in test2015 for VQA.
 """
 
 import re
@@ -18,18 +21,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from bua.shapes.scene import Scene
-from bua.shapes.text import Phrase, Question, plain_text
+from bua.shapes.text import THE_IMAGE, Phrase, Question, plain_text
 
 ANSWERS_PER_QUESTION = 10
-MAX_DISSENTERS = 3
+MAX_WRONG_ANSWERS = 3
 
 
 @dataclass
 class DrawnImage:
-    """A scene and its place in the data set.
+    """A scene with its image's ids and paths in the data set.
 
     Attributes:
-        image_id: as Visual Genome has it, from 1.
+        scene: What the image shows.
+        image_id: Visual Genome id, from 1.
         split: "train", "val" or "test".
     """
 
@@ -43,7 +47,7 @@ class DrawnImage:
 
     @property
     def path(self) -> str:
-        """Of the JPEG file, under the data set's folder."""
+        """Path of the JPEG file, relative to the data set's folder."""
         return f"{self.folder}/{self.image_id}.jpg"
 
     @property
@@ -56,7 +60,7 @@ class DrawnImage:
 
     @property
     def karpathy_split(self) -> str:
-        """A tenth of the training images are "restval": in COCO's val2014, but for training captioners."""
+        """Karpathy's split. A tenth of the training images are "restval": they are in val2014, and for training."""
         return "restval" if self.split == "train" and self.image_id % 10 == 9 else self.split
 
     @property
@@ -72,7 +76,8 @@ class DrawnImage:
 
 
 def vqa_records(image: DrawnImage, questions: list[Question], rng: np.random.Generator) -> dict[str, list[dict]]:
-    """An image's "questions" and "annotations" in VQA v2's files."""
+    """Returns an image's "questions" and "annotations" in VQA v2's files."""
+    assert image.coco_id is not None  # only images with a COCO id have questions
     asked, annotations = [], []
     for number, question in enumerate(questions):
         question_id = image.coco_id * 1000 + number
@@ -91,12 +96,13 @@ def vqa_records(image: DrawnImage, questions: list[Question], rng: np.random.Gen
 
 
 def caption_records(image: DrawnImage, sentences: list[list[Phrase | str]]) -> dict:
-    """An image's part of the caption files.
+    """Returns an image's records in the caption files.
 
     Returns:
-        "karpathy": its entry in ``dataset_coco.json`` without the running numbers; "coco_image" and
-        "coco_captions": its entries in ``captions_*.json``.
+        A dict with "karpathy", the image's entry in ``dataset_coco.json`` without the numbers that count images and
+        sentences, and "coco_image" and "coco_captions", its entries in ``captions_*.json``.
     """
+    assert image.coco_id is not None  # only images with a COCO id have captions
     texts = [plain_text(sentence) for sentence in sentences]
     file_name = image.coco_path(image.coco_subset).split("/")[1]
     karpathy = {
@@ -120,11 +126,11 @@ def caption_records(image: DrawnImage, sentences: list[list[Phrase | str]]) -> d
 
 
 def flickr30k_entities(image: DrawnImage, sentences: list[list[Phrase | str]]) -> tuple[str, str]:
-    """An image's files in Flickr30k Entities: ``(Annotations/<id>.xml, Sentences/<id>.txt)``.
+    """Returns the content of an image's two Flickr30k Entities files: Annotations/<id>.xml and Sentences/<id>.txt.
 
-    The boxes are in pixels from 1, inclusive. A phrase's chain id is 1 more than the number of its thing; a phrase for
-    several things has a chain of its own, to which the boxes of all of them belong. The last sentence names the
-    background, which has no box.
+    Pixels count from 1, and a box includes its last pixel. The chain id of a phrase for one thing is the index of this
+    thing plus 1. A phrase for several things has a chain of its own with the boxes of all of them. The last sentence
+    also names the background, which has no box.
     """
     scene = image.scene
     chains: dict[tuple[int, ...], int] = {(index,): index + 1 for index in range(len(scene.things))}
@@ -133,7 +139,7 @@ def flickr30k_entities(image: DrawnImage, sentences: list[list[Phrase | str]]) -
         words = []
         for part in sentence:
             if isinstance(part, str):
-                words.append(part.replace("the image", "[/EN#0/notvisual the image]"))
+                words.append(part.replace(THE_IMAGE, f"[/EN#0/notvisual {THE_IMAGE}]"))
                 continue
             chain = chains.setdefault(tuple(part.things), len(chains) + 1)
             kinds = {"animals" if scene.things[index].shape == "fish" else "other" for index in part.things}
@@ -158,14 +164,17 @@ def flickr30k_entities(image: DrawnImage, sentences: list[list[Phrase | str]]) -
 
 
 def _answers(question: Question, rng: np.random.Generator) -> list[dict]:
-    """Ten people's answers; so few are wrong that the right one keeps its full score."""
-    wrong = int(rng.integers(0, MAX_DISSENTERS + 1)) if rng.random() < 0.3 else 0
-    dissenters = set(rng.permutation(ANSWERS_PER_QUESTION)[:wrong].tolist())
+    """Returns the ten answers to a question. At most three are wrong, so that the right one keeps its full score.
+
+    In VQA v2 ten people answer a question; here a program draws the answers.
+    """
+    wrong_count = int(rng.integers(0, MAX_WRONG_ANSWERS + 1)) if rng.random() < 0.3 else 0
+    wrong_numbers = set(rng.permutation(ANSWERS_PER_QUESTION)[:wrong_count].tolist())
     answers = []
-    for person in range(ANSWERS_PER_QUESTION):
+    for number in range(ANSWERS_PER_QUESTION):
         answer, confidence = question.answer, "yes"
-        if person in dissenters:
+        if number in wrong_numbers:
             answer = question.alternatives[int(rng.integers(len(question.alternatives)))]
             confidence = str(rng.choice(["maybe", "no"]))
-        answers.append({"answer": answer, "answer_confidence": confidence, "answer_id": person + 1})
+        answers.append({"answer": answer, "answer_confidence": confidence, "answer_id": number + 1})
     return answers

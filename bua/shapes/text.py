@@ -1,10 +1,13 @@
-"""What people would say about a Shapes scene: phrases, sentences, questions. All of it is true of the image."""
+"""Generates phrases, captions and questions with answers for a Shapes scene. All of them are true of the image."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from bua.shapes.scene import COLORS, SHAPES, TEXTURES, Scene
+
+T = TypeVar("T")
 
 PLURALS = {"box": "boxes", "cross": "crosses", "fish": "fish"}
 NUMBER_WORDS = [
@@ -32,11 +35,19 @@ PREDICATE_PHRASES = {
     "in front of": ["in front of"],
     "behind": ["behind"],
 }
+# The generated texts say "picture". Another word would change the bytes that a random seed gives, and would be missing
+# from the vocabularies of checkpoints that were trained before.
+THE_IMAGE = "the picture"
 
 
 @dataclass
 class Phrase:
-    """Words for one thing or several: ``things`` are indices into ``Scene.things``."""
+    """A noun phrase.
+
+    Attributes:
+        words: The phrase, such as "a red circle".
+        things: Indices into ``Scene.things`` of the things that the phrase names.
+    """
 
     words: str
     things: list[int]
@@ -47,11 +58,12 @@ class Question:
     """A question about a scene.
 
     Attributes:
-        text, answer: the answer in VQA v2's normal form (lower case, digits).
-        question_type: the question's first words, as VQA v2 has them.
+        text: The question.
+        answer: The right answer in VQA v2's normal form (lower case, digits).
+        question_type: First words of the question, by which VQA v2 groups questions.
         answer_type: "yes/no", "number" or "other".
-        things: indices of the things that the question names.
-        alternatives: wrong answers that a careless person might give.
+        things: Indices of the things that the question names.
+        alternatives: Plausible wrong answers.
     """
 
     text: str
@@ -63,20 +75,23 @@ class Question:
 
 
 def describe(scene: Scene, index: int, rng: np.random.Generator) -> Phrase:
-    """A noun phrase for a thing that fits no other thing; where none exists, a plural for all that it fits."""
+    """Returns a noun phrase that fits one thing only.
+
+    If there is no such phrase, returns a plural, such as "two red circles", for all things that the phrase fits.
+    """
     thing = scene.things[index]
-    said = tuple(value for value in thing.attributes if rng.random() < 0.55)
-    found = scene.find(thing.shape, said)
+    attributes = tuple(value for value in thing.attributes if rng.random() < 0.55)
+    found = scene.find(thing.shape, attributes)
     if len(found) > 1:
-        said = tuple(thing.attributes)
-        found = scene.find(thing.shape, said)
+        attributes = tuple(thing.attributes)
+        found = scene.find(thing.shape, attributes)
     if len(found) == 1:
-        return Phrase(with_article(" ".join((*said, thing.shape))), found)
-    return Phrase(" ".join((NUMBER_WORDS[len(found)], *said, plural(thing.shape))), found)
+        return Phrase(with_article(" ".join((*attributes, thing.shape))), found)
+    return Phrase(" ".join((NUMBER_WORDS[len(found)], *attributes, plural(thing.shape))), found)
 
 
 def write_sentence(scene: Scene, rng: np.random.Generator) -> list[Phrase | str]:
-    """One caption as a list of noun phrases and of the words between them; ``plain_text`` joins it."""
+    """Returns a caption as a list of noun phrases and the words between them, which ``plain_text`` joins."""
     count = len(scene.things)
     if scene.relations and rng.random() < 0.65:
         subject, predicate, target = scene.relations[rng.integers(len(scene.relations))]
@@ -95,19 +110,22 @@ def write_sentence(scene: Scene, rng: np.random.Generator) -> list[Phrase | str]
     listed: list[Phrase | str] = [phrases[0]]
     for position, phrase in enumerate(phrases[1:], start=1):
         listed += ["and" if position == len(phrases) - 1 else ",", phrase]
-    end = _pick([["."], ["in the image", "."]], rng)
+    end = _pick([["."], [f"in {THE_IMAGE}", "."]], rng)
     return start + listed + end
 
 
 def plain_text(sentence: list[Phrase | str]) -> str:
-    """The sentence as people write it, such as "A red circle is left of a star."."""
+    """Returns the sentence with normal spelling, such as "A red circle is left of a star."."""
     text = " ".join(part.words if isinstance(part, Phrase) else part for part in sentence)
     text = text.replace(" ,", ",").replace(" .", ".")
     return text[0].upper() + text[1:]
 
 
 def ask_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
-    """Up to ``count`` different questions, kinds in equal shares, whose answers words alone do not give away."""
+    """Returns up to ``count`` different questions, with equal shares of the seven kinds.
+
+    The words of a question alone do not give its answer away.
+    """
     kinds = [_ask_color, _ask_count, _ask_presence, _ask_relation, _ask_shape, _ask_attribute, _ask_texture]
     questions: dict[str, Question] = {}
     for attempt in range(3 * count):
@@ -147,11 +165,11 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> Question:
     for color in COLORS:
         found = scene.find(None, (color,))
         by_answer.setdefault(len(found), []).append((f"{color} things", found))
-    # Most shapes are there once or not at all: draw the answer first, so that it cannot be guessed.
+    # Most shapes are in an image once or not at all. Drawing the answer first makes it hard to guess.
     answer = _pick(sorted(by_answer), rng)
     words, found = _pick(by_answer[answer], rng)
     near = [str(value) for value in (answer - 1, answer + 1) if value >= 0]
-    text = _pick([f"How many {words} are there?", f"How many {words} are in the image?"], rng)
+    text = _pick([f"How many {words} are there?", f"How many {words} are in {THE_IMAGE}?"], rng)
     return Question(text, str(answer), "how many", "number", found, near)
 
 
@@ -162,13 +180,13 @@ def _ask_presence(scene: Scene, rng: np.random.Generator) -> Question | None:
     thing = scene.things[_pick(colored, rng)]
     shape, color = thing.shape, thing.color
     if rng.random() < 0.5:
-        # The wrong half of the pair is taken from a thing in the image where there is one, so that neither
-        # knowing the shapes nor knowing the colours is enough.
+        # If possible, the wrong colour is that of another thing in the image. A model that knows only which shapes and
+        # which colours are in the image then cannot answer.
         others = [other for other in scene.things if other.shape != shape and other.color not in ("gray", color)]
         color = _pick(others, rng).color if others else _pick(_others(COLORS, color), rng)
     found = scene.find(shape, (color,))
     answer = "yes" if found else "no"
-    text = f"Is there {with_article(color)} {shape} in the image?"
+    text = f"Is there {with_article(color)} {shape} in {THE_IMAGE}?"
     return Question(text, answer, f"is there {with_article(color).split()[0]}", "yes/no", found, _opposite(answer))
 
 
@@ -193,10 +211,11 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     for thing in scene.things:
         if thing.color == "gray":
             continue
-        for said in ([thing.color], [thing.size, thing.color], [thing.texture, thing.color]):
-            found = scene.find(None, said) if None not in said else []
+        for values in ((thing.color,), (thing.size, thing.color), (thing.texture, thing.color)):
+            attributes = [value for value in values if value is not None]
+            found = scene.find(None, attributes) if len(attributes) == len(values) else []
             if len(found) == 1:
-                described.append((" ".join(said), found))
+                described.append((" ".join(attributes), found))
     if not described:
         return None
     words, found = _pick(described, rng)
@@ -210,21 +229,24 @@ def _ask_attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
     if len(scene.find(thing.shape)) > 1:
         return None
     asked = _pick(["small", "large", *TEXTURES], rng)
-    wanted = [value for value in (thing.size, thing.texture) if value is not None]
-    if wanted and rng.random() < 0.5:
-        asked = _pick(wanted, rng)
-    answer = "yes" if asked in wanted else "no"
+    true_values = [value for value in (thing.size, thing.texture) if value is not None]
+    if true_values and rng.random() < 0.5:
+        asked = _pick(true_values, rng)
+    answer = "yes" if asked in true_values else "no"
     return Question(f"Is the {thing.shape} {asked}?", answer, "is the", "yes/no", [index], _opposite(answer))
 
 
 def _ask_texture(scene: Scene, rng: np.random.Generator) -> Question | None:
-    unique = [i for i, thing in enumerate(scene.things) if thing.texture and len(scene.find(thing.shape)) == 1]
-    if not unique:
+    textured = [
+        (index, thing.shape, thing.texture)
+        for index, thing in enumerate(scene.things)
+        if thing.texture and len(scene.find(thing.shape)) == 1
+    ]
+    if not textured:
         return None
-    index = _pick(unique, rng)
-    thing = scene.things[index]
-    text = f"What pattern is on the {thing.shape}?"
-    return Question(text, thing.texture, "what", "other", [index], _others(TEXTURES, thing.texture))
+    index, shape, texture = _pick(textured, rng)
+    text = f"What pattern is on the {shape}?"
+    return Question(text, texture, "what", "other", [index], _others(TEXTURES, texture))
 
 
 def _definite(phrase: Phrase) -> str:
@@ -243,5 +265,5 @@ def _others(values: list[str], one: str) -> list[str]:
     return [value for value in values if value != one]
 
 
-def _pick(values: list, rng: np.random.Generator):
+def _pick(values: list[T], rng: np.random.Generator) -> T:
     return values[int(rng.integers(len(values)))]

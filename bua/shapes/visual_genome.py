@@ -1,8 +1,9 @@
-"""Shapes as Visual Genome annotates images, with the dirt that its files have.
+"""Makes the Visual Genome records of Shapes images, with the kinds of annotation errors that the real files have.
 
-The dirt is such that the cleaning of the original (lower case, strip, one trailing dot, leading adjectives of a name
-are attributes, " and " joins attributes, vocabularies with aliases, boxes cut to the image) recovers the truth.
-Only duplicated objects stay, as they do there, and only in the training split.
+The cleaning of the original undoes these errors: it changes names to lower case, strips blanks and one trailing dot,
+makes attributes of the adjectives before a name, splits attributes at " and ", looks up aliases in vocabularies, and
+clips boxes to the image. Only objects that are annotated twice remain, as in Visual Genome; they are in the training
+split only.
 """
 
 import numpy as np
@@ -32,14 +33,17 @@ ATTRIBUTE_ALIASES = {
     "purple": ["violet"],
 }
 ATTRIBUTES = [*COLORS, "small", "large", *TEXTURES]
-# Those of the original's "common attributes" that Shapes has: as leading words of a name they become attributes.
+# Those of the original's "common attributes" that Shapes has. As the first words of a name they become attributes.
 LEADING_ATTRIBUTES = {"white", "black", "blue", "green", "red", "yellow", "orange", "pink", "small", "large"}
 OTHER_OBJECTS = ["wall", "surface", "shadow"]
 OTHER_ATTRIBUTES = ["nice", "drawn", "flat"]
 
 
 def vocabulary_lines() -> dict[str, list[str]]:
-    """The lines of the three vocabulary files in the original's format: display name first, aliases by comma."""
+    """Returns the lines of the three vocabulary files, in the original's format.
+
+    A line has the displayed name and then its aliases, separated by commas.
+    """
     return {
         "objects": [",".join(dict.fromkeys([shape, plural(shape), *SHAPE_ALIASES.get(shape, [])])) for shape in SHAPES],
         "attributes": [",".join([name, *ATTRIBUTE_ALIASES.get(name, [])]) for name in ATTRIBUTES],
@@ -48,15 +52,18 @@ def vocabulary_lines() -> dict[str, list[str]]:
 
 
 def visual_genome_records(image: DrawnImage, version: str, questions: list[Question], rng: np.random.Generator) -> dict:
-    """An image's entry in each Visual Genome file, under the file's name without ".json".
+    """Returns an image's record in each Visual Genome file, by the file's name without ".json".
 
     Args:
-        version: "1.2" or "1.4". 1.4 cleaned objects and relationships, where duplicates are merged and the ends of a
-            relationship have a ``name`` instead of ``names``; its other files stayed as they were.
-        questions: about the image, some of which go into ``question_answers``.
+        image: The image.
+        version: "1.2" or "1.4". Version 1.4 differs in objects and relationships: duplicated objects are merged, and
+            the two ends of a relationship have a ``name`` instead of ``names``. The other files are the same in both.
+        questions: Questions about the image. The first of them go into ``question_answers``.
+        rng: Source of the annotation errors.
     """
     scene, image_id = image.scene, image.image_id
     first_id = image_id * 1000
+    url = f"https://cs.stanford.edu/people/rak248/{image.path}"
     nodes = [_object(image, index, first_id + index, rng) for index in range(len(scene.things))]
     duplicate = None
     if image.split == "train" and rng.random() < 0.1:
@@ -71,7 +78,7 @@ def visual_genome_records(image: DrawnImage, version: str, questions: list[Quest
 
     image_data = {
         "width": scene.width,
-        "url": f"https://cs.stanford.edu/people/rak248/{image.path}",
+        "url": url,
         "height": scene.height,
         "image_id": image_id,
         "coco_id": image.coco_id,
@@ -83,13 +90,13 @@ def visual_genome_records(image: DrawnImage, version: str, questions: list[Quest
         if duplicate:
             listed[0]["merged_object_ids"] = [duplicate["object_id"]]
     objects = [_without(node, "attributes") for node in listed]
-    relationships = []
+    relationships: list[dict] = []
     order = rng.permutation(len(scene.relations))[:MAX_RELATIONSHIPS]
     for number, which in enumerate(order):
         subject, predicate, target = scene.relations[which]
         relationships.append(
             {
-                "predicate": _dirty_predicate(predicate, rng),
+                "predicate": _noisy_predicate(predicate, rng),
                 "object": _end(objects[target], version),
                 "relationship_id": first_id + number,
                 "synsets": [],
@@ -98,7 +105,7 @@ def visual_genome_records(image: DrawnImage, version: str, questions: list[Quest
         )
     return {
         "image_data": image_data,
-        "objects": {"image_id": image_id, "objects": objects, "image_url": image_data["url"]},
+        "objects": {"image_id": image_id, "objects": objects, "image_url": url},
         "attributes": {"image_id": image_id, "attributes": everything},
         "relationships": {"relationships": relationships, "image_id": image_id},
         "scene_graphs": {
@@ -134,7 +141,7 @@ def visual_genome_records(image: DrawnImage, version: str, questions: list[Quest
 def _object(image: DrawnImage, index: int, object_id: int, rng: np.random.Generator) -> dict:
     thing = image.scene.things[index]
     x1, y1, x2, y2 = thing.box
-    # People draw a little beyond the edge where a thing touches it.
+    # In Visual Genome, boxes of things at the edge reach a little beyond it.
     if x1 <= 0:
         x1 -= int(rng.integers(0, 4))
     if y1 <= 0:
@@ -143,10 +150,10 @@ def _object(image: DrawnImage, index: int, object_id: int, rng: np.random.Genera
         x2 += int(rng.integers(0, 4))
     if y2 >= image.scene.height:
         y2 += int(rng.integers(0, 4))
-    name, said = _dirty_name(thing.shape, thing.attributes, rng)
+    name, included = _noisy_name(thing.shape, thing.attributes, rng)
     names = [name, str(rng.choice(["thing", "shape"]))] if rng.random() < 0.03 else [name]
     node = _node(object_id, (x1, y1, x2 - x1, y2 - y1), names, [f"{thing.shape}.n.01"])
-    attributes = _dirty_attributes([value for value in thing.attributes if value not in said], rng)
+    attributes = _noisy_attributes([value for value in thing.attributes if value not in included], rng)
     if attributes or rng.random() < 0.5:
         node["attributes"] = attributes
     return node
@@ -158,26 +165,26 @@ def _node(object_id: int, box: tuple[int, int, int, int], names: list[str], syns
 
 
 def _end(node: dict, version: str) -> dict:
-    """The subject or object of a relationship; version 1.4 has one name there instead of a list."""
+    """Returns the subject or object of a relationship, which in version 1.4 has one name instead of a list."""
     return node if version == "1.2" else _without(node, "names") | {"name": node["names"][0]}
 
 
-def _dirty_name(shape: str, attributes: list[str], rng: np.random.Generator) -> tuple[str, list[str]]:
-    """A name that someone typed, and those of the thing's attributes that its leading words say."""
+def _noisy_name(shape: str, attributes: list[str], rng: np.random.Generator) -> tuple[str, list[str]]:
+    """Returns a noisy name of a thing, and those of its attributes that the name includes."""
     kind = rng.random()
     leading = [value for value in attributes if value in LEADING_ATTRIBUTES]
     if leading and kind < 0.12:
-        said = leading[int(rng.integers(len(leading))) :]
-        return _scribble(" ".join([*said, shape]), rng), said if rng.random() < 0.6 else []
+        included = leading[int(rng.integers(len(leading))) :]
+        return _noisy_spelling(" ".join([*included, shape]), rng), included if rng.random() < 0.6 else []
     name = shape
     if kind < 0.22:
         name = plural(shape)
     elif kind < 0.32 and shape in SHAPE_ALIASES:
         name = str(rng.choice(SHAPE_ALIASES[shape]))
-    return _scribble(name, rng), []
+    return _noisy_spelling(name, rng), []
 
 
-def _dirty_attributes(attributes: list[str], rng: np.random.Generator) -> list[str]:
+def _noisy_attributes(attributes: list[str], rng: np.random.Generator) -> list[str]:
     written = [
         str(rng.choice(ATTRIBUTE_ALIASES[value])) if value in ATTRIBUTE_ALIASES and rng.random() < 0.15 else value
         for value in attributes
@@ -188,14 +195,14 @@ def _dirty_attributes(attributes: list[str], rng: np.random.Generator) -> list[s
         written = [" and ".join(written)]
     if rng.random() < 0.04:
         written.append(str(rng.choice(OTHER_ATTRIBUTES)))
-    return [_scribble(value, rng) for value in written]
+    return [_noisy_spelling(value, rng) for value in written]
 
 
-def _dirty_predicate(predicate: str, rng: np.random.Generator) -> str:
-    return _scribble(str(rng.choice(PREDICATE_PHRASES[predicate])), rng)
+def _noisy_predicate(predicate: str, rng: np.random.Generator) -> str:
+    return _noisy_spelling(str(rng.choice(PREDICATE_PHRASES[predicate])), rng)
 
 
-def _scribble(words: str, rng: np.random.Generator) -> str:
+def _noisy_spelling(words: str, rng: np.random.Generator) -> str:
     kind = rng.random()
     if kind < 0.04:
         return words + "."

@@ -21,18 +21,18 @@ def dataset(tmp_path) -> DetectionDataset:
     return DetectionDataset(tmp_path / "toy.json", tmp_path)
 
 
-def test_a_row_says_what_and_where(dataset, tmp_path):
+def test_features_encode_class_attributes_and_box(dataset, tmp_path):
     assert write_oracle_features([dataset], tmp_path / "oracle", progress=False) == 0
     features = open_features(tmp_path / "oracle")
     assert sorted(features) == [1, 2]
-    #                                      classes attributes box
+    # One line per region: classes, attributes, box.
     assert np.allclose(features[1].features, [[0, 1, 1, 0, 1, 0.1, 0.1, 0.6, 1], [1, 0, 0, 0, 0, 0, 0, 1, 0.5]])
     assert features[1].boxes.tolist() == [[10, 5, 60, 50], [0, 0, 100, 25]]
     assert (features[1].width, features[1].height) == (100, 50)
     assert np.allclose(features[2].features, [[1, 0, 0, 1, 0, 0, 0.5, 0.25, 1]])
 
 
-def test_cocos_images_by_cocos_ids(dataset, tmp_path):
+def test_images_of_coco_are_written_under_their_coco_ids(dataset, tmp_path):
     (tmp_path / "image_data.json").write_text(json.dumps([{"image_id": 1, "coco_id": 77}, {"id": 2, "coco_id": None}]))
     ids = coco_ids(tmp_path / "image_data.json", progress=False)
     for _ in range(2):  # The second time there is nothing left to do.
@@ -40,7 +40,7 @@ def test_cocos_images_by_cocos_ids(dataset, tmp_path):
         assert list(open_features(tmp_path / "oracle")) == [77]
 
 
-def test_other_files_have_their_line(tmp_path):
+def test_an_error_names_a_file_without_coco_ids(tmp_path):
     (tmp_path / "image_data.json").write_text('[{"image_id": 1}]')
-    with pytest.raises(InputError, match=r"image_data\.json: has no coco_id"):
+    with pytest.raises(InputError, match=r"image_data\.json: no image has a coco_id"):
         coco_ids(tmp_path / "image_data.json", progress=False)

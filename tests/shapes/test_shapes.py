@@ -1,4 +1,4 @@
-"""Shapes: the truth is in the images, the files are in the real formats, and cleaning them gives the truth back."""
+"""Tests of Shapes: annotations are true of the images, files have the real formats, and cleaning recovers the truth."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ def older_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[int, Scene]:
-    """What each image id of ``folder`` shows."""
+    """Returns the scene of each image id of ``folder``."""
     jobs = [(number, index) for number, split in enumerate(SPLITS) for index in range(COUNTS[split])]
     return {
         image_id: compose_scene(np.random.default_rng([SEED, number, index]))
@@ -64,10 +64,10 @@ def _digest(root: Path) -> dict[str, str]:
     }
 
 
-# The scenes and the images
+# Scenes and images
 
 
-def test_scenes_have_the_promised_variety():
+def test_scenes_vary_as_documented():
     scenes = [compose_scene(np.random.default_rng([1, index])) for index in range(400)]
     counts = Counter(len(scene.things) for scene in scenes)
     things = [thing for scene in scenes for thing in scene.things]
@@ -96,7 +96,7 @@ def test_scenes_have_the_promised_variety():
 def test_boxes_are_tight_around_the_drawn_pixels(index):
     scene = compose_scene(np.random.default_rng([2, index]))
     for number, thing in enumerate(scene.things):
-        # Two images that differ in the colour of one thing show where that thing is.
+        # Two images that differ only in the colour of one thing show where this thing is.
         alone = [
             dataclasses.replace(scene, things=[dataclasses.replace(thing, color=color, texture=None)])
             for color in ("yellow", "blue")
@@ -108,7 +108,7 @@ def test_boxes_are_tight_around_the_drawn_pixels(index):
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_visible_share_and_colour_hold_in_the_image(index):
+def test_visible_share_and_colour_are_true_of_the_image(index):
     scene = compose_scene(np.random.default_rng([3, index]))
     for number, thing in enumerate(scene.things):
         changed = list(scene.things)
@@ -120,7 +120,7 @@ def test_visible_share_and_colour_hold_in_the_image(index):
             images = [draw_scene(dataclasses.replace(scene, things=things)).astype(int) for things in (first, second)]
             return int((np.abs(images[0] - images[1]).max(axis=2) > 50).sum())
 
-        # The whole of the thing, by drawing it in the middle of an empty image.
+        # The thing is drawn in the middle of an empty image, to count all of its pixels.
         middle = (scene.width // 2, scene.height // 2)
         whole = count(
             [dataclasses.replace(changed[number], center=middle)], [dataclasses.replace(other[number], center=middle)]
@@ -141,20 +141,20 @@ def test_images_are_jpegs_of_the_stated_size(folder, scenes):
     assert {len(list((folder / name).iterdir())) > 20 for name in ("VG_100K", "VG_100K_2")} == {True}
 
 
-# The same command gives the same bytes
+# Reproducibility
 
 
-def test_same_seed_same_bytes_whatever_the_number_of_processes(folder, tmp_path):
+def test_the_same_random_seed_gives_the_same_bytes_for_any_number_of_processes(folder, tmp_path):
     assert _digest(_make(tmp_path / "again", processes=2)) == _digest(folder)
 
 
-def test_another_seed_gives_other_images_and_texts(tmp_path):
+def test_another_random_seed_gives_other_images_and_texts(tmp_path):
     one, two = (_digest(_make(tmp_path / str(seed), num_train=3, num_val=0, num_test=0, seed=seed)) for seed in (0, 1))
     assert one["VG_100K/1.jpg"] != two["VG_100K/1.jpg"]
     assert one["attributes.json"] != two["attributes.json"]
 
 
-def test_an_image_depends_on_its_split_and_number_alone(folder, tmp_path):
+def test_an_image_depends_only_on_its_split_and_number(folder, tmp_path):
     smaller = _make(tmp_path / "smaller", num_train=5, num_val=0, num_test=0)
     assert (smaller / "VG_100K/4.jpg").read_bytes() == (folder / "VG_100K/4.jpg").read_bytes()
 
@@ -171,7 +171,7 @@ def _vocabulary(path: Path) -> dict[str, str]:
 
 
 def _clean(text: str) -> str:
-    """The original's cleaning, as its fact sheet tells it (detector.md, 4.1)."""
+    """Cleans a text as the original does (detector.md, 4.1)."""
     text = text.lower().strip()
     return text[:-1].strip() if text.endswith(".") else text
 
@@ -234,7 +234,7 @@ def test_cleaning_recovers_the_truth(request, version, source, scenes):
     assert (duplicates == 0) == merged
 
 
-def test_the_files_have_the_dirt_of_the_real_ones(folder):
+def test_the_files_have_the_annotation_errors_of_the_real_ones(folder):
     objects = [thing for entry in _read(folder / "objects.json") for thing in entry["objects"]]
     names = [thing["names"][0] for thing in objects]
     assert any(name.endswith(".") for name in names)
@@ -250,7 +250,7 @@ def test_the_files_have_the_dirt_of_the_real_ones(folder):
     assert any(" and " in value for thing in attributes for value in thing.get("attributes", []))
 
 
-def test_versions_differ_as_the_real_ones_do(folder, older_folder):
+def test_the_two_versions_differ_as_the_real_ones_do(folder, older_folder):
     new, old = (_read(root / "relationships.json") for root in (folder, older_folder))
     ends = [
         [end for entry in read for r in entry["relationships"] for end in (r["subject"], r["object"])]
@@ -329,7 +329,7 @@ def _vqa(root: Path, subset: str) -> list[tuple[str, dict]]:
 
 
 def _things_called(scene: Scene, words: str) -> list[int]:
-    """Things that fit words such as "small red circle", "blue things" or "crosses"."""
+    """Returns the things that fit words such as "small red circle", "blue things" or "crosses"."""
     *values, noun = words.split()
     singular = {"cross": "cross", "crosses": "cross"}.get(noun, noun.removesuffix("s"))
     return [
@@ -351,9 +351,9 @@ def _answer_from_scene(scene: Scene, text: str) -> str:
         return scene.things[_the_one(scene, match[1])].texture
     if match := re.fullmatch(r"What is the (.+)\?", text):
         return scene.things[_the_one(scene, match[1])].shape
-    if match := re.fullmatch(r"How many (.+) are (there|in the image)\?", text):
+    if match := re.fullmatch(r"How many (.+) are (there|in the picture)\?", text):
         return str(len(_things_called(scene, match[1])))
-    if match := re.fullmatch(r"Is there an? (.+) in the image\?", text):
+    if match := re.fullmatch(r"Is there an? (.+) in the picture\?", text):
         return "yes" if _things_called(scene, match[1]) else "no"
     if match := re.fullmatch(r"Is the (.+) (to the left of|to the right of|above|below) the (.+)\?", text):
         a, b = (scene.things[_the_one(scene, words)].box for words in (match[1], match[3]))
@@ -391,7 +391,7 @@ def test_every_answer_is_true_of_the_image(folder, scenes):
 
 
 def test_words_alone_do_not_give_the_answers_away(folder):
-    """The most frequent answer for the first three words of a question, known for the very questions asked."""
+    """A baseline knows the most frequent answer for the first three words, counted in the questions that it answers."""
     answers = defaultdict(Counter)
     for text, annotation in _vqa(folder, "train2014"):
         answers[" ".join(text.split()[:3])][annotation["multiple_choice_answer"]] += 1
@@ -399,7 +399,7 @@ def test_words_alone_do_not_give_the_answers_away(folder):
     assert right / sum(sum(counts.values()) for counts in answers.values()) < 0.55
 
 
-def test_visual_genome_questions_are_answered_too(folder, scenes):
+def test_visual_genome_answers_are_true_of_the_image(folder, scenes):
     for entry in _read(folder / "question_answers.json"):
         for qa in entry["qas"]:
             assert qa["answer"] == _answer_from_scene(scenes[entry["id"]], qa["question"]).capitalize() + "."
@@ -438,7 +438,7 @@ def test_caption_files_agree_and_point_to_the_images(folder):
 # Flickr30k Entities
 
 
-def test_marked_phrases_are_true_and_lead_to_their_boxes(folder, scenes):
+def test_marked_phrases_are_true_of_the_image_and_have_the_right_boxes(folder, scenes):
     numbers = ["zero", "one", "two", "three", "four", "five", "six"]
     shared = 0
     for entry in _read(folder / "image_data.json"):
@@ -471,7 +471,7 @@ def test_marked_phrases_are_true_and_lead_to_their_boxes(folder, scenes):
         assert len((folder / f"flickr30k_entities/{split}.txt").read_text().splitlines()) == COUNTS[split]
 
 
-# Making it
+# Making the data set
 
 
 def test_an_interrupted_run_is_completed(folder, tmp_path, monkeypatch):
@@ -495,7 +495,7 @@ def test_an_interrupted_run_is_completed(folder, tmp_path, monkeypatch):
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
-def test_a_complete_folder_is_left_alone(tmp_path):
+def test_a_complete_folder_is_not_changed(tmp_path):
     arguments = {"num_train": 2, "num_val": 0, "num_test": 1, "processes": 1}
     root = tmp_path / "shapes"
     assert make_shapes(root, **arguments)
@@ -507,8 +507,8 @@ def test_a_complete_folder_is_left_alone(tmp_path):
         make_shapes(root, **(arguments | {"seed": 1}))
 
 
-def test_bad_arguments_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"version: '1\.3' is not one of 1\.2, 1\.4"):
+def test_errors_name_bad_arguments(tmp_path):
+    with pytest.raises(InputError, match=r"version: '1\.3' is not known; choose one of 1\.2, 1\.4"):
         make_shapes(tmp_path / "a", version="1.3")
     with pytest.raises(InputError, match="num_val: -1 is negative"):
         make_shapes(tmp_path / "a", num_val=-1)
@@ -524,7 +524,7 @@ def test_bad_arguments_are_named(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_the_tool(tmp_path, capsys):
+def test_the_program_makes_a_data_set_once(tmp_path, capsys):
     tool = load_script("datasets/make_shapes.py")
     command = ["--output", str(tmp_path / "shapes"), "--train", "4", "--val", "1", "--test", "1", "--version", "1.2"]
     assert tool.main(command) == 0
