@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.visual_genome.prepare import DetectionDataset, prepare
+from bua.detection.annotations import DetectionDataset
+from bua.visual_genome.prepare import prepare
 
 TIME_LIMIT, MEMORY_LIMIT = 180, 6.0  # seconds and GB: what the project promises for prepare
 

@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the Shapes data set: drawn images in the formats of Visual Genome, VQA v2, COCO captions and Flickr30k."""
+"""Makes the Shapes data set: drawn images with annotations in the formats of Visual Genome, VQA v2, COCO and Flickr30k.
+
+    python datasets/make_shapes.py --output datasets/shapes
+
+datasets/README.md says how to prepare the result for each task.
+"""
 
 import argparse
 import sys
@@ -10,14 +15,22 @@ from bua.shapes.make import VERSIONS, make_shapes
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--output", default="datasets/shapes", help="folder, new or made by the same command")
-    parser.add_argument("--train", type=int, default=4000, help="images to train on")
-    parser.add_argument("--val", type=int, default=300, help="images to validate on")
-    parser.add_argument("--test", type=int, default=500, help="images to test on")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
-    parser.add_argument("--version", default="1.4", choices=VERSIONS, help="of the Visual Genome files")
-    parser.add_argument("--processes", type=int, help="that draw at once (one for each CPU core if not given)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output",
+        default="datasets/shapes",
+        help="folder, which is new or was made by the same command; default: %(default)s",
+    )
+    parser.add_argument("--train", type=int, default=4000, help="number of training images; default: %(default)s")
+    parser.add_argument("--val", type=int, default=300, help="number of validation images; default: %(default)s")
+    parser.add_argument("--test", type=int, default=500, help="number of test images; default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed; the same seed gives the same bytes; default: %(default)s"
+    )
+    parser.add_argument(
+        "--version", default="1.4", choices=VERSIONS, help="version of the Visual Genome files; default: %(default)s"
+    )
+    parser.add_argument("--processes", type=int, help="number of drawing processes; default: one per CPU core")
     given = parser.parse_args(arguments)
     wrote = make_shapes(
         given.output, given.train, given.val, given.test, given.seed, given.version, processes=given.processes

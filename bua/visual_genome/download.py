@@ -1,4 +1,4 @@
-"""The vocabularies and splits that the original published: where they are, and whether a copy is the same."""
+"""Downloads the vocabularies and splits that the original published, and checks them."""
 
 import gzip
 import hashlib
@@ -13,8 +13,8 @@ from bua.io.files import whole_file
 URL = "https://raw.githubusercontent.com/peteanderson80/bottom-up-attention/master/data/genome/"
 TIMEOUT_SECONDS = 60
 
-# Place beneath the data set's folder: (place beneath URL, MD5). The relations, which the original published too, are
-# in no file here, since no model reads them.
+# Path in the data set's folder -> (path below URL, MD5). The original also published a vocabulary of relations, but no
+# model reads it.
 VOCABULARIES = {
     "vocab/objects_vocab.txt": ("1600-400-20/objects_vocab.txt", "b0fe0368e4023de7b43f94566dbd8fae"),
     "vocab/attributes_vocab.txt": ("1600-400-20/attributes_vocab.txt", "ed5db248c4bc585d26af2b9b9a012304"),
@@ -28,35 +28,43 @@ SPLITS = {
 logger = logging.getLogger(__name__)
 
 
-def fetch_published(root: str | Path, files: dict[str, tuple[str, str]]) -> None:
-    """Downloads those of ``files`` (``VOCABULARIES``, ``SPLITS``) that ``root`` lacks.
+def download_missing(root: str | Path, files: dict[str, tuple[str, str]]) -> None:
+    """Downloads those of ``files`` that are missing in ``root``.
 
-    A file that is there, plain or with .gz, stays as it is; that it is not the published one is logged as a warning,
-    for weights that others released do not fit other vocabularies.
+    A file that exists, with or without the suffix .gz, stays as it is. If it differs from the published file, a warning
+    is logged, since released weights do not fit other vocabularies.
+
+    Args:
+        root: The data set's folder.
+        files: ``VOCABULARIES``, ``SPLITS`` or both.
 
     Raises:
-        InputError: a file cannot be fetched, or is another one than was published.
+        InputError: A file cannot be downloaded, or the downloaded file differs from the published one.
     """
-    for place, (remote, md5) in files.items():
-        target = Path(root) / place
+    for name, (remote, md5) in files.items():
+        target = Path(root) / name
         packed = target.with_name(target.name + ".gz")
         if target.is_file() or packed.is_file():
             path = target if target.is_file() else packed
             if _md5(path) != md5:
-                logger.warning("%s: not the file that was published (MD5 %s); used as it is", path, md5)
+                logger.warning("%s: this is not the published file (MD5 %s); it is used as it is", path, md5)
         else:
-            _fetch(URL + remote, target, md5)
+            _download(URL + remote, target, md5)
 
 
-def _fetch(url: str, target: Path, md5: str) -> None:
-    logger.info("fetching %s", url)
+def _download(url: str, target: Path, md5: str) -> None:
+    logger.info("downloading %s", url)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             data = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise InputError(f"{target}: missing, and fetching it failed ({error}); put {url} there by hand") from error
+        raise InputError(
+            f"{target}: the file is missing, and downloading it failed ({error}); download {url} by hand"
+        ) from error
     if hashlib.md5(data).hexdigest() != md5:
-        raise InputError(f"{target}: {url} is not the file that was published (MD5 {md5}); put that one there by hand")
+        raise InputError(
+            f"{target}: what {url} returned is not the published file (MD5 {md5}); get that file from another place"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as file:
         file.write(data)
@@ -67,4 +75,4 @@ def _md5(path: Path) -> str:
     try:
         return hashlib.md5(gzip.decompress(data) if path.suffix == ".gz" else data).hexdigest()
     except (OSError, EOFError) as error:
-        raise InputError(f"{path}: not a whole gzip file ({error}); get it again") from error
+        raise InputError(f"{path}: the gzip file is damaged or incomplete ({error}); download it again") from error

@@ -1,22 +1,24 @@
-"""What Visual Genome's official JSON files say, cleaned by the rules of the original.
+"""Reads Visual Genome's official JSON files, and cleans them by the rules of the original.
 
 The rules (data/genome/setup_vg.py and lib/datasets/vg.py of peteanderson80/bottom-up-attention):
 
-- An object has the first of its names, in lower case, without one dot at its end. Where all words before the last
-  are of nineteen common adjectives ("small white dog"), the last is the name and the others are attributes.
-- An attribute is lower case, without one dot at its end, and cut at " and ", except "black and white".
-- Objects and attributes that the vocabulary lacks are left out, and so are images in which no object is left.
-- A box is x1 = max(0, x), y1 = max(0, y), x2 = min(W - 1, x + w), y2 = min(H - 1, y + h), cut to whole pixels. One
-  that is left with x2 < x1 or y2 < y1 becomes the whole image. One with x2 = x1 or y2 = y1 stays: it is a pixel
-  wide in the original's convention, and has no area in Detectron2's. Boxes that were annotated twice stay, too.
-- The first 16 attributes of a box count.
+- The name of an object is the first of its names, in lower case, without one dot at the end. If all words before the
+  last one are among nineteen common adjectives ("small white dog"), the last word is the name and the others are
+  attributes.
+- An attribute is changed to lower case, loses one dot at the end, and is split at " and ", except "black and white".
+- Objects and attributes that are not in the vocabulary are left out. So are images that then have no object.
+- A box is x1 = max(0, x), y1 = max(0, y), x2 = min(W - 1, x + w), y2 = min(H - 1, y + h), truncated to whole pixels. If
+  x2 < x1 or y2 < y1, the box is replaced by the whole image. A box with x2 = x1 or y2 = y1 is kept: it is one pixel
+  wide in the original's convention, and has no area in Detectron2's. Boxes that were annotated twice are kept, too.
+- A box keeps its first 16 attributes.
 
-What differs: the whole image ends at H - 1 (W - 1 in the original), objects that are left out leave no empty boxes
-behind, an attribute that a box has under two names ("gray", "grey") counts once, attributes keep the order of the
-files (a set's in the original), and W and H come from image_data.json, not from the headers of 108,077 images.
+There are five differences from the original. The whole image ends at y = H - 1 (W - 1 in the original). Objects that
+are left out leave no empty boxes behind. An attribute that a box has under two names ("gray", "grey") counts once.
+Attributes keep the order of the files (in the original, that of a Python set). W and H come from image_data.json, not
+from the headers of 108,077 images.
 
-Versions 1.0 to 1.4 name some fields differently; these functions take ``image_id`` or ``id``, ``object_id`` or
-``id``, ``names`` (a list) or ``name``.
+Versions 1.0 to 1.4 of Visual Genome name some fields differently. These functions accept ``image_id`` or ``id``,
+``object_id`` or ``id``, and ``names`` (a list) or ``name``.
 """
 
 from collections import Counter
@@ -40,7 +42,7 @@ AttributesOfObjects = Mapping[int, tuple[int, ...]]  # object id -> attribute id
 
 
 def clean_object_name(text: str) -> tuple[str, list[str]]:
-    """An object's name and the attributes that were part of it: "Small white dog." -> ("dog", ["small", "white"])."""
+    """Returns an object's name and the attributes in it: "Small white dog." -> ("dog", ["small", "white"])."""
     name = _clean(text)
     words = name.split()
     if len(words) > 1 and COMMON_ADJECTIVES.issuperset(words[:-1]):
@@ -49,7 +51,7 @@ def clean_object_name(text: str) -> tuple[str, list[str]]:
 
 
 def clean_attribute(text: str) -> list[str]:
-    """The attributes in one entry: "Red and shiny." -> ["red", "shiny"]."""
+    """Returns the attributes in one entry: "Red and shiny." -> ["red", "shiny"]."""
     attribute = _clean(text)
     if attribute == "black and white":
         return [attribute]
@@ -61,10 +63,11 @@ def clip_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, 
 
     Args:
         boxes: [G, 4] x, y, width, height in pixels.
-        width, height: of the image.
+        width, height: Size of the image in pixels.
 
     Returns:
-        [G, 4] int32 x1y1x2y2 with 0 <= x1 <= x2 <= width - 1, likewise y, and how many became the whole image.
+        Boxes [G, 4] int32 x1y1x2y2 with 0 <= x1 <= x2 <= width - 1 (y likewise), and the number of boxes that lay
+        outside the image and were replaced by the whole image.
     """
     last = np.array([width - 1, height - 1])
     first_corner = np.maximum(boxes[:, :2], 0)
@@ -76,24 +79,26 @@ def clip_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, 
 
 
 def read_sizes(path: Path, progress: bool = True) -> dict[int, tuple[int, int]]:
-    """Image id -> (width, height) in pixels, from image_data.json."""
-    sizes = {}
+    """Reads image_data.json: image id -> (width, height) in pixels."""
+    sizes: dict[int, tuple[int, int]] = {}
     for record in iter_records(path, progress):
         image_id = _image_id(record, path)
-        size = record.get("width"), record.get("height")
-        if not all(isinstance(side, int) and side > 0 for side in size):
-            raise InputError(f"{path}: image {image_id}: width and height are {size}; they must be numbers above 0")
-        sizes[image_id] = size
+        width, height = record.get("width"), record.get("height")
+        if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+            raise InputError(
+                f"{path}: image {image_id}: width and height are {(width, height)}; they must be whole numbers above 0"
+            )
+        sizes[image_id] = width, height
     return sizes
 
 
 def read_attributes(path: Path, vocabulary: Vocabulary, progress: bool = True) -> dict[int, AttributesOfObjects]:
-    """Image id -> object id -> attribute ids, of the objects that have any, from attributes.json."""
-    attributes_of = {}
+    """Reads attributes.json: image id -> object id -> attribute ids. Objects without attributes are left out."""
+    attributes_of: dict[int, AttributesOfObjects] = {}
     ids_of = _AttributeIds(vocabulary)
     for image_id, records in _images(path, "attributes", progress):
         of_objects: dict[int, tuple[int, ...]] = {}
-        with _complaints_name(path, image_id):
+        with _naming_image(path, image_id):
             for record in records:
                 ids = ids_of(record)
                 if ids:
@@ -113,18 +118,19 @@ def read_objects(
     attributes: Vocabulary,
     progress: bool = True,
 ) -> Iterator[tuple[ImageAnnotations, int]]:
-    """Yields images with those of their boxes that the vocabulary knows, from objects.json or scene_graphs.json.
+    """Reads objects.json or scene_graphs.json, and yields images with the boxes of known classes.
 
     Args:
-        path: the file.
-        file_names: image id -> name of the image; others are passed over.
-        sizes: see ``read_sizes``.
-        attributes_of: see ``read_attributes``.
-        objects, attributes: the vocabularies.
-        progress: whether to show a progress bar.
+        path: The file.
+        file_names: Image id -> file name of the image. Other images are skipped.
+        sizes: See ``read_sizes``.
+        attributes_of: See ``read_attributes``.
+        objects, attributes: The vocabularies.
+        progress: Whether to show a progress bar.
 
     Yields:
-        an image, which may be without boxes, and how many of its boxes lay outside and became the whole of it.
+        An image, which may have no boxes, and the number of its boxes that lay outside and were replaced by the whole
+        image.
     """
     class_of = _ObjectClass(objects, attributes)
     ids_of = _AttributeIds(attributes)
@@ -132,10 +138,12 @@ def read_objects(
         if image_id not in file_names:
             continue
         if image_id not in sizes:
-            raise InputError(f"{path}: image {image_id} is not in image_data.json; take both from one version")
+            raise InputError(f"{path}: image {image_id} is not in image_data.json; use files of the same version")
         of_objects = attributes_of.get(image_id, {})
-        classes, attribute_ids, boxes = [], [], []
-        with _complaints_name(path, image_id):
+        classes: list[int] = []
+        attribute_ids: list[tuple[int, ...]] = []
+        boxes: list[tuple[float, float, float, float]] = []
+        with _naming_image(path, image_id):
             for record in records:
                 class_id, ids = class_of(_object_name(record))
                 if class_id is None:
@@ -151,17 +159,19 @@ def read_objects(
         yield ImageAnnotations(image_id, file_names[image_id], width, height, corners, classes, attribute_ids), outside
 
 
-def count_names(objects_path: Path, attributes_path: Path, progress: bool = True) -> tuple[Counter, Counter]:
-    """How often each cleaned object name and each cleaned attribute comes in all images."""
-    object_texts, attribute_texts = Counter(), Counter()
+def count_names(objects_path: Path, attributes_path: Path, progress: bool = True) -> tuple[Counter[str], Counter[str]]:
+    """Counts the cleaned object names and the cleaned attributes in all images."""
+    object_texts: Counter[str] = Counter()
+    attribute_texts: Counter[str] = Counter()
     for image_id, records in _images(objects_path, "objects", progress):
-        with _complaints_name(objects_path, image_id):
+        with _naming_image(objects_path, image_id):
             object_texts.update(map(_object_name, records))
     for image_id, records in _images(attributes_path, "attributes", progress):
-        with _complaints_name(attributes_path, image_id):
+        with _naming_image(attributes_path, image_id):
             for record in records:
                 attribute_texts.update(_attribute_texts(record))
-    objects, attributes = Counter(), Counter()
+    objects: Counter[str] = Counter()
+    attributes: Counter[str] = Counter()
     for text, count in object_texts.items():
         name, adjectives = clean_object_name(text)
         objects[name] += count
@@ -174,9 +184,9 @@ def count_names(objects_path: Path, attributes_path: Path, progress: bool = True
 
 
 class _ObjectClass:
-    """Object name -> class id (None: not in the vocabulary) and the attribute ids that are part of the name.
+    """Maps an object's name to its class id (None: not in the vocabulary) and the ids of the attributes in the name.
 
-    Remembers what the cleaning made of a text, since most texts come again and again.
+    The result for a text is cached, since most texts occur many times.
     """
 
     def __init__(self, objects: Vocabulary, attributes: Vocabulary):
@@ -192,7 +202,7 @@ class _ObjectClass:
 
 
 class _AttributeIds:
-    """A record with ``attributes`` -> their ids; remembers texts as ``_ObjectClass`` does."""
+    """Maps a record with ``attributes`` to their ids. Caches the result for a text, as ``_ObjectClass`` does."""
 
     def __init__(self, attributes: Vocabulary):
         self._attributes = attributes
@@ -218,32 +228,36 @@ def _known_ids(names: list[str], vocabulary: Vocabulary) -> tuple[int, ...]:
 
 
 class _FieldError(Exception):
-    """A record lacks a field, or it is of another type."""
+    """A record lacks a field, or the field has another type."""
 
 
 @contextmanager
-def _complaints_name(path: Path, image_id: int) -> Iterator[None]:
-    """Adds the file and the image to what is wrong with a record."""
+def _naming_image(path: Path, image_id: int) -> Iterator[None]:
+    """Adds the file and the image to the message of a ``_FieldError``."""
     try:
         yield
     except _FieldError as error:
-        raise InputError(f"{path}: image {image_id}: {error}; get the file again") from error
+        raise InputError(f"{path}: image {image_id}: {error}; download the file again") from error
 
 
 def _images(path: Path, field: str, progress: bool) -> Iterator[tuple[int, list[dict]]]:
-    """Image ids and their records of objects or attributes."""
+    """Yields image ids with their records of objects or attributes."""
     for record in iter_records(path, progress):
         image_id = _image_id(record, path)
         records = record.get(field)
         if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
-            raise InputError(f"{path}: image {image_id}: no list {field!r}; is this Visual Genome's {path.name}?")
+            raise InputError(
+                f"{path}: image {image_id}: has no list {field!r}; check that this is Visual Genome's {path.name}"
+            )
         yield image_id, records
 
 
 def _image_id(record: dict, path: Path) -> int:
     image_id = record.get("image_id", record.get("id"))
     if not isinstance(image_id, int):
-        raise InputError(f"{path}: an image has no 'image_id' (or 'id'); is this Visual Genome's {path.name}?")
+        raise InputError(
+            f"{path}: an image has no 'image_id' (or 'id'); check that this is Visual Genome's {path.name}"
+        )
     return image_id
 
 
@@ -255,7 +269,7 @@ def _object_id(record: dict) -> int:
 
 
 def _object_name(record: dict) -> str:
-    """The first name; "" where the list of names is empty."""
+    """Returns the first name, or "" if the list of names is empty."""
     names = record.get("names", record.get("name"))
     if isinstance(names, list):
         names = names[0] if names else ""
@@ -265,8 +279,10 @@ def _object_name(record: dict) -> str:
 
 
 def _attribute_texts(record: dict) -> list[str]:
-    """The entries of ``attributes``, which may be absent or null; entries that are not texts are passed over, as in
-    the original."""
+    """Returns the entries of ``attributes``, which may be missing or null.
+
+    Entries that are not texts are skipped, as in the original.
+    """
     texts = record.get("attributes")
     if not texts:
         return []

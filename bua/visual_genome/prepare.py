@@ -1,4 +1,4 @@
-"""Visual Genome as a detection data set: its official JSON files, vocabularies and splits -> annotation files."""
+"""Prepares Visual Genome as a detection data set: makes annotation files of its JSON files, vocabularies and splits."""
 
 import logging
 import os
@@ -7,13 +7,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bua.detection.annotations import DetectionDataset, write_annotations
+from bua.detection.annotations import ImageAnnotations, write_annotations
 from bua.errors import InputError
 from bua.io.json_records import without_gc
 from bua.visual_genome.official import count_names, read_attributes, read_objects, read_sizes
 from bua.vocabulary import Vocabulary, read_lines
-
-__all__ = ["DetectionDataset", "SplitSummary", "build_vocabularies", "prepare"]
 
 SPLITS = ("train", "val", "test")
 JSON_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
@@ -24,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SplitSummary:
-    """What a split holds.
+    """Numbers of images, boxes and attributes in a prepared split.
 
     Attributes:
-        annotation_file: where it was written.
-        listed: images in the split file.
-        images: those of them with at least one object.
-        boxes, attributes: on these images.
-        replaced: boxes that lay outside of their image and became the whole of it.
+        annotation_file: The file that was written.
+        listed: Number of images in the split file.
+        images: Number of these images that have at least one object. Only they are in the annotation file.
+        boxes, attributes: Number of boxes and of attributes in the annotation file.
+        replaced: Number of boxes that lay outside their image and were replaced by the whole image.
     """
 
     annotation_file: Path
@@ -44,24 +42,25 @@ class SplitSummary:
 
 @without_gc()
 def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True) -> dict[str, SplitSummary]:
-    """Writes ``annotations/<name>_{train,val,test}.json`` from what lies in ``root``.
+    """Writes ``annotations/<name>_{train,val,test}.json`` from the files in ``root``.
 
     Args:
-        root: a folder with image_data.json, attributes.json, scene_graphs.json or objects.json (the first, as in the
-            original, where both are there; Visual Genome 1.2 or 1.4), vocab/{objects,attributes}_vocab.txt and
-            splits/{train,val,test}.txt (the texts may end in .gz). datasets/README.md shows it.
-        name: what the data sets are called.
-        progress: whether to show progress bars.
+        root: The data set's folder, which datasets/README.md describes. It has image_data.json, attributes.json, and
+            scene_graphs.json or objects.json of Visual Genome 1.2 or 1.4; if both are there, scene_graphs.json is read,
+            as in the original. It also has vocab/{objects,attributes}_vocab.txt and splits/{train,val,test}.txt, each
+            of which may be compressed to .txt.gz.
+        name: First part of the data sets' names.
+        progress: Whether to show progress bars.
 
     Returns:
-        what was written, by split.
+        A summary of each split.
 
     Raises:
-        InputError: a file is missing, truncated or of another format.
+        InputError: A file is missing, truncated or has another format.
     """
     root = Path(root)
     if Path(name).name != name:
-        raise InputError(f"name {name!r}: becomes part of file names and must have no / in it")
+        raise InputError(f"name {name!r}: the name becomes part of file names; choose one without /")
     sources = _Sources.find(root)
     objects = Vocabulary.read(_text_file(root, "vocab/objects_vocab.txt"))
     attributes = Vocabulary.read(_text_file(root, "vocab/attributes_vocab.txt"))
@@ -71,8 +70,8 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
 
     sizes = read_sizes(sources.image_data, progress)
     attributes_of = read_attributes(sources.attributes, attributes, progress)
-    found = {}
-    outside = {}
+    found: dict[int, ImageAnnotations] = {}
+    outside: dict[int, int] = {}
     for image, count in read_objects(sources.objects, file_names, sizes, attributes_of, objects, attributes, progress):
         if image.classes:
             found[image.image_id] = image
@@ -83,7 +82,7 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
         if not images:
             raise InputError(
                 f"{sources.objects}: no image of splits/{split}.txt has an object of vocab/objects_vocab.txt;"
-                f" use files that belong together"
+                " use files of one data set"
             )
     summaries = {}
     for split, images in images_of.items():
@@ -102,27 +101,34 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
 
 
 def build_vocabularies(root: str | Path, num_objects: int, num_attributes: int, progress: bool = True) -> None:
-    """Writes vocab/{objects,attributes}_vocab.txt: the most frequent names of all images, the most frequent first.
+    """Writes vocab/{objects,attributes}_vocab.txt with the most frequent names in all images.
 
-    Names are cleaned as in ``prepare``; of two as frequent ones the first in the alphabet wins. All attributes of a
-    box count (in the original, the first of an entry only).
+    The most frequent name comes first; names with the same frequency are in alphabetical order. Names are cleaned as in
+    ``prepare``. All attributes of a box count, while the original counts only the first one of an entry.
+
+    Args:
+        root: The data set's folder, see ``prepare``.
+        num_objects, num_attributes: Number of names in each vocabulary.
+        progress: Whether to show progress bars.
 
     Raises:
-        InputError: a vocabulary is there already, or the files have fewer names.
+        InputError: A vocabulary exists already, or the files have fewer names.
     """
     root = Path(root)
     targets = [root / "vocab" / f"{kind}_vocab.txt" for kind in ("objects", "attributes")]
     for target in targets:
         if target.exists() or target.with_name(target.name + ".gz").exists():
-            raise InputError(f"{target}: there already; move it away to build a new one")
+            raise InputError(f"{target}: the file exists already; move it away to build a new one")
     sources = _Sources.find(root)
     for target, counts, size in zip(
         targets, count_names(sources.objects, sources.attributes, progress), (num_objects, num_attributes)
     ):
-        # A comma would make two aliases of one name.
+        # In a vocabulary file, a name with a comma would be read as two aliases.
         ranked = sorted((-count, name) for name, count in counts.items() if name and "," not in name)
         if not 0 < size <= len(ranked):
-            raise InputError(f"{target}: {size} names wanted; {root} has {len(ranked)}, choose 1 to {len(ranked)}")
+            raise InputError(
+                f"{target}: {size} names are requested, but {root} has {len(ranked)}; choose 1 to {len(ranked)}"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
         Vocabulary(name for _, name in ranked[:size]).write(part)
@@ -131,7 +137,7 @@ def build_vocabularies(root: str | Path, num_objects: int, num_attributes: int, 
 
 @dataclass
 class _Sources:
-    """The official files in a folder."""
+    """Paths of Visual Genome's JSON files in a folder."""
 
     image_data: Path
     attributes: Path
@@ -139,6 +145,7 @@ class _Sources:
 
     @classmethod
     def find(cls, root: Path) -> "_Sources":
+        """Returns the files in ``root``. Raises an error that says what to download if one is missing."""
         scene_graphs, objects = root / "scene_graphs.json", root / "objects.json"
         if objects.is_file() and not scene_graphs.is_file():
             sources = cls(root / "image_data.json", root / "attributes.json", objects)
@@ -148,14 +155,14 @@ class _Sources:
         if missing:
             zips = ", ".join(f"{JSON_URL}{file}.zip" for file in missing)
             raise InputError(
-                f"{root}: no {', '.join(missing)}; download {zips} and unzip there"
+                f"{root}: has no {', '.join(missing)}; download {zips} and unzip there"
                 f" (and the images, {IMAGES_URL}images.zip and {IMAGES_URL}images2.zip; see datasets/README.md)"
             )
         return sources
 
 
 def _read_splits(root: Path) -> dict[str, dict[int, str]]:
-    """Split -> image id -> the image's path beneath ``root``, in the order of the split file."""
+    """Returns split -> image id -> the image's path relative to ``root``, in the order of the split file."""
     splits: dict[str, dict[int, str]] = {}
     split_of: dict[int, str] = {}
     for split in SPLITS:
@@ -165,19 +172,21 @@ def _read_splits(root: Path) -> dict[str, dict[int, str]]:
             file = line.split()[0] if line.strip() else ""
             stem = file.rpartition("/")[2].partition(".")[0]
             if not stem.isdecimal():
-                raise InputError(f"{path}: line {number} is {line!r}; it must be like 'VG_100K/1.jpg xml/1.xml'")
+                raise InputError(f"{path}: line {number} is {line!r}; write lines such as 'VG_100K/1.jpg xml/1.xml'")
             image_id = int(stem)
             if image_id in split_of:
-                raise InputError(f"{path}: line {number}: image {image_id} is in {split_of[image_id]} too; remove one")
+                raise InputError(
+                    f"{path}: line {number}: image {image_id} is in {split_of[image_id]} too; remove one of the lines"
+                )
             split_of[image_id] = path.name
             splits[split][image_id] = file
         if not splits[split]:
-            raise InputError(f"{path}: lists no images; it must have lines like 'VG_100K/1.jpg xml/1.xml'")
+            raise InputError(f"{path}: lists no images; write lines such as 'VG_100K/1.jpg xml/1.xml'")
     return splits
 
 
 def _text_file(root: Path, relative: str) -> Path:
-    """The file, or the same with .gz."""
+    """Returns the path of a text file in ``root``, which may have the suffix .gz."""
     plain, packed = root / relative, root / f"{relative}.gz"
     if not plain.is_file() and not packed.is_file():
         raise InputError(f"{plain}: no such file; datasets/README.md says where to get it")
@@ -188,5 +197,5 @@ def _warn_of_missing_images(root: Path, file_names: dict[int, str]) -> None:
     for folder in sorted({os.path.dirname(file) for file in file_names.values()}):
         if not (root / folder).is_dir():
             logger.warning(
-                "%s: no such folder; the images are in %simages.zip and images2.zip", root / folder, IMAGES_URL
+                "%s: no such folder; download the images, %simages.zip and images2.zip", root / folder, IMAGES_URL
             )

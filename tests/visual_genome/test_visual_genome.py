@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from script_loading import load_script
 
+from bua.detection.annotations import DetectionDataset
 from bua.errors import INPUT_ERROR, InputError
 from bua.visual_genome import download
 from bua.visual_genome.official import clean_attribute, clean_object_name, clip_boxes
-from bua.visual_genome.prepare import DetectionDataset, build_vocabularies, prepare
+from bua.visual_genome.prepare import build_vocabularies, prepare
 
 OBJECTS = ["dog", "stop sign,stopsign", "tree,trees"]
 ATTRIBUTES = ["small", "white", "gray,grey", "shiny", "black and white"]
@@ -24,7 +25,7 @@ def thing(object_id, name, box, **more):
     return {"object_id": object_id, "names": [name], "x": x, "y": y, "w": w, "h": h, "synsets": []} | more
 
 
-# (objects, attributes) by image; images are 100 wide and 50 high. 1 to 4 train, 5 val, 6 test.
+# Image id -> (objects, attributes). All images are 100 pixels wide and 50 high. 1 to 4 are train, 5 is val, 6 is test.
 WORLD = {
     1: (
         [
@@ -60,7 +61,7 @@ SPLITS = {"train": (4, 3, 1, 2), "val": (5,), "test": (6,)}
 
 
 def as_first_version(records):
-    """The names that the fields have in version 1.0."""
+    """Renames the fields as in version 1.0."""
     new = {"object_id": "id", "names": "name"}
     return [
         {new.get(key, key): (value[0] if value else "") if key == "names" else value for key, value in record.items()}
@@ -106,7 +107,7 @@ def test_official_files_become_dataset_dicts(tmp_path, source, first_version):
     train = DetectionDataset(summaries["train"].annotation_file, root)
 
     assert train.name == "vg_train"
-    assert train.image_ids.tolist() == [3, 1]  # the order of the split; 2 and 4 have nothing of the vocabulary
+    assert train.image_ids.tolist() == [3, 1]  # in the order of the split; 2 and 4 have no object of a known class
     assert [entry["file_name"] for entry in train] == [str(root / "VG_100K/3.jpg"), str(root / "VG_100K/1.jpg")]
     assert train.sizes.tolist() == [[50, 100]] * 2
     summary = summaries["train"]
@@ -129,7 +130,7 @@ def test_official_files_become_dataset_dicts(tmp_path, source, first_version):
     assert {box["bbox_mode"] for box in second["annotations"]} == {0}
 
     test = DetectionDataset(summaries["test"].annotation_file, root)
-    assert test[0]["annotations"][0]["attribute_ids"] == [3]  # as scene graphs have them, in the object itself
+    assert test[0]["annotations"][0]["attribute_ids"] == [3]  # from the object itself, as in scene graphs
 
 
 def test_arrays_agree_with_dicts(root):
@@ -149,7 +150,7 @@ def test_arrays_agree_with_dicts(root):
     assert train.attribute_names.lines == ATTRIBUTES
 
 
-def test_only_sixteen_attributes_count(tmp_path):
+def test_a_box_keeps_its_first_sixteen_attributes(tmp_path):
     world = WORLD | {5: ([thing(50, "dog", (1, 2, 3, 4))], [thing(50, "dog", (0, 0, 0, 0), attributes=["a and b"])])}
     world[5][1][0]["attributes"] += [f"a{n}" for n in range(20)]
     root = write_world(tmp_path, world)
@@ -204,7 +205,7 @@ NUMBERS = st.integers(-50, 150) | st.floats(-50, 150)
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=5), st.integers(1, 90), st.integers(1, 90))
-def test_clip_boxes_does_what_the_original_says(boxes, width, height):
+def test_clip_boxes_follows_the_rules_of_the_original(boxes, width, height):
     expected, replaced = [], 0
     for x, y, w, h in boxes:
         x1, y1, x2, y2 = max(0, x), max(0, y), min(width - 1, x + w), min(height - 1, y + h)
@@ -217,12 +218,12 @@ def test_clip_boxes_does_what_the_original_says(boxes, width, height):
     assert count == replaced
 
 
-def test_vocabularies_by_frequency(root):
+def test_built_vocabularies_are_sorted_by_frequency(root):
     shutil.rmtree(root / "vocab")
     build_vocabularies(root, 2, 4, progress=False)
-    # dog 6 times; "trees" and "unknown" twice each, "tree" is another name.
+    # "dog" occurs 6 times, "trees" and "unknown" twice each. "tree" counts as another name.
     assert (root / "vocab" / "objects_vocab.txt").read_text().split("\n") == ["dog", "trees", ""]
-    # White 3 times (a part of "Small white dog.", two entries), then in the alphabet's order.
+    # "white" occurs 3 times (in "Small white dog." and in two entries). The others are in alphabetical order.
     assert (root / "vocab" / "attributes_vocab.txt").read_text().split("\n") == [
         "white",
         "black",
@@ -230,10 +231,10 @@ def test_vocabularies_by_frequency(root):
         "gray",
         "",
     ]
-    with pytest.raises(InputError, match=r"objects_vocab\.txt: there already"):
+    with pytest.raises(InputError, match=r"objects_vocab\.txt: the file exists already"):
         build_vocabularies(root, 2, 4, progress=False)
     shutil.rmtree(root / "vocab")
-    with pytest.raises(InputError, match=r"objects_vocab\.txt: 9 names wanted; .* has 5"):
+    with pytest.raises(InputError, match=r"objects_vocab\.txt: 9 names are requested, but .* has 5"):
         build_vocabularies(root, 9, 4, progress=False)
 
 
@@ -269,9 +270,9 @@ def truncate(root):
             lambda root: (root / "image_data.json").write_text('[{"image_id": 1, "width": 0, "height": 5}]'),
             r"image_data\.json: image 1: width and height are \(0, 5\)",
         ),
-        (truncate, r"attributes\.json: truncated"),
+        (truncate, r"attributes\.json: is truncated"),
         (lambda root: (root / "objects.json").write_text('{"images": []}'), "top level must be a list"),
-        (damage_objects(lambda records: records[0].pop("objects")), r"objects\.json: image 1: no list 'objects'"),
+        (damage_objects(lambda records: records[0].pop("objects")), r"objects\.json: image 1: has no list 'objects'"),
         (damage_objects(lambda records: records[0].pop("image_id")), r"objects\.json: an image has no 'image_id'"),
         (damage_objects(lambda records: records[0]["objects"][0].pop("w")), r"image 1: object 10 has no 'w'"),
         (damage_objects(lambda records: records[0]["objects"][0].update(w="9")), r"object 10: x, y, w, h are"),
@@ -279,7 +280,7 @@ def truncate(root):
         (damage_objects(lambda records: records[0]["objects"][0].pop("object_id")), r"image 1: .* no 'object_id'"),
     ],
 )
-def test_bad_official_files_are_named(root, tool, capsys, damage, message):
+def test_errors_name_bad_official_files(root, tool, capsys, damage, message):
     damage(root)
     assert tool(["--root", str(root), "--name", "vg"]) == INPUT_ERROR
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -301,19 +302,19 @@ def edit(**changes):
         (lambda tree: tree.pop("attribute_categories"), "no list 'attribute_categories'"),
         (lambda tree: tree["annotations"][1].pop("attribute_ids"), r"annotations\[1\] has no 'attribute_ids'"),
         (lambda tree: tree["images"][0].pop("file_name"), r"images\[0\] has no 'file_name'"),
-        (lambda tree: tree["images"].append(tree["images"][0]), "images: an id is there twice"),
-        (lambda tree: tree["categories"].pop(0), "categories: ids must be 0, 1, 2"),
+        (lambda tree: tree["images"].append(tree["images"][0]), "images: the same id appears twice"),
+        (lambda tree: tree["categories"].pop(0), "categories: the ids must be 0, 1, 2"),
         (edit(category_id=3), r"annotations\[1\]: category_id: not in 0\.\.2"),
         (edit(category_id="dog"), r"annotations\[1\]: category_id is 'dog', not int"),
         (edit(attribute_ids=[1, 5]), r"annotations\[1\]: attribute_ids: not in 0\.\.4"),
-        (edit(attribute_ids=["red"]), r"attribute_ids are not all whole numbers"),
-        (edit(image_id=99), r"annotations\[1\]: image_id: is of no image"),
-        (edit(bbox=[1, 2, 3]), "a bbox is not four numbers"),
+        (edit(attribute_ids=["red"]), r"attribute_ids must all be whole numbers"),
+        (edit(image_id=99), r"annotations\[1\]: image_id: no entry of images has this id"),
+        (edit(bbox=[1, 2, 3]), "a bbox does not consist of four numbers"),
         (edit(bbox=[1, 2, -3, 4]), r"annotations\[1\]: bbox"),
         (edit(bbox=[1, None, 3, 4]), "bbox"),
     ],
 )
-def test_bad_annotation_files_are_named(root, change, message):
+def test_errors_name_bad_annotation_files(root, change, message):
     path = prepare(root, progress=False)["train"].annotation_file
     tree = json.loads(path.read_text())
     change(tree)
@@ -323,17 +324,19 @@ def test_bad_annotation_files_are_named(root, change, message):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("[]", "no list 'images'"), ('{"images": [', "not a whole JSON file")])
-def test_other_json_is_named(tmp_path, text, message):
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "has no list 'images'"), ('{"images": [', "not a complete JSON file")]
+)
+def test_errors_name_json_files_of_another_kind(tmp_path, text, message):
     path = tmp_path / "train.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         DetectionDataset(path, tmp_path)
-    with pytest.raises(InputError, match="no such annotation file"):
+    with pytest.raises(InputError, match="this annotation file does not exist"):
         DetectionDataset(tmp_path / "none.json", tmp_path)
 
 
-def test_an_interrupted_preparation_keeps_the_old_file(root, monkeypatch):
+def test_an_interrupted_preparation_keeps_the_old_annotation_file(root, monkeypatch):
     path = prepare(root, progress=False)["train"].annotation_file
     before = path.read_bytes()
     monkeypatch.setattr("bua.detection.annotations._records", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -342,30 +345,30 @@ def test_an_interrupted_preparation_keeps_the_old_file(root, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_published_files_are_fetched_once_and_checked(tmp_path, monkeypatch, caplog):
+def test_published_files_are_downloaded_once_and_checked(tmp_path, monkeypatch, caplog):
     remote, root = tmp_path / "remote", tmp_path / "root"
     remote.mkdir()
     monkeypatch.setattr(download, "URL", remote.as_uri() + "/")
     files = {"vocab/x.txt": ("x.txt", hashlib.md5(b"cat\n").hexdigest())}
     (remote / "x.txt").write_text("dog\n")
-    with pytest.raises(InputError, match=r"x\.txt is not the file that was published"):
-        download.fetch_published(root, files)
+    with pytest.raises(InputError, match=r"x\.txt returned is not the published file"):
+        download.download_missing(root, files)
     assert not (root / "vocab" / "x.txt").exists()
 
     (remote / "x.txt").write_text("cat\n")
-    download.fetch_published(root, files)
+    download.download_missing(root, files)
     (remote / "x.txt").unlink()
-    download.fetch_published(root, files)
+    download.download_missing(root, files)
     assert (root / "vocab" / "x.txt").read_text() == "cat\n"
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
     (root / "vocab" / "x.txt").write_text("mine\n")
-    download.fetch_published(root, files)
-    assert "not the file that was published" in caplog.text
+    download.download_missing(root, files)
+    assert "not the published file" in caplog.text
     assert (root / "vocab" / "x.txt").read_text() == "mine\n"
 
 
-def test_what_cannot_be_fetched_is_named_with_its_url(tmp_path, tool, monkeypatch, capsys):
+def test_the_error_of_a_failed_download_has_the_url(tmp_path, tool, monkeypatch, capsys):
     monkeypatch.setattr(download, "URL", (tmp_path / "nowhere").as_uri() + "/")
     assert tool(["--root", str(tmp_path / "vg")]) == INPUT_ERROR
     [line] = capsys.readouterr().err.strip().splitlines()
@@ -373,7 +376,7 @@ def test_what_cannot_be_fetched_is_named_with_its_url(tmp_path, tool, monkeypatc
     assert str(tmp_path / "vg/splits/train.txt") in line
 
 
-def test_tool_builds_vocabularies_and_prepares(root, tool, capsys):
+def test_the_program_builds_vocabularies_and_prepares(root, tool, capsys):
     shutil.rmtree(root / "vocab")
     build = ["--build-vocabulary", "--objects", "5", "--attributes", "3"]
     assert tool(["--root", str(root), "--name", "mine", *build]) == 0
@@ -398,7 +401,7 @@ def test_published_splits_and_vocabularies(tmp_path, shared_data, caplog):
     for split in ("train", "val", "test"):
         shutil.copy(source / f"{split}.txt.gz", root / "splits")
 
-    download.fetch_published(root, download.SPLITS | download.VOCABULARIES)
+    download.download_missing(root, download.SPLITS | download.VOCABULARIES)
     assert not caplog.records  # they are what was published
     summaries = prepare(root, progress=False)
     assert {split: summary.listed for split, summary in summaries.items()} == {
