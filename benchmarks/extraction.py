@@ -174,7 +174,7 @@ def extract_folder(args, detector) -> None:
     rpn.forward = timed(rpn.forward, "RPN", spent, args.device)
     rpn.propose = timed(rpn.propose, "proposals", spent, args.device)
     heads = detector.roi_heads
-    heads.fast_features = timed(heads.fast_features, "pooling and res5", spent, args.device)
+    heads.features = timed(heads.features, "pooling and res5", spent, args.device)
     infer = timed(detector.infer, "model", spent, args.device)
     prepare = timed(lambda path: detector.prepare(read_image(path)), "decode and resize (in threads)", spent, "cpu")
     select = timed(regions_from, "select and copy to the host", spent, args.device)

@@ -1,5 +1,7 @@
 """Anchors in the two conventions."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,14 +9,15 @@ from torch import Tensor, nn
 CAFFE_BASE_SIZE = 16
 
 
-def cell_anchors(sizes: list[float], aspect_ratios: list[float], convention: str = "caffe") -> Tensor:
-    """The anchors of one cell of the feature map, before they are shifted to its place.
+def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], convention: str = "caffe") -> Tensor:
+    """Returns the anchors of one cell of the feature map, before they are shifted to its place.
 
     Args:
-        sizes: square roots of the anchors' areas, in network pixels; "caffe" takes them in units of 16.
-        aspect_ratios: height over width.
-        convention: "caffe": centred at (7.5, 7.5), sides rounded at 16 pixels and then scaled, all sizes of the first
-            ratio first. "detectron2": centred at (0, 0), not rounded, all ratios of the first size first.
+        sizes: Square roots of the anchors' areas, in network pixels. "caffe" takes them in units of 16.
+        aspect_ratios: Height divided by width.
+        convention: "caffe": anchors are centred at (7.5, 7.5), their sides are rounded at 16 pixels and then scaled,
+            and all sizes of the first ratio come first. "detectron2": anchors are centred at (0, 0) and not rounded,
+            and all ratios of the first size come first.
 
     Returns:
         [A, 4] float32 x1y1x2y2.
@@ -27,11 +30,11 @@ def cell_anchors(sizes: list[float], aspect_ratios: list[float], convention: str
 
 
 def grid_anchors(cell: Tensor, height: int, width: int, stride: int, offset: float = 0.0) -> Tensor:
-    """Shifts a cell's anchors [A, 4] over a feature map of ``height`` x ``width`` cells.
+    """Returns a cell's anchors [A, 4] shifted to each cell of a feature map of ``height`` x ``width`` cells.
 
     Args:
-        stride: network pixels a cell.
-        offset: of the first cell, in strides.
+        stride: Network pixels from one cell to the next.
+        offset: Position of the first cell, in strides.
 
     Returns:
         [height * width * A, 4], rows ordered (y, x, anchor).
@@ -44,17 +47,17 @@ def grid_anchors(cell: Tensor, height: int, width: int, stride: int, offset: flo
 
 
 class AnchorGenerator(nn.Module):
-    """The anchors of whole feature maps, as cfg.MODEL.ANCHOR_GENERATOR says.
+    """Generates the anchors of whole feature maps, as cfg.MODEL.ANCHOR_GENERATOR describes them.
 
     Attributes:
-        num_anchors: of a cell, for each feature map.
+        num_anchors: Number of anchors per cell of each feature map.
     """
 
     def __init__(self, cfg, strides: list[int]):
         """
         Args:
-            strides: network pixels a cell, for each feature map. SIZES and ASPECT_RATIOS have a list for each of
-                them, or one for all.
+            strides: Network pixels from one cell to the next, of each feature map. SIZES and ASPECT_RATIOS have one
+                list for each feature map, or one for all.
         """
         super().__init__()
         generator = cfg.MODEL.ANCHOR_GENERATOR
@@ -70,15 +73,15 @@ class AnchorGenerator(nn.Module):
         return [len(cell) for cell in self.buffers()]
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Feature maps [N, C, H, W] to their anchors [H*W*A, 4], as ``grid_anchors``."""
+        """Returns the anchors [H*W*A, 4] of each feature map [N, C, H, W], as ``grid_anchors``."""
         return [
-            grid_anchors(cell, *feature_map.shape[-2:], stride, self.offset)
+            grid_anchors(cell, feature_map.shape[-2], feature_map.shape[-1], stride, self.offset)
             for cell, feature_map, stride in zip(self.buffers(), features, self.strides)
         ]
 
 
 def _caffe_anchor(scale: float, ratio: float) -> list[float]:
-    # round() takes halves to the even neighbour, as the original's np.round does.
+    # round() rounds halves to the even neighbour, as np.round does in the original.
     width = round((CAFFE_BASE_SIZE**2 / ratio) ** 0.5)
     height = round(width * ratio)
     centre = (CAFFE_BASE_SIZE - 1) / 2

@@ -10,8 +10,8 @@ from bua.modeling.losses import attribute_loss
 class AttributePredictor(nn.Module):
     """Scores a region's attributes from its feature and an embedding of its class.
 
-    The class is the true one in training and the most probable of all ``num_classes + 1``, background included, at
-    test, as in the original. The last attribute is "no attribute", where the head has it.
+    In training the class is the annotated one; at test it is the most probable of all ``num_classes + 1`` classes,
+    including background, as in the original. The last attribute is "no attribute" if the head has that class.
     """
 
     def __init__(
@@ -26,9 +26,12 @@ class AttributePredictor(nn.Module):
     ):
         """
         Args:
-            feature_dim: of the pooled region feature.
-            num_classes: object classes, without background.
-            num_attributes: without "no attribute".
+            feature_dim: Dimension of the pooled region features.
+            num_classes: Number of object classes, without background.
+            num_attributes: Number of attributes, without "no attribute".
+            embedding_dim: Dimension of the embedding of the class.
+            hidden_dim: Number of hidden units.
+            no_attribute_class: Whether the head has the class "no attribute".
         """
         super().__init__()
         self.num_attributes = num_attributes
@@ -42,22 +45,23 @@ class AttributePredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor, classes: Tensor) -> Tensor:
-        """Features [N, D] and classes [N] int64 to logits [N, num_attributes (+ 1)]."""
+        """Returns logits [N, num_attributes (+ 1)] for features [N, D] and classes [N] int64."""
         joint = torch.cat([features, self.cls_embedding(classes)], dim=1)
         return self.attr_score(F.relu(self.fc_attr(joint)))
 
     def loss(self, features: Tensor, classes: Tensor, attributes: Tensor) -> Tensor:
-        """``attribute_loss`` of regions with features [N, D], true classes [N] and attributes [N, M] int64, padded
-        with -1."""
+        """Returns ``attribute_loss`` of regions with features [N, D], annotated classes [N] and attributes [N, M]
+        int64, padded with -1."""
         return attribute_loss(self(features, classes), attributes, self.no_attribute)
 
     def probabilities(self, features: Tensor, classes: Tensor) -> Tensor:
-        """Softmax over all classes of the head, [N, num_attributes] without "no attribute"."""
+        """Returns the softmax over the head's classes without the column of "no attribute": [N, num_attributes]."""
         return self(features, classes).float().softmax(dim=1)[:, : self.num_attributes]
 
 
 def build_attribute_predictor(cfg, feature_dim: int) -> AttributePredictor | None:
-    """The head that cfg.MODEL.BUA.ATTRIBUTES describes, for features [N, feature_dim]; None where it is disabled."""
+    """Returns the head that cfg.MODEL.BUA.ATTRIBUTES describes, for features [N, feature_dim]; None if it is
+    disabled."""
     attributes = cfg.MODEL.BUA.ATTRIBUTES
     if not attributes.ENABLED:
         return None

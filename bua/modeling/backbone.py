@@ -1,8 +1,10 @@
 """ResNet up to res4, and its fifth stage, which runs on regions ("C4"), under Detectron2's parameter names.
 
-Version 1 is that of He et al. (2015). Version 2 (He et al. 2016), of MILVLG's ResNet-152, normalises and rectifies
-before each convolution, pixels included.
+Version 1 is the network of He et al. (2015). Version 2 (He et al. 2016), which MILVLG's ResNet-152 has, normalises and
+rectifies the input of each convolution, including the pixels.
 """
+
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ VERSION_2_EPSILON = 2e-5
 
 
 class ConvNorm(nn.Conv2d):
-    """A convolution without bias and its normalisation, as ``norm``."""
+    """A convolution without bias, followed by its normalisation, ``norm``."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: str, **kwargs):
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
@@ -26,74 +28,96 @@ class ConvNorm(nn.Conv2d):
 
 
 class Stem(nn.Module):
-    """7x7 convolution and 3x3 max pooling, both of stride 2.
+    """A 7x7 convolution and 3x3 max pooling, both of stride 2.
 
-    The "caffe" pooling has no padding and counts a last partial window; its grid differs from Detectron2's.
+    The "caffe" pooling has no padding and includes a last partial window, so its grid differs from Detectron2's.
     """
 
     def __init__(self, out_channels: int, norm: str, pool: str, version: int = 1):
         super().__init__()
-        self.norm = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
         self.conv1 = ConvNorm(3, out_channels, 7, norm, stride=2, padding=3)
         if version == 2:
             self.norm = make_norm(norm, 3, VERSION_2_EPSILON)
             self.conv1.norm = make_norm(norm, out_channels, VERSION_2_EPSILON)
         if norm == "FrozenBN":
-            # Pixels are not normalised, and frozen statistics do not follow random weights: this keeps a network whose
-            # weights are still to be loaded at the scale of a trained one.
-            nn.init.constant_(self.conv1.norm.weight, 0.01)
+            # Pixels are not normalised, and frozen statistics do not follow random weights. This factor keeps the
+            # activations of a network with random weights at the scale of a trained one.
+            _set_weight(self.conv1.norm, 0.01)
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if pool == "caffe" else nn.MaxPool2d(3, 2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(F.relu_(self.conv1(self.norm(x))))
 
 
+@dataclass(frozen=True)
+class BlockShape:
+    """The shape of a residual block of 1x1, 3x3 and 1x1 convolutions.
+
+    Attributes:
+        in_channels, out_channels: Number of channels of the block's input and output.
+        bottleneck_channels: Number of channels between its convolutions.
+        norm: Normalisation, as for ``make_norm``.
+        stride: Stride of the block.
+        dilation: Dilation of the 3x3 convolution.
+        groups: Number of groups of the 3x3 convolution.
+        stride_in_1x1: Whether the first 1x1 convolution has the stride instead of the 3x3 convolution.
+    """
+
+    in_channels: int
+    out_channels: int
+    bottleneck_channels: int
+    norm: str
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    stride_in_1x1: bool = True
+
+    @property
+    def stride_1x1(self) -> int:
+        return self.stride if self.stride_in_1x1 else 1
+
+    def make_conv3x3(self, kind: type["ConvNorm"] | type["NormConv"]) -> "ConvNorm | NormConv":
+        """Returns the block's 3x3 convolution."""
+        return kind(
+            self.bottleneck_channels,
+            self.bottleneck_channels,
+            3,
+            self.norm,
+            stride=1 if self.stride_in_1x1 else self.stride,
+            padding=self.dilation,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        bottleneck_channels: int,
-        norm: str,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        stride_in_1x1: bool = True,
-    ):
+    def __init__(self, shape: BlockShape):
         super().__init__()
+        in_channels, bottleneck_channels, norm = shape.in_channels, shape.bottleneck_channels, shape.norm
         self.shortcut = None
-        if in_channels != out_channels:
-            self.shortcut = ConvNorm(in_channels, out_channels, 1, norm, stride=stride)
-        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = ConvNorm(in_channels, bottleneck_channels, 1, norm, stride=stride_1x1)
-        self.conv2 = ConvNorm(
-            bottleneck_channels,
-            bottleneck_channels,
-            3,
-            norm,
-            stride=stride_3x3,
-            padding=dilation,
-            dilation=dilation,
-            groups=groups,
-        )
-        self.conv3 = ConvNorm(bottleneck_channels, out_channels, 1, norm)
-        # A block starts as its shortcut (Goyal et al. 2017, section 5.1), which learns faster from scratch. Frozen
-        # statistics could not leave 0; there, as in the stem, the scale must not double with every block.
-        nn.init.constant_(self.conv3.norm.weight, 0.25 if norm == "FrozenBN" else 0.0)
+        if in_channels != shape.out_channels:
+            self.shortcut = ConvNorm(in_channels, shape.out_channels, 1, norm, stride=shape.stride)
+        self.conv1 = ConvNorm(in_channels, bottleneck_channels, 1, norm, stride=shape.stride_1x1)
+        self.conv2 = shape.make_conv3x3(ConvNorm)
+        self.conv3 = ConvNorm(bottleneck_channels, shape.out_channels, 1, norm)
+        # A block starts as its shortcut (Goyal et al. 2017, section 5.1), which learns faster from scratch. With frozen
+        # statistics the factor could not leave 0; there, as in the stem, the scale must not double with every block.
+        _set_weight(self.conv3.norm, 0.25 if norm == "FrozenBN" else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return self.after_conv2(self.conv2(F.relu_(self.conv1(x))), shortcut)
 
     def after_conv2(self, out: Tensor, shortcut: Tensor) -> Tensor:
+        """Returns the block's output from the output of ``conv2`` and of the shortcut."""
         return F.relu_(self.conv3(F.relu_(out)).add_(shortcut))
 
 
 class NormConv(nn.Conv2d):
-    """Normalisation, as ``norm``, ReLU, and a convolution without bias."""
+    """Normalisation, ``norm``, and ReLU, followed by a convolution without bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: str, **kwargs):
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
@@ -104,38 +128,18 @@ class NormConv(nn.Conv2d):
 
 
 class PreActivationBottleneck(nn.Module):
-    """``Bottleneck`` of version 2; ``norm`` is None where the input comes normalised and rectified."""
+    """``Bottleneck`` of version 2. ``norm`` is None where the input is already normalised and rectified."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        bottleneck_channels: int,
-        norm: str,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        stride_in_1x1: bool = True,
-    ):
+    def __init__(self, shape: BlockShape):
         super().__init__()
-        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.norm = make_norm(norm, in_channels, VERSION_2_EPSILON)
+        in_channels, bottleneck_channels = shape.in_channels, shape.bottleneck_channels
+        self.norm: nn.Module | None = make_norm(shape.norm, in_channels, VERSION_2_EPSILON)
         self.shortcut = None
-        if in_channels != out_channels:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-        self.conv1 = nn.Conv2d(in_channels, bottleneck_channels, 1, stride=stride_1x1, bias=False)
-        self.conv2 = NormConv(
-            bottleneck_channels,
-            bottleneck_channels,
-            3,
-            norm,
-            stride=stride_3x3,
-            padding=dilation,
-            dilation=dilation,
-            groups=groups,
-        )
-        self.conv3 = NormConv(bottleneck_channels, out_channels, 1, norm)
+        if in_channels != shape.out_channels:
+            self.shortcut = nn.Conv2d(in_channels, shape.out_channels, 1, stride=shape.stride, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, bottleneck_channels, 1, stride=shape.stride_1x1, bias=False)
+        self.conv2 = shape.make_conv3x3(NormConv)
+        self.conv3 = NormConv(bottleneck_channels, shape.out_channels, 1, shape.norm)
         nn.init.zeros_(self.conv3.weight)  # a block starts as its shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,11 +148,12 @@ class PreActivationBottleneck(nn.Module):
         return self.after_conv2(self.conv2(self.conv1(active)), shortcut)
 
     def after_conv2(self, out: Tensor, shortcut: Tensor) -> Tensor:
+        """Returns the block's output from the output of ``conv2`` and of the shortcut."""
         return self.conv3(out).add_(shortcut)
 
 
 class ResNetC4(nn.Module):
-    """Images [N, 3, H, W] to the res4 feature map [N, out_channels, ~H/16, ~W/16]."""
+    """Turns images [N, 3, H, W] into the res4 feature map [N, out_channels, ~H/16, ~W/16]."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -166,7 +171,7 @@ class ResNetC4(nn.Module):
         return x if self.norm is None else F.relu_(self.norm(x))
 
     def freeze(self, stages: int) -> None:
-        """Stops the first ``stages`` of stem, res2, res3, res4 from learning, their normalisation included."""
+        """Freezes the first ``stages`` of stem, res2, res3, res4, including their normalisation."""
         for module in [self.stem, self.res2, self.res3, self.res4][:stages]:
             for name, child in module.named_modules():
                 if isinstance(child, nn.BatchNorm2d):
@@ -176,10 +181,10 @@ class ResNetC4(nn.Module):
 
 
 def make_stage(cfg, stage: int) -> nn.Sequential:
-    """The blocks of res2, res3, res4 or res5, with widths, strides and dilation from ``cfg``.
+    """Returns the blocks of res2, res3, res4 or res5, with widths, strides and dilation from ``cfg``.
 
-    res5 has stride 2, or stride 1 where MODEL.RESNETS.RES5_DILATION is 2: then every 3x3 of it is dilated, which keeps
-    the 14x14 of the pooled region (test.prototxt, res5a to res5c).
+    res5 has stride 2, or stride 1 where MODEL.RESNETS.RES5_DILATION is 2. In that case each of its 3x3 convolutions is
+    dilated, which keeps the 14x14 cells of the pooled region (test.prototxt, res5a to res5c).
     """
     resnets = cfg.MODEL.RESNETS
     dilation = resnets.RES5_DILATION if stage == 5 else 1
@@ -191,42 +196,50 @@ def make_stage(cfg, stage: int) -> nn.Sequential:
     block = Bottleneck if version == 1 else PreActivationBottleneck
     blocks = [
         block(
-            in_channels if i == 0 else out_channels,
-            out_channels,
-            bottleneck_channels,
-            resnets.NORM,
-            stride=stride if i == 0 else 1,
-            dilation=dilation,
-            groups=resnets.NUM_GROUPS,
-            stride_in_1x1=resnets.STRIDE_IN_1X1,
+            BlockShape(
+                in_channels if i == 0 else out_channels,
+                out_channels,
+                bottleneck_channels,
+                resnets.NORM,
+                stride=stride if i == 0 else 1,
+                dilation=dilation,
+                groups=resnets.NUM_GROUPS,
+                stride_in_1x1=resnets.STRIDE_IN_1X1,
+            )
         )
         for i in range(BLOCKS[resnets.DEPTH][stage - 2])
     ]
     layers = nn.Sequential(*blocks)
     if version == 2 and stage == 5:
-        blocks[0].norm = None  # the backbone ends with it
+        blocks[0].norm = None  # the backbone ends with this normalisation
         layers.add_module("norm", make_norm(resnets.NORM, out_channels, VERSION_2_EPSILON))
         layers.add_module("relu", nn.ReLU(inplace=True))
     return layers
 
 
 def stage_channels(cfg, stage: int) -> int:
-    """Output channels of res2 to res5."""
+    """Returns the number of output channels of a stage, 2 to 5."""
     return cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 2 ** (stage - 2)
 
 
 def make_norm(norm: str, channels: int, eps: float = 1e-5) -> nn.Module:
-    """FrozenBN (fixed statistics and scale), BN, or GN over 32 groups, or as many as there are channels."""
+    """Returns FrozenBN (fixed statistics and scale), BN, or GN over 32 groups, or fewer if there are fewer
+    channels."""
     if norm == "GN":
         return nn.GroupNorm(min(32, channels), channels, eps)
     return {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d}[norm](channels, eps)
 
 
 def freeze_parameters(model: nn.Module, prefixes: list[str]) -> None:
-    """Stops the parameters whose names begin with one of ``prefixes`` from learning."""
+    """Freezes the parameters whose names begin with one of ``prefixes``."""
     for name, parameter in model.named_parameters():
         if name.startswith(tuple(prefixes)):
             parameter.requires_grad_(False)
+
+
+def _set_weight(norm: nn.Module, value: float) -> None:
+    assert isinstance(norm.weight, Tensor)
+    nn.init.constant_(norm.weight, value)
 
 
 def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:

@@ -1,29 +1,32 @@
 """Boxes in the two conventions: coding, clipping, overlap, suppression.
 
-Boxes are x1y1x2y2 in pixels. "caffe" is the convention of py-faster-rcnn and so of the original
+Boxes are x1y1x2y2 in pixels. "caffe" is the convention of py-faster-rcnn and therefore of the original
 (lib/fast_rcnn/bbox_transform.py, lib/utils/bbox.pyx, lib/nms/cpu_nms.pyx): the pixels x1 and x2 both belong to the
-box, so its width is x2 - x1 + 1, and a box is suppressed at an overlap that reaches the threshold. "detectron2"
-measures between pixel edges, and suppresses at an overlap above the threshold.
+box, so that its width is x2 - x1 + 1, and a box is suppressed if its overlap reaches the threshold. "detectron2"
+measures between the edges of pixels, and suppresses if the overlap is above the threshold.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torchvision
 from torch import Tensor
 
-# Detectron2 bounds what a delta may do to a box's size; the original does not.
+# Detectron2 limits by how much a delta may enlarge a box; the original does not.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
-def encode_boxes(reference: Tensor, target: Tensor, weights=(1.0, 1.0, 1.0, 1.0), convention: str = "caffe") -> Tensor:
-    """The deltas (dx, dy, dw, dh), times ``weights``, that turn each reference box into its target.
+def encode_boxes(
+    reference: Tensor, target: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), convention: str = "caffe"
+) -> Tensor:
+    """Returns the deltas (dx, dy, dw, dh), times ``weights``, that turn each reference box into its target.
 
     Args:
         reference, target: [N, 4].
 
     Returns:
-        [N, 4], of the dtype of ``reference``.
+        [N, 4], with the dtype of ``reference``.
     """
     x, y, width, height = _centre_and_size(reference, convention)
     target_x, target_y, target_width, target_height = _centre_and_size(target, convention)
@@ -39,15 +42,17 @@ def encode_boxes(reference: Tensor, target: Tensor, weights=(1.0, 1.0, 1.0, 1.0)
     return deltas * deltas.new_tensor(weights)
 
 
-def decode_boxes(reference: Tensor, deltas: Tensor, weights=(1.0, 1.0, 1.0, 1.0), convention: str = "caffe") -> Tensor:
-    """Applies deltas to reference boxes.
+def decode_boxes(
+    reference: Tensor, deltas: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), convention: str = "caffe"
+) -> Tensor:
+    """Returns the boxes that deltas make of the reference boxes.
 
-    In the "caffe" convention x2 is the centre plus half the width, as in the original, so that zero deltas return
-    x2 + 1: the released weights were trained so.
+    In the "caffe" convention x2 is the centre plus half the width, as in the original, so that deltas of zero return
+    x2 + 1. The released weights were trained in this way.
 
     Args:
         reference: [N, 4].
-        deltas: [N, 4 * K], K boxes a reference.
+        deltas: [N, 4 * K], for K boxes per reference box.
 
     Returns:
         [N, 4 * K].
@@ -63,7 +68,7 @@ def decode_boxes(reference: Tensor, deltas: Tensor, weights=(1.0, 1.0, 1.0, 1.0)
 
 
 def clip_boxes(boxes: Tensor, height: float, width: float, convention: str = "caffe") -> Tensor:
-    """Boxes [..., 4] limited to an image: to its last pixel in "caffe", to its edge in "detectron2"."""
+    """Returns boxes [..., 4] limited to an image: to its last pixel in "caffe", to its edge in "detectron2"."""
     margin = 1 if convention == "caffe" else 0
     x1, y1, x2, y2 = boxes.unbind(-1)
     right, bottom = width - margin, height - margin
@@ -74,13 +79,13 @@ def clip_boxes(boxes: Tensor, height: float, width: float, convention: str = "ca
 
 
 def box_sizes(boxes: Tensor, convention: str = "caffe") -> tuple[Tensor, Tensor]:
-    """Widths and heights [...] of boxes [..., 4]."""
+    """Returns the widths and heights [...] of boxes [..., 4]."""
     offset = 1 if convention == "caffe" else 0
     return boxes[..., 2] - boxes[..., 0] + offset, boxes[..., 3] - boxes[..., 1] + offset
 
 
 def pairwise_iou(a: Tensor, b: Tensor, convention: str = "caffe") -> Tensor:
-    """Intersection over union [N, M] of boxes a [N, 4] and b [M, 4]; 0 where the union is empty."""
+    """Returns the intersection over union [N, M] of boxes a [N, 4] and b [M, 4]; 0 where the union is empty."""
     offset = 1 if convention == "caffe" else 0
     extent = torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2]) + offset
     intersection = extent.clamp(min=0).prod(-1)
@@ -91,18 +96,19 @@ def pairwise_iou(a: Tensor, b: Tensor, convention: str = "caffe") -> Tensor:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, convention: str = "caffe") -> Tensor:
-    """Greedy non-maximum suppression; equal scores in the order given.
+    """Returns the boxes that remain after greedy non-maximum suppression. Of boxes with equal scores, the first given
+    comes first.
 
     Args:
         boxes: [N, 4].
         scores: [N].
 
     Returns:
-        int64 indices of the boxes that stay, best first.
+        int64 indices of the remaining boxes, best first.
     """
     if convention == "caffe":
-        # One more pixel makes torchvision's areas those of the convention; the next smaller number makes its ">"
-        # the original's ">=".
+        # With one more pixel, torchvision's areas are those of the convention. With the next smaller threshold, its ">"
+        # is the original's ">=".
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
         iou_threshold = math.nextafter(iou_threshold, -math.inf)
     return torchvision.ops.nms(boxes, scores, iou_threshold)

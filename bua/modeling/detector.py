@@ -1,4 +1,6 @@
-"""The detector: images in, regions with features, classes, boxes and attributes out."""
+"""The detector: from images to regions with features, classes, boxes and attributes."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,15 +18,28 @@ from bua.structures import DetectorInput, RegionPredictions
 
 
 def build_detector(cfg) -> "Detector":
-    """The detector that ``cfg`` describes, with random weights, on cfg.MODEL.DEVICE.
+    """Returns the detector that ``cfg`` describes, with random weights, on cfg.MODEL.DEVICE.
 
     Raises:
-        InputError: ``cfg`` asks for what this engine does not have.
+        InputError: ``cfg`` asks for something that this engine does not have.
     """
     _check(cfg)
-    detector = Detector(cfg).to(cfg.MODEL.DEVICE)
+    backbone = ResNetC4(cfg)
+    detector = Detector(
+        backbone=backbone,
+        proposal_generator=RPN(cfg, backbone.out_channels, AnchorGenerator(cfg, [STRIDE])),
+        roi_heads=AttributeRes5ROIHeads(cfg),
+        resize=Resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.MODEL.BUA.RESIZE),
+        pixel_mean=torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1),
+        pixel_std=torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1),
+        box_weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
+        convention=cfg.MODEL.BUA.BOX_CONVENTION,
+    )
+    detector.backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+    freeze_parameters(detector, cfg.MODEL.BUA.FREEZE)
+    detector.to(cfg.MODEL.DEVICE)
     if detector.device.type == "cpu":
-        # Here oneDNN's convolutions take two thirds of the time in this order of the elements.
+        # On a CPU, oneDNN's convolutions take two thirds of the time in this order of the elements.
         detector.to(memory_format=torch.channels_last)
     return detector
 
@@ -32,49 +47,67 @@ def build_detector(cfg) -> "Detector":
 class Detector(nn.Module):
     """Faster R-CNN on ResNet C4 with an attribute head.
 
-    In training it is called with a batch and returns losses; otherwise ``predict`` (images) or ``prepare`` and
-    ``infer`` (images resized elsewhere, as in data-loader workers) give the regions.
+    In training it is called with a batch and returns losses. For inference, call ``predict`` with images, or
+    ``prepare`` and ``infer`` where images are resized elsewhere, such as in the workers of a data loader.
     """
 
-    def __init__(self, cfg):
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: ResNetC4,
+        proposal_generator: RPN,
+        roi_heads: AttributeRes5ROIHeads,
+        resize: Resize,
+        pixel_mean: Tensor,
+        pixel_std: Tensor,
+        box_weights: Sequence[float],
+        convention: str,
+    ):
+        """
+        Args:
+            resize: Resizes an image [H, W, 3] uint8 BGR to the network's input; available as ``prepare``.
+            pixel_mean, pixel_std: [3, 1, 1] float32, BGR.
+            box_weights: Weights of the deltas, as ``decode_boxes`` takes them.
+            convention: "caffe" or "detectron2".
+        """
         super().__init__()
-        self.convention = cfg.MODEL.BUA.BOX_CONVENTION
-        self.box_weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
-        self.backbone = ResNetC4(cfg)
-        self.proposal_generator = RPN(cfg, self.backbone.out_channels, AnchorGenerator(cfg, [STRIDE]))
-        self.roi_heads = AttributeRes5ROIHeads(cfg)
-        self.prepare = Resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.MODEL.BUA.RESIZE)
-        self.register_buffer("pixel_mean", torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1), persistent=False)
-        self.backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-        freeze_parameters(self, cfg.MODEL.BUA.FREEZE)
+        self.convention = convention
+        self.box_weights = box_weights
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.prepare = resize
+        self.register_buffer("pixel_mean", pixel_mean, persistent=False)
+        self.register_buffer("pixel_std", pixel_std, persistent=False)
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
     def forward(self, batch: list[DetectorInput]) -> dict[str, Tensor]:
-        """The losses of a batch with ground truth: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_attr."""
+        """Returns the losses of a batch with ground truth: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg,
+        loss_attr."""
         feature_map = self.backbone(self._stack(batch))
-        sizes = [picture.image.shape[-2:] for picture in batch]
-        boxes = [picture.boxes.to(self.device) for picture in batch]
+        sizes, scales = _sizes(batch), [inputs.scale[0] for inputs in batch]
+        ground_truth = [self._ground_truth(inputs) for inputs in batch]
+        boxes = [image_boxes for image_boxes, _, _ in ground_truth]
         anchors, objectness, deltas = self.proposal_generator(feature_map)
         losses = self.proposal_generator.losses(anchors, objectness, deltas, sizes, boxes)
-        proposals = self.proposal_generator.propose(anchors, objectness, deltas, sizes, [p.scale[0] for p in batch])
+        proposals = self.proposal_generator.propose(anchors, objectness, deltas, sizes, scales)
         regions = [
-            self.roi_heads.sample(
-                proposals[i][0], boxes[i], picture.classes.to(self.device), picture.attributes.to(self.device)
-            )
-            for i, picture in enumerate(batch)
+            self.roi_heads.sample(proposed, *annotated) for (proposed, _), annotated in zip(proposals, ground_truth)
         ]
         return losses | self.roi_heads.losses(feature_map, regions, STRIDE)
 
     def predict(self, images: list[np.ndarray], boxes: list[Tensor] | None = None) -> list[RegionPredictions]:
-        """The regions of images.
+        """Returns the regions of each image.
 
         Args:
             images: [H, W, 3] uint8 BGR, of any sizes.
-            boxes: [N, 4] for each image, in its pixels, instead of the proposals.
+            boxes: [N, 4] boxes of each image, in its pixels, to describe instead of the proposals.
         """
         return self.infer([self.prepare(image) for image in images], boxes)
 
@@ -82,11 +115,12 @@ class Detector(nn.Module):
     def infer(
         self, batch: list[DetectorInput], boxes: list[Tensor] | None = None, *, regress: bool = True
     ) -> list[RegionPredictions]:
-        """As ``predict``, for images that ``prepare`` resized. Images of one size run together, others apart, so
-        that padding never changes a result.
+        """Returns what ``predict`` returns, for images that ``prepare`` resized. Only images of the same size run
+        together, so that padding never changes a result.
 
         Args:
-            regress: False leaves out the boxes regressed for each class, which many uses ignore: ``boxes`` is None.
+            regress: Whether to regress boxes for each class, which many uses ignore. If False, ``boxes`` of the
+                predictions is None.
         """
         self.eval()
         results: dict[int, RegionPredictions] = {}
@@ -97,10 +131,10 @@ class Detector(nn.Module):
 
     @torch.inference_mode()
     def grid(self, batch: list[DetectorInput]) -> list[Tensor]:
-        """Grid features (Jiang et al. 2020, "In Defense of Grid Features"): res5 over whole images that ``prepare``
-        resized, [D, h, w] float32, >= 0, on the detector's device.
+        """Returns grid features (Jiang et al. 2020, "In Defense of Grid Features"): the output of res5 on each whole
+        image that ``prepare`` resized, [D, h, w] float32, >= 0, on the detector's device.
 
-        A cell is 32 network pixels, or 16 where MODEL.RESNETS.RES5_DILATION is 2.
+        A cell covers 32 network pixels, or 16 where MODEL.RESNETS.RES5_DILATION is 2.
         """
         self.eval()
         results: dict[int, Tensor] = {}
@@ -114,35 +148,48 @@ class Detector(nn.Module):
     ) -> list[RegionPredictions]:
         feature_map = self.backbone(self._stack(batch))
         if boxes is None:
-            sizes = [picture.image.shape[-2:] for picture in batch]
-            proposals = self.proposal_generator.propose(
-                *self.proposal_generator(feature_map), sizes, [p.scale[0] for p in batch]
-            )
-            regions = [proposed_regions(picture, *proposed) for picture, proposed in zip(batch, proposals)]
+            scales = [inputs.scale[0] for inputs in batch]
+            anchors, objectness, deltas = self.proposal_generator(feature_map)
+            proposals = self.proposal_generator.propose(anchors, objectness, deltas, _sizes(batch), scales)
+            regions = [proposed_regions(inputs, *proposed) for inputs, proposed in zip(batch, proposals)]
         else:
-            regions = [given_regions(picture, given.to(self.device)) for picture, given in zip(batch, boxes)]
+            regions = [given_regions(inputs, given.to(self.device)) for inputs, given in zip(batch, boxes)]
         outputs = self.roi_heads.describe(feature_map, [boxes.network for boxes in regions], STRIDE, regress=regress)
-        outputs = outputs.split([len(boxes.network) for boxes in regions])
         return [
-            region_predictions(picture, regions[i], outputs[i], self.box_weights, self.convention)
-            for i, picture in enumerate(batch)
+            region_predictions(inputs, image_regions, image_outputs, self.box_weights, self.convention)
+            for inputs, image_regions, image_outputs in zip(
+                batch, regions, outputs.split([len(boxes.network) for boxes in regions])
+            )
         ]
 
+    def _ground_truth(self, inputs: DetectorInput) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the boxes [G, 4], classes [G] and attributes [G, M] of a training image, on the detector's device."""
+        assert inputs.boxes is not None
+        assert inputs.classes is not None
+        assert inputs.attributes is not None
+        return inputs.boxes.to(self.device), inputs.classes.to(self.device), inputs.attributes.to(self.device)
+
     def _stack(self, batch: list[DetectorInput]) -> Tensor:
-        """Images less their mean, padded with zeros to the largest: [N, 3, H, W], of the backbone's dtype."""
-        height = max(picture.image.shape[1] for picture in batch)
-        width = max(picture.image.shape[2] for picture in batch)
+        """Returns the normalised images, padded with zeros to the largest: [N, 3, H, W], of the backbone's dtype."""
+        height = max(inputs.image.shape[1] for inputs in batch)
+        width = max(inputs.image.shape[2] for inputs in batch)
         stacked = torch.zeros(len(batch), 3, height, width, device=self.device)
-        for row, picture in zip(stacked, batch):
-            image = picture.image.to(self.device, non_blocking=True)
+        for row, inputs in zip(stacked, batch):
+            image = inputs.image.to(self.device, non_blocking=True)
             row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
         return stacked.to(self.backbone.stem.conv1.weight.dtype)
 
 
+def _sizes(batch: list[DetectorInput]) -> list[tuple[int, int]]:
+    """Returns the height and width of each image in network pixels."""
+    return [(inputs.image.shape[1], inputs.image.shape[2]) for inputs in batch]
+
+
 def _rows_of_one_size(batch: list[DetectorInput]) -> list[list[int]]:
+    """Returns the positions in ``batch`` of the images of each size."""
     sizes: dict[torch.Size, list[int]] = {}
-    for i, picture in enumerate(batch):
-        sizes.setdefault(picture.image.shape, []).append(i)
+    for i, inputs in enumerate(batch):
+        sizes.setdefault(inputs.image.shape, []).append(i)
     return list(sizes.values())
 
 
@@ -167,5 +214,5 @@ def _check(cfg) -> None:
         for part in key.split("."):
             value = value[part]
         if value not in values:
-            raise InputError(f"config: {key} is {value!r}; the torch engine has {', '.join(map(str, values))}")
+            raise InputError(f"config: {key} is {value!r}; the torch engine supports {', '.join(map(str, values))}")
     check_device(cfg.MODEL.DEVICE)

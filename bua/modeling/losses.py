@@ -6,7 +6,8 @@ from torch import Tensor
 
 
 def smooth_l1_loss(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Sum over all elements of the smooth L1 loss: quadratic below ``beta``, linear above; L1 where beta is 0.
+    """Returns the sum over all elements of the smooth L1 loss: quadratic below ``beta``, linear above. It is the L1
+    loss if ``beta`` is 0.
 
     The original's "sigma" is ``beta ** -0.5`` (lib/rpn, smooth_l1_loss_layer.cu).
     """
@@ -16,15 +17,15 @@ def smooth_l1_loss(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
 
 
 def attribute_loss(logits: Tensor, attributes: Tensor, no_attribute: int | None) -> Tensor:
-    """Softmax cross-entropy against a uniform target over a region's attributes.
+    """Returns the softmax cross-entropy against a uniform target over the attributes of each region.
 
-    Each region's loss is the mean of -log p over its attributes; the result is the mean over the regions that have a
-    label, and 0 where none has (the original's SoftmaxWithLoss over 16 label columns, train.prototxt "loss_attribute").
+    The loss of a region is the mean of -log p over its attributes. The result is the mean over the regions that have a
+    label, and 0 if none has (the original's SoftmaxWithLoss over 16 label columns, train.prototxt "loss_attribute").
 
     Args:
         logits: [N, K].
-        attributes: [N, M] int64 from 0, padded with -1.
-        no_attribute: the class that regions without attributes are trained on; None leaves them out.
+        attributes: [N, M] int64, counted from 0, padded with -1.
+        no_attribute: The class that regions without attributes are trained on. None leaves these regions out.
     """
     if no_attribute is not None:
         attributes = attributes.clone()
@@ -37,11 +38,11 @@ def attribute_loss(logits: Tensor, attributes: Tensor, no_attribute: int | None)
 
 
 def box_regression_loss(deltas: Tensor, classes: Tensor, targets: Tensor, num_classes: int, beta: float) -> Tensor:
-    """Sum of the smooth L1 losses of the foreground regions, each at the deltas of its own class.
+    """Returns the sum of the smooth L1 losses of the foreground regions, each at the deltas of its own class.
 
     Args:
         deltas: [N, num_classes * 4].
-        classes: [N] int64; ``num_classes`` is background.
+        classes: [N] int64. ``num_classes`` stands for background.
         targets: [N, 4].
     """
     foreground = torch.nonzero(classes < num_classes).squeeze(1)

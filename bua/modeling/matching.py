@@ -1,4 +1,4 @@
-"""Which box learns which ground truth, and which boxes are drawn to learn in a step."""
+"""Matches boxes to ground truth and samples them for the loss."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,13 @@ def match(
 
     Args:
         iou: [N, G]; G may be 0.
-        positive_threshold: a box is positive from this overlap on.
-        negative_threshold: a box is negative below this overlap.
-        keep_best: also make positive the boxes that overlap a ground truth most, however little.
+        positive_threshold: A box is positive if its overlap reaches this value.
+        negative_threshold: A box is negative if its overlap is below this value.
+        keep_best: Whether the boxes with the largest overlap with a ground-truth box are positive too, however small
+            that overlap is.
 
     Returns:
-        index [N] int64 of the ground truth (0 where G is 0), and label [N] int64: 1 positive, 0 negative, -1 neither.
+        Index [N] int64 of the ground truth (0 if G is 0), and label [N] int64: 1 positive, 0 negative, -1 neither.
     """
     if iou.shape[1] == 0:
         zeros = torch.zeros(len(iou), dtype=torch.int64, device=iou.device)
@@ -32,13 +33,13 @@ def match(
 
 
 def sample(label: Tensor, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draws at random at most ``number`` boxes, of which at most ``positive_fraction`` are positive.
+    """Draws at most ``number`` boxes at random, of which at most ``positive_fraction`` are positive.
 
     Args:
         label: [N] int64: 1 positive, 0 negative, -1 never drawn.
 
     Returns:
-        int64 indices of the positives and of the negatives drawn.
+        int64 indices of the positive and of the negative boxes that were drawn.
     """
     positive = _draw(torch.nonzero(label == 1).squeeze(1), int(number * positive_fraction))
     negative = _draw(torch.nonzero(label == 0).squeeze(1), number - len(positive))

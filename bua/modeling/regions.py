@@ -1,5 +1,6 @@
-"""An image's regions, between the pixels that the network sees and those of the original image."""
+"""The regions of an image, converted between network pixels and pixels of the original image."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,11 +11,11 @@ from bua.structures import DetectorInput, RegionPredictions
 
 
 class RegionBoxes(NamedTuple):
-    """The regions of one image that the heads are to describe.
+    """The regions of one image that the ROI heads describe.
 
     Attributes:
         network: [R, 4] x1y1x2y2 in network pixels.
-        original: [R, 4] the same in pixels of the original image.
+        original: [R, 4] x1y1x2y2 in pixels of the original image.
         objectness: [R] 0 to 1.
     """
 
@@ -24,12 +25,12 @@ class RegionBoxes(NamedTuple):
 
 
 class RegionOutputs(NamedTuple):
-    """What the heads say about R regions.
+    """The outputs of the ROI heads for R regions.
 
     Attributes:
         features: [R, D] float32.
         class_probs: [R, C + 1] float32, background last.
-        deltas: [R, C * 4] float32, or None where they were not asked for.
+        deltas: [R, C * 4] float32, or None if they were not asked for.
         attribute_probs: [R, A] float32, or None without an attribute head.
     """
 
@@ -39,36 +40,40 @@ class RegionOutputs(NamedTuple):
     attribute_probs: Tensor | None
 
     def split(self, counts: list[int]) -> list["RegionOutputs"]:
-        """Those of each image, when the regions of several follow each other."""
+        """Returns the outputs of each image, where the regions of several images follow each other.
+
+        Args:
+            counts: Number of regions of each image.
+        """
         parts = [[None] * len(counts) if values is None else values.split(counts) for values in self]
         return [RegionOutputs(*values) for values in zip(*parts)]
 
 
-def proposed_regions(image: DetectorInput, boxes: Tensor, objectness: Tensor) -> RegionBoxes:
-    """Proposals [R, 4] in network pixels, with the logits [R] of their objectness."""
-    return RegionBoxes(boxes, boxes / _scale(image, boxes), objectness.sigmoid())
+def proposed_regions(inputs: DetectorInput, boxes: Tensor, objectness: Tensor) -> RegionBoxes:
+    """Returns the regions of proposals [R, 4] in network pixels, with the logits [R] of their objectness."""
+    return RegionBoxes(boxes, boxes / _scale(inputs, boxes), objectness.sigmoid())
 
 
-def given_regions(image: DetectorInput, boxes: Tensor) -> RegionBoxes:
-    """Boxes [R, 4] in pixels of the original image; they are taken for objects."""
+def given_regions(inputs: DetectorInput, boxes: Tensor) -> RegionBoxes:
+    """Returns the regions of boxes [R, 4] in pixels of the original image, with an objectness of 1."""
     boxes = boxes.to(torch.float32).reshape(-1, 4)
-    return RegionBoxes(boxes * _scale(image, boxes), boxes, torch.ones_like(boxes[:, 0]))
+    return RegionBoxes(boxes * _scale(inputs, boxes), boxes, torch.ones_like(boxes[:, 0]))
 
 
 def region_predictions(
-    image: DetectorInput, regions: RegionBoxes, outputs: RegionOutputs, box_weights, convention: str
+    inputs: DetectorInput, regions: RegionBoxes, outputs: RegionOutputs, box_weights: Sequence[float], convention: str
 ) -> RegionPredictions:
-    """Puts together what is known of one image's regions.
+    """Returns the predictions for the regions of one image.
 
     Args:
-        box_weights: of the deltas, as ``decode_boxes`` takes them.
+        box_weights: Weights of the deltas, as ``decode_boxes`` takes them.
     """
     boxes = None
     if outputs.deltas is not None:
-        boxes = _regressed_boxes(image, regions, outputs.deltas, box_weights, convention)
+        boxes = _regressed_boxes(inputs, regions, outputs.deltas, box_weights, convention)
     return RegionPredictions(
-        width=image.width,
-        height=image.height,
+        width=inputs.width,
+        height=inputs.height,
         proposals=regions.original,
         objectness=regions.objectness,
         class_probs=outputs.class_probs[:, :-1],
@@ -78,18 +83,21 @@ def region_predictions(
     )
 
 
-def _regressed_boxes(picture, regions, deltas, box_weights, convention) -> Tensor:
-    """[R, C, 4], regressed and clipped in the original image (lib/fast_rcnn/test.py), or, in the "detectron2"
-    convention, in network pixels and then once more in the original image."""
+def _regressed_boxes(
+    inputs: DetectorInput, regions: RegionBoxes, deltas: Tensor, box_weights: Sequence[float], convention: str
+) -> Tensor:
+    """Returns the boxes [R, C, 4] regressed and clipped in the original image (lib/fast_rcnn/test.py). In the
+    "detectron2" convention they are regressed and clipped in network pixels, and then clipped again in the original
+    image."""
     if convention == "caffe":
         boxes = decode_boxes(regions.original, deltas, box_weights, convention).unflatten(1, (-1, 4))
     else:
-        height, width = picture.image.shape[-2:]
+        height, width = inputs.image.shape[-2:]
         boxes = decode_boxes(regions.network, deltas, box_weights, convention).unflatten(1, (-1, 4))
-        boxes = clip_boxes(boxes, height, width, convention) / _scale(picture, boxes)
-    return clip_boxes(boxes, picture.height, picture.width, convention)
+        boxes = clip_boxes(boxes, height, width, convention) / _scale(inputs, boxes)
+    return clip_boxes(boxes, inputs.height, inputs.width, convention)
 
 
-def _scale(image: DetectorInput, boxes: Tensor) -> Tensor:
-    x, y = image.scale
+def _scale(inputs: DetectorInput, boxes: Tensor) -> Tensor:
+    x, y = inputs.scale
     return torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)

@@ -1,4 +1,4 @@
-"""What is said about regions: pooling, res5, class, box and attributes."""
+"""The heads that describe regions: pooling, res5, and the predictions of class, box and attributes."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,14 @@ from bua.modeling.regions import RegionOutputs
 
 @dataclass
 class SampledRegions:
-    """The regions of one image that learn in a step, foreground first; boxes in network pixels.
+    """The regions of one image that the losses are computed from, foreground first.
 
     Attributes:
-        boxes: [N, 4].
-        classes: [N] int64; the number of classes is background.
-        targets: [N, 4] the assigned ground-truth boxes; meaningless for background.
-        attributes: [F, M] int64 of the foreground regions, padded with -1.
+        boxes: [N, 4] in network pixels.
+        classes: [N] int64. The number of classes stands for background.
+        targets: [N, 4] ground-truth box that each region is assigned to, in network pixels. The rows of background
+            regions have no meaning.
+        attributes: [F, M] int64 attributes of the foreground regions, padded with -1.
     """
 
     boxes: Tensor
@@ -33,7 +34,7 @@ class SampledRegions:
 
 
 class BoxPredictor(nn.Module):
-    """Class scores with background last, and box deltas for each class (cls_score, bbox_pred)."""
+    """Predicts class scores, with background last, and box deltas for each class (cls_score, bbox_pred)."""
 
     def __init__(self, feature_dim: int, num_classes: int):
         super().__init__()
@@ -44,12 +45,13 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor, regress: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Features [N, D] to logits [N, C + 1] and deltas [N, C * 4], or None in their place without ``regress``."""
+        """Returns logits [N, C + 1] and, if ``regress``, deltas [N, C * 4], else None, for features [N, D]."""
         return self.cls_score(features).float(), self.bbox_pred(features).float() if regress else None
 
 
 class AttributeRes5ROIHeads(nn.Module):
-    """Pools regions, runs res5 on them, averages to the feature, and predicts (paper section 3.1)."""
+    """Pools each region, runs res5 on it, averages the result to the region's feature, and predicts from the feature
+    (paper section 3.1)."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -61,13 +63,9 @@ class AttributeRes5ROIHeads(nn.Module):
         self.box_predictor = BoxPredictor(self.feature_dim, self.num_classes)
         self.attribute_loss_weight = bua.ATTRIBUTES.LOSS_WEIGHT
         self.attribute_predictor = build_attribute_predictor(cfg, self.feature_dim)
-        # What optimize_for_inference puts in the place of ``features``.
-        self.fast_features = None
 
     def features(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
-        """Region features [sum of N, D], >= 0, of boxes [N, 4] an image, in network pixels."""
-        if self.fast_features is not None:
-            return self.fast_features(feature_map, boxes, stride)
+        """Returns the features [sum of N, D], >= 0, of the boxes [N, 4] of each image, in network pixels."""
         pooled = pool_regions(
             feature_map,
             boxes,
@@ -80,24 +78,27 @@ class AttributeRes5ROIHeads(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: Tensor, boxes: Tensor, classes: Tensor, attributes: Tensor) -> SampledRegions:
-        """Draws the regions of one image that learn (lib/rpn/proposal_target_layer.py).
+        """Draws the regions of one image that the losses are computed from (lib/rpn/proposal_target_layer.py).
 
         Args:
-            proposals: [R, 4], boxes: [G, 4] ground truth, classes: [G], attributes: [G, M].
+            proposals: [R, 4].
+            boxes: [G, 4] ground truth.
+            classes: [G].
+            attributes: [G, M].
         """
         if self.roi_heads.PROPOSAL_APPEND_GT:
             proposals = torch.cat([proposals, boxes])
         threshold = self.roi_heads.IOU_THRESHOLDS[0]
         index, label = match(pairwise_iou(proposals, boxes, self.convention), threshold, threshold)
         foreground, background = sample(label, self.roi_heads.BATCH_SIZE_PER_IMAGE, self.roi_heads.POSITIVE_FRACTION)
-        drawn = torch.cat([foreground, background])
-        region_classes = torch.full_like(drawn, self.num_classes)
+        sampled = torch.cat([foreground, background])
+        region_classes = torch.full_like(sampled, self.num_classes)
         region_classes[: len(foreground)] = classes[index[foreground]]
-        targets = boxes[index[drawn]] if len(boxes) else proposals[drawn]
-        return SampledRegions(proposals[drawn], region_classes, targets, attributes[index[foreground]])
+        targets = boxes[index[sampled]] if len(boxes) else proposals[sampled]
+        return SampledRegions(proposals[sampled], region_classes, targets, attributes[index[foreground]])
 
     def losses(self, feature_map: Tensor, regions: list[SampledRegions], stride: int) -> dict[str, Tensor]:
-        """``loss_cls``, ``loss_box_reg`` and ``loss_attr`` of the regions drawn."""
+        """Returns ``loss_cls``, ``loss_box_reg`` and ``loss_attr`` of the sampled regions."""
         features = self.features(feature_map, [region.boxes for region in regions], stride)
         logits, deltas = self.box_predictor(features)
         classes = torch.cat([region.classes for region in regions])
@@ -121,10 +122,11 @@ class AttributeRes5ROIHeads(nn.Module):
         return losses
 
     def describe(self, feature_map: Tensor, boxes: list[Tensor], stride: int, *, regress: bool = True) -> RegionOutputs:
-        """What there is in boxes [N, 4] an image, in network pixels; the regions of all images together.
+        """Returns the features and predictions of the boxes [N, 4] of each image, in network pixels. The regions of
+        all images follow each other.
 
         Args:
-            regress: whether deltas are wanted.
+            regress: Whether to predict box deltas.
         """
         features = self.features(feature_map, boxes, stride).float()
         logits, deltas = self.box_predictor(features, regress)
@@ -137,12 +139,12 @@ class AttributeRes5ROIHeads(nn.Module):
 def pool_regions(
     feature_map: Tensor, boxes: list[Tensor], resolution: int, scale: float, pooler: str, sampling_ratio: int
 ) -> Tensor:
-    """Features under each box, [sum of N, C, resolution, resolution].
+    """Returns the pooled part of the feature map under each box, [sum of N, C, resolution, resolution].
 
     Args:
         feature_map: [P, C, H, W] of P images.
         boxes: P tensors [N, 4] in network pixels.
-        scale: cells a network pixel.
+        scale: Number of cells per network pixel.
         pooler: "ROIPool" (maximum over rounded bins, the original's), "ROIAlign", or "ROIAlignV2" (half-pixel
             corrected).
     """

@@ -1,9 +1,12 @@
 """The region proposal network."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.boxes import box_sizes, clip_boxes, decode_boxes, encode_boxes, nms, pairwise_iou
 from bua.modeling.losses import smooth_l1_loss
 from bua.modeling.matching import match, sample
@@ -21,22 +24,27 @@ def select_proposals(
     nms_threshold: float,
     min_size: float,
     convention: str,
-    weights=(1.0, 1.0, 1.0, 1.0),
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Turns what the network says about the anchors of one image into proposals, best first.
+    """Turns the network's outputs for the anchors of one image into proposals, best first.
 
-    "caffe" drops small boxes before it takes the best ``pre_nms_topk`` and keeps those whose sides reach
-    ``min_size`` (lib/rpn/proposal_layer.py); "detectron2" takes the best first and keeps sides above ``min_size``.
+    "caffe" first drops the boxes with a side below ``min_size`` and then takes the best ``pre_nms_topk``
+    (lib/rpn/proposal_layer.py). "detectron2" first takes the best and then drops the boxes with a side that is not
+    above ``min_size``.
 
     Args:
         anchors: [N, 4] in network pixels.
         objectness: [N] logits or probabilities.
         deltas: [N, 4].
-        height, width: of the image, in network pixels.
-        min_size: in network pixels.
+        height, width: Size of the image in network pixels.
+        pre_nms_topk, post_nms_topk: Number of boxes kept before and after suppression.
+        nms_threshold: IoU of suppression, as for ``bua.modeling.boxes.nms``.
+        min_size: Smallest side of a proposal in network pixels.
+        convention: "caffe" or "detectron2".
+        weights: Weights of the deltas, as for ``decode_boxes``.
 
     Returns:
-        boxes [R, 4] in network pixels and their objectness [R].
+        Boxes [R, 4] in network pixels and their objectness [R].
     """
     if convention == "caffe":
         boxes = clip_boxes(decode_boxes(anchors, deltas, weights, convention), height, width, convention)
@@ -68,34 +76,40 @@ def label_anchors(
 ) -> tuple[Tensor, Tensor]:
     """Assigns ground truth to the anchors of one image.
 
-    Anchors that leave the image by more than ``boundary_threshold`` pixels do not learn, unless it is negative.
-    "caffe" leaves them out before it looks for each object's best anchor (lib/rpn/anchor_target_layer.py),
-    "detectron2" after.
+    Anchors that extend beyond the image by more than ``boundary_threshold`` pixels are ignored, unless the threshold is
+    negative. "caffe" leaves them out before it looks for the best anchor of each object
+    (lib/rpn/anchor_target_layer.py), "detectron2" afterwards.
 
     Args:
-        anchors: [N, 4], ground_truth: [G, 4], both in network pixels.
+        anchors: [N, 4] in network pixels.
+        ground_truth: [G, 4] in network pixels.
+        height, width: Size of the image in network pixels.
+        positive_threshold, negative_threshold: As for ``bua.modeling.matching.match``.
+        boundary_threshold: In network pixels.
+        convention: "caffe" or "detectron2".
 
     Returns:
-        index [N] int64 into the ground truth, and label [N] int64: 1 positive, 0 negative, -1 neither.
+        Index [N] int64 into the ground truth, and label [N] int64: 1 positive, 0 negative, -1 neither.
     """
-    thresholds = {"positive_threshold": positive_threshold, "negative_threshold": negative_threshold}
     inside = _inside(anchors, height, width, boundary_threshold)
     if convention == "caffe":
         rows = torch.nonzero(inside).squeeze(1)
-        index, label = match(pairwise_iou(anchors[rows], ground_truth, convention), keep_best=True, **thresholds)
+        index, label = match(
+            pairwise_iou(anchors[rows], ground_truth, convention), positive_threshold, negative_threshold, True
+        )
         all_index = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
         all_label = torch.full_like(all_index, -1)
         all_index[rows], all_label[rows] = index, label
         return all_index, all_label
-    index, label = match(pairwise_iou(anchors, ground_truth, convention), keep_best=True, **thresholds)
+    index, label = match(pairwise_iou(anchors, ground_truth, convention), positive_threshold, negative_threshold, True)
     label[~inside] = -1
     return index, label
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then for each anchor of each cell one objectness logit and four deltas.
+    """A 3x3 convolution, and for each anchor of each cell one objectness logit and four deltas.
 
-    The original has two logits an anchor and a softmax: one logit, their difference, is the same function.
+    The original has two logits per anchor and a softmax. One logit, their difference, is the same function.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int, num_anchors: int):
@@ -104,11 +118,13 @@ class RPNHead(nn.Module):
         self.objectness_logits = nn.Conv2d(hidden_channels, num_anchors, 1)
         self.anchor_deltas = nn.Conv2d(hidden_channels, num_anchors * 4, 1)
         for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
+            assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, C, H, W] to objectness logits [N, H*W*A] and deltas [N, H*W*A, 4], rows as ``grid_anchors``."""
+        """Returns objectness logits [N, H*W*A] and deltas [N, H*W*A, 4], with rows as in ``grid_anchors``, for features
+        [N, C, H, W]."""
         # optimize_for_inference leaves these two in float32: bfloat16 would tie the logits of hundreds of anchors.
         hidden = F.relu_(self.conv(features)).to(self.objectness_logits.weight.dtype)
         objectness = self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1)
@@ -117,12 +133,12 @@ class RPNHead(nn.Module):
 
 
 class RPN(nn.Module):
-    """Proposals from a feature map, and the losses that teach them (paper section 3.1; cfg.MODEL.RPN)."""
+    """Makes proposals from a feature map and computes the losses of the RPN (paper section 3.1; cfg.MODEL.RPN)."""
 
-    def __init__(self, cfg, in_channels: int, anchor_generator: nn.Module):
+    def __init__(self, cfg, in_channels: int, anchor_generator: AnchorGenerator):
         """
         Args:
-            anchor_generator: as ``bua.modeling.anchors.AnchorGenerator``, of one feature map.
+            anchor_generator: Generates the anchors of one feature map.
         """
         super().__init__()
         rpn = cfg.MODEL.RPN
@@ -131,20 +147,24 @@ class RPN(nn.Module):
         self.min_size = cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE
         self.anchor_generator = anchor_generator
         hidden_channels = in_channels if rpn.CONV_DIMS[0] == -1 else rpn.CONV_DIMS[0]
-        self.rpn_head = RPNHead(in_channels, hidden_channels, *anchor_generator.num_anchors)
+        (num_anchors,) = anchor_generator.num_anchors
+        self.rpn_head = RPNHead(in_channels, hidden_channels, num_anchors)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [N, C, H, W] to anchors [H*W*A, 4], objectness logits [N, H*W*A], deltas [N, H*W*A, 4]."""
+        """Returns anchors [H*W*A, 4], objectness logits [N, H*W*A] and deltas [N, H*W*A, 4] for features
+        [N, C, H, W]."""
         (anchors,) = self.anchor_generator([features])
-        return anchors, *self.rpn_head(features)
+        objectness, deltas = self.rpn_head(features)
+        return anchors, objectness, deltas
 
     @torch.no_grad()
     def propose(self, anchors, objectness, deltas, sizes, scales) -> list[tuple[Tensor, Tensor]]:
-        """Proposals and their objectness logits, image by image.
+        """Returns the proposals of each image and their objectness logits, as ``select_proposals``.
 
         Args:
             sizes: (height, width) of each image in network pixels, without padding.
-            scales: network pixels per original pixel of each; "caffe" measures the minimum size in original pixels.
+            scales: Network pixels per original pixel of each image. "caffe" measures the minimum size in original
+                pixels.
         """
         mode = "TRAIN" if self.training else "TEST"
         return [
@@ -165,7 +185,8 @@ class RPN(nn.Module):
         ]
 
     def losses(self, anchors, objectness, deltas, sizes, ground_truth: list[Tensor]) -> dict[str, Tensor]:
-        """``loss_rpn_cls`` and ``loss_rpn_loc``: sums over the sampled anchors, over their intended number."""
+        """Returns ``loss_rpn_cls`` and ``loss_rpn_loc``: sums over the sampled anchors, divided by their intended
+        number."""
         logits, labels, regressions = [], [], []
         for i, (height, width) in enumerate(sizes):
             index, label = self._label(anchors, ground_truth[i], height, width)
@@ -177,8 +198,8 @@ class RPN(nn.Module):
                 anchors[positive], ground_truth[i][index[positive]], self.rpn.BBOX_REG_WEIGHTS, self.convention
             )
             regressions.append(smooth_l1_loss(deltas[i, positive], target, self.rpn.SMOOTH_L1_BETA))
-        # The original divides by the number drawn, which falls short of the intended one only where an image has
-        # fewer anchors than that.
+        # The original divides by the number of sampled anchors, which is smaller than the intended number only where an
+        # image has too few anchors.
         normalizer = self.rpn.BATCH_SIZE_PER_IMAGE * len(sizes)
         loss_cls = F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(labels), reduction="sum")
         weight_loc = self.rpn.LOSS_WEIGHT * self.rpn.BBOX_REG_LOSS_WEIGHT

@@ -1,5 +1,8 @@
-"""RoIPool as the windows that it takes maxima of. Regions share most of theirs: of the 58,800 bins of 300 regions in an
-image of 600x626, some 10,000 differ."""
+"""RoIPool in terms of windows: the rectangles of cells that it takes maxima of.
+
+Regions share most of their windows. For example, the 58,800 bins of 300 regions in an image of 600x626 pixels have
+about 10,000 distinct windows.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,17 +10,17 @@ from torch import Tensor
 
 
 def roi_windows(boxes: list[Tensor], resolution: int, scale: float, height: int, width: int) -> Tensor:
-    """The cells that RoIPool takes each maximum of (torchvision's roi_pool, to the last bit).
+    """Returns the window of each bin of each region, exactly as in torchvision's roi_pool.
 
     Args:
-        boxes: for each image [N, 4] float32 x1y1x2y2 in network pixels.
-        resolution: bins along each side.
-        scale: cells a network pixel.
-        height, width: of the feature map, in cells.
+        boxes: [N, 4] float32 x1y1x2y2 of each image, in network pixels.
+        resolution: Number of bins along each side.
+        scale: Number of cells per network pixel.
+        height, width: Size of the feature map in cells.
 
     Returns:
-        [sum of N, resolution, resolution, 5] int64: image, y, x of the first cell, height, width. An empty window has
-        height or width 0.
+        [sum of N, resolution, resolution, 5] int64: image, y and x of the first cell, height, width. An empty window
+        has height 0 or width 0.
     """
     images = torch.cat([torch.full_like(x[:, 0], i, dtype=torch.int64) for i, x in enumerate(boxes)])
     x1, y1, x2, y2 = torch.cat(boxes).unbind(1)
@@ -36,7 +39,8 @@ def roi_windows(boxes: list[Tensor], resolution: int, scale: float, height: int,
 
 
 def distinct_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows [..., 5] to those that differ, [K, 5], ordered by height and width, and the row [...] of each in them."""
+    """Returns the distinct windows [K, 5] among windows [..., 5], ordered by height and width, and the row [...] of
+    each window in them."""
     sizes = windows.flatten(0, -2).amax(dim=0) + 1
     order = (3, 4, 0, 1, 2)
     key = torch.zeros_like(windows[..., 0])
@@ -51,14 +55,14 @@ def distinct_windows(windows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def window_maxima(feature_map: Tensor, windows: Tensor) -> Tensor:
-    """The maximum of each channel in each window; 0 where it is empty.
+    """Returns the maximum of each channel in each window; 0 where the window is empty.
 
     Args:
-        feature_map: [P, C, H, W], channels-last for speed.
-        windows: [K, 5] int64 as from ``distinct_windows``.
+        feature_map: [P, C, H, W], best in channels-last format.
+        windows: [K, 5] int64, as returned by ``distinct_windows``.
 
     Returns:
-        [K, C], of the dtype of ``feature_map``.
+        [K, C], with the dtype of ``feature_map``.
     """
     maxima = feature_map.new_zeros(len(windows), feature_map.shape[1])
     sizes, counts = windows[:, 3:].unique_consecutive(dim=0, return_counts=True)
@@ -73,7 +77,8 @@ def window_maxima(feature_map: Tensor, windows: Tensor) -> Tensor:
 
 
 def _bins(low: Tensor, high: Tensor, number: int, scale: float, size: int) -> tuple[Tensor, Tensor]:
-    """First cell of each bin, and the cell behind its last, [N, number] int64, inside the feature map."""
+    """Returns the first cell of each bin and the cell after its last, each [N, number] int64, limited to the feature
+    map."""
     low, high = _round(low * scale)[:, None], _round(high * scale)[:, None]
     length = (high - low + 1).clamp(min=1) / number
     bins = torch.arange(number, dtype=length.dtype, device=length.device)
@@ -84,6 +89,6 @@ def _bins(low: Tensor, high: Tensor, number: int, scale: float, size: int) -> tu
 
 
 def _round(x: Tensor) -> Tensor:
-    # C's round: halves away from zero; torch's takes them to the even neighbour.
+    # C's round(), which rounds halves away from zero; torch's rounds them to the even neighbour.
     whole = x.trunc()
     return whole + ((x - whole) * 2).trunc()

@@ -295,5 +295,5 @@ def test_parts_that_do_not_go_together_are_named(config, overrides, message):
 
 
 def test_the_torch_engine_says_that_it_has_no_fpn():
-    with pytest.raises(InputError, match=r"MODEL\.BACKBONE\.NAME is 'build_resnet_fpn_backbone'; the torch engine has"):
+    with pytest.raises(InputError, match=r"MODEL\.BACKBONE\.NAME is 'build_resnet_fpn_backbone'; the torch engine supports"):
         build_detector(load_cfg("configs/vg_r101_fpn.yaml"))

@@ -95,7 +95,7 @@ def test_results_do_not_depend_on_the_step(monkeypatch):
     detector = make_detector()
     (expected,) = detector.predict([random_image(60, 80)])
     for step in (1, 7, 100):
-        monkeypatch.setitem(optimize.REGIONS_A_STEP, "cpu", step)
+        monkeypatch.setitem(optimize.REGIONS_PER_STEP, "cpu", step)
         (found,) = optimize_for_inference(detector).predict([random_image(60, 80)])
         assert_close(found.features, expected.features)
 
