@@ -1,4 +1,4 @@
-"""Region features in files."""
+"""Reads and writes region features in the file formats of different programs. ``bua.features.store`` opens them."""
 
 from bua.features.convert import convert_features
 from bua.features.flat import FlatFeatures

@@ -1,16 +1,17 @@
-"""Features from one format to another."""
+"""Converts features from one format to another."""
 
 import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from bua.errors import InputError
 from bua.features.ids import image_id_of, parse_id
-from bua.features.store import FORMATS, FeatureStore, FeatureWriter, open_features, open_writer
+from bua.features.store import FeatureStore, FeatureWriter, check_format, open_features, open_writer
 from bua.io.files import whole_file
 
 SYNC_SECONDS = 30.0
@@ -20,51 +21,51 @@ def convert_features(
     source: str | Path,
     target: str | Path,
     format: str,
-    about: dict | None = None,
+    about: Mapping[str, object] | None = None,
     ids: str | Path | Mapping[int | str, int | str] = "keep",
 ) -> int:
-    """Copies the images of ``source`` that ``target`` lacks, one at a time, so that memory does not grow with them.
+    """Copies the images of ``source`` that are not yet in ``target``.
 
-    Images keep their order. What the target's format has no place for is left out. The settings of
-    the features go along: ``<source>.meta.json``, and what a flat folder's header says about them.
+    Images are copied one at a time, in their order, so that the memory in use does not grow with their number. Fields
+    that the target's format cannot hold are left out. The settings of the features, from ``<source>.meta.json`` and
+    from the header of a flat folder, are copied too.
 
     Args:
-        source: features in any format.
-        target: a file or folder; one from an earlier run that was stopped is gone on with.
-        format: one of ``bua.features.FORMATS``.
-        about: what is known of the features besides, such as "object_vocabulary" and
-            "attribute_vocabulary", lists of names, for VinVL's rows.
-        ids: "keep"; "number": COCO's number for ids that are the names of its images, as LXMERT's files have them;
-            or a pattern that makes such names of numbers, as LXMERT's readers look for, such as
-            ``"COCO_val2014_{:012d}"``; or the new id of each old one, as a mapping or a file with lines
+        source: Features in any format.
+        target: A file or folder. A conversion that was stopped is continued.
+        format: One of ``bua.features.FORMATS``.
+        about: What else is known about the features, such as "object_vocabulary" and "attribute_vocabulary", lists of
+            names, for VinVL's rows.
+        ids: How the ids of images are changed. "keep": not at all. "number": COCO's number for ids that are names of
+            COCO's images, as in LXMERT's files. A pattern such as ``"COCO_val2014_{:012d}"``: from numbers to such
+            names, which LXMERT's readers expect. A mapping from old to new ids, or a file with lines
             ``old<TAB>new``: images that are not in it are left out.
 
     Returns:
-        How many images were copied.
+        Number of images that were copied.
 
     Raises:
-        InputError: names what cannot be used; an image that cannot be read, or that the format cannot hold, stops
-            the conversion, with those before it written.
+        InputError: The arguments cannot be used; or an image cannot be read, or cannot be held by the format. The
+            images before it are in ``target`` then.
     """
     source, target = Path(source), Path(target)
-    if format not in FORMATS:
-        raise InputError(f"format {format!r}: unknown; use one of {', '.join(FORMATS)}")
+    check_format(format)
     rename = _renaming(ids)
     if target.exists() and source.exists() and source.samefile(target):
-        raise InputError(f"{target}: is the source; name another target")
+        raise InputError(f"{target}: is the source itself; name another target")
     store = open_features(source)
     known = {**getattr(store, "about", {}), **(about or {})}
     settings = _read_settings(source) or known.get("settings")
     if settings:
         known["settings"] = settings
     with open_writer(target, format, known or None) as writer:
-        _keep_settings(target, settings and {**settings, "format": format})
+        _write_settings(target, {**settings, "format": format} if settings else None)
         try:
             copied = copy_missing(store, writer, f"{target} ({format})", rename)
             writer.finish()
         except OSError as error:
             raise InputError(
-                f"{target}: cannot be written: {error.strerror}; make room, and the same command goes on"
+                f"{target}: cannot be written: {error.strerror}; free some space and repeat the command to continue"
             ) from error
     return copied
 
@@ -72,57 +73,61 @@ def convert_features(
 def copy_missing(
     store: FeatureStore, writer: FeatureWriter, name: str, rename: Callable[[int | str], int | str | None] = parse_id
 ) -> int:
-    """Appends what ``writer`` lacks of ``store``, with progress, synced as it goes; says how many images.
+    """Appends the images of ``store`` that ``writer`` does not have yet, shows the progress, and syncs regularly.
 
     Args:
-        name: what is written, for the line that says what could not be.
-        rename: the id that an image has in ``writer``; None leaves it out.
+        name: Name of the output in error messages.
+        rename: Returns the id that an image gets in ``writer``, or None to leave it out.
+
+    Returns:
+        Number of images that were appended.
 
     Raises:
-        InputError: an image cannot be read, or not be written.
+        InputError: An image cannot be read, or cannot be written.
     """
-    wanted = [image_id for image_id in store if rename(image_id) is not None]
-    missing = [image_id for image_id in wanted if rename(image_id) not in writer.done]
+    new_ids = {image_id: new_id for image_id in store if (new_id := rename(image_id)) is not None}
+    missing = {image_id: new_id for image_id, new_id in new_ids.items() if new_id not in writer.done}
     synced = time.monotonic()
-    progress = tqdm(missing, unit=" images", total=len(wanted), initial=len(wanted) - len(missing), disable=None)
+    already = len(new_ids) - len(missing)
     try:
-        for image_id in progress:
+        for image_id in tqdm(missing, unit=" images", total=len(new_ids), initial=already, disable=None):
             regions = store[image_id]
             try:
-                writer.append(replace(regions, image_id=rename(image_id)))
+                writer.append(replace(regions, image_id=missing[image_id]))
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
             if time.monotonic() - synced > SYNC_SECONDS:
                 writer.sync()
                 synced = time.monotonic()
     except (InputError, KeyboardInterrupt):
-        # Some writers have images wait in memory.
+        # Some writers still have images in memory.
         writer.sync()
         raise
     return len(missing)
 
 
 def read_ids(path: str | Path) -> dict[int | str, int | str]:
-    """New ids by old ones, from a file with lines ``old<TAB>new``.
+    """Returns the new ids by the old ones, from a file with lines ``old<TAB>new``.
 
     Raises:
-        InputError: the file cannot be read; a line is no such pair, or one of its ids was there before.
+        InputError: The file cannot be read, a line is not such a pair, or an id occurs twice.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a list of ids ({error})") from error
-    found, taken = {}, set()
+    new_ids: dict[int | str, int | str] = {}
+    taken = set()
     for number, line in enumerate(lines, start=1):
         pair = [parse_id(text.strip()) for text in line.split("\t")]
         if len(pair) != 2 or "" in pair:
-            raise InputError(f"{path}: line {number}: {line!r}: need old<TAB>new")
+            raise InputError(f"{path}: line {number}: {line!r} is not a pair old<TAB>new")
         old, new = pair
-        if old in found or new in taken:
-            raise InputError(f"{path}: line {number}: {old if old in found else new} was there before; remove one")
-        found[old] = new
+        if old in new_ids or new in taken:
+            raise InputError(f"{path}: line {number}: {old if old in new_ids else new} occurs twice; remove one")
+        new_ids[old] = new
         taken.add(new)
-    return found
+    return new_ids
 
 
 def _renaming(ids: str | Path | Mapping[int | str, int | str]) -> Callable[[int | str], int | str | None]:
@@ -134,16 +139,17 @@ def _renaming(ids: str | Path | Mapping[int | str, int | str]) -> Callable[[int 
         return lambda image_id: image_id_of(f"{image_id}.jpg")
     if Path(ids).is_file():
         return read_ids(ids).get
-    if "{" not in str(ids):
+    pattern = str(ids)
+    if "{" not in pattern:
         raise InputError(
-            f"ids {str(ids)!r}: need keep, number or a pattern such as COCO_val2014_{{:012d}}, or a file of old<TAB>new"
+            f"ids {pattern!r}: give keep, number, a pattern such as COCO_val2014_{{:012d}}, or a file of old<TAB>new"
         )
 
     def rename(image_id: int | str) -> int | str:
         try:
-            return parse_id(ids.format(image_id))
+            return parse_id(pattern.format(image_id))
         except (ValueError, LookupError) as error:
-            raise InputError(f"ids {ids!r}: does not fit image {image_id} ({error})") from error
+            raise InputError(f"ids {pattern!r}: does not fit image {image_id} ({error})") from error
 
     return rename
 
@@ -152,20 +158,21 @@ def _settings_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.meta.json")
 
 
-def _read_settings(path: Path) -> dict | None:
-    settings = _settings_file(path)
-    if not settings.exists():
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    file = _settings_file(path)
+    if not file.exists():
         return None
     try:
-        return json.loads(settings.read_bytes())
+        settings: dict[str, Any] = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"{settings}: cannot be read as JSON ({error}); remove it to convert without it") from error
+        raise InputError(f"{file}: cannot be read as JSON ({error}); remove it to convert without it") from error
+    return settings
 
 
-def _keep_settings(path: Path, settings: dict) -> None:
+def _write_settings(path: Path, settings: dict[str, Any] | None) -> None:
     earlier = _read_settings(path)
     if earlier is not None and earlier != settings:
-        raise InputError(f"{_settings_file(path)}: features of other settings; choose another target")
+        raise InputError(f"{_settings_file(path)}: the features have other settings; choose another target")
     if settings:
         with whole_file(_settings_file(path)) as file:
             file.write(json.dumps(settings, indent=1).encode() + b"\n")

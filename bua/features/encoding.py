@@ -1,4 +1,4 @@
-"""Arrays as base64 text, as the formats that are text hold them."""
+"""Converts arrays to base64 text and back, for the formats that are text."""
 
 import base64
 import binascii
@@ -7,24 +7,24 @@ import numpy as np
 
 
 def encode_array(array: np.ndarray, dtype: np.dtype) -> str:
-    """The bytes of an array in C order, converted to ``dtype``."""
-    return base64.b64encode(np.ascontiguousarray(array, dtype)).decode()
+    """Returns the bytes of an array, converted to ``dtype`` and in C order, as base64 text."""
+    return base64.b64encode(np.ascontiguousarray(array, dtype).data).decode()
 
 
 def decode_array(text: str | bytes, dtype: np.dtype, shape: tuple[int, ...], field: str) -> np.ndarray:
-    """The array that ``encode_array`` made text of, with memory of its own.
+    """Returns the array that ``encode_array`` encoded, with memory of its own.
 
     Args:
-        shape: may have one -1, as in numpy's reshape.
-        field: what messages call the text.
+        shape: May contain one -1, as in numpy's reshape.
+        field: Name of the text in error messages.
 
     Raises:
-        ValueError: one line that names the field: it is not base64, or does not fit the shape.
+        ValueError: The text is not base64, or does not fit the shape. The message is one line and names the field.
     """
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
-        raise ValueError(f"{field}: not base64 ({error})") from error
+        raise ValueError(f"{field}: is not base64 ({error})") from error
     try:
         return np.frombuffer(data, dtype).reshape(shape).copy()
     except ValueError as error:

@@ -1,27 +1,26 @@
-"""Features as flat arrays in a folder: bua's own format, for reading at the speed of memory.
+"""Reads and writes features in bua's own format: flat arrays in a folder, which are read at the speed of memory.
 
-``bua.features.flat_files`` says what is in the folder.
+``bua.features.flat_files`` describes the files in the folder.
 """
 
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bua.errors import InputError
 from bua.features.flat_files import (
-    FILES,
+    DATA_FILES,
     FORMAT,
-    HEADER,
-    LABELS,
-    LOOKUP,
-    MARK,
+    HEADER_FILE,
+    LOOKUP_FILE,
     RECORD,
     REGION,
+    SYNCED_FILE,
     VERSION,
     FlatFiles,
     checksum,
@@ -33,6 +32,7 @@ from bua.features.flat_files import (
     write_header,
 )
 from bua.features.ids import parse_id
+from bua.features.labels import LABEL_FIELDS
 from bua.io.files import sync_folder
 from bua.structures import Regions
 
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """B images side by side, padded with zeros to the largest number of regions M.
+    """The regions of B images, padded with zeros to M, the largest number of regions among them.
 
     Attributes:
         features: [B, M, dim] in the store's dtype.
         boxes: [B, M, 4] float32 x1y1x2y2 in pixels.
-        counts: [B] int64, how many regions each image has.
+        counts: [B] int64, number of regions of each image.
         sizes: [B, 2] int64, width and height of the images in pixels.
     """
 
@@ -56,23 +56,23 @@ class Batch(NamedTuple):
 
 
 class FlatFeatures(Mapping[int | str, Regions]):
-    """The features in a folder of the flat format, as they are when it is opened.
+    """The features in a folder of the flat format, as they are when the folder is opened.
 
-    ``store[image_id]`` gives arrays of their own with features in float32; ``features``, ``boxes`` and ``read`` give
-    what is stored without conversion. May be used from threads and forked processes; pickled to others it opens the
-    folder again.
+    ``store[image_id]`` returns copies, with features in float32. ``features``, ``boxes`` and ``read`` return the stored
+    values without conversion. Threads and forked processes can use the same store. If it is pickled, the other process
+    opens the folder again.
 
     Attributes:
         format: "flat" or "flat-fp16".
-        dtype: of the stored features, float32 or float16.
-        dim: numbers a region; 0 while there are no regions.
-        about: what the writer was told about the features (vocabularies, configuration, weights' hash).
+        dtype: dtype of the stored features, float32 or float16.
+        dim: Feature dimension; 0 while there are no regions.
+        about: What the writer was told about the features (vocabularies, configuration, hash of the weights).
         all_features: [R, dim], all_boxes: [R, 4] float32: the regions of all images, mapped from the files.
         offsets, counts: [N] the first region and the number of regions of each image, by row.
         widths, heights: [N] sizes of the images in pixels, by row.
 
     Raises:
-        InputError: when opened: the folder or its header cannot be read, or are of another format or version.
+        InputError: The folder or its header cannot be read, or has another format or version.
     """
 
     def __init__(self, folder: str | Path):
@@ -82,18 +82,17 @@ class FlatFeatures(Mapping[int | str, Regions]):
         self.format = "flat-fp16" if self.dtype == np.float16 else "flat"
         self._files = FlatFiles(self.path, self.dtype, self.dim)
         count = self._files.whole_records()
-        if count < len(self._files.index):
-            logger.warning(
-                "%s: its last %d images are not whole and are left out", self.path, len(self._files.index) - count
-            )
+        if incomplete := len(self._files.index) - count:
+            logger.warning("%s: its last %d images are incomplete and are left out", self.path, incomplete)
         self._index = self._files.index[:count]
         self.all_features, self._regions = self._files.features, self._files.regions
         self.all_boxes = self._regions["box"]
         self.offsets, self.counts = self._index["offset"], self._index["count"]
         self.widths, self.heights = self._index["width"], self._index["height"]
         self._keys, self._rows = load_lookup(self.path, self._index)
-        # The methods themselves: a look-up takes less than a microsecond, of which finding them would be a part.
-        self._search, self._key_at, self._row_at = self._keys.searchsorted, self._keys.item, self._rows.item
+        # The methods are kept, since looking them up would take a notable part of the microsecond that a look-up takes.
+        self._search, self._key_at = self._keys.searchsorted, self._keys.item
+        self._row_at: Callable[[int], int] = self._rows.item
         self._only_integers = self._files.ends(count)["ids.bin"] == 0
         self._feature_file = self._files.open("features.bin")
 
@@ -104,7 +103,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
         regions = self._regions[start : start + int(record["count"])]
         labels = {
             name: regions[name].astype(np.int64 if name.endswith("ids") else np.float32)
-            for bit, name in enumerate(LABELS)
+            for bit, name in enumerate(LABEL_FIELDS)
             if int(record["labels"]) >> bit & 1
         }
         return Regions(
@@ -122,53 +121,54 @@ class FlatFeatures(Mapping[int | str, Regions]):
     def __len__(self) -> int:
         return len(self._index)
 
-    def __contains__(self, image_id) -> bool:
+    def __contains__(self, image_id: object) -> bool:
         try:
             self._row(image_id)
         except KeyError:
             return False
         return True
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["FlatFeatures"], tuple[Path]]:
         return FlatFeatures, (self.path,)
 
     def features(self, image_id: int | str) -> np.ndarray:
-        """[n, dim] in the store's dtype, mapped from the file: read-only, read when looked at, good for ever."""
+        """Returns the features [n, dim] of an image in the store's dtype, read-only and mapped: they stay valid."""
         row = self._row(image_id)
         start = self.offsets.item(row)
         return self.all_features[start : start + self.counts.item(row)]
 
     def boxes(self, image_id: int | str) -> np.ndarray:
-        """[n, 4] float32 x1y1x2y2 in pixels, likewise."""
+        """Returns the boxes [n, 4] of an image, float32 x1y1x2y2 in pixels, mapped from the file and read-only."""
         row = self._row(image_id)
         start = self.offsets.item(row)
         return self.all_boxes[start : start + self.counts.item(row)]
 
     def rows(self, image_ids: Sequence[int | str]) -> np.ndarray:
-        """[B] int64: the rows of images in ``offsets``, ``counts``, ``widths`` and ``heights``.
+        """Returns [B] int64: the rows of images in ``offsets``, ``counts``, ``widths`` and ``heights``.
 
         Raises:
-            KeyError: an id that is not there.
+            KeyError: There is no image with one of the ids.
         """
         ids = np.asarray(image_ids)
         if ids.dtype.kind != "i" or not len(self._keys):
             return np.array([self._row(image_id) for image_id in image_ids], np.int64)
         places = np.minimum(np.searchsorted(self._keys, ids), len(self._keys) - 1)
-        rows = self._rows[places]
+        rows: np.ndarray = self._rows[places]
         found = (self._keys[places] == ids) & (self._index["text_length"][rows] == 0)
-        for i in np.flatnonzero(~found):  # not there, or behind a text with the same key
+        for i in np.flatnonzero(~found):  # the image is not there, or its key is also that of a text
             rows[i] = self._row(int(ids[i]))
         return rows
 
     def read(self, image_ids: Sequence[int | str], out: np.ndarray | None = None) -> Batch:
-        """A batch for training, read into memory of its own.
+        """Reads a batch of images, for training.
 
         Args:
-            out: [>= B, >= M, dim] in the store's dtype, contiguous: memory to read the features into, such as pinned
-                memory, which spares making it for every batch. The batch's features are then ``out[:B, :M]``.
+            out: [>= B, >= M, dim] in the store's dtype, contiguous: memory that the features are read into, such as
+                pinned memory, which then need not be allocated for every batch. The batch's features are
+                ``out[:B, :M]``.
 
         Raises:
-            KeyError: an id that is not there.
+            KeyError: There is no image with one of the ids.
         """
         rows = self.rows(image_ids)
         offsets, counts = self.offsets[rows].astype(np.int64), self.counts[rows].astype(np.int64)
@@ -178,41 +178,41 @@ class FlatFeatures(Mapping[int | str, Regions]):
         features, boxes = out[: len(rows), :most], np.zeros((len(rows), most, 4), np.float32)
         row_bytes, file = self.dim * self.dtype.itemsize, self._feature_file.fileno()
         for i, (start, count) in enumerate(zip(offsets.tolist(), counts.tolist())):
-            # Not through the mapped memory: its pages would count as this process's, up to the size of the file.
-            if count and os.preadv(file, [features[i, :count]], start * row_bytes) != count * row_bytes:
-                raise InputError(f"{self.path}/features.bin: was cut while open; open it again")
+            # The mapped memory is not used here, since its pages would count as memory of this process.
+            if count and os.preadv(file, [features[i, :count].data], start * row_bytes) != count * row_bytes:
+                raise InputError(f"{self.path}/features.bin: was shortened while it was open; open it again")
             features[i, count:] = 0
             boxes[i, :count] = self.all_boxes[start : start + count]
         sizes = np.stack([self.widths[rows], self.heights[rows]], axis=1).astype(np.int64)
         return Batch(features, boxes, counts, sizes)
 
     def problems(self) -> Iterator[str]:
-        """A line for each image whose bytes are not those that were written; reads everything."""
+        """Reads everything, and yields a message for each image whose bytes have changed since they were written."""
         for row in range(len(self)):
             if not self._files.is_whole(row):
                 yield f"image {row + 1}: image {self._id(row)}: its bytes are not those that were written"
         if len(self._files.index) > len(self):
-            yield f"images {len(self) + 1} to {len(self._files.index)}: not whole, left out"
+            yield f"images {len(self) + 1} to {len(self._files.index)}: are incomplete and left out"
 
-    def _row(self, image_id: int | str) -> int:
+    def _row(self, image_id: object) -> int:
         if type(image_id) is int and self._only_integers:
             place = self._search(image_id)
             if place < len(self._keys) and self._key_at(place) == image_id:
                 return self._row_at(place)
             raise KeyError(image_id)
-        image_id = image_id if type(image_id) is int else parse_id(image_id)
-        key, text = key_and_text(image_id)
+        parsed = image_id if type(image_id) is int else parse_id(image_id)
+        key, text = key_and_text(parsed)
         place = self._keys.searchsorted(key)
         while place < len(self._keys) and self._keys.item(place) == key:
-            row = self._rows.item(place)
+            row = self._row_at(place)
             if self._text(row) == text:
                 return row
             place += 1
-        raise KeyError(image_id)
+        raise KeyError(parsed)
 
     def _id(self, row: int) -> int | str:
         text = self._text(row)
-        return parse_id(text.decode(errors="surrogateescape")) if text else self._index["key"].item(row)
+        return parse_id(text.decode(errors="surrogateescape") if text else self._index["key"].item(row))
 
     def _text(self, row: int) -> bytes:
         length = self._files.text_lengths.item(row)
@@ -223,59 +223,54 @@ class FlatWriter:
     """Appends images to a folder of the flat format.
 
     Args:
-        path: the folder; made where it does not exist.
-        dtype: of the features, "float32" or "float16".
-        about: what to keep about the features in the header, as JSON holds it.
+        path: The folder, which is created if it does not exist.
+        dtype: dtype of the stored features, "float32" or "float16".
+        about: What to store about the features in the header, as JSON.
 
     Attributes:
-        done: the ids in the folder.
+        done: Ids of the images in the folder.
 
     Raises:
-        InputError: the folder holds something else, or features of another dtype or about which ``about`` differs.
+        InputError: The folder holds something else, or features with another dtype or another ``about``.
     """
 
-    def __init__(self, path: str | Path, dtype: str = "float32", about: dict | None = None):
+    def __init__(self, path: str | Path, dtype: str = "float32", about: Mapping[str, object] | None = None):
         self.path = Path(path)
-        self._header = _start_or_continue(self.path, dtype, about)
+        self._header = _create_or_read_header(self.path, dtype, about)
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        (self.path / LOOKUP).unlink(missing_ok=True)
-        for name in (*FILES, MARK):
+        (self.path / LOOKUP_FILE).unlink(missing_ok=True)
+        for name in (*DATA_FILES, SYNCED_FILE):
             (self.path / name).touch()
         files = FlatFiles(self.path, self.dtype, self._header["dim"] or 0)
         self._records = files.whole_records()
         self._ends = files.ends(self._records)
         self.done: set[int | str] = files.ids(self._records)
-        if self._records < len(files.index):
-            logger.warning(
-                "%s: its last %d images are not whole; cut off and extracted again",
-                self.path,
-                len(files.index) - self._records,
-            )
+        if incomplete := len(files.index) - self._records:
+            logger.warning("%s: its last %d images are incomplete and are deleted", self.path, incomplete)
         del files
-        self._handles = {name: os.open(self.path / name, os.O_WRONLY) for name in (*FILES, MARK)}
-        self._cut()
+        self._handles = {name: os.open(self.path / name, os.O_WRONLY) for name in (*DATA_FILES, SYNCED_FILE)}
+        self._truncate()
         self.sync()
 
     def append(self, regions: Regions) -> None:
         """Writes one image.
 
         Raises:
-            InputError: its id is there already or empty, its features have another length than those before, or
-                are beyond the range of the dtype.
+            InputError: The id is empty or already in the folder, the features have another dimension than those of the
+                images before, or they are outside the range of the dtype.
         """
         image_id = parse_id(regions.image_id)
         if image_id in self.done or image_id == "":
-            raise InputError(f"image id {image_id!r}: {'in the output already' if image_id else 'empty'}")
-        features, rows = self._features_of(regions), _rows_of(regions)
+            raise InputError(f"image id {image_id!r}: is {'already in the output' if image_id else 'empty'}")
+        features, rows = self._features_of(regions).tobytes(), _rows_of(regions).tobytes()
         record, text = self._record_of(image_id, regions)
-        contents = dict(zip(FILES, (features.tobytes(), rows.tobytes(), text)))
-        record["checksum"] = checksum(*contents.values(), record)
-        contents["index.bin"] = record.tobytes()
+        record["checksum"] = checksum(features, rows, text, record.tobytes())
+        contents = dict(zip(DATA_FILES, (features, rows, text, record.tobytes())))
         try:
             for name, content in contents.items():
                 _write(self._handles[name], content, self._ends[name])
         except BaseException:
-            self._cut()
+            self._truncate()
             raise
         for name, content in contents.items():
             self._ends[name] += len(content)
@@ -283,14 +278,14 @@ class FlatWriter:
         self.done.add(image_id)
 
     def sync(self) -> None:
-        """Returns when everything that was appended is on the disk."""
-        for name in FILES:
+        """Syncs everything that was appended to the disk."""
+        for name in DATA_FILES:
             os.fsync(self._handles[name])
-        _write(self._handles[MARK], self._records.to_bytes(8, "little"), 0)
-        os.fsync(self._handles[MARK])
+        _write(self._handles[SYNCED_FILE], self._records.to_bytes(8, "little"), 0)
+        os.fsync(self._handles[SYNCED_FILE])
 
     def finish(self) -> None:
-        """Syncs, and keeps the order of the ids for readers."""
+        """Syncs, and writes the sorted ids for readers."""
         self.sync()
         files = FlatFiles(self.path, self.dtype, self._header["dim"] or 0)
         save_lookup(self.path, make_lookup(files.index))
@@ -309,16 +304,15 @@ class FlatWriter:
             self._header = header
         if features.shape != (len(regions), self._header["dim"]):
             raise InputError(
-                f"image {regions.image_id}: features {features.shape}; "
+                f"image {regions.image_id}: features have the shape {features.shape}; "
                 f"{self.path} needs {(len(regions), self._header['dim'])}"
             )
         try:
             with np.errstate(over="raise"):
                 return np.ascontiguousarray(features, self.dtype)
         except FloatingPointError:
-            raise InputError(
-                f"image {regions.image_id}: features beyond the range of float16; use the format flat"
-            ) from None
+            message = f"image {regions.image_id}: features are outside the range of float16; use the format flat"
+            raise InputError(message) from None
 
     def _record_of(self, image_id: int | str, regions: Regions) -> tuple[np.ndarray, bytes]:
         key, text = key_and_text(image_id)
@@ -327,20 +321,21 @@ class FlatWriter:
         record["text_offset"], record["text_length"] = self._ends["ids.bin"], len(text)
         record["key"], record["count"] = key, len(regions)
         record["width"], record["height"] = regions.width, regions.height
-        record["labels"] = sum(1 << bit for bit, name in enumerate(LABELS) if getattr(regions, name) is not None)
+        record["labels"] = sum(1 << bit for bit, name in enumerate(LABEL_FIELDS) if getattr(regions, name) is not None)
         return record, text
 
-    def _cut(self) -> None:
-        for name in FILES:
+    def _truncate(self) -> None:
+        for name in DATA_FILES:
             os.ftruncate(self._handles[name], self._ends[name])
 
 
-def _start_or_continue(folder: Path, dtype: str, about: dict | None) -> dict:
+def _create_or_read_header(folder: Path, dtype: str, about: Mapping[str, object] | None) -> dict[str, Any]:
+    path = folder / HEADER_FILE
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; the flat formats need a folder")
-    if not (folder / HEADER).exists():
+    if not path.exists():
         if folder.exists() and any(not name.endswith(".tmp") for name in os.listdir(folder)):
-            raise InputError(f"{folder}: holds something else than flat features; choose another output")
+            raise InputError(f"{folder}: holds something other than flat features; choose another output")
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
         header = {"format": FORMAT, "version": VERSION, "dtype": dtype, "dim": None, "about": about or {}}
@@ -348,16 +343,16 @@ def _start_or_continue(folder: Path, dtype: str, about: dict | None) -> dict:
         return header
     header = read_header(folder)
     if header["dtype"] != dtype:
-        raise InputError(f"{folder}/{HEADER}: dtype {header['dtype']}, not {dtype}; choose another output or format")
+        raise InputError(f"{path}: dtype is {header['dtype']}, not {dtype}; choose another output or format")
     if about is not None and header["about"] != json.loads(json.dumps(about)):
-        raise InputError(f"{folder}/{HEADER}: about differs: features of other settings; choose another output")
+        raise InputError(f"{path}: about differs: the features are of other settings; choose another output")
     return header
 
 
 def _rows_of(regions: Regions) -> np.ndarray:
     rows = np.zeros(len(regions), REGION)
     rows["box"] = regions.boxes
-    for name in LABELS:
+    for name in LABEL_FIELDS:
         labels = getattr(regions, name)
         if labels is not None:
             rows[name] = labels

@@ -1,4 +1,4 @@
-"""Opening features, whatever the format, for reading and for writing."""
+"""Opens features of any format for reading and for writing."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -8,64 +8,74 @@ from typing import Protocol
 
 from bua.errors import InputError
 from bua.features.flat import FlatFeatures, FlatWriter
-from bua.features.flat_files import HEADER
+from bua.features.flat_files import HEADER_FILE
 from bua.features.npz import NpzFeatures, NpzWriter
 from bua.features.tsv import TsvFeatures, TsvWriter
 from bua.io.files import exclusive
 from bua.structures import Regions
 
-# image id -> Regions, read when asked for; may be handed to many processes.
+# Maps image ids to Regions, which are read when they are asked for. Many processes can use the same store.
 FeatureStore = Mapping[int | str, Regions]
+
+# What is known about features, as for ``open_writer``.
+About = Mapping[str, object] | None
 
 
 class FeatureWriter(Protocol):
     """Adds images to a file or folder of features.
 
-    Every image is written whole or not at all, also where the process is killed or the disk full, and what was
-    written is never lost; a writer on the same path goes on at any time.
+    Each image is written completely or not at all, even if the process is killed or the disk is full. Images that were
+    written before are never lost, and a new writer can continue with the same path at any time.
+
+    Attributes:
+        done: Ids of the images that were written.
     """
 
     done: set[int | str]
-    """The ids of the images that are there."""
 
     def append(self, regions: Regions) -> None:
-        """Writes one image; InputError where the format cannot hold it, OSError where there is no room."""
+        """Writes one image.
+
+        Raises:
+            InputError: The format cannot hold the image.
+            OSError: The image cannot be written, for example because the disk is full.
+        """
 
     def sync(self) -> None:
-        """Returns when what was appended is on the disk: a machine that dies then costs nothing of it."""
+        """Syncs all images so far to the disk, so that they are not lost if the machine crashes."""
 
     def finish(self) -> None:
-        """After the last image: syncs, and makes the files that readers want beside the features."""
+        """Is called after the last image: syncs, and writes the files that readers expect next to the features."""
 
     def close(self) -> None:
-        """Gives handles back."""
+        """Closes open files."""
 
 
 def open_features(path: str | Path) -> FeatureStore:
-    """The features in a file or folder of any of the formats, which is told from its content.
+    """Opens the features in a file or folder of any format. The format is recognised from the content.
 
-    Ids that read as integers are integers; ``store[42]`` and ``store["42"]`` are the same.
+    Ids that are integers in text form become integers: ``store[42]`` and ``store["42"]`` are the same.
 
     Raises:
-        InputError: names the path, and what was expected there.
+        InputError: The path cannot be read, or does not hold features.
     """
     path = Path(path)
     return _open_folder(path) if path.is_dir() else _open_file(path)
 
 
 @contextmanager
-def open_writer(path: str | Path, format: str, about: dict | None = None) -> Iterator[FeatureWriter]:
-    """A writer that makes ``path`` (a file or folder) or goes on with it; closed when the block ends.
+def open_writer(path: str | Path, format: str, about: About = None) -> Iterator[FeatureWriter]:
+    """Opens a writer that creates ``path`` (a file or folder) or adds to it, and closes it when the block ends.
 
     Args:
-        format: one of FORMATS.
-        about: what the flat formats keep about the features: vocabularies, configuration, weights' hash.
+        format: One of FORMATS.
+        about: What is known about the features. The flat formats store it (vocabularies, configuration, hash of the
+            weights); VinVL's format takes the vocabularies from it.
 
     Raises:
-        InputError: the path cannot be written, holds something else, or another process writes to it.
+        InputError: The path cannot be written, holds something else, or another process is writing to it.
     """
-    if format not in FORMATS:
-        raise InputError(f"format {format!r}: unknown; use one of {', '.join(FORMATS)}")
+    check_format(format)
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +92,14 @@ def open_writer(path: str | Path, format: str, about: dict | None = None) -> Ite
             writer.close()
 
 
-# h5py and lmdb are imported when a file asks for them, so that the others can be read without.
+def check_format(format: str) -> None:
+    """Raises an InputError if ``format`` is not one of FORMATS."""
+    if format not in FORMATS:
+        raise InputError(f"format {format!r}: is unknown; use one of {', '.join(FORMATS)}")
+
+
+# The modules for HDF5, LMDB, VinVL and MMF are imported when they are needed, so that the other formats can be used
+# without h5py and lmdb.
 
 
 def _open_folder(path: Path) -> FeatureStore:
@@ -90,7 +107,7 @@ def _open_folder(path: Path) -> FeatureStore:
         suffixes = {os.path.splitext(name)[1] for name in os.listdir(path)}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if (path / HEADER).exists():
+    if (path / HEADER_FILE).exists():
         return FlatFeatures(path)
     if (path / "data.mdb").exists():
         from bua.features.lmdb import LmdbFeatures
@@ -102,7 +119,9 @@ def _open_folder(path: Path) -> FeatureStore:
         from bua.features.mmf import MmfFeatures
 
         return MmfFeatures(path)
-    raise InputError(f"{path}: no features in this folder: no {HEADER}, data.mdb, .npz or .npy files")
+    raise InputError(
+        f"{path}: has no features: the folder has no {HEADER_FILE}, data.mdb, .npz or .npy files; name another folder"
+    )
 
 
 def _open_file(path: Path) -> FeatureStore:
@@ -115,7 +134,7 @@ def _open_file(path: Path) -> FeatureStore:
         from bua.features.hdf5 import Hdf5Features
 
         return Hdf5Features(path)
-    if start[16:20] == b"\xde\xc0\xef\xbe":  # LMDB's magic number behind the header of its first page
+    if start[16:20] == b"\xde\xc0\xef\xbe":  # LMDB's magic number, after the header of its first page
         from bua.features.lmdb import LmdbFeatures
 
         return LmdbFeatures(path)
@@ -127,43 +146,43 @@ def _open_file(path: Path) -> FeatureStore:
     return TsvFeatures(path)
 
 
-def _tsv(path: Path, format: str, about: dict | None) -> FeatureWriter:
+def _tsv(path: Path, format: str, about: About) -> FeatureWriter:
     return TsvWriter(path, format)
 
 
-def _npz(path: Path, format: str, about: dict | None) -> FeatureWriter:
+def _npz(path: Path, format: str, about: About) -> FeatureWriter:
     return NpzWriter(path)
 
 
-def _hdf5(path: Path, format: str, about: dict | None) -> FeatureWriter:
+def _hdf5(path: Path, format: str, about: About) -> FeatureWriter:
     from bua.features.hdf5 import Hdf5Writer
 
     return Hdf5Writer(path, format)
 
 
-def _lmdb(path: Path, format: str, about: dict | None) -> FeatureWriter:
+def _lmdb(path: Path, format: str, about: About) -> FeatureWriter:
     from bua.features.lmdb import LmdbWriter
 
     return LmdbWriter(path)
 
 
-def _vinvl(path: Path, format: str, about: dict | None) -> FeatureWriter:
+def _vinvl(path: Path, format: str, about: About) -> FeatureWriter:
     from bua.features.vinvl import VinvlWriter
 
     return VinvlWriter(path, format, about)
 
 
-def _mmf(path: Path, format: str, about: dict | None) -> FeatureWriter:
+def _mmf(path: Path, format: str, about: About) -> FeatureWriter:
     from bua.features.mmf import MmfWriter
 
     return MmfWriter(path)
 
 
-def _flat(path: Path, format: str, about: dict | None) -> FeatureWriter:
+def _flat(path: Path, format: str, about: About) -> FeatureWriter:
     return FlatWriter(path, "float16" if format == "flat-fp16" else "float32", about)
 
 
-FORMATS: dict[str, Callable[[Path, str, dict | None], FeatureWriter]] = {
+FORMATS: dict[str, Callable[[Path, str, About], FeatureWriter]] = {
     "tsv": _tsv,
     "lxmert-tsv": _tsv,
     "npz": _npz,

@@ -1,38 +1,42 @@
-"""What is in a file of features, and what is wrong with it."""
+"""Summarises the content of a file of features, and finds what is wrong with it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from bua.errors import InputError
+from bua.features.labels import LABEL_FIELDS
 from bua.features.store import open_features
 from bua.structures import Regions
 
-# A box may end at the width or, counting pixels from 0 inclusively, at the width less one.
-_PIXEL = 1e-2
+# How far in pixels a box may reach out of its image because of rounding.
+_TOLERANCE = 1e-2
 _BINS = 8
+
+Key = TypeVar("Key", int, str)
 
 
 @dataclass
 class FeatureSummary:
-    """What ``summarize`` finds.
+    """The result of ``summarize``.
 
     Attributes:
-        format, dtype: how the features are stored; the format is empty where the reader does not say.
-        images, boxes: how many; ``unreadable`` images are not counted.
-        histogram: number of boxes -> how many images have it.
-        dims: numbers a region -> how many images have them.
-        labels: field of Regions -> how many images have it.
-        minimum, maximum, mean: of all numbers of the features.
-        zeros: share of them that are 0.
-        zero_rows: regions whose features are all 0.
-        not_finite: numbers of features and boxes that are none, or infinite.
-        boxes_outside: boxes that reach out of their image, where its size is known.
-        boxes_inverted: boxes that end before they begin.
-        unreadable: a line for each image that does not decode: file, line or image, and why.
-        problems: a line for each record that no id leads to (duplicates, incomplete ones).
+        format, dtype: The format and dtype of the stored features. The format is empty if the reader does not know it.
+        images, boxes: Number of images and of boxes, without the ``unreadable`` images.
+        histogram: Number of images for each number of boxes.
+        dims: Number of images for each feature dimension.
+        labels: Number of images that have labels, for each such field of ``Regions``.
+        minimum, maximum, mean: Minimum, maximum and mean of all features.
+        zeros: Fraction of the features that are 0.
+        zero_rows: Number of regions whose features are all 0.
+        not_finite: Number of features and box coordinates that are NaN or infinite.
+        boxes_outside: Number of boxes that reach out of their image, for images whose size is known.
+        boxes_inverted: Number of boxes that end before they begin.
+        unreadable: A message for each image that cannot be decoded, with the file, the line or image, and the reason.
+        problems: A message for each record that cannot be reached by an id (duplicates and incomplete records).
     """
 
     format: str = ""
@@ -54,44 +58,44 @@ class FeatureSummary:
     problems: list[str] = field(default_factory=list)
 
     def faults(self) -> list[str]:
-        """A line for each kind of thing that is wrong."""
-        counts = {
+        """Returns a line for each kind of fault that was found."""
+        counts: dict[str, object] = {
             "no images": not self.images,
-            f"features of several lengths: {', '.join(map(str, self.dims))}": len(self.dims) > 1,
+            f"several feature dimensions: {', '.join(map(str, self.dims))}": len(self.dims) > 1,
             f"{self.zero_rows} regions with features that are all 0": self.zero_rows,
-            f"{self.not_finite} numbers that are not finite": self.not_finite,
+            f"{self.not_finite} values that are not finite": self.not_finite,
             f"{self.boxes_outside} boxes that reach out of their image": self.boxes_outside,
             f"{self.boxes_inverted} boxes that end before they begin": self.boxes_inverted,
-            f"{len(self.unreadable)} images that do not decode": self.unreadable,
-            f"{len(self.problems)} records that are not read": self.problems,
+            f"{len(self.unreadable)} images that cannot be decoded": self.unreadable,
+            f"{len(self.problems)} records that cannot be read": self.problems,
         }
         return [line for line, wrong in counts.items() if wrong]
 
     def lines(self) -> list[str]:
-        """The summary as a table."""
+        """Returns the summary as the lines of a table."""
         per_image = self.boxes / self.images if self.images else 0
         bounds = f"{min(self.histogram)} to {max(self.histogram)}, {per_image:.1f} on average" if self.histogram else ""
         table = {
             "format": self.format,
             "images": self.images,
-            "boxes": f"{self.boxes}, {bounds} an image",
+            "boxes": f"{self.boxes}, {bounds} per image",
             "histogram": "  ".join(f"{boxes}: {images}" for boxes, images in _binned(self.histogram)),
-            "features": f"{', '.join(map(str, self.dims))} numbers, {self.dtype}",
+            "features": f"dimension {', '.join(map(str, self.dims))}, {self.dtype}",
             "values": f"{self.minimum:.4g} to {self.maximum:.4g}, {self.mean:.4g} on average, {self.zeros:.1%} zeros",
-            "labels": ", ".join(f"{name} of {count}" for name, count in self.labels.items()) or "none",
+            "labels": ", ".join(f"{name} of {count} images" for name, count in self.labels.items()) or "none",
         }
         return [f"{name:<10} {value}" for name, value in table.items() if value != ""]
 
 
 def summarize(path: str | Path) -> FeatureSummary:
-    """Reads all features of a file or folder, an image at a time, whatever the format.
+    """Reads all features of a file or folder in any format, one image at a time.
 
     Raises:
-        InputError: it cannot be opened.
+        InputError: The features cannot be opened.
     """
     store = open_features(path)
     summary = FeatureSummary(getattr(store, "format", ""), str(np.dtype(getattr(store, "dtype", "float32"))))
-    total = zeros = numbers = 0
+    total, zeros, numbers = 0.0, 0, 0
     for image_id in tqdm(store, unit=" images", disable=None):
         try:
             regions = store[image_id]
@@ -126,23 +130,23 @@ def _count(summary: FeatureSummary, regions: Regions) -> None:
     _add(summary.histogram, len(boxes))
     if regions.features.size:
         _add(summary.dims, regions.features.shape[1])
-    for name in ("object_ids", "object_scores", "attribute_ids", "attribute_scores"):
+    for name in LABEL_FIELDS:
         if getattr(regions, name) is not None:
             _add(summary.labels, name)
     summary.not_finite += int((~np.isfinite(boxes)).sum())
     summary.boxes_inverted += int((boxes[:, 2:] < boxes[:, :2]).any(axis=1).sum())
     if regions.width and regions.height:
-        limit = np.array([regions.width, regions.height]) + _PIXEL
-        outside = (boxes[:, :2] < -_PIXEL) | (boxes[:, 2:] > limit)
+        limit = np.array([regions.width, regions.height]) + _TOLERANCE
+        outside = (boxes[:, :2] < -_TOLERANCE) | (boxes[:, 2:] > limit)
         summary.boxes_outside += int(outside.any(axis=1).sum())
 
 
-def _add(counts: dict, key) -> None:
+def _add(counts: dict[Key, int], key: Key) -> None:
     counts[key] = counts.get(key, 0) + 1
 
 
 def _binned(histogram: dict[int, int]) -> list[tuple[str, int]]:
-    """(numbers, how many) in bins of one width, at most _BINS of them."""
+    """Returns (numbers of boxes, number of images) for at most _BINS bins of the same width."""
     if not histogram:
         return []
     first, last = min(histogram), max(histogram)

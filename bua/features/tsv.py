@@ -1,10 +1,10 @@
-"""Features as tab-separated rows: the original's format and LXMERT's.
+"""Reads and writes features as tab-separated rows, in the original's format and in LXMERT's.
 
-One image a row, no header, rows end in CR LF as Python's csv writes them; arrays are base64 of their bytes in C
-order. The original's columns (tools/generate_tsv.py) have the width before the height and no place for labels;
-LXMERT's have the height before the width, and object and attribute labels with their scores. Ids are written as they
-are given: the original's readers want numbers, LXMERT's the names of the images' files without their suffix, as its
-questions have them (``COCO_val2014_000000000042``).
+A file has one row per image and no header. Rows end with CR LF, as Python's csv module writes them. Arrays are base64
+of their bytes in C order. The original's columns (tools/generate_tsv.py) have the width before the height, and no
+labels; LXMERT's have the height before the width, and the labels of objects and attributes with their scores. Ids are
+written as they are given. The original's readers expect numbers, and LXMERT's the names of the images' files without
+suffix, as in its questions (``COCO_val2014_000000000042``).
 """
 
 import csv
@@ -12,15 +12,19 @@ import io
 import logging
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from bua.errors import InputError
 from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
-from bua.features.synced import SyncedMark
+from bua.features.indexed import IndexedFeatures
+from bua.features.labels import FLOAT, LXMERT_LABELS
+from bua.features.synced_size import SyncedSize
+from bua.features.text_rows import append_line, open_for_reading, read_line, unread_lines
 from bua.io.files import whole_file
 from bua.structures import Regions
 
@@ -39,125 +43,100 @@ LXMERT_FIELDS = (
 )
 FIELDS = {"tsv": ORIGINAL_FIELDS, "lxmert-tsv": LXMERT_FIELDS}
 
-# Little-endian, whatever the machine.
-_FLOAT, _INT = np.dtype("<f4"), np.dtype("<i8")
-
-# LXMERT's names of the labels, which are MILVLG's too: the field of Regions and its type.
-LABELS = {
-    "objects_id": ("object_ids", _INT),
-    "objects_conf": ("object_scores", _FLOAT),
-    "attrs_id": ("attribute_ids", _INT),
-    "attrs_conf": ("attribute_scores", _FLOAT),
-}
-
 logger = logging.getLogger(__name__)
 
 
-class TsvFeatures(Mapping[int | str, Regions]):
-    """The features in a TSV file in either column order, read a row at a time.
+class TsvFeatures(IndexedFeatures[int]):
+    """The features in a TSV file with either order of columns, which are read row by row.
 
-    Where each row begins is found once and kept in ``<file>.index`` beside the file, where that folder can be written
-    to; it is found anew when the file's size or time of change differ. Many processes and threads may read from one
-    object, also one that was forked or pickled to them. Of rows with one id, the first is read.
+    The positions of the rows are searched once and saved in ``<file>.index`` next to the file, if its folder is
+    writable. They are searched again if the size or the modification time of the file differ. Many processes and
+    threads can read from the same object, also after it was forked or pickled to them. If several rows have the same
+    id, the first one is read.
 
     Attributes:
         format: "tsv" or "lxmert-tsv".
 
     Raises:
-        InputError: when opened: no such file, or its first row has the columns of neither format; when a row is
-            read: names its line and the field that does not decode.
+        InputError: When it is opened: there is no such file, or its first row does not have the columns of either
+            format. When a row is read: a field cannot be decoded; the message names the line and the field.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._file = _open_for_reading(self.path)
+        self._file = open_for_reading(self.path)
         self._fields = _fields_of(self.path, self._file)
         self.format = next(format for format, fields in FIELDS.items() if fields == self._fields)
         ids, self._offsets = _load_index(self.path, self._file)
-        self._rows: dict[int | str, int] = {}
+        self._places = {}
         for row, image_id in enumerate(ids):
             if image_id != "":
-                self._rows.setdefault(parse_id(image_id), row)
+                self._places.setdefault(parse_id(image_id), row)
         self._leave_out_incomplete_row()
 
-    def __getitem__(self, image_id: int | str) -> Regions:
-        return self._read(self._rows[parse_id(image_id)])
-
-    def __iter__(self) -> Iterator[int | str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, image_id) -> bool:
-        return parse_id(image_id) in self._rows
-
     def problems(self) -> Iterator[str]:
-        """A line for each row that is not read: one without an id or with that of an earlier row, or incomplete."""
+        """Yields a message for each row that is not read: it has no id, the id of an earlier row, or is incomplete."""
         ids, _ = _load_index(self.path, self._file)
-        for row, image_id in enumerate(ids):
-            earlier = self._rows.get(parse_id(image_id))
-            if image_id == "":
-                yield f"line {row + 1}: no columns"
-            elif earlier is None:
-                yield f"line {row + 1}: incomplete"
-            elif earlier != row:
-                yield f"line {row + 1}: image {image_id} again, which line {earlier + 1} has"
+        return unread_lines(ids, self._places)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _file=_open_for_reading(state["path"]))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _file=open_for_reading(state["path"]))
 
-    def _read(self, row: int) -> Regions:
-        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        # pread has no file position that processes and threads would have to share.
-        line = os.pread(self._file.fileno(), end - start, start)
+    def _read(self, image_id: int | str, place: int) -> Regions:
+        return self._read_row(place)
+
+    def _read_row(self, row: int) -> Regions:
+        line = read_line(self._file, int(self._offsets[row]), int(self._offsets[row + 1]))
         try:
             return decode_row(line, self._fields)
         except ValueError as error:
             raise InputError(f"{self.path}: line {row + 1}: {error}; extract this image again") from error
 
     def _leave_out_incomplete_row(self) -> None:
-        """A last row without its line end is being written, or its writer was stopped; unless nothing else of it is
-        missing, as in files that went through an editor."""
+        """Leaves out a last row that is still being written, or whose writer was stopped.
+
+        Such a row lacks its line end. If only the line end is missing, as in files that were saved by an editor, the
+        row is read.
+        """
         last = len(self._offsets) - 2
-        if os.pread(self._file.fileno(), 1, int(self._offsets[-1]) - 1) == b"\n":
+        if read_line(self._file, int(self._offsets[-1]) - 1, int(self._offsets[-1])) == b"\n":
             return
         try:
-            # A cut row may decode, to fewer features a region than the others have.
-            if last > 0 and self._read(last).features.shape[1] == self._read(0).features.shape[1]:
+            # A truncated row may still decode, but to features of a smaller dimension than those of other rows.
+            if last > 0 and self._read_row(last).features.shape[1] == self._read_row(0).features.shape[1]:
                 return
         except InputError as error:
             logger.debug("%s", error)
         logger.warning("%s: line %d is incomplete and is left out", self.path, last + 1)
-        self._rows = {image_id: row for image_id, row in self._rows.items() if row != last}
+        self._places = {image_id: row for image_id, row in self._places.items() if row != last}
 
 
 class TsvWriter:
-    """Appends rows to a TSV file, each whole or not at all.
+    """Appends rows to a TSV file, each of them completely or not at all.
 
-    ``<file>.synced`` beside the file says how many bytes of it are on the disk for certain, until ``finish`` removes
-    it. What lies behind, which a killed writer or a machine that died leaves, is cut off at the first row that is not
-    whole.
+    ``<file>.synced`` next to the file holds the number of bytes that are certainly on the disk, until ``finish``
+    deletes it. Rows after that, which may be incomplete after a crash, are checked, and those from the first
+    incomplete one on are deleted.
 
     Args:
-        path: the file; made where it does not exist.
+        path: The file, which is created if it does not exist.
         format: "tsv" (the original's columns) or "lxmert-tsv".
 
     Attributes:
-        done: the ids in the file.
+        done: Ids of the images in the file.
 
     Raises:
-        InputError: the file holds something else.
+        InputError: The file holds something else.
     """
 
     def __init__(self, path: str | Path, format: str = "tsv"):
         self.path = Path(path)
         self.fields = FIELDS[format]
         self.done: set[int | str] = set()
-        self._mark = SyncedMark(self.path)
+        self._synced_size = SyncedSize(self.path)
         if self.path.exists():
             self._continue()
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -167,61 +146,58 @@ class TsvWriter:
         """Writes one image's row.
 
         Raises:
-            InputError: the id cannot stand in a TSV file, or LXMERT's columns lack their labels.
+            InputError: The id is not possible in a TSV file, or labels for LXMERT's columns are missing.
         """
-        row = memoryview(encode_row(regions, self.fields))
-        start = os.fstat(self._file).st_size
-        try:
-            while row:
-                row = row[os.write(self._file, row) :]
-        except BaseException:
-            os.ftruncate(self._file, start)
-            raise
+        append_line(self._file, encode_row(regions, self.fields))
         self.done.add(parse_id(regions.image_id))
 
     def sync(self) -> None:
-        """Returns when the rows are on the disk."""
-        self._mark.sync(self._file)
+        """Syncs all rows to the disk."""
+        self._synced_size.sync(self._file)
 
     def finish(self) -> None:
-        """Returns when the rows are on the disk; all there is of the file."""
-        self._mark.finish(self._file)
+        """Syncs all rows to the disk. The format has no other files."""
+        self._synced_size.finish(self._file)
 
     def close(self) -> None:
         os.close(self._file)
 
     def _continue(self) -> None:
-        with _open_for_reading(self.path) as file:
+        with open_for_reading(self.path) as file:
             ids, offsets = _scan(file)
             whole = len(ids)
-            if whole and os.pread(file.fileno(), 1, int(offsets[-1]) - 1) != b"\n":
+            if whole and read_line(file, int(offsets[-1]) - 1, int(offsets[-1])) != b"\n":
                 whole -= 1
-            synced = int(np.searchsorted(offsets, self._mark.read(int(offsets[-1]))))
-            lines = (
-                os.pread(file.fileno(), int(offsets[row + 1] - offsets[row]), int(offsets[row]))
-                for row in range(synced, whole)
-            )
+            synced = int(np.searchsorted(offsets, self._synced_size.read(int(offsets[-1]))))
+            lines = (read_line(file, int(offsets[row]), int(offsets[row + 1])) for row in range(synced, whole))
             broken = next((row for row, line in enumerate(lines, synced) if not _is_whole(line, self.fields)), whole)
             if broken or (whole and _is_of_a_format(file)):
                 self._check_fields(file)
             whole = broken
         if whole < len(ids):
-            logger.warning("%s: not whole from line %d on; cut off and extracted again", self.path, whole + 1)
+            logger.warning("%s: the rows from line %d on are incomplete and are deleted", self.path, whole + 1)
             os.truncate(self.path, int(offsets[whole]))
         self.done = {parse_id(image_id) for image_id in ids[:whole] if image_id}
 
-    def _check_fields(self, file: io.BufferedReader) -> None:
+    def _check_fields(self, file: BinaryIO) -> None:
         if _fields_of(self.path, file) != self.fields:
             raise InputError(
-                f"{self.path}: line 1: not the columns {','.join(self.fields)}; choose another output or format"
+                f"{self.path}: line 1: the columns are not {','.join(self.fields)}; choose another output or format"
             )
 
 
 def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
-    """One image's row with its line end; ``fields`` is ORIGINAL_FIELDS or LXMERT_FIELDS."""
+    """Returns the row of one image with its line end.
+
+    Args:
+        fields: ORIGINAL_FIELDS or LXMERT_FIELDS.
+
+    Raises:
+        InputError: The id is not possible in a TSV file, or labels for LXMERT's columns are missing.
+    """
     image_id = str(regions.image_id)
     if not image_id or any(character in image_id for character in "\t\r\n"):
-        raise InputError(f"image id {image_id!r}: empty or with a tab or line break; give another id in a list file")
+        raise InputError(f"image id {image_id!r}: is empty or has a tab or line break; give another id in a list file")
     values = {
         fields[0]: image_id,
         "image_w": regions.width,
@@ -229,16 +205,16 @@ def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
         "img_w": regions.width,
         "img_h": regions.height,
         "num_boxes": len(regions),
-        "boxes": encode_array(regions.boxes, _FLOAT),
-        "features": encode_array(regions.features, _FLOAT),
+        "boxes": encode_array(regions.boxes, FLOAT),
+        "features": encode_array(regions.features, FLOAT),
     }
-    for field, (attribute, dtype) in LABELS.items():
+    for field, (attribute, dtype) in LXMERT_LABELS.items():
         if field not in fields:
             continue
         labels = getattr(regions, attribute)
         if labels is None:
             raise InputError(
-                f"image {image_id}: has no {attribute}, which {field} of LXMERT's TSV needs; use tsv or npz"
+                f"image {image_id}: has no {attribute}, which LXMERT's TSV needs as {field}; use tsv or npz"
             )
         values[field] = encode_array(labels, dtype)
     text = io.StringIO()
@@ -247,21 +223,27 @@ def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
 
 
 def decode_row(line: bytes, fields: tuple[str, ...]) -> Regions:
-    """The regions in one row; ValueError says which field is wrong."""
+    """Returns the regions in one row.
+
+    Raises:
+        ValueError: A field cannot be decoded. The message names it.
+    """
     cells = line.rstrip(b"\r\n").split(b"\t")
     if len(cells) != len(fields):
         raise ValueError(f"{len(cells)} columns instead of {len(fields)}")
     row = dict(zip(fields, cells))
     count = _integer(row, "num_boxes")
     labels = {
-        attribute: _decode(row, field, dtype, (count,)) for field, (attribute, dtype) in LABELS.items() if field in row
+        attribute: _decode(row, field, dtype, (count,))
+        for field, (attribute, dtype) in LXMERT_LABELS.items()
+        if field in row
     }
     return Regions(
         image_id=parse_id(_id_text(cells[0])),
         width=_integer(row, "image_w" if "image_w" in row else "img_w"),
         height=_integer(row, "image_h" if "image_h" in row else "img_h"),
-        boxes=_decode(row, "boxes", _FLOAT, (count, 4)),
-        features=_decode(row, "features", _FLOAT, (count, -1) if count else (0, 0)),
+        boxes=_decode(row, "boxes", FLOAT, (count, 4)),
+        features=_decode(row, "features", FLOAT, (count, -1) if count else (0, 0)),
         **labels,
     )
 
@@ -277,10 +259,10 @@ def _is_whole(line: bytes, fields: tuple[str, ...]) -> bool:
         decode_row(line, fields)
     except ValueError:
         return False
-    return b"\0" not in line  # what a dead machine leaves for what was not on the disk
+    return b"\0" not in line  # after a crash, the file may contain zeros in place of what was not on the disk
 
 
-def _is_of_a_format(file: io.BufferedReader) -> bool:
+def _is_of_a_format(file: BinaryIO) -> bool:
     file.seek(0)
     line = file.readline()
     return any(_is_whole(line, fields) for fields in FIELDS.values())
@@ -293,40 +275,34 @@ def _integer(row: dict[str, bytes], field: str) -> int:
 
 
 def _id_text(cell: bytes) -> str:
-    # Only an id can hold what csv puts in quotes; the rest is numbers and base64.
-    # A file name that is not UTF-8 keeps its bytes.
+    # Only ids can contain characters that csv puts into quotes; the other columns are numbers and base64.
+    # An id from a file name that is not UTF-8 keeps its bytes.
     text = cell.decode(errors="surrogateescape")
     return next(csv.reader([text]))[0] if text.startswith('"') else text
 
 
-def _open_for_reading(path: Path) -> io.BufferedReader:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _columns_of(file: io.BufferedReader) -> int:
+def _columns_of(file: BinaryIO) -> int:
     file.seek(0)
     return file.readline().count(b"\t") + 1
 
 
-def _fields_of(path: Path, file: io.BufferedReader) -> tuple[str, ...]:
+def _fields_of(path: Path, file: BinaryIO) -> tuple[str, ...]:
     if os.fstat(file.fileno()).st_size == 0:
-        raise InputError(f"{path}: empty; no features were written to it")
+        raise InputError(f"{path}: is empty; extract the features again")
     columns = _columns_of(file)
     for fields in FIELDS.values():
         if columns == len(fields):
             return fields
     raise InputError(
-        f"{path}: line 1: {columns} columns; features have {len(ORIGINAL_FIELDS)} (the original) or "
+        f"{path}: line 1: has {columns} columns; features have {len(ORIGINAL_FIELDS)} (the original) or "
         f"{len(LXMERT_FIELDS)} (LXMERT)"
     )
 
 
-def _scan(file: io.BufferedReader) -> tuple[list[str], np.ndarray]:
-    """The id of every line, "" for empty lines, and the offsets [lines + 1] where they begin and the last ends."""
-    ids, offsets = [], [0]
+def _scan(file: BinaryIO) -> tuple[list[str], np.ndarray]:
+    """Returns the id of each line, or "" if it has no columns, and the offsets [lines + 1] of the lines and the end."""
+    ids: list[str] = []
+    offsets = [0]
     if os.fstat(file.fileno()).st_size == 0:
         return ids, np.array(offsets)
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -339,7 +315,7 @@ def _scan(file: io.BufferedReader) -> tuple[list[str], np.ndarray]:
     return ids, np.array(offsets)
 
 
-def _load_index(path: Path, file: io.BufferedReader) -> tuple[list[str], np.ndarray]:
+def _load_index(path: Path, file: BinaryIO) -> tuple[list[str], np.ndarray]:
     index = path.with_name(path.name + ".index")
     status = os.fstat(file.fileno())
     stamp = np.array([status.st_size, status.st_mtime_ns])
@@ -348,11 +324,11 @@ def _load_index(path: Path, file: io.BufferedReader) -> tuple[list[str], np.ndar
             if np.array_equal(saved["stamp"], stamp):
                 return saved["ids"].tolist(), saved["offsets"]
     except (OSError, ValueError, KeyError, EOFError):
-        logger.debug("%s: none that can be read; making it", index)
+        logger.debug("%s: cannot be read; it is created again", index)
     ids, offsets = _scan(file)
     try:
         with whole_file(index, shared=True) as kept:
             np.savez(kept, stamp=stamp, ids=np.array(ids, dtype=str), offsets=offsets)
     except OSError as error:
-        logger.debug("%s: not kept: %s", index, error)
+        logger.debug("%s: cannot be saved: %s", index, error)
     return ids, offsets

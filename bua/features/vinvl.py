@@ -1,18 +1,18 @@
-"""Features as VinVL's and Oscar's tab-separated rows, with where each row begins in ``<name>.lineidx``.
+"""Reads and writes features as VinVL's and Oscar's tab-separated rows. ``<name>.lineidx`` has the offset of each row.
 
-VinVL (microsoft/scene_graph_benchmark, maskrcnn_benchmark/engine/inference.py) has a row of id and JSON an image:
-``{"objects": [{"rect": [x1, y1, x2, y2], "bbox_id", "class", "conf", "feature", "attributes", "attr_scores"}, ...],
-"relations": null}``, with classes and attributes by name and ``feature`` base64 of float32 [d]. Which number a name has
-stands in ``<name>.labelmap.json``, in the layout of VinVL's own dictionaries (``label_to_idx`` and
-``attribute_to_idx``, from 1). The sizes of the images are in ``<name>.hw.tsv``, and, as Oscar reads them from such a
-file (oscar/run_retrieval.py), in ``image_h`` and ``image_w`` of each row.
+VinVL (microsoft/scene_graph_benchmark, maskrcnn_benchmark/engine/inference.py) has one row per image, with its id and
+JSON: ``{"objects": [{"rect": [x1, y1, x2, y2], "bbox_id", "class", "conf", "feature", "attributes", "attr_scores"},
+...], "relations": null}``. Classes and attributes are given by name, and ``feature`` is base64 of float32 [d]. The
+numbers of the names are in ``<name>.labelmap.json``, in the layout of VinVL's own dictionaries (``label_to_idx`` and
+``attribute_to_idx``, counted from 1). The sizes of the images are in ``<name>.hw.tsv``, from which Oscar reads them
+(oscar/run_retrieval.py), and in ``image_h`` and ``image_w`` of each row.
 
-Oscar's captioning (microsoft/Oscar, oscar/run_captioning.py) has ``{"num_boxes", "features"}``, base64 of float32
-[n, d + 6]. No code of Oscar's makes them; that the six columns are x1/w, y1/h, x2/w, y2/h, (x2-x1)/w and (y2-y1)/h is
-from MMF's extraction for VinVL's checkpoints (tools/scripts/features/extract_features_vinvl.py). Its readers leave
-alone what bua adds: ``image_h``, ``image_w``, ``boxes`` (the columns are not exact) and the labels under LXMERT's
-names. The rows of three columns (id, num_boxes, features) that Oscar's retrieval and pre-training read are read here,
-and not written.
+Oscar's captioning (microsoft/Oscar, oscar/run_captioning.py) has ``{"num_boxes", "features"}``, with base64 of float32
+[n, d + 6]. Oscar has no code that writes them. That the last six columns are x1/w, y1/h, x2/w, y2/h, (x2-x1)/w and
+(y2-y1)/h is taken from MMF's extraction for VinVL's checkpoints (tools/scripts/features/extract_features_vinvl.py).
+Oscar's readers ignore what bua adds: ``image_h``, ``image_w``, ``boxes`` (the columns are not exact), and the labels
+under LXMERT's names. The rows of three columns (id, num_boxes, features) of Oscar's retrieval and pre-training can be
+read, but are not written.
 """
 
 import logging
@@ -23,11 +23,13 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bua.errors import InputError
 from bua.features.ids import parse_id
-from bua.features.synced import SyncedMark
+from bua.features.indexed import IndexedFeatures
+from bua.features.synced_size import SyncedSize
+from bua.features.text_rows import append_line, open_for_reading, read_line, unread_lines
 from bua.features.vinvl_rows import (
     LONGEST_ID,
     Names,
@@ -47,129 +49,120 @@ FORMATS = ("vinvl-tsv", "oscar-tsv")
 logger = logging.getLogger(__name__)
 
 
-class VinvlFeatures(Mapping[int | str, Regions]):
-    """The features in a TSV file of VinVL's or Oscar's, read a row at a time.
+class VinvlFeatures(IndexedFeatures[int]):
+    """The features in a TSV file of VinVL or Oscar, which are read row by row.
 
-    ``<name>.lineidx`` is made anew where it is missing or does not fit the file. Many processes and threads may read
-    from one object, also one that was forked or pickled to them.
+    ``<name>.lineidx`` is created again if it is missing or does not fit the file. Many processes and threads can read
+    from the same object, also after it was forked or pickled to them.
+
+    Attributes:
+        format: "vinvl-tsv" or "oscar-tsv".
 
     Raises:
-        InputError: when opened: no such file, or rows of neither format; when a row is read: names its line and the
-            field that does not decode, or that the size of the image is not known.
+        InputError: When it is opened: there is no such file, or its rows have neither format. When a row is read: a
+            field cannot be decoded, or the size of the image is unknown; the message names the line.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._file = _open(self.path)
+        self._file = open_for_reading(self.path)
         self.format = _format_of(self._file)
         if self.format is None:
-            raise InputError(f"{self.path}: line 1: neither VinVL's objects nor Oscar's features")
+            raise InputError(
+                f"{self.path}: line 1: has neither VinVL's objects nor Oscar's features; name another file"
+            )
         self._names = Names.read(_beside(self.path, ".labelmap.json"))
-        self._rows: dict[int | str, int] = {}
+        self._places = {}
         sizes_in_rows = True
         with _mapped(self._file) as content:
             self._offsets, fits = _offsets(self.path, content)
-            for row, (key, start) in enumerate(_heads(content, self._offsets)):
+            for row, (key, start) in enumerate(_ids_and_starts(content, self._offsets)):
                 if key:
-                    self._rows.setdefault(parse_id(key), row)
+                    self._places.setdefault(parse_id(key), row)
                     sizes_in_rows &= size_of(content[start : start + 80]) is not None
         self._sizes = {} if sizes_in_rows else _read_sizes(_beside(self.path, ".hw.tsv"))
         if not fits:
-            self._keep_lineidx()
+            self._save_lineidx()
         self._leave_out_incomplete_row()
 
-    def __getitem__(self, image_id: int | str) -> Regions:
-        return self._read(self._rows[parse_id(image_id)])
-
-    def __iter__(self) -> Iterator[int | str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, image_id) -> bool:
-        return parse_id(image_id) in self._rows
-
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _file=_open(state["path"]))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _file=open_for_reading(state["path"]))
 
     @property
     def about(self) -> dict[str, list[str]]:
-        """The names in ``<name>.labelmap.json``, as ``VinvlWriter`` takes them."""
+        """The names in ``<name>.labelmap.json``, in the form that ``VinvlWriter`` takes."""
         known = {"object_vocabulary": self._names.objects, "attribute_vocabulary": self._names.attributes}
         return {kind: names for kind, names in known.items() if names is not None}
 
     def problems(self) -> Iterator[str]:
-        """A line for each row that is not read: one without an id or with that of an earlier row, or incomplete."""
+        """Yields a message for each row that is not read: it has no id, the id of an earlier row, or is incomplete."""
         with _mapped(self._file) as content:
-            for row, (key, _) in enumerate(_heads(content, self._offsets)):
-                earlier = self._rows.get(parse_id(key))
-                if not key:
-                    yield f"line {row + 1}: no columns"
-                elif earlier is None:
-                    yield f"line {row + 1}: incomplete"
-                elif earlier != row:
-                    yield f"line {row + 1}: image {key} again, which line {earlier + 1} has"
+            yield from unread_lines((key for key, _ in _ids_and_starts(content, self._offsets)), self._places)
 
-    def _read(self, row: int) -> Regions:
-        start, end = self._offsets[row], self._offsets[row + 1]
-        # pread has no file position that processes and threads would have to share.
-        line = os.pread(self._file.fileno(), end - start, start)
+    def _read(self, image_id: int | str, place: int) -> Regions:
+        return self._read_row(place)
+
+    def _read_row(self, row: int) -> Regions:
+        line = read_line(self._file, self._offsets[row], self._offsets[row + 1])
         try:
             return decode_row(line, self._names, self._sizes)
         except ValueError as error:
             raise InputError(f"{self.path}: line {row + 1}: {error}") from error
 
-    def _keep_lineidx(self) -> None:
+    def _save_lineidx(self) -> None:
         lineidx = _beside(self.path, ".lineidx")
         try:
             with whole_file(lineidx, shared=True) as file:
                 file.writelines(b"%d\n" % offset for offset in self._offsets[:-1])
         except OSError as error:
-            logger.debug("%s: not kept: %s", lineidx, error)
+            logger.debug("%s: cannot be saved: %s", lineidx, error)
 
     def _leave_out_incomplete_row(self) -> None:
-        """A last row without its line end is being written, or its writer was stopped; unless nothing else of it is
-        missing, as in files that went through an editor."""
+        """Leaves out a last row that is still being written, or whose writer was stopped.
+
+        Such a row lacks its line end. If only the line end is missing, as in files that were saved by an editor, the
+        row is read.
+        """
         last = len(self._offsets) - 2
-        if os.pread(self._file.fileno(), 1, self._offsets[-1] - 1) == b"\n":
+        if read_line(self._file, self._offsets[-1] - 1, self._offsets[-1]) == b"\n":
             return
         try:
-            self._read(last)
+            self._read_row(last)
         except InputError:
             logger.warning("%s: line %d is incomplete and is left out", self.path, last + 1)
-            self._rows = {image_id: row for image_id, row in self._rows.items() if row != last}
+            self._places = {image_id: row for image_id, row in self._places.items() if row != last}
 
 
 class VinvlWriter:
-    """Appends rows to a TSV file, each whole or not at all; an incomplete last row, which a killed writer leaves, is
-    cut off first.
+    """Appends rows to a TSV file, each of them completely or not at all.
+
+    Incomplete rows at the end, which are left when a writer is killed or the machine crashes, are deleted first.
 
     Args:
-        path: the file; made where it does not exist.
+        path: The file, which is created if it does not exist.
         format: "vinvl-tsv" or "oscar-tsv".
         about: "object_vocabulary" and "attribute_vocabulary", lists of names, for the labels in vinvl-tsv. Without
-            them, those of ``<name>.labelmap.json`` hold.
+            them, the names in ``<name>.labelmap.json`` are used.
 
     Attributes:
-        done: the ids in the file.
+        done: Ids of the images in the file.
 
     Raises:
-        InputError: the file holds something else, or was written with other names.
+        InputError: The file holds something else, or was written with other names.
     """
 
-    def __init__(self, path: str | Path, format: str = "vinvl-tsv", about: dict | None = None):
+    def __init__(self, path: str | Path, format: str = "vinvl-tsv", about: Mapping[str, Any] | None = None):
         self.path = Path(path)
         self.format = format
         self.done: set[int | str] = set()
         self._offsets = array("q", [0])
-        self._mark = SyncedMark(self.path)
+        self._synced_size = SyncedSize(self.path)
         if self.path.exists():
             self._continue()
-        self._names = self._start_names(about or {}) if format == "vinvl-tsv" else None
+        self._names = self._read_or_write_names(about or {}) if format == "vinvl-tsv" else Names()
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         self.sync()
 
@@ -177,22 +170,16 @@ class VinvlWriter:
         """Writes one image's row.
 
         Raises:
-            InputError: the id cannot stand in a TSV file, or there are no names for the labels.
+            InputError: The id is not possible in a TSV file, or the names of the labels are unknown.
         """
-        row = memoryview(encode_row(regions, self.format, self._names))
-        start, size = self._offsets[-1], len(row)
-        try:
-            while row:
-                row = row[os.write(self._file, row) :]
-        except BaseException:
-            os.ftruncate(self._file, start)
-            raise
-        self._offsets.append(start + size)
+        row = encode_row(regions, self.format, self._names)
+        append_line(self._file, row)
+        self._offsets.append(self._offsets[-1] + len(row))
         self.done.add(parse_id(regions.image_id))
 
     def sync(self) -> None:
-        """Returns when all rows so far are on the disk."""
-        self._mark.sync(self._file)
+        """Syncs all rows to the disk."""
+        self._synced_size.sync(self._file)
 
     def finish(self) -> None:
         """Writes ``<name>.lineidx``, and for VinVL ``<name>.hw.tsv`` with its own ``<name>.hw.lineidx``."""
@@ -201,7 +188,7 @@ class VinvlWriter:
             file.writelines(b"%d\n" % offset for offset in self._offsets[:-1])
         if self.format == "vinvl-tsv" and len(self._offsets) > 1:
             self._write_sizes()
-        self._mark.finish(self._file)
+        self._synced_size.finish(self._file)
 
     def close(self) -> None:
         os.close(self._file)
@@ -209,10 +196,10 @@ class VinvlWriter:
     def _write_sizes(self) -> None:
         rows, offset = [], 0
         with mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as content:
-            for key, start in _heads(content, self._offsets):
+            for key, start in _ids_and_starts(content, self._offsets):
                 size = size_of(content[start : start + 80])
                 if size is None:
-                    logger.info("%s: has rows of another program; no sizes of images are written", self.path)
+                    logger.info("%s: has rows of another program; the sizes of the images are not written", self.path)
                     return
                 rows.append(b'%s\t[{"height": %d, "width": %d}]\n' % (os.fsencode(key), size[1], size[0]))
         with whole_file(_beside(self.path, ".hw.tsv"), durable=True) as file:
@@ -223,55 +210,48 @@ class VinvlWriter:
                 offset += len(row)
 
     def _continue(self) -> None:
-        with _open(self.path) as file:
+        with open_for_reading(self.path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return
             with _mapped(file) as content:
                 offsets, _ = _offsets(self.path, content)
                 whole = len(offsets) - 1 - (content[-1] != ord("\n"))
-                first_unsure = bisect_left(offsets, self._mark.read(len(content)))
+                first_unsure = bisect_left(offsets, self._synced_size.read(len(content)))
                 for row in range(first_unsure, whole):
                     if not is_whole(content[offsets[row] : offsets[row + 1]]):
                         whole = row
                         break
-                keys = [key for key, _ in _heads(content, offsets[: whole + 1])]
+                keys = [key for key, _ in _ids_and_starts(content, offsets[: whole + 1])]
                 first = content[: offsets[1]]
-        ours = self._mark.exists() or begins_row(first)
+        ours = self._synced_size.exists() or begins_row(first)
         if row_format(first) != self.format if keys else not ours:
-            raise InputError(f"{self.path}: line 1: not the rows of {self.format}; choose another output or format")
+            raise InputError(f"{self.path}: line 1: is not a row of {self.format}; choose another output or format")
         if whole < len(offsets) - 1:
-            logger.warning("%s: not whole from line %d on; cut off and extracted again", self.path, whole + 1)
+            logger.warning("%s: the rows from line %d on are incomplete and are deleted", self.path, whole + 1)
             os.truncate(self.path, offsets[whole])
         self._offsets, self.done = offsets[: whole + 1], {parse_id(key) for key in keys if key}
 
-    def _start_names(self, about: dict) -> Names:
+    def _read_or_write_names(self, about: Mapping[str, Any]) -> Names:
         labelmap = _beside(self.path, ".labelmap.json")
-        kept = Names.read(labelmap)
+        saved = Names.read(labelmap)
         names = Names(about.get("object_vocabulary"), about.get("attribute_vocabulary"))
         if not names:
-            return kept
-        if not kept:
+            return saved
+        if not saved:
             with whole_file(labelmap, durable=True) as file:
                 file.write(names.encode())
-        elif kept != names:
-            raise InputError(f"{labelmap}: has other names than the detector; choose another output")
+        elif saved != names:
+            raise InputError(f"{labelmap}: its names are not those of the detector; choose another output")
         return names
 
 
 def vinvl_format(path: Path) -> str | None:
-    """Which of FORMATS a file has by its first row, or None."""
+    """Returns which of FORMATS a file has according to its first row, or None."""
     try:
         with open(path, "rb") as file:
             return _format_of(file)
     except OSError:
         return None
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -281,7 +261,7 @@ def _beside(path: Path, suffix: str) -> Path:
 def _format_of(file: BinaryIO) -> str | None:
     file.seek(0)
     start = file.readline(LONGEST_ID + 1)
-    # Only what begins as a row is read to its end: other files may have no lines.
+    # Only the start of a row is read to its end, since other files may have no line ends.
     return row_format(start if start.endswith(b"\n") else start + file.readline()) if b"\t" in start else None
 
 
@@ -289,44 +269,44 @@ def _mapped(file: BinaryIO) -> mmap.mmap:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _offsets(path: Path, content: mmap.mmap) -> tuple[array, bool]:
-    """Where the rows begin and the last ends, and whether ``.lineidx`` says so.
+def _offsets(path: Path, content: mmap.mmap) -> "tuple[array[int], bool]":
+    """Returns the offsets of the rows and of the end of the file, and whether ``.lineidx`` has all of them.
 
-    What it says is taken where every row that it names begins after a line end; the rows after its last are found.
+    The offsets in ``.lineidx`` are used if a row begins at each of them. Rows after the last of them are searched.
     """
     try:
-        kept = array("q", map(int, _beside(path, ".lineidx").read_bytes().split()))
+        saved = array("q", map(int, _beside(path, ".lineidx").read_bytes().split()))
     except (OSError, ValueError, OverflowError) as error:
         logger.debug("%s: no lineidx: %s", path, error)
-        kept = array("q")
-    offsets = kept[:]
+        saved = array("q")
+    offsets = saved[:]
     if not _begin_rows(offsets, content):
         offsets = array("q", [0])
     while (end := content.find(b"\n", offsets[-1]) + 1) and end < len(content):
         offsets.append(end)
-    fits = offsets == kept
+    fits = offsets == saved
     offsets.append(len(content))
     return offsets, fits
 
 
-def _begin_rows(offsets: array, content: mmap.mmap) -> bool:
+def _begin_rows(offsets: "array[int]", content: mmap.mmap) -> bool:
     if not offsets or offsets[0] != 0 or offsets[-1] >= len(content):
         return False
     return all(before < offset and content[offset - 1] == ord("\n") for before, offset in pairwise(offsets))
 
 
-def _heads(content: mmap.mmap, offsets: array) -> Iterator[tuple[str, int]]:
-    """Of each row the id, "" for lines without a tab, and where the next column begins."""
+def _ids_and_starts(content: mmap.mmap, offsets: "array[int]") -> Iterator[tuple[str, int]]:
+    """Yields the id of each row ("" for lines without a tab), and the position at which the next column begins."""
     for start, end in pairwise(offsets):
         tab = content.find(b"\t", start, end)
         yield content[start : max(tab, start)].decode(errors="surrogateescape"), tab + 1
 
 
 def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:
-    """(width, height) of each image by its id, as far as there is such a file."""
+    """Returns the (width, height) of each image by its id, or nothing if there is no such file."""
     if not path.is_file():
         return {}
     try:
         return row_sizes(path.read_bytes().splitlines())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}; every line has an id, a tab and its height and width") from error
+        raise InputError(f"{path}: {error}; every line must have an id, a tab, and height and width") from error

@@ -148,7 +148,7 @@ class SafeUnpickler(pickle.Unpickler):
         """
         return _plain(super().load(), {})
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
         if (module, name) not in _ALLOWED:
             raise NotAllowedError(f"{module}.{name}")
         substitute = _ALLOWED[module, name]

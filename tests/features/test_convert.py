@@ -11,13 +11,13 @@ ABOUT = {
     "attribute_vocabulary": [f"attribute {number}" for number in range(400)],
     "weights": "sha256:1",
 }
-# The fields that a format has no place for.
+# The fields that a format cannot hold.
 LOST = {"tsv": LABELS}
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Nothing waits for the disk."""
+def no_sync(monkeypatch):
+    """Makes syncing do nothing, so that the tests do not wait for the disk."""
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
@@ -36,8 +36,8 @@ def source(tmp_path, images):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_from_every_format_to_every_format(source, tmp_path, images, format):
-    """What the first can hold comes through to what the second can."""
+def test_every_format_converts_to_every_format(source, tmp_path, images, format):
+    """Everything that both formats can hold arrives."""
     first = tmp_path / "first"
     assert convert_features(source, first, format) == 3
     for second in FORMATS:
@@ -54,7 +54,7 @@ def test_from_every_format_to_every_format(source, tmp_path, images, format):
 
 
 @pytest.mark.parametrize("format", ["tsv", "npz", "flat", "vilbert-lmdb"])
-def test_a_conversion_that_was_stopped_goes_on(source, tmp_path, images, format, monkeypatch):
+def test_a_stopped_conversion_continues(source, tmp_path, images, format, monkeypatch):
     target, read = tmp_path / "target", []
     real = type(open_features(source)).__getitem__
 
@@ -74,7 +74,7 @@ def test_a_conversion_that_was_stopped_goes_on(source, tmp_path, images, format,
     assert convert_features(source, target, format) == 0
 
 
-def test_settings_go_along(source, tmp_path):
+def test_settings_are_copied(source, tmp_path):
     settings = {"format": "flat", "weights": "sha256:1", "max_boxes": 36}
     (tmp_path / "source.meta.json").write_text(json.dumps(settings))
     for format in ("tsv", "flat-fp16"):
@@ -89,14 +89,14 @@ def test_settings_go_along(source, tmp_path):
     assert json.loads((tmp_path / "npz.meta.json").read_text()) == {**settings, "format": "npz"}
 
     (tmp_path / "source.meta.json").write_text(json.dumps({**settings, "max_boxes": 100}))
-    with pytest.raises(InputError, match=r"tsv\.meta\.json: features of other settings"):
+    with pytest.raises(InputError, match=r"tsv\.meta\.json: the features have other settings"):
         convert_features(source, tmp_path / "tsv", "tsv")
     (tmp_path / "source.meta.json").write_text("{")
     with pytest.raises(InputError, match=r"source\.meta\.json: cannot be read as JSON"):
         convert_features(source, tmp_path / "tsv", "tsv")
 
 
-def test_an_image_that_cannot_be_converted_keeps_those_before_it(tmp_path):
+def test_images_before_one_that_cannot_be_converted_are_kept(tmp_path):
     images = [sample(1), sample(2, labelled=False), sample(3)]
     with open_writer(tmp_path / "source", "npz") as writer:
         for regions in images:
@@ -111,20 +111,20 @@ def test_an_image_that_cannot_be_converted_keeps_those_before_it(tmp_path):
     assert list(open_features(tmp_path / "second")) == [1]
 
 
-def test_sources_and_targets_that_are_none(source, tmp_path):
-    with pytest.raises(InputError, match="is the source"):
+def test_unusable_sources_and_targets_are_refused(source, tmp_path):
+    with pytest.raises(InputError, match="is the source itself"):
         convert_features(source, tmp_path / "." / "source", "flat")
-    with pytest.raises(InputError, match="unknown; use one of"):
+    with pytest.raises(InputError, match="is unknown; use one of"):
         convert_features(source, tmp_path / "target", "pickle")
     with pytest.raises(InputError, match="gone: cannot be read"):
         convert_features(tmp_path / "gone", tmp_path / "target", "tsv")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds something other"):
         convert_features(source, tmp_path, "flat")
     assert not (tmp_path / "target").exists()
 
 
-def test_ids(tmp_path):
-    """From LXMERT's, which are names of files, to the numbers of the others, and back."""
+def test_ids_are_converted_from_lxmerts_to_numbers_and_back(tmp_path):
+    """LXMERT has names of files as ids, the other formats have numbers."""
     lxmert, numbers, back = (tmp_path / name for name in ("lxmert.tsv", "numbers", "back.tsv"))
     with open_writer(lxmert, "lxmert-tsv") as writer:
         for seed, image_id in enumerate(("COCO_val2014_000000000042", "COCO_val2014_000000393267")):
@@ -135,22 +135,22 @@ def test_ids(tmp_path):
     assert convert_features(lxmert, numbers, "hdf5", ids="number") == 0
     assert convert_features(numbers, back, "lxmert-tsv", ids="COCO_val2014_{:012d}") == 2
     assert back.read_bytes() == lxmert.read_bytes()
-    for ids, message in (("{:012d}", "does not fit"), ("{", "does not fit"), ("x", "need keep, number or a pattern")):
+    for ids, message in (("{:012d}", "does not fit"), ("{", "does not fit"), ("x", "give keep, number, a pattern")):
         with pytest.raises(InputError, match=f"ids .*{message}"):
             convert_features(lxmert, tmp_path / "none", "tsv", ids=ids)
 
 
-def test_a_full_disk(source, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(source, tmp_path, monkeypatch):
     def full_disk(handle, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bua.features.tsv.os.write", full_disk)
-    with pytest.raises(InputError, match="No space left on device; make room, and the same command goes on"):
+    monkeypatch.setattr("os.write", full_disk)
+    with pytest.raises(InputError, match="No space left on device; free some space and repeat the command"):
         convert_features(source, tmp_path / "target", "tsv")
 
 
 def test_the_original_caffe_features(shared_data, tmp_path):
-    """LXMERT's file comes back byte for byte by way of the formats that hold all of it."""
+    """LXMERT's file can be restored byte for byte from each format that can hold all of it."""
     original = shared_data / "caffe_features" / "train2014_obj36.tsv"
     for first in ("flat", "npz", "vilbert-lmdb", "ban-hdf5", "mmf"):
         convert_features(original, tmp_path / first, first)
@@ -162,7 +162,7 @@ def test_the_original_caffe_features(shared_data, tmp_path):
         assert rows == expected
 
 
-def test_ids_of_a_table(tmp_path):
+def test_ids_are_replaced_by_those_of_a_table(tmp_path):
     with open_writer(tmp_path / "features", "flat") as writer:
         for image_id in (1, 2, "a"):
             writer.append(sample(image_id, seed=0))
@@ -178,14 +178,14 @@ def test_ids_of_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 7\n", "line 1: '1 7': need old<TAB>new"),
-        ("1\t7\t8\n", "need old<TAB>new"),
-        ("1\t\n", "need old<TAB>new"),
-        ("1\t7\n1\t8\n", "line 2: 1 was there before"),
-        ("1\t7\n2\t7\n", "line 2: 7 was there before"),
+        ("1 7\n", "line 1: '1 7' is not a pair old<TAB>new"),
+        ("1\t7\t8\n", "is not a pair old<TAB>new"),
+        ("1\t\n", "is not a pair old<TAB>new"),
+        ("1\t7\n1\t8\n", "line 2: 1 occurs twice"),
+        ("1\t7\n2\t7\n", "line 2: 7 occurs twice"),
     ],
 )
-def test_a_table_of_ids_must_be_one(source, tmp_path, text, message):
+def test_a_wrong_table_of_ids_is_refused(source, tmp_path, text, message):
     table = tmp_path / "ids.tsv"
     table.write_text(text)
     with pytest.raises(InputError, match=message):

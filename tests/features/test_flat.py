@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bua.errors import InputError
 from bua.features.flat import FlatFeatures, FlatWriter
-from bua.features.flat_files import FILES, key_and_text
+from bua.features.flat_files import DATA_FILES, key_and_text
 
 IDS = [7, -3, 0, 2**63, "a b.c", "0042", "été/ü", "\udcff", key_and_text("0042")[0]]
 
@@ -132,7 +132,7 @@ def quick(monkeypatch):
 
 
 def contents(folder):
-    return {name: (folder / name).read_bytes() for name in FILES}
+    return {name: (folder / name).read_bytes() for name in DATA_FILES}
 
 
 def test_cut_at_every_byte(quick, tmp_path):
@@ -140,7 +140,7 @@ def test_cut_at_every_byte(quick, tmp_path):
     images = [sample(image_id, count=1, dim=2, seed=seed) for seed, image_id in enumerate([5, "ab"])]
     write(tmp_path / "whole", images)
     whole = contents(tmp_path / "whole")
-    for name in FILES:
+    for name in DATA_FILES:
         ends = np.linspace(0, len(whole[name]), 3) if name != "ids.bin" else np.array([0, 0, 2])
         for size in range(len(whole[name])):
             path = tmp_path / "cut"
@@ -177,7 +177,7 @@ def test_a_machine_that_died(quick, tmp_path_factory, data):
         writer.append(regions)
     writer.close()
     whole = contents(folder / "out")
-    for name in FILES:
+    for name in DATA_FILES:
         content = bytearray(whole[name])
         start = data.draw(st.integers(durable[name], len(content)))
         end = data.draw(st.integers(start, len(content)))
@@ -203,7 +203,7 @@ def test_damage_is_found(tmp_path):
     assert list(FlatFeatures(tmp_path).problems()) == ["image 2: image 1: its bytes are not those that were written"]
     os.truncate(tmp_path / "ids.bin", 0)
     os.truncate(tmp_path / "features.bin", len(content) - 1)
-    assert list(FlatFeatures(tmp_path).problems())[1:] == ["images 4 to 4: not whole, left out"]
+    assert list(FlatFeatures(tmp_path).problems())[1:] == ["images 4 to 4: are incomplete and left out"]
 
 
 @pytest.mark.parametrize("file", range(4))
@@ -218,7 +218,7 @@ def test_an_image_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch, 
             raise OSError(28, "No space left on device")
         return real_write(handle, content[: 8 if len(calls) > file else None], offset)
 
-    monkeypatch.setattr("bua.features.flat.os.pwrite", full_disk)
+    monkeypatch.setattr("os.pwrite", full_disk)
     with pytest.raises(OSError, match="No space"):
         writer.append(sample("image"))
     monkeypatch.undo()
@@ -258,10 +258,10 @@ def test_images_that_do_not_go_in(tmp_path):
     ragged = sample(2)
     ragged.features = ragged.features[:2]
     for regions, message in [
-        (sample(1), "image id 1: in the output already"),
-        (sample(""), "image id '': empty"),
-        (sample(2, dim=6), r"image 2: features \(3, 6\); .* needs \(3, 5\)"),
-        (ragged, r"features \(2, 5\)"),
+        (sample(1), "image id 1: is already in the output"),
+        (sample(""), "image id '': is empty"),
+        (sample(2, dim=6), r"image 2: features have the shape \(3, 6\); .* needs \(3, 5\)"),
+        (ragged, r"features have the shape \(2, 5\)"),
         (large, "image 2: .* range of float16; use the format flat"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -274,11 +274,11 @@ def test_folders_of_something_else(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: is a file"):
         FlatWriter(tmp_path / "file")
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="something other"):
         FlatWriter(tmp_path)
     out = tmp_path / "out"
     write(out, [sample(1)], about={"weights": "a"})
-    with pytest.raises(InputError, match="dtype float32, not float16"):
+    with pytest.raises(InputError, match="dtype is float32, not float16"):
         FlatWriter(out, "float16")
     with pytest.raises(InputError, match="about differs"):
         FlatWriter(out, about={"weights": "b"})
@@ -295,7 +295,7 @@ def test_folders_of_something_else(tmp_path):
         with pytest.raises(InputError, match=rf"header\.json: .*{message}"):
             FlatFeatures(out)
     (out / "header.json").write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="is not JSON"):
         FlatFeatures(out)
     (out / "header.json").write_text(json.dumps(header))
     (out / "regions.bin").unlink()

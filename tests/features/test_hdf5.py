@@ -179,10 +179,10 @@ class Trap:
     ("rows", "message"),
     [
         (pickle.dumps({7: Trap()}), "pickle"),
-        (pickle.dumps({7: 0, 8: 2}), "not a dictionary from ids to the 2 rows of train36.hdf5"),
-        (pickle.dumps([7, 8]), "not a dictionary"),
+        (pickle.dumps({7: 0, 8: 2}), "is not a dictionary from ids to the 2 rows of train36.hdf5"),
+        (pickle.dumps([7, 8]), "is not a dictionary"),
         (pickle.dumps({7: 0, 8: 1})[:-3], "pickle"),
-        (None, "No such file or directory; train36.hdf5 needs it"),
+        (None, "No such file or directory; train36.hdf5 needs this file"),
     ],
 )
 def test_pickles_that_are_not_rows(tmp_path, rows, message):
@@ -209,11 +209,14 @@ def test_a_file_of_bua_does_not_need_its_pickle(tmp_path):
         (None, "cannot be read as HDF5"),
         (b"not HDF5", "cannot be read as HDF5"),
         ({"image_bb": (2, 3, 4), "spatial_features": (2, 3, 6)}, "no data set image_features"),
-        ({"image_features": (2, 3, 5), "image_bb": (2, 2, 4), "spatial_features": (2, 3, 6)}, "need \\(N, n, d\\)"),
+        (
+            {"image_features": (2, 3, 5), "image_bb": (2, 2, 4), "spatial_features": (2, 3, 6)},
+            "needed are \\(N, n, d\\)",
+        ),
         ({"image_features": (6, 5), "image_bb": (6, 4), "spatial_features": (6, 6)}, "pos_boxes \\(N, 2\\)"),
         (
             {"image_features": (2, 3, 5), "image_bb": (2, 3, 4), "spatial_features": (2, 3, 6), "image_w": (3,)},
-            "image_w is \\(3,\\); need \\(2,\\)",
+            "image_w has the shape \\(3,\\) instead of \\(2,\\)",
         ),
     ],
 )
@@ -255,7 +258,7 @@ def test_boxes_that_are_not_there(tmp_path):
         file["pos_boxes"][1] = 3, 7
     store = Hdf5Features(path)
     assert len(store[7]) == 3
-    with pytest.raises(InputError, match="pos_boxes 3 to 7 is not within 6 boxes"):
+    with pytest.raises(InputError, match="pos_boxes 3 to 7 are not within the 6 boxes"):
         store[8]
 
 
@@ -304,11 +307,11 @@ def test_memory_is_bounded(tmp_path, format):
 
 def test_what_one_file_cannot_hold(tmp_path):
     path = tmp_path / "x.hdf5"
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(InputError, match="there are no images"):
         write_hdf5(path, {})
-    with pytest.raises(InputError, match="image 1: 2 boxes, those before it 3, and the format hdf5 holds one"):
+    with pytest.raises(InputError, match="image 1: has 2 boxes, and the images before it have 3; use the format"):
         write_hdf5(path, images(range(4), counts=(3, 2)), "hdf5")
-    with pytest.raises(InputError, match="image 1: features of 6 numbers, those before it 5"):
+    with pytest.raises(InputError, match="image 1: has the feature dimension 6, and the images before it have 5"):
         write_hdf5(path, {0: sample(0), 1: sample(1, dim=6)}, "ban-hdf5")
     assert not list(tmp_path.iterdir())
 
@@ -356,11 +359,11 @@ def test_a_writer_goes_on(tmp_path, format):
     some = {image_id: expected[image_id] for image_id in (7, "x")}
     write(path, some, format, finish=False)
     assert os.listdir(tmp_path) == ["x.hdf5.partial"]
-    with pytest.raises(InputError, match="not finished; run the extraction again"):
+    with pytest.raises(InputError, match="is not finished; run the extraction again"):
         Hdf5Features(path)
     writer = Hdf5Writer(path, format)
     assert writer.done == {7, "x"}
-    with pytest.raises(InputError, match="'x': in the output already"):
+    with pytest.raises(InputError, match="'x': is already in the output"):
         writer.append(expected["x"])
     writer.close()
     write(path, {9: expected[9]}, format)
@@ -395,9 +398,9 @@ def test_another_number_of_boxes(tmp_path):
     for finish in (False, True):
         write(path, expected, finish=finish)
         writer = Hdf5Writer(path)
-        with pytest.raises(InputError, match="image 8: 2 boxes, those before it 3"):
+        with pytest.raises(InputError, match="image 8: has 2 boxes, and the images before it have 3"):
             writer.append(sample(8, count=2))
-        with pytest.raises(InputError, match="image 8: features of 6 numbers"):
+        with pytest.raises(InputError, match="image 8: has the feature dimension 6"):
             writer.append(sample(8, dim=6))
         assert writer.done == {7}
         writer.close()
@@ -408,7 +411,7 @@ def test_another_number_of_boxes(tmp_path):
 def test_another_file(tmp_path):
     path = tmp_path / "x.hdf5"
     write(path, images([7]), "ban-hdf5")
-    with pytest.raises(InputError, match="is in the format ban-hdf5; choose another output or format"):
+    with pytest.raises(InputError, match="has the format ban-hdf5; choose another output or format"):
         Hdf5Writer(path, "hdf5")
     path.write_text("mine")
     with pytest.raises(InputError, match="cannot be read as HDF5"):

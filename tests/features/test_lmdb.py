@@ -267,13 +267,13 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
     store = LmdbFeatures(path)
     assert store[1].features.shape == (1, 1)
     for image_id, message in (
-        (2, "features: not base64"),
+        (2, "features: is not base64"),
         (3, "boxes: 4 bytes do not fit 1 boxes"),
         (4, "num_boxes: 'x' is not a number"),
-        (5, "image_h: missing"),
+        (5, "image_h: is missing"),
         (6, "system"),
-        (7, "a list instead of a row"),
-        (8, "not a pickle"),
+        (7, "is a list instead of a dictionary"),
+        (8, "not a readable pickle"),
     ):
         with pytest.raises(InputError, match=f"out: image {image_id}: .*{message}.*extract this"):
             store[image_id]

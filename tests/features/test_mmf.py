@@ -137,13 +137,13 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
     store = MmfFeatures(folder)
     for image_id, message in (
         (1, r"1\.npy: cannot be read as npy"),
-        (2, r"2\.npy: features are \(4,\)"),
+        (2, r"2\.npy: has the shape \(4,\)"),
         (3, r"3_info\.npy: .*system"),
-        (4, r"4_info\.npy: image_width: missing"),
-        (5, r"5_info\.npy: bbox is \(3, 6\)"),
+        (4, r"4_info\.npy: image_width: is missing"),
+        (5, r"5_info\.npy: bbox has the shape \(3, 6\)"),
         (6, r"6_info\.npy: holds numbers"),
-        (7, r"7_info\.npy: objects is \(2,\)"),
-        (8, r"8_info\.npy: cls_prob is \(3, 9\)"),
+        (7, r"7_info\.npy: objects has the shape \(2,\)"),
+        (8, r"8_info\.npy: cls_prob has the shape \(3, 9\)"),
     ):
         with pytest.raises(InputError, match=message):
             store[image_id]

@@ -142,7 +142,7 @@ def test_tensors_that_reach_over_their_storage(tmp_path):
             return function, (storage, 0, (2, 10**9), (0, 0), False, {})
 
     detectron2_file(tmp_path / "a.npz", attrs_id=Tensor())
-    with pytest.raises(InputError, match="on 4 numbers"):
+    with pytest.raises(InputError, match="only 4 numbers"):
         NpzFeatures(tmp_path)["a"]
 
 
@@ -176,7 +176,7 @@ class Trap:
 def test_pickles_are_not_run(tmp_path, trap):
     arrays = {"x": np.ones((2, 3)), "bbox": np.ones((2, 4)), "num_bbox": 2, "image_h": 48, "image_w": 64}
     np.savez(tmp_path / "a.npz", **arrays, info=np.array({"objects_id": trap}, dtype=object))
-    with pytest.raises(InputError, match="info is a pickle that is not read") as raised:
+    with pytest.raises(InputError, match="info is a pickle that is not loaded") as raised:
         NpzFeatures(tmp_path)["a"]
     assert str(tmp_path / "a.npz") in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -223,13 +223,13 @@ FILE = {"x": np.ones((2, 3)), "bbox": np.ones((2, 4)), "num_bbox": 2, "image_h":
         (b"PK half a zip", "cannot be read as npz"),
         (b"", "cannot be read as npz"),
         ({"y": np.zeros(3)}, "x is not a file"),
-        ({"x": np.ones((3, 5)), "bbox": np.ones((2, 4)), "image_w": 1, "image_h": 1}, "need \\(n, d\\)"),
+        ({"x": np.ones((3, 5)), "bbox": np.ones((2, 4)), "image_w": 1, "image_h": 1}, "not \\(n, d\\)"),
         ({"x": np.array([None])}, "cannot be read as npz"),
-        (FILE | {"info": np.array([1, None])}, "info is object \\(2,\\)"),
-        (FILE | {"info": np.array(1)}, "info is int64"),
-        (FILE | {"info": np.array([], dtype=object).reshape(0)}, "info is object \\(0,\\)"),
+        (FILE | {"info": np.array([1, None])}, "info is an array of object with the shape \\(2,\\)"),
+        (FILE | {"info": np.array(1)}, "info is an array of int64"),
+        (FILE | {"info": np.array([], dtype=object).reshape(0)}, "info is an array of object with the shape \\(0,\\)"),
         (FILE | {"info": np.array(None)}, "info is a NoneType"),
-        (FILE | {"info": np.array({"objects_id": [1]})}, "info: objects_id is \\(1,\\); need \\(2,\\)"),
+        (FILE | {"info": np.array({"objects_id": [1]})}, "info: objects_id has the shape \\(1,\\) instead of \\(2,\\)"),
         (FILE | {"info": np.array({"objects_id": "x"})}, "info: "),
         (FILE | {"info": np.array({"objects": np.array([1, 2])})}, "info: 'cls_prob'"),
         (FILE | {"info": np.array({"objects": np.array([1, 2]), "cls_prob": np.ones(2)})}, "info: "),

@@ -33,8 +33,8 @@ def test_every_format_is_recognised(tmp_path, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_writer_that_was_stopped(tmp_path, format):
-    """What was synced is there for the next writer, whether or not the block ended by an exception."""
+def test_a_stopped_writer_continues(tmp_path, format):
+    """The next writer finds all synced images, even if the block of the previous writer raised an exception."""
     path = tmp_path / "features"
 
     def stop():
@@ -54,7 +54,7 @@ def test_a_writer_that_was_stopped(tmp_path, format):
     assert_same(store[1], sample(1, seed=1), LABELS)
 
 
-def test_the_flat_formats_keep_what_is_said_about_them(tmp_path):
+def test_the_flat_formats_store_about(tmp_path):
     for format in FORMATS:
         with open_writer(tmp_path / format, format, ABOUT) as writer:
             writer.append(sample(1))
@@ -64,24 +64,24 @@ def test_the_flat_formats_keep_what_is_said_about_them(tmp_path):
     assert_same(open_features(tmp_path / "flat-fp16")[1], sample(1))
 
 
-def test_nothing_to_open(tmp_path):
+def test_a_path_without_features_is_refused(tmp_path):
     with pytest.raises(InputError, match="gone: cannot be read"):
         open_features(tmp_path / "gone")
     with pytest.raises(InputError, match=r"no header\.json, data\.mdb, \.npz or \.npy"):
         open_features(tmp_path)
     (tmp_path / "empty.tsv").touch()
-    with pytest.raises(InputError, match="empty"):
+    with pytest.raises(InputError, match="is empty"):
         open_features(tmp_path / "empty.tsv")
     (tmp_path / "notes.txt").write_text("a\tb\n")
-    with pytest.raises(InputError, match="2 columns"):
+    with pytest.raises(InputError, match="has 2 columns"):
         open_features(tmp_path / "notes.txt")
     sqlite3.connect(tmp_path / "other.db").execute("create table t (x)").connection.close()
     with pytest.raises(InputError, match="columns"):
         open_features(tmp_path / "other.db")
 
 
-def test_nowhere_to_write(tmp_path):
-    with pytest.raises(InputError, match="unknown; use one of tsv"), open_writer(tmp_path / "x", "pickle"):
+def test_a_path_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is unknown; use one of tsv"), open_writer(tmp_path / "x", "pickle"):
         pass
     with pytest.raises(InputError, match="Is a directory"), open_writer(tmp_path, "tsv"):
         pass
@@ -90,7 +90,7 @@ def test_nowhere_to_write(tmp_path):
         pass
 
 
-def test_one_writer_at_a_time(tmp_path):
+def test_only_one_writer_at_a_time(tmp_path):
     path = tmp_path / "features.tsv"
     with open_writer(path, "tsv") as writer:
         with pytest.raises(InputError, match=r"features\.tsv: process \d+ on .* is writing"), open_writer(path, "tsv"):

@@ -22,12 +22,12 @@ def write(path, images, format="flat"):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_nothing_is_wrong(tmp_path, format):
-    pictures = [sample(number, seed=number) for number in range(4)]
-    summary = summarize(write(tmp_path / "out", pictures, format))
+def test_summary_of_features_without_faults(tmp_path, format):
+    images = [sample(number, seed=number) for number in range(4)]
+    summary = summarize(write(tmp_path / "out", images, format))
     assert summary.faults() == summary.unreadable == summary.problems == []
     assert (summary.images, summary.boxes, summary.histogram, summary.dims) == (4, 12, {3: 4}, {5: 4})
-    features = np.concatenate([regions.features for regions in pictures])
+    features = np.concatenate([regions.features for regions in images])
     assert summary.minimum == features.min()
     assert summary.maximum == features.max()
     assert summary.mean == pytest.approx(features.mean())
@@ -36,7 +36,7 @@ def test_nothing_is_wrong(tmp_path, format):
     assert summary.labels == ({} if format == "tsv" else dict.fromkeys(summary.labels, 4))
 
 
-def test_what_is_wrong(tmp_path):
+def test_faults_are_counted(tmp_path):
     boxes = np.array([[0, 0, 640, 480], [5, 5, 4, 6], [-1, 0, 5, 5], [0, 0, 641, 4], [0, 0, np.nan, 4]], np.float32)
     features = np.ones((5, 4), np.float32)
     features[1] = 0
@@ -45,7 +45,7 @@ def test_what_is_wrong(tmp_path):
     summary = summarize(write(tmp_path / "out", images))
     assert summary.faults() == [
         "1 regions with features that are all 0",
-        "2 numbers that are not finite",
+        "2 values that are not finite",
         "2 boxes that reach out of their image",
         "1 boxes that end before they begin",
     ]
@@ -54,27 +54,27 @@ def test_what_is_wrong(tmp_path):
     assert summary.histogram == {0: 1, 5: 1}
 
     images = [sample(1, dim=4), sample(2, dim=6)]
-    assert summarize(write(tmp_path / "dims", images, "npz")).faults() == ["features of several lengths: 4, 6"]
+    assert summarize(write(tmp_path / "dims", images, "npz")).faults() == ["several feature dimensions: 4, 6"]
     assert summarize(write(tmp_path / "none", [])).faults() == ["no images"]
 
 
-def test_rows_that_do_not_decode_are_named(tmp_path):
+def test_rows_that_cannot_be_decoded_are_named(tmp_path):
     path = write(tmp_path / "features.tsv", [sample(number) for number in range(3)], "tsv")
     rows = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(rows[0] + rows[1].replace(b"640", b"6x0") + rows[2] + rows[0])
     summary = summarize(path)
     assert [line.split(";")[0] for line in summary.unreadable] == [f"{path}: line 2: image_w: '6x0' is not a number"]
     assert summary.problems == [f"{path}: line 4: image 0 again, which line 1 has"]
-    assert summary.faults() == ["1 images that do not decode", "1 records that are not read"]
+    assert summary.faults() == ["1 images that cannot be decoded", "1 records that cannot be read"]
     with pytest.raises(InputError, match="gone"):
         summarize(tmp_path / "gone")
 
 
-def test_histogram(tmp_path):
+def test_histogram_of_the_number_of_boxes(tmp_path):
     counts = [10, 11, 36, 36, 100]
     images = [sample(number, count=count) for number, count in enumerate(counts)]
     lines = summarize(write(tmp_path / "out", images)).lines()
-    assert "boxes      193, 10 to 100, 38.6 on average an image" in lines
+    assert "boxes      193, 10 to 100, 38.6 on average per image" in lines
     (line,) = (line for line in lines if line.startswith("histogram"))
     assert (
         line.split(maxsplit=1)[1] == "10-21: 2  22-33: 0  34-45: 2  46-57: 0  58-69: 0  70-81: 0  82-93: 0  94-100: 1"

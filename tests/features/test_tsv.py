@@ -107,7 +107,7 @@ def test_rows_decode_to_what_they_encode(boxes_and_features, width, height, imag
     [
         (3, b"x", "num_boxes: 'x' is not a number"),
         (3, b"4", "boxes: 48 bytes do not fit 4 boxes"),
-        (4, b"AAA", "boxes: not base64"),
+        (4, b"AAA", "boxes: is not base64"),
         (5, b"AAAA", "features: 3 bytes"),
         (5, b"", "features: 0 bytes"),
         (1, b"64.5", "image_w"),
@@ -197,7 +197,7 @@ def test_a_row_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return real_write(descriptor, data[:100])
 
-    monkeypatch.setattr("bua.features.tsv.os.write", full_disk)
+    monkeypatch.setattr("os.write", full_disk)
     with pytest.raises(OSError, match="No space"):
         writer.append(sample(2))
     writer.close()

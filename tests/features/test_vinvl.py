@@ -162,7 +162,7 @@ def test_reads_oscars_own_rows(tmp_path, columns):
     cells = [json.dumps({"num_boxes": 3, "features": text})] if columns == 2 else ["3", text]
     path.write_text("\t".join(["3", *cells]) + "\n")
     assert vinvl_format(path) == "oscar-tsv"
-    with pytest.raises(InputError, match=r"features\.tsv: line 1: no size of image '3'.*hw\.tsv"):
+    with pytest.raises(InputError, match=r"features\.tsv: line 1: the size of image '3' is unknown.*hw\.tsv"):
         VinvlFeatures(path)[3]
     (tmp_path / "features.hw.tsv").write_text(f'3\t[{{"height": {expected.height}, "width": 640}}]\n')
     read = VinvlFeatures(path)[3]
@@ -287,14 +287,14 @@ def test_names(tmp_path):
     # Those that are there hold where none are given.
     write(tmp_path / "a.tsv", [regions_of(2)], about=None)
     assert_same(VinvlFeatures(tmp_path / "a.tsv")[2], regions_of(2))
-    with pytest.raises(InputError, match=r"a\.labelmap\.json: has other names"):
+    with pytest.raises(InputError, match=r"a\.labelmap\.json: its names are not those"):
         VinvlWriter(tmp_path / "a.tsv", about=ABOUT | {"object_vocabulary": ["cat"]})
     writer = VinvlWriter(tmp_path / "b.tsv")
-    with pytest.raises(InputError, match=r"image 1: .*names are not known"):
+    with pytest.raises(InputError, match=r"image 1: .*names of objects, which are unknown"):
         writer.append(regions_of(1))
     writer.append(regions_of(2, labelled=False))
     writer = VinvlWriter(tmp_path / "c.tsv", about={"object_vocabulary": ["cat"]})
-    with pytest.raises(InputError, match="of 1 names"):
+    with pytest.raises(InputError, match="has 1 names"):
         writer.append(regions_of(1))
     assert os.path.getsize(tmp_path / "c.tsv") == 0
 
@@ -331,25 +331,25 @@ def test_what_is_wrong_is_named(tmp_path):
     assert list(store) == list(range(11))
     assert store[0].features.tolist() == [[1, 2]]
     for image_id, message in (
-        (1, "features: not base64"),
-        (2, "features: 8 columns, of which the last six are no places"),
-        (3, "features: 4 columns"),
+        (1, "features: is not base64"),
+        (2, "features: the last six of 8 columns are not the places"),
+        (3, "features: the last six of 4 columns"),
         (4, "KeyError 'feature'"),
-        (5, "feature: of different lengths"),
+        (5, "feature: the regions have different feature dimensions"),
         (6, "class: 'cow' is not among the names"),
         (7, "rect"),
         (8, "TypeError"),
-        (9, "neither VinVL's objects nor Oscar's features"),
+        (9, "has neither VinVL's objects nor Oscar's features"),
     ):
         with pytest.raises(InputError, match=rf"out\.tsv: line {image_id + 1}: .*{message}"):
             store[image_id]
-    with pytest.raises(InputError, match=r"out\.tsv: line 12: neither"):
+    with pytest.raises(InputError, match=r"out\.tsv: line 12: has neither"):
         store[10]
 
 
 def test_other_things_at_the_path(tmp_path):
     write(tmp_path / "vinvl.tsv", [regions_of(1)])
-    with pytest.raises(InputError, match=r"vinvl\.tsv: line 1: not the rows of oscar-tsv"):
+    with pytest.raises(InputError, match=r"vinvl\.tsv: line 1: is not a row of oscar-tsv"):
         VinvlWriter(tmp_path / "vinvl.tsv", "oscar-tsv")
     for text in ("notes\nmore\n", "x" * 300, "1\t2\n", "1\t640\t480\t1\tAAAA\tAAAA\n", "1\tno row"):
         path = tmp_path / "other.tsv"
@@ -364,7 +364,7 @@ def test_other_things_at_the_path(tmp_path):
     with pytest.raises(InputError, match=r"none\.tsv: cannot be read"):
         VinvlFeatures(tmp_path / "none.tsv")
     (tmp_path / "vinvl.labelmap.json").write_text('{"label_to_idx": {"dog": 3}}')
-    with pytest.raises(InputError, match=r"vinvl\.labelmap\.json: no dictionary"):
+    with pytest.raises(InputError, match=r"vinvl\.labelmap\.json: is not a dictionary"):
         VinvlFeatures(tmp_path / "vinvl.tsv")
     (tmp_path / "vinvl.labelmap.json").unlink()
     (tmp_path / "vinvl.tsv").write_text(vinvl_row(regions_of(1)))

@@ -39,7 +39,7 @@ def test_convert_and_inspect(source, tmp_path, capsys):
     assert inspect([str(target)]) == 0
     out = capsys.readouterr().out.splitlines()
     assert "images     2" in out
-    assert "boxes      6, 3 to 3, 3.0 on average an image" in out
+    assert "boxes      6, 3 to 3, 3.0 on average per image" in out
     assert inspect([str(target), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["images"], summary["histogram"], summary["faults"]) == (2, {"3": 2}, [])
@@ -63,7 +63,7 @@ def test_what_is_wrong(source, tmp_path, capsys):
     source.write_bytes(b"".join([*rows, *[rows[1]] * 30, rows[0].replace(b"000042", b"000043").replace(b"640", b"")]))
     assert inspect([str(source)]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert "wrong: 1 images that do not decode" in out
+    assert "wrong: 1 images that cannot be decoded" in out
     assert f"  {source}: line 33: img_w: '' is not a number; extract this image again" in out
     assert f"  {source}: line 3: image COCO_val2014_000000393267 again, which line 2 has" in out
     assert out[-1] == "  ... and 11 more (--json has all)"

@@ -1,4 +1,4 @@
-"""How much of a file that grows is on the disk for certain: what a machine that dies leaves beyond is to be checked."""
+"""Records how much of a growing file is certainly on the disk. The rest must be checked after the machine crashed."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from bua.io.files import sync_folder, whole_file
 
 
-class SyncedMark:
-    """``<file>.synced``, which says how many bytes of a file were on the disk when it was last synced."""
+class SyncedSize:
+    """The file ``<file>.synced``, which holds the size in bytes of another file when that was last synced."""
 
     def __init__(self, path: Path):
         self._path = path.with_name(f"{path.name}.synced")
@@ -16,7 +16,7 @@ class SyncedMark:
         return self._path.exists()
 
     def read(self, size: int) -> int:
-        """How many of ``size`` bytes are known to be whole: all where no mark says otherwise."""
+        """Returns how many of the file's ``size`` bytes are certainly on the disk: all if there is no record."""
         try:
             return int(self._path.read_bytes())
         except FileNotFoundError:
@@ -25,13 +25,13 @@ class SyncedMark:
             return 0
 
     def sync(self, file: int) -> None:
-        """Returns when all of the file (a descriptor) is on the disk, and the mark says so."""
+        """Syncs the file (a descriptor) to the disk, and then records its size."""
         os.fsync(file)
-        with whole_file(self._path, durable=True) as mark:
-            mark.write(b"%d\n" % os.fstat(file).st_size)
+        with whole_file(self._path, durable=True) as record:
+            record.write(b"%d\n" % os.fstat(file).st_size)
 
     def finish(self, file: int) -> None:
-        """As ``sync``, for a file that is complete: it needs no mark."""
+        """Syncs the file (a descriptor), which is complete now, and deletes the record."""
         os.fsync(file)
         self._path.unlink(missing_ok=True)
         sync_folder(self._path.parent)

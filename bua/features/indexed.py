@@ -1,0 +1,36 @@
+"""The base of the readers that keep a dictionary from the id of an image to its place in the files."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from bua.features.ids import parse_id
+from bua.structures import Regions
+
+Place = TypeVar("Place")
+
+
+class IndexedFeatures(Mapping[int | str, Regions], Generic[Place]):
+    """A mapping from image ids to ``Regions``, which are read from files when they are asked for.
+
+    Subclasses set ``_places``, the place of each image by its id, in the order of the images, and implement ``_read``.
+    """
+
+    _places: dict[int | str, Place]
+
+    @abstractmethod
+    def _read(self, image_id: int | str, place: Place) -> Regions:
+        """Reads one image."""
+
+    def __getitem__(self, image_id: int | str) -> Regions:
+        image_id = parse_id(image_id)
+        return self._read(image_id, self._places[image_id])
+
+    def __iter__(self) -> Iterator[int | str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, image_id: object) -> bool:
+        return parse_id(image_id) in self._places
