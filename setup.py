@@ -9,30 +9,33 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "bua" / "__init__.py").read
 setup(
     name="bua",
     version=VERSION,
-    description="Bottom-up attention: region features for vision and language, and the models that live on them",
+    description="Bottom-up attention: region features for vision and language, and models for tasks on them",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["bua", "bua.*"]),
+    package_data={"bua.visualization": ["templates/*"]},
     install_requires=[
         "torch>=2.11",
-        "torchvision>=0.26",  # the first that matches torch 2.11
-        # Detectron2 admits these releases of its two companions alone, and one environment should serve both engines.
+        "torchvision>=0.26",  # the first release that matches torch 2.11
+        # Detectron2 requires these releases of its two companions, and one environment should serve both engines.
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.7,<0.1.10",
         "numpy>=1.26",
         "opencv-python-headless>=4.8",
         "pillow>=10",
+        "pyyaml>=6",
         "pycocotools>=2.0.7",
         "h5py>=3.10",
         "lmdb>=1.4",
         "orjson>=3.9",
         "tqdm>=4.65",
         "protobuf>=4.22",
-        "tensorboard>=2.15",
+        "tensorboard>=2.15",  # imported by torch.utils.tensorboard
         "accelerate>=1.0",
         "huggingface_hub>=0.23",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
     ],
     extras_require={

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Draws boxes with objects and attributes on images: what a data set says, what a detector says, or both.
+r"""Draws boxes with objects and attributes on images: a data set's annotations, a detector's predictions, or both.
 
 Examples:
     tools/visualize.py --dataset shapes_train --what annotations --output output/look
@@ -22,19 +22,27 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--dataset", required=True, help="such as shapes_test; with --images, whose classes to name")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        help="data set such as shapes_test; with --images, only the names of its classes are used",
+    )
     parser.add_argument(
         "--what",
         choices=("annotations", "predictions", "both"),
-        help="by default both; of --images, predictions; both has the annotation to the left",
+        help="default: both, with the annotations on the left; for --images, predictions",
     )
-    parser.add_argument("--images", nargs="+", metavar="FILE", help="images of your own, instead of the data set's")
-    parser.add_argument("--config-file", help="the detector's configuration; needed for predictions")
-    parser.add_argument("--weights", help="a checkpoint, instead of the configuration's MODEL.WEIGHTS")
+    parser.add_argument(
+        "--images", nargs="+", metavar="FILE", help="image files to draw, instead of the data set's images"
+    )
+    parser.add_argument("--config-file", help="configuration of the detector; required for predictions")
+    parser.add_argument("--weights", help="checkpoint of the detector; default: MODEL.WEIGHTS of the configuration")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawn images")
-    parser.add_argument("--num", type=int, default=20, help="how many images, evenly over the data set")
-    parser.add_argument("--threshold", type=float, default=0.4, help="least probability of an object that is drawn")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    parser.add_argument("--num", type=int, default=20, help="number of images, spread evenly over the data set")
+    parser.add_argument("--threshold", type=float, default=0.4, help="least probability of a predicted object")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY VALUE", help="keys and values that are set in the configuration"
+    )
     args = parser.parse_intermixed_args(argv)
     args.what = args.what or ("predictions" if args.images else "both")
     return args
@@ -44,9 +52,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.images and args.what != "predictions":
-        raise InputError(f"--what {args.what}: files given by --images have no annotation; use --what predictions")
+        raise InputError(f"--what {args.what}: the files of --images have no annotations; use --what predictions")
     if args.what != "annotations" and not args.config_file:
-        raise InputError(f"--config-file: needed for --what {args.what}; or draw with --what annotations")
+        raise InputError(f"--config-file: is required for --what {args.what}; give it, or use --what annotations")
     if args.num < 1:
         raise InputError(f"--num: is {args.num}; give 1 or more")
     dataset = get_dataset(args.dataset)
@@ -55,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
         detector = load_detector(load_cfg(args.config_file, [*args.overrides, *weights]), dataset)
     if args.images:
+        assert detector is not None  # --images is refused for annotations
         files = draw_files(
             args.images,
             args.output,

@@ -1,5 +1,6 @@
-"""What the demo's page says."""
+"""Writes the text of the demo's page."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -21,27 +22,31 @@ def demo_report(
     detector: Sequence[str],
     paths: DemoPaths,
 ) -> Report:
-    """The page's content.
+    """Returns the content of the page.
 
     Args:
-        training_log: the detector's.
-        curves: ``objects`` and ``attributes`` -> class name -> precision-recall curve.
-        training_images: how many.
-        detector: its configuration file, its checkpoint, and the overrides of its configuration.
+        record: Metrics and durations.
+        images: Images with the models' results.
+        training_log: Lines of the detector's training log.
+        curves: Precision-recall curves by class name, for ``objects`` and ``attributes``.
+        training_images: Number of training images.
+        detector: The detector's configuration file, its checkpoint, and the overrides of its configuration.
+        paths: Files of the task models.
     """
     return Report(
-        title="Regions, answers, captions and phrases, all learnt on this machine",
+        title="Detection, question answering, captioning and grounding, trained on this machine",
         introduction=(
-            f"A detector of objects and their attributes learnt in {format_seconds(record.seconds['training'])} from "
-            "drawn images of coloured, sized and textured things, from random weights. On the features of its "
-            "regions three models then learnt to answer questions, to caption, and to find what phrases mean. Below is "
-            "what they make of images that they were never shown, how often they are right, and how to use them."
+            "A detector of objects and their attributes was trained from random weights in "
+            f"{format_seconds(record.seconds['training'])}, on drawn images of objects in several colours, sizes and "
+            "textures. On the features of its regions, three models were trained: for question answering, for "
+            "captioning, and for phrase grounding. This page shows their scores and their results on test images, and "
+            "how to use them."
         ),
         scores=scores(record.metrics),
         metrics=record.metrics,
         facts={
             "Training images": f"{training_images:,}",
-            "Time in all": format_seconds(sum(record.seconds.values())),
+            "Total time": format_seconds(sum(record.seconds.values())),
         },
         gallery=images,
         training_log=training_log,
@@ -52,24 +57,23 @@ def demo_report(
 
 
 def scores(metrics: Mapping[str, float]) -> list[Score]:
-    """The page's table: each task's score, who does not look, and who looks without error.
+    """Returns the score of each task, with the blind baseline's and the one with ground-truth regions.
 
     Args:
-        metrics: as metrics.json has them.
+        metrics: Content of metrics.json.
     """
-    rows = [
+    accuracy, blind_accuracy, accuracy_bound = (metrics[f"vqa/{name}/accuracy"] for name in ("updown", BLIND, PERFECT))
+    cider, blind_cider, cider_bound = (metrics[f"captioning/{name}/CIDEr-D"] for name in ("updown", BLIND, PERFECT))
+    recall, chance, recall_bound = (metrics[f"grounding/ban/{name}"] for name in ("R@1", "chance", "bound"))
+    # CIDEr-D is not a percentage, and can exceed 1. Its bar ends at the next whole number.
+    cider_end = float(max(1, math.ceil(max(cider, blind_cider, cider_bound))))
+    return [
         Score("Objects", "mAP@0.5", metrics["objects/mAP50"]),
         Score("Attributes", "mAP@0.5", metrics["attributes/mAP50"]),
+        Score("Questions, Up-Down", "accuracy", accuracy, blind_accuracy, accuracy_bound),
+        Score("Captions, Up-Down", "CIDEr-D", cider, blind_cider, cider_bound, unit="× 100", scale_end=cider_end),
+        Score("Phrases, BAN", "Recall@1", recall, chance, recall_bound),
     ]
-    for task, title, metric in (
-        ("vqa", "Questions, Up-Down", "accuracy"),
-        ("captioning", "Captions, Up-Down", "CIDEr-D"),
-    ):
-        rows.append(Score(title, metric, *(metrics[f"{task}/{name}/{metric}"] for name in ("updown", BLIND, PERFECT))))
-    rows.append(
-        Score("Phrases, BAN", "Recall@1", *(metrics[f"grounding/ban/{name}"] for name in ("R@1", "chance", "bound")))
-    )
-    return rows
 
 
 def _commands(config_file: str, weights: str, *overrides: str, paths: DemoPaths) -> list[tuple[str, str]]:
@@ -85,26 +89,26 @@ def _commands(config_file: str, weights: str, *overrides: str, paths: DemoPaths)
 
     return [
         (
-            "Draw what the detector finds (it knows the things of Shapes and no others)",
+            "Draw the objects that the detector finds (it knows only the classes of Shapes)",
             f"python tools/visualize.py --dataset shapes_test --images my_images/*.jpg \\\n"
             f"    {described} --weights {shlex.quote(weights)} --output output/drawn{more}",
         ),
         (
-            "Ask a question",
+            "Answer a question",
             ask("answer", ' --question "What color is the star?"', "vqa", str(paths.model("vqa", "updown"))),
         ),
-        ("Caption", ask("caption", "", "captioner", str(paths.model("captioning", "updown")))),
+        ("Caption an image", ask("caption", "", "captioner", str(paths.model("captioning", "updown")))),
         (
-            "Find what phrases mean",
+            "Ground the phrases of a sentence",
             ask("ground", ' --sentence "a star above a red circle"', "grounding", str(paths.model("grounding", "ban"))),
         ),
         (
-            "Region features of a folder of images, as the original's TSV or in another --format",
+            "Extract region features of a folder of images, in the original TSV format or in another --format",
             f"python tools/extract.py --images my_images --output features.tsv \\\n"
             f"    {described} --weights {shlex.quote(weights)}{more}",
         ),
         (
-            "A detector for photographs: train on Visual Genome (datasets/README.md says how to get it)",
+            "Train a detector for photographs on Visual Genome (datasets/README.md says how to get it)",
             "python tools/train_net.py --config-file configs/vg_r101.yaml",
         ),
     ]

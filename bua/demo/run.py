@@ -76,7 +76,7 @@ def run_demo(
     """
     output, shapes = Path(output), datasets_root() / "shapes"
     detector_dir = output / "detector"
-    fast = has_bfloat16(load_cfg(config_file, overrides).MODEL.DEVICE)
+    fast = has_bfloat16(load_cfg(config_file, list(overrides)).MODEL.DEVICE)
     cfg = load_cfg(config_file, ["SOLVER.AMP.ENABLED", str(fast), *overrides])
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes_train",), ("shapes_val",)
     cfg.OUTPUT_DIR = str(detector_dir)
@@ -88,7 +88,7 @@ def run_demo(
     make_folder(output)
     print_plan()
 
-    with record.stage("data", goes_on=True):
+    with record.stage("data", resumed=True):
         _make_data(shapes, num_train, num_val, num_test)
         test = get_dataset("shapes_test")
     with record.stage("training", resumed=last_checkpoint(detector_dir) is not None):
@@ -174,7 +174,7 @@ def _extract(paths: DemoPaths, cfg: CfgNode, config_file: str | Path, overrides:
     print(f"{paths.features('visual_genome')}: {summary.done} images extracted, {summary.skipped} were there already")
     coco, flickr30k = _ids(image_data, "coco_id"), _ids(image_data, "flickr_id")
     for name, ids in (("coco", coco), ("flickr30k", flickr30k)):
-        convert_features(paths.features("visual_genome"), paths.features(name), "flat-fp16", ids=ids)
+        convert_features(paths.features("visual_genome"), paths.features(name), "flat-fp16", ids=dict(ids.items()))
     datasets = [get_dataset(f"shapes_{split}") for split in SPLITS]
     write_oracle_features(datasets, paths.features("perfect"), image_id_of=coco.get, progress=False)
 

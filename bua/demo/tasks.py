@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from fvcore.common.config import CfgNode
@@ -216,7 +217,7 @@ class _ThinnedLog(io.TextIOBase):
     Several trainings may write to the same console, so that each line there begins with ``prefix``.
     """
 
-    def __init__(self, file: io.TextIOBase, console: io.TextIOBase, prefix: str):
+    def __init__(self, file: TextIO, console: TextIO, prefix: str):
         self.file, self.console, self.prefix = file, console, prefix
         self.shown = time.monotonic()
 

@@ -1,52 +1,73 @@
-"""The images of a page: what a detector finds in each, and what the models on its regions say about it."""
+"""What a page shows of an image: the objects that the detector found, and what the task models say about it."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import cv2
 import numpy as np
 
 
 @dataclass
-class Answered:
-    """A question about an image.
+class AnswerPanel:
+    """A question about an image with the model's answers.
 
     Attributes:
-        answers: the best, with what the model takes for their accuracy, 0 to 1; best first.
-        truth: what most people said.
-        drawn: [H, W, 3] uint8 BGR, where the model looked.
+        question: Text of the question.
+        answers: The best answers, best first, each with the accuracy that the model expects of it, 0 to 1.
+        reference: The most frequent of the reference answers.
+        drawn: [H, W, 3] uint8 BGR, the image with the model's attention.
     """
 
     question: str
     answers: Sequence[tuple[str, float]]
-    truth: str
+    reference: str
     drawn: np.ndarray
 
 
 @dataclass
-class Captioned:
-    """A caption.
+class WordPanel:
+    """A word of a caption.
 
     Attributes:
-        drawn: [H, W, 3] uint8 BGR, where the model looked for each word.
+        word: The word.
+        share: Share of the attention that the outlined region has, 0 to 1; 0 if the model attended to no region.
+        drawn: [H, W, 3] uint8 BGR, the image with the model's attention for this word.
+    """
+
+    word: str
+    share: float
+    drawn: np.ndarray
+
+
+@dataclass
+class CaptionPanel:
+    """A caption of an image.
+
+    Attributes:
+        text: The caption.
+        words: Its words, in order.
+        references: Reference captions of the image.
+        cider: CIDEr-D of the caption against these, as a fraction.
     """
 
     text: str
-    drawn: np.ndarray
+    words: Sequence[WordPanel]
+    references: Sequence[str]
+    cider: float
 
 
 @dataclass
-class Grounded:
-    """A sentence whose phrases were found in an image.
+class PhrasePanel:
+    """A sentence whose phrases were grounded in an image.
 
     Attributes:
-        words: of the sentence.
-        spans: the first word of each phrase, and the one behind its last; from left to right, without overlap.
-        colors: of each phrase, BGR, as in the drawing.
-        right: whether it is where people say.
-        drawn: [H, W, 3] uint8 BGR, the box of each phrase.
+        words: Words of the sentence.
+        spans: First word of each phrase, and the word after its last. The phrases are in the order of the sentence and
+            do not overlap.
+        colors: BGR colour of each phrase's box in the drawing.
+        right: Whether the box of each phrase overlaps enough with the annotated one.
+        drawn: [H, W, 3] uint8 BGR, the image with the boxes of the phrases.
     """
 
     words: Sequence[str]
@@ -55,17 +76,31 @@ class Grounded:
     right: Sequence[bool]
     drawn: np.ndarray
 
+    def parts(self) -> Iterator[tuple[str, str | None, bool]]:
+        """Yields the parts of the sentence: a text, its CSS colour if it is a phrase, and whether that is right."""
+        done = 0
+        for (start, end), (blue, green, red), is_right in zip(self.spans, self.colors, self.right):
+            if start > done:
+                yield " ".join(self.words[done:start]), None, False
+            yield " ".join(self.words[start:end]), f"rgb({red},{green},{blue})", is_right
+            done = end
+        if done < len(self.words):
+            yield " ".join(self.words[done:]), None, False
+
 
 @dataclass
 class GalleryImage:
-    """One image of the gallery; what is not there is left out.
+    """An image of the gallery. Parts that are None or empty are left out.
 
     Attributes:
-        title: such as its file name.
-        predicted: [H, W, 3] uint8 BGR, with the boxes that the detector found drawn.
-        predicted_labels: what they say.
-        annotated: likewise with the annotation.
-        annotated_labels: what that says.
+        title: Title of the image, such as its file name.
+        predicted: [H, W, 3] uint8 BGR, the image with the boxes that the detector found.
+        predicted_labels: Labels of these boxes.
+        annotated: [H, W, 3] uint8 BGR, the image with the annotated boxes.
+        annotated_labels: Labels of these.
+        questions: Questions about the image.
+        caption: Caption of the image.
+        phrases: Phrases that were grounded in the image.
     """
 
     title: str
@@ -73,79 +108,17 @@ class GalleryImage:
     predicted_labels: Sequence[str]
     annotated: np.ndarray | None = None
     annotated_labels: Sequence[str] = ()
-    questions: Sequence[Answered] = field(default_factory=list)
-    caption: Captioned | None = None
-    phrases: Grounded | None = None
+    questions: Sequence[AnswerPanel] = field(default_factory=list)
+    caption: CaptionPanel | None = None
+    phrases: PhrasePanel | None = None
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether there is anything beside the detector's boxes."""
+        return bool(self.questions or self.caption or self.phrases)
 
 
-def gallery(images: Sequence[GalleryImage]) -> str:
-    """HTML of the images, with a switch for the annotations where there are some."""
-    switch = (
-        '<input class="choice" type="radio" name="view" id="found" checked>'
-        '<input class="choice" type="radio" name="view" id="beside">'
-        '<div class="switch"><label for="found">What they find</label>'
-        '<label for="beside">Beside the annotation</label></div>'
-    )
-    with_annotation = any(image.annotated is not None for image in images)
-    with_tasks = any(image.questions or image.caption or image.phrases for image in images)
-    body = "".join(_article(image) for image in images)
-    return f'{switch if with_annotation else ""}<div class="gallery{" tasks" if with_tasks else ""}">{body}</div>'
-
-
-def _article(image: GalleryImage) -> str:
-    count = len(image.predicted_labels)
-    parts = [_labelled("found", image.predicted, image.predicted_labels, f"{image.title}: {count} found")]
-    if image.annotated is not None:
-        caption = f"Annotation: {len(image.annotated_labels)} objects"
-        parts.append(_labelled("annotated", image.annotated, image.annotated_labels, caption))
-    if image.phrases is not None:
-        parts.append(_phrases(image.phrases))
-    parts += [_answered(question) for question in image.questions]
-    if image.caption is not None:
-        text = image.caption.text
-        alt = f"Where the model looked for each word of: {text}"
-        parts.append(_figure("caption", image.caption.drawn, alt, f"<q>{escape(text)}</q>"))
-    return f"<article>{''.join(parts)}</article>"
-
-
-def _labelled(kind: str, image: np.ndarray, labels: Sequence[str], caption: str) -> str:
-    alt = f"{caption}: {'; '.join(labels)}" if labels else caption
-    return _figure(kind, image, alt, escape(caption))
-
-
-def _answered(asked: Answered) -> str:
-    best = asked.answers[0][0]
-    is_right = best == asked.truth
-    others = ", ".join(f"{escape(text)} {100 * score:.0f}%" for text, score in asked.answers)
-    truth = "" if is_right else f", people said <em>{escape(asked.truth)}</em>"
-    text = f"{escape(asked.question)} <strong>{escape(best)}</strong> {_mark(is_right)}{truth}<small>{others}</small>"
-    return _figure("answered", asked.drawn, f"Where the model looked for: {asked.question}", text)
-
-
-def _phrases(grounded: Grounded) -> str:
-    text, done = [], 0
-    for (start, end), (blue, green, red), is_right in zip(grounded.spans, grounded.colors, grounded.right):
-        text += [escape(word) for word in grounded.words[done:start]]
-        phrase = escape(" ".join(grounded.words[start:end]))
-        text.append(f'<span class="phrase" style="--c:rgb({red},{green},{blue})">{phrase}</span> {_mark(is_right)}')
-        done = end
-    text += [escape(word) for word in grounded.words[done:]]
-    alt = f"Where the phrases are of: {' '.join(grounded.words)}"
-    return _figure("grounded", grounded.drawn, alt, " ".join(text))
-
-
-def _mark(is_right: bool) -> str:
-    return '<b class="right" title="right">✓</b>' if is_right else '<b class="wrong" title="wrong">✗</b>'
-
-
-def _figure(kind: str, image: np.ndarray, alt: str, caption: str) -> str:
-    height, width = image.shape[:2]
-    return (
-        f'<figure class="{kind}"><img src="{_data_uri(image)}" width="{width}" height="{height}" loading="lazy" '
-        f'alt="{escape(alt)}"><figcaption>{caption}</figcaption></figure>'
-    )
-
-
-def _data_uri(image: np.ndarray) -> str:
+def data_uri(image: np.ndarray) -> str:
+    """Returns an image ([H, W, 3] uint8 BGR) as a data URI, which holds it as a JPEG."""
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")

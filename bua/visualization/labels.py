@@ -1,4 +1,4 @@
-"""What is written beside a box: "red striped circle 0.93"."""
+"""Makes the labels of boxes, such as "red striped circle 0.93"."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from bua.vocabulary import Vocabulary
 
 @dataclass
 class LabelledBoxes:
-    """Boxes of one image, with what is said about them.
+    """Boxes of one image with their labels.
 
     Attributes:
         boxes: [n, 4] float32 x1y1x2y2 in pixels of the original image.
-        class_ids: [n] int64, object classes from 0.
+        class_ids: [n] int64 object classes, from 0.
         labels: n texts.
     """
 
@@ -28,7 +28,7 @@ class LabelledBoxes:
 
 
 def region_label(object_name: str, attribute_names: Sequence[str] = (), score: float | None = None) -> str:
-    """Attributes before the object, as one says it, then the score with two decimals."""
+    """Returns the text of a label: the attributes, the object, and the score with two decimals."""
     words = [*attribute_names, object_name]
     return " ".join(words if score is None else [*words, f"{score:.2f}"])
 
@@ -43,22 +43,26 @@ def labelled_detections(
     max_attributes: int = 3,
     convention: str = "caffe",
 ) -> LabelledBoxes:
-    """The objects found in an image, best first, with the attributes of the region that each was found in.
+    """Returns the objects found in an image, best first, with the attributes of the region of each.
 
     Args:
-        threshold: of the object's probability; the original's demo shows boxes from 0.4.
-        attribute_threshold: of an attribute's probability, 0.1 there. The probabilities of all attributes sum to 1,
-            so several that all hold share it.
-        max_attributes: at most as many of a region, the most probable first.
+        predictions: Predictions of the detector for the image.
+        objects, attributes: Names of the classes.
+        threshold: Least probability of an object. The original's demo uses 0.4.
+        attribute_threshold: An attribute's probability must be greater. The original's demo uses 0.1. The
+            probabilities of all attributes sum to 1; therefore, several attributes that all apply have low ones.
+        max_attributes: Number of attributes per object, at most; the most probable ones come first.
+        convention: Convention of the boxes, "caffe" or "detectron2".
     """
     rows = object_detections(predictions, convention=convention, score_threshold=threshold)
     boxes, class_ids = rows[:, 2:], rows[:, 0].astype(np.int64)
     regions = _regions(predictions, rows)
+    all_probs = predictions.attribute_probs
     labels = []
     for class_id, score, region in zip(class_ids, rows[:, 1], regions):
-        names = []
-        if predictions.attribute_probs is not None:
-            probs = predictions.attribute_probs[region].float().cpu().numpy()
+        names: list[str] = []
+        if all_probs is not None:
+            probs = all_probs[region].float().cpu().numpy()
             best = np.argsort(-probs, kind="stable")[:max_attributes]
             names = [attributes.names[attribute] for attribute in best if probs[attribute] > attribute_threshold]
         labels.append(region_label(objects.names[class_id], names, score))
@@ -66,7 +70,7 @@ def labelled_detections(
 
 
 def labelled_annotations(dataset: DetectionDataset, index: int) -> LabelledBoxes:
-    """The annotated objects of one image of a data set, the largest first."""
+    """Returns the annotated objects of one image of a data set, the largest first."""
     boxes, class_ids = dataset.boxes(index), dataset.classes(index)
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
     labels = []
@@ -77,12 +81,13 @@ def labelled_annotations(dataset: DetectionDataset, index: int) -> LabelledBoxes
 
 
 def draw_labelled(image: np.ndarray, labelled: LabelledBoxes) -> np.ndarray:
-    """``draw_regions`` with one colour for each object class: [H', W', 3] uint8 BGR."""
+    """Draws boxes with labels as ``draw_regions``, with one colour per object class: [H', W', 3] uint8 BGR."""
     return draw_regions(image, labelled.boxes, labelled.labels, class_colors(labelled.class_ids))
 
 
 def _regions(predictions: RegionPredictions, rows: np.ndarray) -> list[int]:
-    """The region of each detection: the first that has just its score and its box in its class."""
+    """Returns the region of each detection: the first one with the same score and the same box in its class."""
+    assert predictions.boxes is not None
     probs, boxes = predictions.class_probs.float().cpu().numpy(), predictions.boxes.float().cpu().numpy()
     return [
         int(np.argmax((probs[:, int(row[0])] == row[1]) & (boxes[:, int(row[0])] == row[2:]).all(axis=1)))

@@ -1,6 +1,6 @@
-"""Images with their annotations, a detector's predictions, or both side by side, into a folder."""
+"""Draws images with their annotations, a detector's predictions, or both side by side, and saves them in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,14 @@ GAP = 12  # pixels between two images
 
 
 def load_detector(cfg, dataset: DetectionDataset) -> Detector:
-    """The detector of ``cfg`` with the weights that it names, whose classes are those of ``dataset``.
+    """Returns the detector of ``cfg`` with the weights that MODEL.WEIGHTS names.
 
     Raises:
-        InputError: no weights are named, they do not fit, or the vocabularies are of other sizes.
+        InputError: MODEL.WEIGHTS is empty, the weights do not fit, or the detector does not have as many classes as
+            ``dataset``.
     """
     if not cfg.MODEL.WEIGHTS:
-        raise InputError("--weights: none given; give a checkpoint such as output/model_final.pth")
+        raise InputError("--weights: is missing; give a checkpoint such as output/model_final.pth")
     sizes = {"MODEL.ROI_HEADS.NUM_CLASSES": (cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(dataset.objects))}
     if cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
         configured = cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES
@@ -41,9 +42,9 @@ def load_detector(cfg, dataset: DetectionDataset) -> Detector:
     return detector.eval()
 
 
-def evenly(dataset: DetectionDataset, number: int) -> list[int]:
-    """``number`` indices (all, where there are fewer images) evenly over a data set."""
-    return np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
+def evenly(items: Sized, number: int) -> list[int]:
+    """Returns ``number`` indices that are spread evenly over the items, or all indices if there are fewer items."""
+    return np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int).tolist()
 
 
 def draw_dataset(
@@ -55,19 +56,21 @@ def draw_dataset(
     annotations: bool = True,
     threshold: float = 0.4,
 ) -> list[Path]:
-    """Draws images of a data set into the folder ``output``.
+    """Draws images of a data set, and saves them in a folder.
 
     Args:
-        indices: which images.
-        detector: its predictions are drawn; None draws none.
-        annotations: whether to draw the annotation: to the left where predictions are drawn too.
-        threshold: of the predictions' object probability.
+        dataset: The data set.
+        indices: Indices of the images to draw.
+        output: The folder.
+        detector: Detector whose predictions are drawn, if any.
+        annotations: Whether to draw the annotations; they are on the left if predictions are drawn, too.
+        threshold: Least probability of a predicted object.
 
     Returns:
-        the files, ``0001_<name of the image>.jpg`` and so on.
+        The files that were written: ``0001_<name of the image>.jpg`` and so on.
     """
     if not len(indices):
-        raise InputError(f"{dataset.name}: has no images to draw")
+        raise InputError(f"{dataset.name}: has no images to draw; choose another data set")
     files = []
     for number, index in enumerate(tqdm(indices, desc=f"draw {dataset.name}", unit="image"), start=1):
         file_name = dataset.file_name(index)
@@ -90,7 +93,16 @@ def draw_files(
     attributes: Vocabulary,
     threshold: float = 0.4,
 ) -> list[Path]:
-    """Draws predictions on image files; arguments and result as ``draw_dataset``."""
+    """Draws a detector's predictions on image files, and saves the images in a folder.
+
+    Args:
+        file_names: The image files.
+        objects, attributes: Names of the detector's classes.
+        output, detector, threshold: As for ``draw_dataset``.
+
+    Returns:
+        The files that were written, as ``draw_dataset`` names them.
+    """
     files = []
     for number, file_name in enumerate(tqdm(file_names, desc="draw", unit="image"), start=1):
         drawn = draw_predictions(read_image(file_name), detector, objects, attributes, threshold)
@@ -101,7 +113,7 @@ def draw_files(
 def draw_predictions(
     image: np.ndarray, detector: Detector, objects: Vocabulary, attributes: Vocabulary, threshold: float
 ) -> np.ndarray:
-    """The image ([H, W, 3] uint8 BGR) with what the detector finds in it drawn: [H', W', 3] uint8 BGR."""
+    """Returns the image ([H, W, 3] uint8 BGR) with the objects that the detector finds: [H', W', 3] uint8 BGR."""
     found = labelled_detections(
         detector.predict([image])[0], objects, attributes, threshold, convention=detector.convention
     )

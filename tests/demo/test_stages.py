@@ -12,7 +12,7 @@ from bua.errors import InputError
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes when it is told to."""
+    """Replaces the clock by one that the test moves."""
     now = [0.0]
     for module in (stages, tasks):
         monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
@@ -47,13 +47,13 @@ def test_the_seconds_of_a_stopped_stage_are_kept_and_added_to(tmp_path, clock, c
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '{"objects/mAP50": "many"}', '{"a": null}', "{", '{"a": 1}\n{"a": 2}'])
-def test_what_is_no_record_is_refused(tmp_path, text):
+def test_files_that_are_not_metrics_are_refused(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(InputError, match=r"metrics\.json: not the metrics of a demo"):
         Record(tmp_path / "metrics.json")
 
 
-def test_a_run_is_not_gone_on_with_in_another_configuration(tmp_path):
+def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
     path = tmp_path / "config.yaml"
     check_configuration(path, "A: 1\n")
     path.write_text("MODEL:\n  A: 1\n  B: 2\n")
@@ -70,7 +70,7 @@ def test_the_plan_adds_up(capsys):
     assert float(last.split()[-1]) < 15
 
 
-def test_the_console_gets_a_line_now_and_then_and_the_file_all(clock):
+def test_the_file_has_all_lines_and_the_console_a_few(clock):
     file, console = io.StringIO(), io.StringIO()
     output = _ThinnedLog(file, console, "vqa, blind: ")
     for number in range(100):
@@ -95,3 +95,13 @@ def test_the_table_has_each_task_with_its_baseline_and_its_bound():
         (0.05, 0.06, 0.07),
         (0.08, 0.09, 0.1),
     ]
+
+
+@pytest.mark.parametrize(("cider", "end"), [(0.0, 1.0), (0.94, 1.0), (1.515, 2.0)])
+def test_cider_has_a_scale_of_its_own(cider, end):
+    metrics = dict.fromkeys(["objects/mAP50", "attributes/mAP50"], 0.9)
+    metrics |= dict.fromkeys([f"vqa/{model}/accuracy" for model in ("updown", "blind", "perfect")], 0.8)
+    metrics |= dict.fromkeys([f"captioning/{model}/CIDEr-D" for model in ("updown", "blind", "perfect")], cider)
+    metrics |= dict.fromkeys([f"grounding/ban/{metric}" for metric in ("R@1", "chance", "bound")], 0.9)
+    rows = scores(metrics)
+    assert [(row.unit, row.scale_end) for row in rows] == [*[("%", 1.0)] * 3, ("× 100", end), ("%", 1.0)]

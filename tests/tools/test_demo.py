@@ -23,7 +23,10 @@ def load_tool(name):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """Runs the demo at the smallest size; always on the same data set and output, where it has run once."""
+    """Returns a function that runs the demo at the smallest size, always with the same data set and output folder.
+
+    The demo has run once when a test starts.
+    """
     main, folder = load_tool("demo").main, tmp_path_factory.mktemp("demo")
     output = folder / "output"
 
@@ -50,7 +53,7 @@ def metrics_of(demo):
     return json.loads((demo.output / "metrics.json").read_text())
 
 
-def test_the_demo_ends_in_a_page_with_figures_and_features(demo):
+def test_the_demo_writes_scores_features_and_a_page(demo):
     metrics = metrics_of(demo)
     for name in ("objects/mAP50", "objects/weighted_mAP50", "attributes/mAP50", "attributes/weighted_mAP50"):
         assert 0 <= metrics[name] <= 1
@@ -64,10 +67,15 @@ def test_the_demo_ends_in_a_page_with_figures_and_features(demo):
     assert all(metrics[f"seconds/{stage}"] > 0 for stage in STAGES)
 
     page = (demo.output / "index.html").read_text(encoding="utf-8")
-    # Four test images, of which COCO has some: what is found, annotated, grounded, asked twice and captioned.
+    # Of the four test images, the page shows those that COCO has, with what each model says about them.
     images = page.count("<article>")
     assert 1 <= images <= 4
-    assert page.count("data:image/jpeg;base64,") == 6 * images
+    panels = {"found": 1, "annotated": 1, "phrases": 1, "answer": 2, "caption": 1}
+    for panel, number in panels.items():
+        assert page.count(f'<figure class="{panel}">') == number * images
+    assert page.count("Reference caption, 1 of 5:") == images
+    # A single evaluation, at the end of the training, is not drawn as a line.
+    assert "mAP@0.5 during training" not in page
     for name in ("attributes/mAP50", "vqa/perfect/accuracy", "grounding/ban/bound"):
         assert f"{100 * metrics[name]:.1f}" in page
     models = [f"{model}/model_best.pth" for model in ("vqa/updown", "captioning/updown", "grounding/ban")]
@@ -109,7 +117,7 @@ def test_a_finished_demo_runs_again_without_training_again(demo, capsys):
     assert [metrics_of(demo)[name] for name in names] == [figures[name] for name in names]
 
 
-def test_a_stopped_demo_goes_on(demo, capsys, monkeypatch):
+def test_a_stopped_demo_is_resumed(demo, capsys, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -121,9 +129,9 @@ def test_a_stopped_demo_goes_on(demo, capsys, monkeypatch):
         assert demo() == 130
     assert "run the same command again to continue" in capsys.readouterr().out
     assert metrics_of(demo)["seconds/training"] > before["seconds/training"]
-    # What was found before is not lost.
+    # The scores of the earlier run are kept.
     assert metrics_of(demo)["grounding/ban/R@1"] == before["grounding/ban/R@1"]
-    # The two that are to be trained again are trained side by side.
+    # The two models that are trained again are trained at the same time.
     assert demo(cores=2) == 0
     out = capsys.readouterr().out
     assert out.count("from an earlier run") == len(MODELS) - 2
@@ -151,8 +159,8 @@ def test_task_models_of_two_configurations_are_not_mixed(demo, capsys, tmp_path)
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--task-configs", "none"], "none/vqa/shapes_updown.yaml: no such config file"),
-        (["--config-file", "no.yaml"], "no.yaml: no such config file"),
+        (["--task-configs", "none"], "none/vqa/shapes_updown.yaml: this config file does not exist"),
+        (["--config-file", "no.yaml"], "no.yaml: this config file does not exist"),
         (["SOLVER.MAX_ITERS", "4"], "did you mean SOLVER.MAX_ITER?"),
     ],
 )
@@ -166,7 +174,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, args, message):
     assert not output.exists()
 
 
-def test_figures_of_another_kind_are_not_overwritten(tmp_path, capsys):
+def test_metrics_that_are_not_a_demos_are_not_overwritten(tmp_path, capsys):
     (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2}\n')
     config = ["--config-file", str(ROOT / "configs" / "shapes.yaml"), "--head-configs", str(ROOT / "configs")]
     assert load_tool("demo").main(["--output", str(tmp_path), *config]) == 2

@@ -28,7 +28,7 @@ def main():
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder of data sets with shapes_test: six grey images, two objects on each."""
+    """Makes a folder of data sets with shapes_test, which has six grey images with two objects each."""
     root = tmp_path / "datasets"
     images = []
     for image_id in range(6):
@@ -94,10 +94,10 @@ def test_draws_predictions_on_files_of_ones_own(main, world, weights):
     [
         (["--dataset", "shapes_tset", "--what", "annotations"], "did you mean shapes_test?"),
         (["--dataset", "shapes_train", "--what", "annotations"], "shapes_train is not prepared"),
-        (["--dataset", "shapes_test"], "--config-file: needed for --what both"),
+        (["--dataset", "shapes_test"], "--config-file: is required for --what both"),
         (["--dataset", "shapes_test", "--what", "annotations", "--num", "0"], "--num: is 0"),
         (["--dataset", "shapes_test", "--what", "both", "--images", "x.jpg"], "use --what predictions"),
-        (["--dataset", "shapes_test", "--config-file", CONFIG, *OVERRIDES], "--weights: none given"),
+        (["--dataset", "shapes_test", "--config-file", CONFIG, *OVERRIDES], "--weights: is missing"),
         (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth", *OVERRIDES], "no.pth: no such"),
         (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth"], "its vocabulary has 2 classes"),
     ],

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bua.errors import InputError
 from bua.visualization import draw
-from bua.visualization.draw import class_colors, draw_attention, draw_regions, save_image
+from bua.visualization.draw import add_text, class_colors, draw_answer, draw_attention, draw_regions, save_image
 
 
 def image(height=120, width=160):
@@ -14,7 +14,7 @@ def image(height=120, width=160):
 
 
 def tag_areas(monkeypatch, image, boxes, labels):
-    """Where ``draw_regions`` put each label: [N, 4]."""
+    """Returns the drawn image, and the areas [N, 4] where ``draw_regions`` put the labels."""
     areas = []
     place = draw._place
 
@@ -90,6 +90,23 @@ def test_any_box_and_label_fits_into_the_image(height, width, boxes, label):
         assert 0 <= y1 < y2 <= drawn.shape[0]
 
 
+@pytest.mark.parametrize("shift", [0, 2])
+def test_boxes_that_coincide_are_all_visible(shift):
+    colors = [(0, 0, 255), (0, 200, 0), (255, 0, 0)]
+    boxes = [[200 + shift * i, 300, 600 + shift * i, 700] for i in range(3)]
+    drawn = draw_regions(image(1000, 1000), [*boxes, [100, 300, 500, 700]], [""] * 4, [*colors, (9, 9, 9)])
+    left = [tuple(pixel) for pixel in drawn[500, 190:240].tolist()]
+    assert [left.index(color) for color in colors] == sorted(left.index(color) for color in colors)
+    # A box that does not coincide with another one is drawn where it is.
+    assert drawn[500, 100].tolist() == [9, 9, 9]
+
+
+def test_small_boxes_that_coincide_stay_boxes():
+    for size in (0, 1, 3, 8):
+        drawn = draw_regions(image(900, 900), [[10, 10, 10 + size, 10 + size]] * 5, [""] * 5)
+        assert (drawn[40:] == 230).all()
+
+
 def test_letters_are_in_contrast_to_their_ground():
     for color in draw.PALETTE:
         drawn = draw_regions(image(1000, 1000), [[200, 300, 600, 700]], ["HHHH"], [color])
@@ -122,6 +139,38 @@ def test_attention_without_regions_or_without_weight():
     image = np.full((40, 800, 3), 100, np.uint8)
     assert (draw_attention(image, np.zeros((0, 4)), np.zeros(0)) == 30).all()
     assert draw_attention(image, np.array([[0, 0, 10, 10]]), np.zeros(1)).shape == image.shape
+
+
+def test_attention_without_shares_has_no_labels():
+    white, box = np.full((400, 800, 3), 200, np.uint8), np.array([[300, 100, 499, 299]])
+    labelled = draw_attention(white, box, np.ones(1))
+    plain = draw_attention(white, box, np.ones(1), with_shares=False)
+    assert (labelled[60:95, 305:330] != plain[60:95, 305:330]).any()
+    assert (plain[60:95] == 60).all()
+
+
+def test_an_answer_is_drawn_with_its_question():
+    grey, box = np.full((400, 800, 3), 200, np.uint8), np.array([[300, 100, 499, 299]])
+    drawn = draw_answer(grey, box, np.ones(1), "What is the " + "very " * 40 + "small thing?", "a star")
+    attention = draw_attention(grey, box, np.ones(1))
+    strip = drawn[: len(drawn) - len(attention)]
+    assert (drawn[len(strip) :] == attention).all()
+    # Each line of text has white above and below it: the question needs several, and nothing is cut off at the right.
+    inked = (strip < 128).any(axis=(1, 2)).astype(int)
+    assert (np.diff(inked) == 1).sum() >= 4
+    assert (strip[:, -5:] == 255).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    lines=st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60), max_size=3),
+)
+def test_any_text_fits_above_an_image(height, width, lines):
+    drawn = add_text(image(height, width), lines)
+    assert drawn.shape[1:] == (width, 3)
+    assert (drawn[len(drawn) - height :] == 230).all()
 
 
 def test_an_image_that_cannot_be_written(tmp_path):

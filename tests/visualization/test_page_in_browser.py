@@ -13,7 +13,7 @@ from bua.visualization.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESK = 390, 1280
-# Shows the page in a frame of some width, as it comes and with the annotations, and says what is to be seen.
+# Shows the page in a frame of some width, with and without the annotations, and measures what is shown.
 PROBE = """<!doctype html><body style="margin:0"><iframe width="WIDTH" height="900" srcdoc="PAGE"></iframe><script>
 const frame = document.querySelector("iframe");
 frame.onload = async () => {
@@ -21,7 +21,7 @@ frame.onload = async () => {
   const images = [...page.images];
   images.forEach(image => image.loading = "eager");
   await Promise.all(images.map(image => image.decode()));
-  for (const view of ["found", "beside"]) {
+  for (const view of ["plain", "annotations"]) {
     const choice = page.getElementById(view);
     if (choice) choice.checked = true;
     found[view] = {
@@ -35,14 +35,14 @@ frame.onload = async () => {
 
 
 def shown(tmp_path, page, width):
-    """What the probe says of a page, and what the browser writes to its console."""
+    """Returns what the probe measures of a page, and what the browser writes to its console."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on the PATH")
     probe = PROBE.replace("WIDTH", str(width)).replace("PAGE", html.escape(page))
     (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--enable-logging=stderr"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-dev-shm-usage", "--dump-dom"]
-    # On a busy machine the page is dumped before its images are decoded, now and then.
+    # On a busy machine, the page is sometimes dumped before its images are decoded.
     for _ in range(3):
         done = subprocess.run(
             [CHROMIUM, *options, f"file://{tmp_path / 'probe.html'}"], capture_output=True, text=True, timeout=120
@@ -58,17 +58,17 @@ def test_every_image_is_shown_and_nothing_is_wider_than_the_screen(tmp_path, wid
     write_report(tmp_path / "index.html", full_report(gallery=[image_of_all_tasks()] * 2))
     found, console = shown(tmp_path, (tmp_path / "index.html").read_text(encoding="utf-8"), width)
     assert console == []
-    for view, hidden in (("found", {1, 7}), ("beside", set())):
+    for view, hidden in (("plain", {1, 9}), ("annotations", set())):
         seen = found[view]
-        assert [number for number, (natural, _) in enumerate(seen["pictures"]) if not natural] == []
-        assert {number for number, (_, drawn) in enumerate(seen["pictures"]) if not drawn} == hidden
-        assert all(drawn > 100 for number, (_, drawn) in enumerate(seen["pictures"]) if number not in hidden)
+        assert [number for number, (natural, _) in enumerate(seen["images"]) if not natural] == []
+        assert {number for number, (_, drawn) in enumerate(seen["images"]) if not drawn} == hidden
+        assert all(drawn > 100 for number, (_, drawn) in enumerate(seen["images"]) if number not in hidden)
         assert seen["width"] <= width
 
 
 def test_the_probe_sees_what_is_wrong(tmp_path):
     page = '<div style="width:500px">wide</div><script>missing()</script>'
     found, console = shown(tmp_path, page, PHONE)
-    assert found["found"]["width"] > PHONE
+    assert found["plain"]["width"] > PHONE
     assert len(console) == 1
     assert "missing is not defined" in console[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bua.detection.evaluation.average_precision import PrecisionRecall
-from bua.visualization.gallery import Answered, Captioned, GalleryImage, Grounded
+from bua.visualization.gallery import AnswerPanel, CaptionPanel, GalleryImage, PhrasePanel, WordPanel
 from bua.visualization.report import Report, format_seconds, write_report
 from bua.visualization.scores import Score
 
@@ -22,13 +22,13 @@ METRICS = {
 }
 VOID = {"meta", "img", "input", "br", "line", "path"}
 TITLES = (
-    *("How good is it", "Test images", "The detector, by protocol", "Training", "Attributes, one by one"),
-    *("Every class", "Where the time went", "On your own images"),
+    *("Scores", "Test images", "Detector scores by protocol", "Detector training", "Precision and recall by attribute"),
+    *("Average precision by class", "Time by stage", "Commands for your own images"),
 )
 
 
 class Page(HTMLParser):
-    """Checks that tags nest, and keeps tags with their attributes, and the text."""
+    """Checks that tags are nested correctly, and keeps the tags with their attributes, and the text."""
 
     def __init__(self, html):
         super().__init__()
@@ -62,11 +62,11 @@ def full_report(**changes):
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
     log = [{"iteration": n, "loss_cls": 2.0 / n, "loss_attr": 1.0 / n, "lr": 0.1} for n in range(1, 50)]
-    log.append({"iteration": 49, "objects/mAP50": 0.8, "attributes/mAP50": 0.7})
+    log += [{"iteration": n, "objects/mAP50": n / 60, "attributes/mAP50": n / 70} for n in (24, 49)]
     parts = {
         "title": "A <detector>",
         "introduction": "Learnt from images & boxes.",
-        "scores": [Score("Objects", "mAP@0.5", 0.8314), Score("Captions", "CIDEr-D", 1.35, 0.21, 1.62)],
+        "scores": [Score("Objects", "mAP@0.5", 0.8314), Score("Captions", "CIDEr-D", 1.35, 0.21, 1.62, "× 100", 2.0)],
         "metrics": METRICS,
         "facts": {"Time": "7 min"},
         "gallery": [GalleryImage("one.jpg", drawn, ['red "circle" 0.93'], drawn, ["circle", "star"])],
@@ -94,11 +94,16 @@ def image_of_all_tasks():
         annotated=drawn(),
         annotated_labels=["star"],
         questions=[
-            Answered("How many <stars>?", [("2", 0.81), ("1", 0.1)], "2", drawn()),
-            Answered("Is it red?", [("no", 0.55), ("yes", 0.45)], "yes", drawn()),
+            AnswerPanel("How many <stars>?", [("2", 0.81), ("1", 0.1)], "2", drawn()),
+            AnswerPanel("Is it red?", [("no", 0.55), ("yes", 0.45)], "yes", drawn()),
         ],
-        caption=Captioned("a red star", drawn(120, 320)),
-        phrases=Grounded(
+        caption=CaptionPanel(
+            "a red star",
+            [WordPanel("a", 0.5, drawn()), WordPanel("red", 0.0, drawn()), WordPanel("star", 0.987, drawn())],
+            ["the star is <red>", "a star"],
+            1.234,
+        ),
+        phrases=PhrasePanel(
             words=["the", "red", "star", "is", "left", "of", "a", "blue", "one", "."],
             spans=[(0, 3), (6, 9)],
             colors=[(10, 20, 30), (1, 2, 3)],
@@ -106,6 +111,16 @@ def image_of_all_tasks():
             drawn=drawn(),
         ),
     )
+
+
+def text_of(html):
+    """The text of a piece of a page, without its tags."""
+    return " ".join(re.sub(r"<(?:[^>\"]|\"[^\"]*\")*>", " ", html).split()).replace(" ,", ",")
+
+
+def charts_of(html):
+    """The descriptions of a page's charts."""
+    return [attrs["aria-label"] for attrs in Page(html).all("div") if attrs.get("role") == "img"]
 
 
 def written(tmp_path, report):
@@ -121,6 +136,13 @@ def test_page_is_well_formed_and_has_every_part(tmp_path):
     assert re.findall(r"<h2>(.*?)</h2>", written(tmp_path, full_report())) == list(TITLES)
 
 
+def test_text_is_escaped(tmp_path):
+    html = written(tmp_path, full_report(commands=[("<b>", "a && b > 'c'")]))
+    assert "<title>A &lt;detector&gt;</title>" in html
+    assert "<h3>&lt;b&gt;</h3>" in html
+    assert "a &amp;&amp; b &gt; &#39;c&#39;" in html
+
+
 def test_page_loads_nothing_from_outside(tmp_path):
     html = written(tmp_path, full_report())
     assert not re.search(r"https?://|//[a-z]|@import|url\(", re.sub(r'src="data:[^"]*"', "", html))
@@ -132,7 +154,7 @@ def test_page_loads_nothing_from_outside(tmp_path):
 
 def test_images_are_inside_and_say_what_they_show(tmp_path):
     images = Page(written(tmp_path, full_report())).all("img")
-    alts = ['one.jpg: 1 found: red "circle" 0.93', "Annotation: 2 objects: circle; star"]
+    alts = ['one.jpg: 1 objects found: red "circle" 0.93', "2 annotated objects: circle; star"]
     assert [image["alt"] for image in images] == alts
     data = base64.b64decode(images[0]["src"].split(",")[1])
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -140,12 +162,21 @@ def test_images_are_inside_and_say_what_they_show(tmp_path):
 
 
 def test_curves_of_the_most_frequent_attributes_are_drawn(tmp_path):
-    charts = [svg["aria-label"] for svg in Page(written(tmp_path, full_report())).all("svg")]
+    charts = charts_of(written(tmp_path, full_report()))
     assert [label.split(";")[0] for label in charts[2:]] == [
         f"Precision by recall of attribute {n}" for n in range(9, 3, -1)
     ]
     assert "object class 0.0" in charts[0]
-    assert charts[1].endswith("objects 80.0, attributes 70.0")
+    assert charts[1].endswith("objects 81.7, attributes 70.0")
+
+
+def test_a_chart_without_a_line_to_draw_is_left_out(tmp_path):
+    """A single evaluation is a single point, which a line chart does not show."""
+    log = [{"iteration": n, "loss_cls": 2.0 / n} for n in range(1, 50)] + [{"iteration": 49, "objects/mAP50": 0.8}]
+    charts = charts_of(written(tmp_path, full_report(training_log=log, curves={})))
+    assert [label.split(" by ")[0] for label in charts] == ["Training losses"]
+    assert charts_of(written(tmp_path, full_report(training_log=log[-2:], curves={}))) == []
+    assert "Detector training" not in written(tmp_path, full_report(training_log=log[-2:]))
 
 
 def test_parts_without_content_are_left_out(tmp_path):
@@ -158,34 +189,39 @@ def test_gallery_without_annotation_has_no_switch(tmp_path):
     gallery = [GalleryImage("one.jpg", np.zeros((6, 8, 3), np.uint8), [])]
     page = Page(written(tmp_path, full_report(gallery=gallery)))
     assert not page.all("input")
-    assert page.all("img")[0]["alt"] == "one.jpg: 0 found"
+    assert page.all("img")[0]["alt"] == "one.jpg: 0 objects found"
 
 
 def test_what_the_models_say_about_an_image(tmp_path):
     html = written(tmp_path, full_report(gallery=[image_of_all_tasks()]))
     page = Page(html)
-    captions = [re.sub(r"<[^>]*>", "", text) for text in re.findall(r"<figcaption>(.*?)</figcaption>", html)]
-    assert captions == [
-        "two.jpg: 1 found",
-        "Annotation: 1 objects",
+    assert [text_of(text) for text in re.findall(r"<figcaption>(.*?)</figcaption>", html, re.DOTALL)] == [
+        "two.jpg: 1 objects found",
+        "1 annotated objects",
         "the red star ✓ is left of a blue one ✗ .",
-        "How many &lt;stars&gt;? 2 ✓2 81%, 1 10%",
-        "Is it red? no ✗, people said yesno 55%, yes 45%",
-        "a red star",
+        "How many &lt;stars&gt;? 2 ✓ Expected accuracy: 2 0.81, 1 0.10",
+        "Is it red? no ✗, reference answer: yes Expected accuracy: no 0.55, yes 0.45",
+        "a red star CIDEr-D 123.4 Reference caption, 1 of 2: the star is &lt;red&gt;",
     ]
-    colors = [attrs["style"] for attrs in page.all("span") if "style" in attrs]
+    words = re.findall(r"<li>(.*?)</li>", html.split('<figure class="caption">')[1], re.DOTALL)
+    assert [text_of(word) for word in words] == ["a 50%", "red", "star 99%"]
+    colors = [attrs["style"] for attrs in page.all("span") if attrs.get("class") == "phrase"]
     assert colors == ["--c:rgb(30,20,10)", "--c:rgb(3,2,1)"]
-    assert len(page.all("img")) == 6
+    assert len(page.all("img")) == 8
     assert all(image["alt"] for image in page.all("img"))
 
 
 def test_the_table_has_a_row_for_each_task(tmp_path):
     html = written(tmp_path, full_report())
-    table = re.search(r'<table class="scores">.*?</table>', html)[0]
-    rows = [re.findall(r"<td>(?:<strong>)?(.*?)(?:</strong>)?</td>", row) for row in table.split("<tr>")[2:]]
-    assert rows == [["83.1", "–", "–"], ["135.0", "21.0", "162.0"]]
-    # Bars and ticks stay inside, also of what goes beyond 100.
-    assert max(float(width) for width in re.findall(r"(?:width|left):([\d.]+)%", table)) == 100
+    table = re.search(r'<table class="scores">.*?</table>', html, re.DOTALL)[0]
+    rows = [row.split('<td class="bar">') for row in table.split("<tr>")[2:]]
+    assert [text_of(figures) for figures, _ in rows] == [
+        "Objects mAP@0.5, % 83.1 – –",
+        "Captions CIDEr-D, × 100 135.0 21.0 162.0",
+    ]
+    # Each row has the scale of its own metric, with both ends written under the bar.
+    assert [re.findall(r"(?:width|left):([\d.]+)%", bar) for _, bar in rows] == [["83.1"], ["67.5", "10.5", "81.0"]]
+    assert [text_of(bar) for _, bar in rows] == ["0 100", "0 200"]
 
 
 def test_figures_that_are_not_there_are_a_dash(tmp_path):
