@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""How long it takes to read the features of one image by its id, in random order, from files in memory.
+"""Measures how long it takes to read the features of one image by its id, in random order, from files in memory.
 
-Images of 36 x 2048 in float16 lie in a flat folder and in a contiguous HDF5 file; beside them the two usual formats
-that hold float32, TSV and npz. Three times are printed for each, in microseconds an image, and how many times as long
-as the flat format they are:
+The features of each image, 36 x 2048 in float16, are stored in a flat folder and in a contiguous HDF5 file, and in
+float32 in the two other common formats, TSV and npz. For each format, three times are printed in microseconds per
+image, with the ratio to the time of the flat format:
 
-    array        until the program has the array; the flat format maps it, the others copy
-    touched      until it also has a number of every page of 4 KB
-    all bytes    until it has the largest of all bytes taken as 64-bit integers, which the memory bounds in any format
+    array        until the program has the array, which the flat format maps and the others copy
+    touched      until it has also read one number from each page of 4 KB
+    all bytes    until it has also computed the maximum of all bytes as 64-bit integers, which is limited by the
+                 speed of the memory for each format
 
-and the same for batches of 256 images copied into one array that is used again, as a training loop wants them.
+The same is measured for batches of 256 images that are copied into one array, as in a training loop.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from bua.features import open_features, open_writer
+from bua.features import FlatFeatures, open_features, open_writer
 from bua.structures import Regions
 
 BOXES, DIM, BATCH = 36, 2048, 256
@@ -29,9 +30,13 @@ FORMATS = ("flat-fp16", "tsv", "npz")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="images in the files (%(default)s)")
-    parser.add_argument("--reads", type=int, default=4000, help="of one measurement (%(default)s)")
-    parser.add_argument("--repeat", type=int, default=5, help="the best of so many is printed (%(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="number of images in the files (%(default)s)")
+    parser.add_argument(
+        "--reads", type=int, default=4000, help="number of images that one measurement reads (%(default)s)"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=5, help="number of measurements, of which the best is printed (%(default)s)"
+    )
     parser.add_argument("--folder", help="where to write the files; by default a temporary folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -39,12 +44,12 @@ def main() -> None:
         write(Path(folder), ids)
         chosen = np.random.default_rng(1).choice(ids, args.reads).tolist()
         readers = readers_of(Path(folder), ids)
-        print(f"{args.images} images of {BOXES} x {DIM}, microseconds an image, and times the flat format's")
+        print(f"{args.images} images of {BOXES} x {DIM}, microseconds per image, and the ratio to the flat format")
         print(f"{'':<30}{'array':>16}{'touched':>16}{'all bytes':>16}")
         print_rows(measure(readers, USES, chosen, args.repeat))
-        print(f"\nbatches of {BATCH}, likewise")
+        print(f"\nbatches of {BATCH} images, microseconds per image")
         batches = [chosen[start : start + BATCH] for start in range(0, len(chosen) - BATCH + 1, BATCH)]
-        print_rows(measure(batches_of(Path(folder), ids), (nothing,), batches, args.repeat, pictures=BATCH))
+        print_rows(measure(batches_of(Path(folder), ids), (nothing,), batches, args.repeat, images=BATCH))
 
 
 def nothing(array: np.ndarray) -> None:
@@ -78,11 +83,9 @@ def write(folder: Path, ids: list[int]) -> None:
 
 
 def readers_of(folder: Path, ids: list[int]) -> dict:
-    flat, tsv, npz = (open_features(folder / format) for format in FORMATS)
-    data, rows = (
-        h5py.File(folder / "features.hdf5")["image_features"],
-        {image_id: row for row, image_id in enumerate(ids)},
-    )
+    flat, tsv, npz = FlatFeatures(folder / "flat-fp16"), open_features(folder / "tsv"), open_features(folder / "npz")
+    data = h5py.File(folder / "features.hdf5")["image_features"]
+    rows = {image_id: row for row, image_id in enumerate(ids)}
     for image_id in ids[:: len(ids) // 9]:
         for features in (data[rows[image_id]], tsv[image_id].features, npz[image_id].features):
             if not np.array_equal(flat.features(image_id), features.astype(np.float16)):
@@ -97,7 +100,7 @@ def readers_of(folder: Path, ids: list[int]) -> dict:
 
 
 def batches_of(folder: Path, ids: list[int]) -> dict:
-    flat = open_features(folder / "flat-fp16")
+    flat = FlatFeatures(folder / "flat-fp16")
     data = h5py.File(folder / "features.hdf5")["image_features"]
     rows = {image_id: row for row, image_id in enumerate(ids)}
     out = np.zeros((BATCH, BOXES, DIM), np.float16)
@@ -120,7 +123,13 @@ def batches_of(folder: Path, ids: list[int]) -> dict:
 
 
 def measure(readers: dict, uses: tuple, chosen: list, repeat: int, images: int = 1) -> dict[str, list[float]]:
-    """Microseconds an image, for each reader and use; the best of ``repeat``, for which they take turns."""
+    """Returns the microseconds per image for each reader and use: the best of ``repeat`` measurements.
+
+    The readers are measured in turn, so that changes in the speed of the machine affect all of them.
+
+    Args:
+        images: Number of images that one read returns.
+    """
     best = {name: [float("inf")] * len(uses) for name in readers}
     for _ in range(repeat):
         for name, read in readers.items():

@@ -1,4 +1,4 @@
-"""The programs in tools/ and datasets/, which are no package, as modules."""
+"""Loads the programs in tools/ and datasets/, which are not in a package, as modules."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def load_script(path: str | Path) -> ModuleType:
-    """A new module of the program at ``path``, such as "tools/extract.py", from the repository's root."""
+    """Loads the program at ``path``, such as "tools/extract.py" relative to the repository, as a new module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

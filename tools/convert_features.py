@@ -6,7 +6,7 @@
     tools/convert_features.py features val2014_obj36.tsv --format lxmert-tsv --ids "COCO_val2014_{:012d}"
     tools/convert_features.py visual_genome coco --format flat-fp16 --ids coco_of_visual_genome.tsv
 
-Any format is read, and told from the content. A run that was stopped goes on when it is started again.
+The format of the source is recognised from its content. A run that was stopped continues when it is started again.
 """
 
 import argparse
@@ -32,16 +32,17 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="features in any format that bua reads")
-    parser.add_argument("target", help="a file, or a folder for npz, mmf and flat")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="of the target")
+    parser.add_argument("target", help="a file, or a folder for the formats npz, mmf, vilbert-lmdb and flat")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="format of the target")
     parser.add_argument(
         "--ids",
         default="keep",
-        help="keep (default); number: of COCO_val2014_000000000042 make 42; a pattern that makes such names of "
-        "numbers, which LXMERT's readers look for; or a file with lines old<TAB>new, whose images alone are copied",
+        help="how to change the ids of images. keep (default): not at all; number: COCO_val2014_000000000042 becomes "
+        "42; a pattern: numbers become such names, which LXMERT's readers expect; or a file with lines old<TAB>new: "
+        "only the images in it are copied",
     )
-    parser.add_argument("--object-vocabulary", help="the names of the objects' labels, which vinvl-tsv needs")
-    parser.add_argument("--attribute-vocabulary", help="the names of the attributes' labels, likewise")
+    parser.add_argument("--object-vocabulary", help="file with the names of the object classes, which vinvl-tsv needs")
+    parser.add_argument("--attribute-vocabulary", help="file with the names of the attributes, which vinvl-tsv needs")
     return parser.parse_args(argv)
 
 

@@ -111,7 +111,7 @@ def test_a_pickle_for_detectron2(main, weights, tmp_path):
 def test_anchors_go_into_detectron2s_order(main, weights, tmp_path, capsys):
     released.save_caffemodel(tmp_path / "a.caffemodel", released.caffe(weights, 50))
     assert main([str(tmp_path / "a.caffemodel"), str(tmp_path / "a.bin"), "--to", "huggingface"]) == 0
-    assert "regions differ a little" in capsys.readouterr().out
+    assert "regions differ slightly" in capsys.readouterr().out
     converted = load_checkpoint(tmp_path / "a.bin")
     anchors = converted.pop(ANCHORS)
     torch.testing.assert_close(anchors, cell_anchors(released.SIZES, released.RATIOS, "detectron2"))
@@ -134,16 +134,16 @@ def test_what_cannot_be_converted(main, weights, tmp_path, capsys):
     own, target = tmp_path / "model_final.pth", tmp_path / "a.bin"
     save_checkpoint(own, model=weights)
     to_huggingface = ["--to", "huggingface"]
-    assert_error("does not say on which anchors it was trained", own, target, *to_huggingface)
+    assert_error("does not say which anchors it was trained with", own, target, *to_huggingface)
     config = write_config(tmp_path / "without.yaml", no_attribute=False)
-    assert_error("has no `no attribute` class", own, target, *to_huggingface, "--config-file", config)
+    assert_error("has no class for `no attribute`", own, target, *to_huggingface, "--config-file", config)
     torch.save({"model": released.grid_feats(weights)}, tmp_path / "d2.pth")
-    assert_error("has no `no attribute` class", tmp_path / "d2.pth", target, *to_huggingface)
+    assert_error("has no class for `no attribute`", tmp_path / "d2.pth", target, *to_huggingface)
     shapes = ROOT / "configs" / "shapes.yaml"
     assert_error("not those of the configuration", own, target, *to_huggingface, "--config-file", shapes)
     released.save_pickle(tmp_path / "R-50.pkl", released.caffe2(weights, 50))
     assert_error("lacks roi_heads", tmp_path / "R-50.pkl", target, *to_huggingface)
     assert_error("no such checkpoint file", tmp_path / "none.pth", target, *to_huggingface)
-    assert_error("no such folder", own, tmp_path / "none" / "a.bin", *to_huggingface)
-    assert_error("exists; remove it", own, own, "--to", "bua")
+    assert_error("its folder does not exist", own, tmp_path / "none" / "a.bin", *to_huggingface)
+    assert_error("exists already; remove it", own, own, "--to", "bua")
     assert not target.exists()

@@ -45,7 +45,7 @@ def test_convert_and_inspect(source, tmp_path, capsys):
     assert (summary["images"], summary["histogram"], summary["faults"]) == (2, {"3": 2}, [])
 
 
-def test_vocabularies(source, tmp_path, capsys):
+def test_vinvls_format_needs_vocabularies(source, tmp_path, capsys):
     target = tmp_path / "vinvl.tsv"
     assert convert([str(source), str(target), "--format", "vinvl-tsv"]) == 2
     assert "give the vocabulary" in capsys.readouterr().err
@@ -58,7 +58,7 @@ def test_vocabularies(source, tmp_path, capsys):
     assert_same(read, sample("COCO_val2014_000000000042"))
 
 
-def test_what_is_wrong(source, tmp_path, capsys):
+def test_faults_are_printed(source, tmp_path, capsys):
     rows = source.read_bytes().splitlines(keepends=True)
     source.write_bytes(b"".join([*rows, *[rows[1]] * 30, rows[0].replace(b"000042", b"000043").replace(b"640", b"")]))
     assert inspect([str(source)]) == 1
@@ -66,7 +66,7 @@ def test_what_is_wrong(source, tmp_path, capsys):
     assert "wrong: 1 images that cannot be decoded" in out
     assert f"  {source}: line 33: img_w: '' is not a number; extract this image again" in out
     assert f"  {source}: line 3: image COCO_val2014_000000393267 again, which line 2 has" in out
-    assert out[-1] == "  ... and 11 more (--json has all)"
+    assert out[-1] == "  ... and 11 more (use --json to print all)"
     assert inspect([str(source), "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 30
     (tmp_path / "empty").mkdir()
@@ -75,10 +75,10 @@ def test_what_is_wrong(source, tmp_path, capsys):
     assert inspect([str(tmp_path / "none"), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["minimum"] is None
     assert inspect([str(tmp_path / "empty")]) == 2
-    assert "no features in this folder" in capsys.readouterr().err
+    assert "has no features: the folder has no" in capsys.readouterr().err
 
 
-def test_an_image_that_cannot_be_converted(tmp_path, capsys):
+def test_an_image_that_cannot_be_converted_is_named(tmp_path, capsys):
     with open_writer(tmp_path / "source", "flat") as writer:
         writer.append(sample(1))
         writer.append(sample(2, labelled=False))
