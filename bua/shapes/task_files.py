@@ -60,7 +60,7 @@ class DrawnImage:
 
     @property
     def karpathy_split(self) -> str:
-        """Karpathy's split. A tenth of the training images are "restval": they are in val2014, and for training."""
+        """Karpathy's split. A tenth of the train images are "restval": images of val2014 that are used for training."""
         return "restval" if self.split == "train" and self.image_id % 10 == 9 else self.split
 
     @property
