@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib.util
+import inspect
 import itertools
 import pkgutil
 import re
@@ -100,6 +101,15 @@ def test_names_of_bua_exist(document):
     assert not [name for name in sorted(names) if not resolves(name)]
 
 
+def test_calls_in_python_are_accepted(document):
+    """Python examples call functions of bua with arguments that the functions have."""
+    for language, block in FENCE.findall(document.read_text()):
+        if language == "python" and not ("bua.d2" in block and importlib.util.find_spec("detectron2") is None):
+            for name, call in calls(block):
+                signature = inspect.signature(pkgutil.resolve_name(name))
+                signature.bind(*call.args, **{keyword.arg: keyword.value for keyword in call.keywords})
+
+
 def test_commands_are_accepted(document):
     """Every command line in a fence is parsed by the program's own parser."""
     for command in commands(document.read_text()):
@@ -159,6 +169,17 @@ def imported_names(source: str) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bua"
         for alias in node.names
     }
+
+
+def calls(source: str) -> Iterator[tuple[str, ast.Call]]:
+    """The calls of bua's functions and classes in Python source, with their full names."""
+    full_names = {name.rpartition(".")[2]: name for name in imported_names(source)}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            written = ast.unparse(node.func)
+            name = full_names.get(written, written)
+            if name.startswith("bua."):
+                yield name, node
 
 
 def resolves(name: str) -> bool:
