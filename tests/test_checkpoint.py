@@ -27,7 +27,7 @@ def assert_same_weights(a: dict, b: dict):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_round_trip(saved):
+def test_what_is_saved_is_loaded(saved):
     model, path = saved
     assert_same_weights(load_checkpoint(path), model.state_dict())
     assert read_checkpoint(path)["iteration"] == 3
@@ -36,7 +36,7 @@ def test_round_trip(saved):
     assert_same_weights(other.state_dict(), model.state_dict())
 
 
-def test_bare_state_dict(tmp_path):
+def test_a_bare_state_dict_is_loaded(tmp_path):
     model = make_model()
     torch.save(model.state_dict(), tmp_path / "bare.pth")
     assert_same_weights(load_checkpoint(tmp_path / "bare.pth"), model.state_dict())
@@ -50,7 +50,7 @@ def test_a_failed_save_leaves_the_old_file(saved):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_truncated_file(saved, share):
+def test_a_truncated_file_is_refused(saved, share):
     _, path = saved
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
@@ -59,21 +59,21 @@ def test_truncated_file(saved, share):
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\x80\x02.", bytes(range(256)) * 8, b'{"model": 1}'])
-def test_other_files(tmp_path, content):
+def test_files_with_other_content_are_refused(tmp_path, content):
     path = tmp_path / "file.pth"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"file\.pth: is not a checkpoint"):
         load_checkpoint(path)
 
 
-def test_pickled_code_is_not_run(tmp_path):
+def test_pickled_code_is_not_executed(tmp_path):
     torch.save({"model": print}, tmp_path / "code.pth")
     with pytest.raises(InputError, match="not a checkpoint"):
         load_checkpoint(tmp_path / "code.pth")
 
 
 @pytest.mark.parametrize("content", [{}, {"model": {}}, {"model": 3}, {"iteration": 3}])
-def test_no_weights(tmp_path, content):
+def test_files_without_weights_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "empty.pth")
     with pytest.raises(InputError, match="holds no weights"):
         load_checkpoint(tmp_path / "empty.pth")
@@ -85,7 +85,7 @@ def test_a_file_that_does_not_hold_a_dict(tmp_path):
         load_checkpoint(tmp_path / "list.pth")
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.pth: no such checkpoint file"):
         load_checkpoint(tmp_path / "none.pth")
     with pytest.raises(InputError, match=r"s3://bucket/a\.pth: bua cannot download from this address"):
@@ -104,7 +104,7 @@ def test_missing_file(tmp_path):
         ),
     ],
 )
-def test_vocabulary_of_another_size(saved, model, name, shapes, advice):
+def test_a_vocabulary_of_another_size_is_named(saved, model, name, shapes, advice):
     _, path = saved
     with pytest.raises(InputError) as error:
         load_weights(model, path)
@@ -114,7 +114,7 @@ def test_vocabulary_of_another_size(saved, model, name, shapes, advice):
     assert "\n" not in message
 
 
-def test_another_shape(saved):
+def test_a_parameter_of_another_shape_is_named(saved):
     _, path = saved
     model = make_model()
     model["conv"] = nn.Conv2d(3, 2, 3)

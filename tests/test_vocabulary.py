@@ -10,7 +10,7 @@ from bua.vocabulary import Vocabulary
 WORDS = st.text("abcdefg -", min_size=1, max_size=8).filter(str.strip)
 
 
-def test_aliases_mean_the_class_of_their_line():
+def test_aliases_have_the_id_of_their_class():
     vocabulary = Vocabulary(["Stop Sign, stopsign", "dog", "gray,grey , GREY"])
     assert vocabulary.names == ["stop sign", "dog", "gray"]
     assert vocabulary.aliases == [("stopsign",), (), ("grey",)]
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path_factory, words, data):
     assert Vocabulary.read(path).lines == lines
 
 
-def test_gzip(tmp_path):
+def test_compressed_files_are_read(tmp_path):
     path = tmp_path / "vocab.txt.gz"
     path.write_bytes(gzip.compress(b"a,b\nc"))
     assert Vocabulary.read(path).lines == ["a,b", "c"]
@@ -54,7 +54,7 @@ def test_gzip(tmp_path):
         (b"\xff\xfe\x00", "is not a complete text file"),
     ],
 )
-def test_bad_files_are_named(tmp_path, content, message):
+def test_wrong_files_are_named(tmp_path, content, message):
     path = tmp_path / "vocab.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, labels_of
@@ -43,7 +43,7 @@ class MmfFeatures(IndexedFeatures[str]):
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder)
-        self._places = _list(self.path)
+        self._places = _list_stems(self.path)
 
     def _read(self, image_id: int | str, place: str) -> Regions:
         return _read_files(self.path / f"{place}.npy", self.path / f"{place}{_INFO}.npy", image_id)
@@ -62,13 +62,10 @@ class MmfWriter:
     """
 
     def __init__(self, folder: str | Path):
-        self.path = Path(folder)
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file; the mmf format needs a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path = make_folder(folder)
         if not is_mmf(self.path) and any(not entry.name.endswith(".tmp") for entry in os.scandir(self.path)):
             raise InputError(f"{self.path}: holds something other than MMF's features; choose another output")
-        self.done: set[int | str] = set(_list(self.path))
+        self.done: set[int | str] = set(_list_stems(self.path))
 
     def append(self, regions: Regions) -> None:
         """Writes one image's files.
@@ -120,7 +117,7 @@ def _stem(image_id: int | str) -> str:
     return stem.removesuffix(_INFO) + "%5Finfo" if stem.endswith(_INFO) else stem
 
 
-def _list(folder: Path) -> dict[int | str, str]:
+def _list_stems(folder: Path) -> dict[int | str, str]:
     try:
         stems = {entry.name.removesuffix(".npy") for entry in os.scandir(folder) if entry.name.endswith(".npy")}
     except OSError as error:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, labels_of
@@ -42,7 +42,7 @@ class NpzFeatures(IndexedFeatures[str]):
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder)
-        self._places = _list(self.path)
+        self._places = _list_files(self.path)
 
     def _read(self, image_id: int | str, place: str) -> Regions:
         return _read_file(self.path / place, image_id)
@@ -55,18 +55,15 @@ class NpzWriter:
         done: Ids of the images in the folder.
 
     Raises:
-        InputError: The path is a file, or a folder that holds something else.
+        InputError: The path is a file, or a folder without npz files that is not empty.
     """
 
     def __init__(self, folder: str | Path):
-        self.path = Path(folder)
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file; the npz format needs a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.done: set[int | str] = set(_list(self.path))
+        self.path = make_folder(folder)
+        self.done: set[int | str] = set(_list_files(self.path))
         others = [] if self.done else [name for name in sorted(os.listdir(self.path)) if not name.endswith(".tmp")]
         if others:
-            raise InputError(f"{self.path}: holds {others[0]} and no npz files; choose another output")
+            raise InputError(f"{self.path}: holds {others[0]}, and no npz files; choose another output")
 
     def append(self, regions: Regions) -> None:
         """Writes one image's file.
@@ -108,7 +105,7 @@ class NpzWriter:
         """Does nothing, since no file stays open."""
 
 
-def _list(folder: Path) -> dict[int | str, str]:
+def _list_files(folder: Path) -> dict[int | str, str]:
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".npz"))
     except OSError as error:

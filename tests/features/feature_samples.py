@@ -1,6 +1,9 @@
-"""Images for the tests of feature files."""
+"""Regions of images for the tests of feature files, and what these tests have in common."""
 
 import dataclasses
+import multiprocessing
+import random
+import time
 
 import numpy as np
 
@@ -10,7 +13,7 @@ LABELS = ("object_ids", "object_scores", "attribute_ids", "attribute_scores")
 
 
 def sample(image_id, count=3, dim=5, labelled=True, seed=0):
-    """An image whose features float16 holds, so that all formats hold the same."""
+    """Returns the regions of an image. Their features are exact in float16, so that all formats can hold them."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 200, (count, 2))
     regions = Regions(
@@ -29,7 +32,7 @@ def sample(image_id, count=3, dim=5, labelled=True, seed=0):
 
 
 def assert_same(a, b, without=()):
-    """Equal to the last bit and in type, but for the fields that a format does not hold."""
+    """Asserts that two regions have the same types and bits, except for the fields ``without``."""
     for field in dataclasses.fields(Regions):
         if field.name in without:
             continue
@@ -40,3 +43,12 @@ def assert_same(a, b, without=()):
             assert x.tobytes() == y.tobytes(), field.name
         else:
             assert x == y, field.name
+
+
+def run_and_kill(target, path, seed):
+    """Runs ``target(path)`` in a process that is killed after a random time of up to 0.1 seconds."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=(path,))
+    process.start()
+    time.sleep(random.Random(seed).uniform(0.0, 0.1))
+    process.kill()
+    process.join()

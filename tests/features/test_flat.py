@@ -28,7 +28,7 @@ def write(path, images, finish=True, **options):
 
 @pytest.fixture
 def images():
-    """Of many kinds: labelled, in part and not; with as many regions as come, and with none."""
+    """Images with all labels, some labels and no labels, with different numbers of regions, and without regions."""
     images = [sample(image_id, count=seed % 4, labelled=seed % 3 > 0, seed=seed) for seed, image_id in enumerate(IDS)]
     images[1].attribute_ids = images[1].attribute_scores = None
     for regions in images:
@@ -73,7 +73,7 @@ def test_reading_without_conversion(tmp_path, images):
 
 
 @pytest.mark.parametrize("out", [None, "given"])
-def test_batches(tmp_path, images, out):
+def test_batches_are_padded_with_zeros(tmp_path, images, out):
     write(tmp_path / "out", images, dtype="float16")
     store = FlatFeatures(tmp_path / "out")
     if out:
@@ -92,10 +92,10 @@ def test_batches(tmp_path, images, out):
                 assert not read[i, len(regions) :].any()
 
 
-def test_rows(tmp_path):
+def test_rows_of_ids(tmp_path):
     ids = np.random.default_rng(0).permutation(1000)[:300].tolist()
     ids.insert(0, "0042")
-    hidden = key_and_text("0042")[0]  # an integer with the key of a text before it
+    hidden = key_and_text("0042")[0]  # an integer id that is equal to the key of a text id before it
     write(tmp_path / "out", [sample(image_id, count=1) for image_id in [*ids, hidden]])
     store = FlatFeatures(tmp_path / "out")
     assert store.rows(ids[1:]).tolist() == list(range(1, 301))
@@ -126,8 +126,8 @@ def test_many_processes_read_one_store(tmp_path):
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Nothing waits for the disk."""
+def no_sync(monkeypatch):
+    """Makes syncing do nothing, so that the tests do not wait for the disk."""
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
@@ -135,8 +135,8 @@ def contents(folder):
     return {name: (folder / name).read_bytes() for name in DATA_FILES}
 
 
-def test_cut_at_every_byte(quick, tmp_path):
-    """Of each file, synced or not: the images that are whole are read, and a writer goes on from them."""
+def test_files_that_are_truncated_at_any_byte(no_sync, tmp_path):
+    """For each file, synced or not: the complete images are read, and a writer continues after them."""
     images = [sample(image_id, count=1, dim=2, seed=seed) for seed, image_id in enumerate([5, "ab"])]
     write(tmp_path / "whole", images)
     whole = contents(tmp_path / "whole")
@@ -164,9 +164,9 @@ def test_cut_at_every_byte(quick, tmp_path):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_machine_that_died(quick, tmp_path_factory, data):
-    """It leaves what was not synced in any state; what was synced is there, and what is given is right."""
-    folder = tmp_path_factory.mktemp("died")
+def test_files_after_a_crash_of_the_machine(no_sync, tmp_path_factory, data):
+    """What was not synced may be in any state then. Synced images are there, and all that are read are right."""
+    folder = tmp_path_factory.mktemp("crashed")
     images = [sample(i if i % 2 else f"name {i}", count=1 + i % 2, dim=2, seed=i) for i in range(6)]
     synced = data.draw(st.integers(0, 5))
     writer = FlatWriter(folder / "out")
@@ -194,7 +194,7 @@ def test_a_machine_that_died(quick, tmp_path_factory, data):
     assert contents(folder / "out") == whole
 
 
-def test_damage_is_found(tmp_path):
+def test_damaged_images_are_reported(tmp_path):
     images = [sample(i, seed=i) for i in range(4)]
     write(tmp_path, images)
     content = bytearray((tmp_path / "features.bin").read_bytes())
@@ -229,7 +229,7 @@ def test_an_image_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch, 
     assert_same(FlatFeatures(tmp_path)[3], sample(3, seed=3))
 
 
-def test_order_of_ids_is_kept_and_renewed(tmp_path, monkeypatch):
+def test_sorted_ids_are_saved_and_updated(tmp_path, monkeypatch):
     write(tmp_path, [sample(3), sample(1)], finish=False)
     lookup = tmp_path / "lookup.npy"
     assert not lookup.exists()
@@ -250,7 +250,7 @@ def test_order_of_ids_is_kept_and_renewed(tmp_path, monkeypatch):
     assert not lookup.exists()
 
 
-def test_images_that_do_not_go_in(tmp_path):
+def test_images_that_the_format_cannot_hold_are_refused(tmp_path):
     writer = FlatWriter(tmp_path, "float16")
     writer.append(sample(1))
     large = sample(2)
@@ -270,7 +270,7 @@ def test_images_that_do_not_go_in(tmp_path):
     assert list(FlatFeatures(tmp_path)) == [1]
 
 
-def test_folders_of_something_else(tmp_path):
+def test_folders_with_other_content_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: is a file"):
         FlatWriter(tmp_path / "file")

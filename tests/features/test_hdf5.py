@@ -35,8 +35,8 @@ def assert_holds(store, expected):
         assert_same(store[image_id], regions)
 
 
-def make_foreign(path, rows, protocol=0):
-    """Leaves of a file what the originals write."""
+def remove_additions(path, rows, protocol=0):
+    """Removes from a file what the original programs do not write."""
     with h5py.File(path, "r+") as file:
         for name in EXTRAS:
             if name in file:
@@ -45,7 +45,7 @@ def make_foreign(path, rows, protocol=0):
 
 
 def spatial(regions):
-    """As both converters compute it, a column at a time."""
+    """Computes the spatial features column by column, as both converters do."""
     x1, y1, x2, y2 = regions.boxes.T
     w, h = np.float32(regions.width), np.float32(regions.height)
     return np.stack(
@@ -54,7 +54,7 @@ def spatial(regions):
 
 
 def in_a_process(run, *arguments):
-    """The exit code of a process that was forked to run a function."""
+    """Runs a function in a forked process, and returns the exit code of the process."""
     process = os.fork()
     if process == 0:
         try:
@@ -66,8 +66,8 @@ def in_a_process(run, *arguments):
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def test_the_reader_of_the_fixed_layout(tmp_path):
-    """dataset.py of hengyuan-hu, in words of its own."""
+def test_hengyuan_hus_reader_reads_the_fixed_layout(tmp_path):
+    """Reads as dataset.py of hengyuan-hu's code does."""
     expected = images([7, 11, 5])
     write_hdf5(tmp_path / "train36.hdf5", expected, "hdf5")
     rows = pickle.loads((tmp_path / "train36_imgid2idx.pkl").read_bytes())
@@ -85,8 +85,8 @@ def test_the_reader_of_the_fixed_layout(tmp_path):
         assert np.array_equal(spatials[row], spatial(expected[image_id]))
 
 
-def test_the_reader_of_the_adaptive_layout(tmp_path):
-    """dataset.py of BAN, in words of its own."""
+def test_bans_reader_reads_the_adaptive_layout(tmp_path):
+    """Reads as dataset.py of ban-vqa does."""
     expected = images([7, 11, 5, 6], counts=(3, 1, 0))
     write_hdf5(tmp_path / "train.hdf5", expected, "ban-hdf5")
     rows = pickle.loads((tmp_path / "train_imgid2idx.pkl").read_bytes())
@@ -131,7 +131,7 @@ def test_labels_that_some_images_lack(tmp_path_factory, drawn):
 
 @pytest.mark.parametrize("protocol", range(5))
 @pytest.mark.parametrize("format", HDF5_FORMATS)
-def test_files_of_the_originals(tmp_path, format, protocol):
+def test_files_of_the_original_programs_are_read(tmp_path, format, protocol):
     rng = np.random.default_rng(0)
     expected = {}
     for image_id in range(200):
@@ -139,27 +139,27 @@ def test_files_of_the_originals(tmp_path, format, protocol):
         regions.width, regions.height = int(rng.integers(1, 30000)), int(rng.integers(1, 30000))
         corners = np.sort(rng.random((2, 3, 2), np.float32), axis=0) * [regions.width - 1, regions.height - 1]
         regions.boxes = np.concatenate(corners, axis=1).astype(np.float32)
-        regions.boxes[0] = 0  # which tells nothing about the size
+        regions.boxes[0] = 0  # a box at the origin gives no information about the size
         expected[image_id] = regions
     path = tmp_path / "val36.hdf5"
     write_hdf5(path, expected, format)
-    # Rows of images that were not found, and an order of its own, as dictionaries of Python 2 had it.
+    # Some rows have no id, and the order differs from that of the rows, as in dictionaries of Python 2.
     rows = {image_id: row for row, image_id in enumerate(expected) if image_id not in (0, 100)}
-    make_foreign(path, dict(reversed(rows.items())), protocol)
+    remove_additions(path, dict(reversed(rows.items())), protocol)
     store = Hdf5Features(path)
     assert_holds(store, {image_id: expected[image_id] for image_id in rows})
 
 
-def test_sizes_that_no_box_tells(tmp_path):
+def test_the_size_is_zero_if_no_box_gives_it(tmp_path):
     expected = images([1, 2], counts=(1, 0))
     expected[1].boxes[:] = 0
     write_hdf5(tmp_path / "x.hdf5", expected, "ban-hdf5")
-    make_foreign(tmp_path / "x.hdf5", {1: 0, 2: 1})
+    remove_additions(tmp_path / "x.hdf5", {1: 0, 2: 1})
     store = Hdf5Features(tmp_path / "x.hdf5")
     assert [(store[i].width, store[i].height) for i in (1, 2)] == [(0, 0), (0, 0)]
 
 
-def test_compressed_and_chunked_files(tmp_path):
+def test_compressed_and_chunked_files_are_read(tmp_path):
     expected = images([1, 2, 3], counts=(4, 2), labelled=False)
     path = tmp_path / "x.hdf5"
     write_hdf5(path, expected, "ban-hdf5")
@@ -185,10 +185,10 @@ class Trap:
         (None, "No such file or directory; train36.hdf5 needs this file"),
     ],
 )
-def test_pickles_that_are_not_rows(tmp_path, rows, message):
+def test_wrong_pickles_are_refused(tmp_path, rows, message):
     path, index = tmp_path / "train36.hdf5", tmp_path / "train36_imgid2idx.pkl"
     write_hdf5(path, images([7, 8]), "hdf5")
-    make_foreign(path, {})
+    remove_additions(path, {})
     index.unlink() if rows is None else index.write_bytes(rows)
     with pytest.raises(InputError, match=message) as raised:
         Hdf5Features(path)
@@ -220,7 +220,7 @@ def test_a_file_of_bua_does_not_need_its_pickle(tmp_path):
         ),
     ],
 )
-def test_what_is_no_such_file(tmp_path, content, message):
+def test_files_with_other_content_are_refused(tmp_path, content, message):
     path = tmp_path / "x.hdf5"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -233,14 +233,14 @@ def test_what_is_no_such_file(tmp_path, content, message):
     assert str(path) in str(raised.value)
 
 
-def test_damaged_files(tmp_path):
+def test_damage_is_reported_in_one_line(tmp_path):
     path = tmp_path / "x.hdf5"
     write_hdf5(path, images([7, 8]), "ban-hdf5")
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     messages = []
     for _ in range(100):
         damaged = bytearray(whole)
-        for place in rng.integers(0, 1500, 3):  # where HDF5 keeps what describes the rest
+        for place in rng.integers(0, 1500, 3):  # the part of the file in which HDF5 describes its content
             damaged[place] = rng.integers(0, 256)
         path.write_bytes(damaged)
         try:
@@ -251,7 +251,7 @@ def test_damaged_files(tmp_path):
     assert all(message.startswith(str(path)) and "\n" not in message for message in messages)
 
 
-def test_boxes_that_are_not_there(tmp_path):
+def test_bounds_outside_the_boxes_are_reported(tmp_path):
     path = tmp_path / "x.hdf5"
     write_hdf5(path, images([7, 8]), "ban-hdf5")
     with h5py.File(path, "r+") as file:
@@ -263,7 +263,7 @@ def test_boxes_that_are_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("format", HDF5_FORMATS)
-def test_from_processes_and_threads(tmp_path, format):
+def test_processes_and_threads_read_one_store(tmp_path, format):
     expected = images(range(40))
     write_hdf5(tmp_path / "x.hdf5", expected, format)
     store = Hdf5Features(tmp_path / "x.hdf5")
@@ -277,8 +277,8 @@ def test_from_processes_and_threads(tmp_path, format):
                 assert_same(regions, wanted)
 
 
-class Made(Mapping):
-    """Images that are made when they are asked for."""
+class Generated(Mapping):
+    """Images that are created when they are read."""
 
     def __init__(self, number, count, dim):
         self.ids, self.options = range(number), {"count": count, "dim": dim}
@@ -295,7 +295,7 @@ class Made(Mapping):
 
 @pytest.mark.parametrize("format", HDF5_FORMATS)
 def test_memory_is_bounded(tmp_path, format):
-    store = Made(400, 36, 256)
+    store = Generated(400, 36, 256)
     tracemalloc.start()
     try:
         write_hdf5(tmp_path / "x.hdf5", store, format)
@@ -305,7 +305,7 @@ def test_memory_is_bounded(tmp_path, format):
     assert peak < (tmp_path / "x.hdf5").stat().st_size / 2
 
 
-def test_what_one_file_cannot_hold(tmp_path):
+def test_images_that_one_file_cannot_hold_are_refused(tmp_path):
     path = tmp_path / "x.hdf5"
     with pytest.raises(InputError, match="there are no images"):
         write_hdf5(path, {})
@@ -316,7 +316,7 @@ def test_what_one_file_cannot_hold(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_images_without_boxes_alone(tmp_path):
+def test_a_file_of_images_without_boxes(tmp_path):
     expected = images([1, 2], counts=(0,), dim=0)
     write_hdf5(tmp_path / "x.hdf5", expected, "ban-hdf5")
     assert_holds(Hdf5Features(tmp_path / "x.hdf5"), expected)
@@ -331,7 +331,7 @@ def limited(path, size):
     raise AssertionError("no error")
 
 
-def test_a_full_disk(tmp_path):
+def test_a_full_disk_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.hdf5"
     expected = images([7])
     write_hdf5(path, expected, "hdf5")
@@ -353,7 +353,7 @@ def write(path, expected, format="hdf5", finish=True):
 
 
 @pytest.mark.parametrize("format", HDF5_FORMATS)
-def test_a_writer_goes_on(tmp_path, format):
+def test_a_writer_continues(tmp_path, format):
     path = tmp_path / "x.hdf5"
     expected = images([7, "x", 9, 10, 11], counts=(3,) if format == "hdf5" else (0, 3, 2))
     some = {image_id: expected[image_id] for image_id in (7, "x")}
@@ -377,22 +377,22 @@ def test_a_writer_goes_on(tmp_path, format):
     assert path.stat() == before
 
 
-def test_going_on_with_a_file_of_the_originals(tmp_path):
+def test_a_writer_continues_a_file_of_the_original_programs(tmp_path):
     path = tmp_path / "x.hdf5"
     expected = images([7, 8, 9], labelled=False)
     write_hdf5(path, {image_id: expected[image_id] for image_id in (7, 8)})
-    make_foreign(path, {7: 0, 8: 1})
+    remove_additions(path, {7: 0, 8: 1})
     write(path, expected)
     assert_holds(Hdf5Features(path), expected)
     assert pickle.loads((tmp_path / "x_imgid2idx.pkl").read_bytes()) == {7: 0, 8: 1, 9: 2}
 
 
-def test_no_images(tmp_path):
+def test_no_file_is_written_without_images(tmp_path):
     write(tmp_path / "x.hdf5", {})
     assert not list(tmp_path.iterdir())
 
 
-def test_another_number_of_boxes(tmp_path):
+def test_images_of_another_shape_are_refused(tmp_path):
     path = tmp_path / "x.hdf5"
     expected = images([7])
     for finish in (False, True):
@@ -408,7 +408,7 @@ def test_another_number_of_boxes(tmp_path):
     assert_holds(Hdf5Features(path), expected)
 
 
-def test_another_file(tmp_path):
+def test_a_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "x.hdf5"
     write(path, images([7]), "ban-hdf5")
     with pytest.raises(InputError, match="has the format ban-hdf5; choose another output or format"):
@@ -420,7 +420,7 @@ def test_another_file(tmp_path):
 
 
 def write_and_die(path, expected, step):
-    """As a process does that is killed before it makes, renames or removes something for the ``step``-th time."""
+    """Exits like a process that is killed before it creates, renames or deletes a file for the ``step``-th time."""
 
     def die(event, arguments):
         nonlocal step
@@ -438,7 +438,7 @@ def write_and_die(path, expected, step):
 
 
 @pytest.mark.parametrize("first", [(), (1, 2)])
-def test_killed_at_any_step_of_the_end(tmp_path, first):
+def test_a_writer_that_is_killed_at_any_step_of_finish(tmp_path, first):
     expected = images([1, 2, 3])
     step, code = 0, 9
     while code:

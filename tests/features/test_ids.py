@@ -11,7 +11,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
     ("value", "image_id"),
     [(42, 42), ("42", 42), ("0", 0), ("-3", -3), ("042", "042"), ("4 2", "4 2"), ("a", "a"), ("٣", "٣"), ("-0", "-0")],
 )
-def test_what_reads_as_an_integer_is_one(value, image_id):
+def test_text_of_an_integer_becomes_an_integer(value, image_id):
     assert parse_id(value) == image_id
     assert type(parse_id(value)) is type(image_id)
 
@@ -27,12 +27,12 @@ def test_what_reads_as_an_integer_is_one(value, image_id):
         ("COCO_train2014_84002.jpg", "COCO_train2014_84002"),
     ],
 )
-def test_id_of_an_image(path, image_id):
+def test_id_from_a_file_name(path, image_id):
     assert image_id_of(path) == image_id
 
 
 @given(texts)
-def test_file_stems_lead_back_to_their_ids(text):
+def test_file_stems_are_converted_back_to_their_ids(text):
     stem = file_stem(text)
     assert id_of_file_stem(stem) == parse_id(text)
     assert not set(stem) & set('/\\\0:*?"<>|')

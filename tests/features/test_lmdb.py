@@ -48,7 +48,7 @@ def test_what_is_written_is_read(tmp_path):
         store[6]
 
 
-def test_reads_as_vilbert_reads(tmp_path):
+def test_vilberts_reader_reads_it(tmp_path):
     write(tmp_path / "out", [regions_of(7), regions_of("b")])
     environment = lmdb.open(
         str(tmp_path / "out"), max_readers=1, readonly=True, lock=False, readahead=False, meminit=False
@@ -64,7 +64,7 @@ def test_reads_as_vilbert_reads(tmp_path):
         np.testing.assert_array_equal(array, expected)
 
 
-def test_reads_what_the_original_script_makes_of_a_tsv(tmp_path, shared_data):
+def test_files_of_the_original_script_are_read(tmp_path, shared_data):
     store = TsvFeatures(shared_data / "caffe_features" / "train2014_obj36.tsv")
     environment = lmdb.open(str(tmp_path / "out"), map_size=1 << 30)
     with environment.begin(write=True) as transaction:
@@ -82,7 +82,7 @@ def test_reads_what_the_original_script_makes_of_a_tsv(tmp_path, shared_data):
 
 
 @pytest.mark.parametrize("subdir", [True, False])
-def test_reads_the_arrays_of_vilbert_multi_task(tmp_path, subdir):
+def test_files_of_vilbert_multi_task_are_read(tmp_path, subdir):
     expected = regions_of(9, labelled=False)
     item = {"image_id": "9", "image_h": expected.height, "image_w": 640, "num_boxes": 2}
     item |= {"boxes": expected.boxes, "features": expected.features}
@@ -95,18 +95,18 @@ def test_reads_the_arrays_of_vilbert_multi_task(tmp_path, subdir):
     assert_same(LmdbFeatures(tmp_path / "out")[9], expected)
 
 
-def test_image_without_regions(tmp_path):
+def test_an_image_without_regions(tmp_path):
     write(tmp_path / "out", [regions_of(1, count=0)])
     read = LmdbFeatures(tmp_path / "out")[1]
     assert read.boxes.shape == (0, 4)
     assert len(read.features) == len(read.object_ids) == 0
 
 
-def test_goes_on(tmp_path):
+def test_a_writer_continues(tmp_path):
     path = tmp_path / "out"
     write(path, [regions_of(2), regions_of("x")])
     write(path, [regions_of(1)], finish=False)
-    # Without finish() the list of keys lacks 1.
+    # Without finish(), the list of keys does not contain 1.
     assert set(LmdbFeatures(path)) == {1, 2, "x"}
     writer = LmdbWriter(path)
     assert writer.done == {1, 2, "x"}
@@ -119,7 +119,7 @@ def test_goes_on(tmp_path):
     assert_same(store[2], regions_of(2))
 
 
-def test_grows(tmp_path, monkeypatch):
+def test_the_map_grows(tmp_path, monkeypatch):
     monkeypatch.setattr(bua_lmdb, "_FIRST_MAP_BYTES", 1 << 16)
     monkeypatch.setattr(bua_lmdb, "_BATCH_BYTES", 1 << 18)
     write(tmp_path / "out", [regions_of(image_id, dim=2048) for image_id in range(60)])
@@ -158,7 +158,7 @@ def test_forked_process_reads_what_it_inherited(tmp_path):
         assert worker.exitcode == 0
 
 
-def test_two_stores_of_one_path_and_then_a_writer(tmp_path):
+def test_two_stores_of_the_same_path_and_then_a_writer(tmp_path):
     write(tmp_path / "out", [regions_of(1)])
     first, second = LmdbFeatures(tmp_path / "out"), LmdbFeatures(tmp_path / ".." / tmp_path.name / "out")
     assert_same(first[1], second[1])
@@ -188,7 +188,7 @@ def start_writer(path, *arguments):
     return process
 
 
-def test_killed_writers_leave_whole_images(tmp_path):
+def test_killed_writers_leave_complete_images(tmp_path):
     path = tmp_path / "out"
     before = set()
     for seed in range(12):
@@ -205,7 +205,7 @@ def test_killed_writers_leave_whole_images(tmp_path):
     assert before
 
 
-def test_full_disk(tmp_path):
+def test_a_full_disk_leaves_complete_images(tmp_path):
     path = tmp_path / "out"
     process = start_writer(path, 2_000_000)
     process.join()
@@ -217,7 +217,7 @@ def test_full_disk(tmp_path):
         assert_same(store[image_id], regions_of(image_id, dim=512))
 
 
-def test_full_disk_is_an_os_error(tmp_path):
+def test_a_full_disk_raises_an_os_error(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     writer = LmdbWriter(tmp_path / "out")
     writer.append(regions_of(1))
@@ -248,7 +248,7 @@ class Dangerous:
         return os.system, ("touch ran",)
 
 
-def test_what_is_wrong_is_named(tmp_path, monkeypatch):
+def test_wrong_fields_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "out"
     row = {"image_id": "1", "image_w": "4", "image_h": "3", "num_boxes": "1", "features": "AAAAAA=="}
@@ -280,7 +280,7 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def test_other_things_at_the_path(tmp_path):
+def test_paths_with_other_content_are_refused(tmp_path):
     (tmp_path / "file").write_text("no LMDB")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.npz").touch()
@@ -297,7 +297,7 @@ def test_other_things_at_the_path(tmp_path):
     assert not is_lmdb(tmp_path / "none")
 
 
-def test_ids_that_cannot_be_keys(tmp_path):
+def test_ids_that_cannot_be_keys_are_refused(tmp_path):
     writer = LmdbWriter(tmp_path / "out")
     for image_id in ("", "keys", "x" * 512):
         with pytest.raises(InputError, match="image id"):

@@ -1,15 +1,12 @@
-import multiprocessing
 import os
-import random
 import subprocess
 import sys
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from feature_samples import assert_same, sample
+from feature_samples import assert_same, run_and_kill, sample
 
 from bua.errors import InputError
 from bua.features.mmf import MmfFeatures, MmfWriter, is_mmf
@@ -37,7 +34,7 @@ def test_what_is_written_is_read(tmp_path):
         assert len(list(pool.map(store.__getitem__, ids * 5))) == 5 * len(ids)
 
 
-def test_reads_as_mmf_reads(tmp_path):
+def test_mmfs_reader_reads_it(tmp_path):
     MmfWriter(tmp_path).append(regions_of(5))
     path = str(tmp_path / "5.npy")
     features = np.load(path, allow_pickle=True)
@@ -48,7 +45,7 @@ def test_reads_as_mmf_reads(tmp_path):
     np.testing.assert_array_equal(info["objects"], regions_of(5).object_ids)
 
 
-def test_any_numpy_reads_it_without_warnings(tmp_path):
+def test_all_versions_of_numpy_read_it_without_warnings(tmp_path):
     MmfWriter(tmp_path).append(regions_of(5))
     data = (tmp_path / "5_info.npy").read_bytes()
     assert b"numpy.core.multiarray" in data
@@ -58,7 +55,7 @@ def test_any_numpy_reads_it_without_warnings(tmp_path):
     assert "bbox" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_reads_what_mmf_extracts(tmp_path):
+def test_files_of_mmfs_extraction_are_read(tmp_path):
     expected = regions_of(7)
     probabilities = np.full((3, 1600), 1e-4, np.float32)
     probabilities[np.arange(3), expected.object_ids] = expected.object_scores
@@ -76,12 +73,12 @@ def test_reads_what_mmf_extracts(tmp_path):
     assert_same(MmfFeatures(tmp_path)[7], expected)
 
 
-def test_image_without_regions(tmp_path):
+def test_an_image_without_regions(tmp_path):
     MmfWriter(tmp_path).append(regions_of(1, count=0))
     assert_same(MmfFeatures(tmp_path)[1], regions_of(1, count=0))
 
 
-def test_half_an_image_is_none(tmp_path):
+def test_incomplete_images_are_left_out(tmp_path):
     writer = MmfWriter(tmp_path)
     writer.append(regions_of(1))
     writer.append(regions_of(2))
@@ -97,15 +94,11 @@ def write_for_long(path):
             writer.append(regions_of(image_id, dim=2048))
 
 
-def test_killed_writers_leave_whole_images(tmp_path):
+def test_killed_writers_leave_complete_images(tmp_path):
     path = tmp_path / "out"
     path.mkdir()
     for seed in range(10):
-        process = multiprocessing.get_context("fork").Process(target=write_for_long, args=(path,))
-        process.start()
-        time.sleep(random.Random(seed).uniform(0.0, 0.1))
-        process.kill()
-        process.join()
+        run_and_kill(write_for_long, path, seed)
         done = MmfWriter(path).done
         assert done == set(range(len(done)))
     store = MmfFeatures(path)
@@ -119,7 +112,7 @@ class Dangerous:
         return os.system, ("touch ran",)
 
 
-def test_what_is_wrong_is_named(tmp_path, monkeypatch):
+def test_wrong_files_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     writer = MmfWriter(tmp_path / "out")
     for image_id in range(1, 9):
@@ -152,7 +145,7 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch):
         store[9]
 
 
-def test_other_things_at_the_path(tmp_path):
+def test_paths_with_other_content_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "1.npz").touch()
@@ -164,7 +157,7 @@ def test_other_things_at_the_path(tmp_path):
         MmfFeatures(tmp_path / "none")
 
 
-def test_ids_that_cannot_be_file_names(tmp_path):
+def test_ids_that_cannot_be_file_names_are_refused(tmp_path):
     writer = MmfWriter(tmp_path)
     for image_id in ("", "x" * 300):
         with pytest.raises(InputError, match="image id"):

@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tmp_path):
         assert_same(store[image_id], sample(image_id))
 
 
-def test_milvlgs_readers_read_it(tmp_path):
+def test_milvlgs_reader_reads_it(tmp_path):
     regions = sample(5, count=4, dim=6)
     NpzWriter(tmp_path).append(regions)
     with np.load(tmp_path / "5.npz", allow_pickle=True) as arrays:
@@ -52,7 +52,7 @@ def test_numpy_1_reads_it(tmp_path):
     NpzWriter(tmp_path).append(sample("é"))
     with zipfile.ZipFile(tmp_path / "é.npz") as archive:
         info = archive.read("info.npy")
-    # Its names of modules are those that both read; protocol 4 and later would put them elsewhere.
+    # Both versions can read these names of modules. Protocol 4 and later would store the names in another way.
     assert b"cnumpy.core.multiarray\n" in info
     assert b"_core" not in info
 
@@ -78,15 +78,15 @@ def test_milvlgs_files_are_read(tmp_path, protocol, core):
 
 
 def rename(data, core):
-    """A pickle with the name that a version of numpy gives its core."""
+    """Replaces the names of numpy's internal modules in a pickle by those of another version of numpy."""
     for name in (b"numpy._core", b"numpy.core"):
         for suffix in (b".multiarray", b".numeric"):
-            # As a line of its own, and as a string with its length.
+            # The name is either a line, or a string after its length.
             data = data.replace(b"c" + name + suffix + b"\n", b"c" + core + suffix + b"\n")
             data = data.replace(
                 bytes([0x8C, len(name + suffix)]) + name + suffix, bytes([0x8C, len(core + suffix)]) + core + suffix
             )
-    # A frame's length would be wrong now; frames may be left out.
+    # The length of the frame is wrong now, but the frame is optional.
     start = data.find(b"\x95")
     return data if start != 2 else data[:2] + data[11:]
 
@@ -105,7 +105,7 @@ def detectron2_file(path, attributes=True, objects=(1, 0), **more):
     rng = np.random.default_rng(0)
     info = {"objects": np.array(objects), "cls_prob": np.float32([[0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])}
     if attributes:
-        # A part of a larger tensor, as indexing by what was kept gives it; the scores are of all proposals.
+        # A part of a larger tensor, as the selection of the kept regions returns it. The scores are of all proposals.
         info["attrs_id"] = torch.softmax(torch.from_numpy(rng.random((4, 5), np.float32)), -1)[1:3]
         info["attrs_scores"] = torch.from_numpy(rng.random((7, 5), np.float32))
     x = rng.random((2, 6), np.float32)
@@ -116,7 +116,7 @@ def detectron2_file(path, attributes=True, objects=(1, 0), **more):
 
 
 @pytest.mark.parametrize("attributes", [True, False])
-def test_files_of_milvlgs_detectron2_models(tmp_path, attributes):
+def test_files_of_milvlgs_detectron2_models_are_read(tmp_path, attributes):
     info = detectron2_file(tmp_path / "a.npz", attributes)
     regions = NpzFeatures(tmp_path)["a"]
     assert regions.object_ids.tolist() == [1, 0]
@@ -128,14 +128,14 @@ def test_files_of_milvlgs_detectron2_models(tmp_path, attributes):
         assert regions.attribute_ids is None
 
 
-def test_background_among_detectron2s_objects(tmp_path):
+def test_background_in_files_of_detectron2_models_is_replaced(tmp_path):
     detectron2_file(tmp_path / "a.npz", objects=(3, 0))
     regions = NpzFeatures(tmp_path)["a"]
     assert regions.object_ids.tolist() == [1, 0]
     assert regions.object_scores.tolist() == np.float32([0.7, 0.1]).tolist()
 
 
-def test_tensors_that_reach_over_their_storage(tmp_path):
+def test_tensors_beyond_their_storage_are_refused(tmp_path):
     class Tensor:
         def __reduce__(self):
             function, (storage, *_) = torch.ones(4).__reduce_ex__(2)[:2]
@@ -146,7 +146,7 @@ def test_tensors_that_reach_over_their_storage(tmp_path):
         NpzFeatures(tmp_path)["a"]
 
 
-def test_older_files_of_milvlg(tmp_path):
+def test_older_files_of_milvlg_are_read(tmp_path):
     x, bbox = np.arange(6, dtype=np.float32).reshape(3, 2), np.zeros((2, 4), np.float32)
     np.savez(tmp_path / "a.npz", x=x, bbox=bbox, num_bbox=2, image_h=48, image_w=64)
     regions = NpzFeatures(tmp_path)["a"]
@@ -165,7 +165,7 @@ class Trap:
 @pytest.mark.parametrize(
     "trap",
     [
-        Trap(pytest.fail, "a pickle was run"),
+        Trap(pytest.fail, "code from a pickle was executed"),
         Trap(exec, "raise SystemExit"),
         Trap(subprocess.run, ["false"]),
         Trap(torch.load, "x"),
@@ -173,7 +173,7 @@ class Trap:
         Trap(sys.exit),
     ],
 )
-def test_pickles_are_not_run(tmp_path, trap):
+def test_code_in_pickles_is_not_executed(tmp_path, trap):
     arrays = {"x": np.ones((2, 3)), "bbox": np.ones((2, 4)), "num_bbox": 2, "image_h": 48, "image_w": 64}
     np.savez(tmp_path / "a.npz", **arrays, info=np.array({"objects_id": trap}, dtype=object))
     with pytest.raises(InputError, match="info is a pickle that is not loaded") as raised:
@@ -206,7 +206,7 @@ def test_a_file_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch):
     assert writer.done == {5}
 
 
-def test_what_a_killed_writer_left_is_written_over(tmp_path):
+def test_files_of_a_killed_writer_are_overwritten(tmp_path):
     (tmp_path / "5.npz.tmp").write_bytes(b"PK half")
     writer = NpzWriter(tmp_path)
     assert writer.done == set()
@@ -235,7 +235,7 @@ FILE = {"x": np.ones((2, 3)), "bbox": np.ones((2, 4)), "num_bbox": 2, "image_h":
         (FILE | {"info": np.array({"objects": np.array([1, 2]), "cls_prob": np.ones(2)})}, "info: "),
     ],
 )
-def test_bad_files_are_named(tmp_path, content, message):
+def test_wrong_files_are_named(tmp_path, content, message):
     path = tmp_path / "a.npz"
     path.write_bytes(content) if isinstance(content, bytes) else np.savez(path, **content)
     with pytest.raises(InputError, match=message) as raised:
@@ -243,7 +243,7 @@ def test_bad_files_are_named(tmp_path, content, message):
     assert str(path) in str(raised.value)
 
 
-def test_ids_that_are_no_file_names(tmp_path):
+def test_ids_and_paths_that_cannot_be_used_are_refused(tmp_path):
     writer = NpzWriter(tmp_path)
     for image_id in ("", "a" * 300):
         with pytest.raises(InputError, match="image id"):
@@ -251,8 +251,8 @@ def test_ids_that_are_no_file_names(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.txt").touch()
-    with pytest.raises(InputError, match="and no npz files"):
+    with pytest.raises(InputError, match=", and no npz files"):
         NpzWriter(folder)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="needs a folder"):
+    with pytest.raises(InputError, match="cannot create this folder"):
         NpzWriter(tmp_path / "file")

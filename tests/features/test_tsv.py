@@ -26,7 +26,7 @@ def write(path, ids, format="tsv"):
 
 
 def read_as_the_original(path):
-    """tools/read_tsv.py of the original, in words of its own."""
+    """Reads as tools/read_tsv.py of the original does."""
     csv.field_size_limit(sys.maxsize)
     with open(path, newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", fieldnames=ORIGINAL_FIELDS):
@@ -67,7 +67,7 @@ def test_what_is_written_is_read(tmp_path, format):
         store[8]
 
 
-def test_lxmert_file(shared_data):
+def test_lxmerts_file_is_read_and_written(shared_data):
     path = shared_data / "caffe_features" / "train2014_obj36.tsv"
     store = TsvFeatures(path)
     assert len(store) == 10
@@ -75,7 +75,7 @@ def test_lxmert_file(shared_data):
     for line, (image_id, regions) in zip(rows, store.items()):
         assert regions.features.shape == (36, 2048)
         assert regions.features.min() == 0
-        # The boxes lie in the image: the height really comes first.
+        # The boxes are inside the image, which shows that the height is the first of the two columns.
         assert regions.boxes[:, 2].max() < regions.width
         assert regions.boxes[:, 3].max() < regions.height
         assert regions.object_ids.max() < 1600
@@ -114,7 +114,7 @@ def test_rows_decode_to_what_they_encode(boxes_and_features, width, height, imag
         (5, b"AAAA\tAAAA", "7 columns instead of 6"),
     ],
 )
-def test_a_row_that_does_not_decode_is_named(tmp_path, column, value, message):
+def test_a_row_that_cannot_be_decoded_is_named(tmp_path, column, value, message):
     path = tmp_path / "features.tsv"
     write(path, [1, 2, 3])
     lines = path.read_bytes().splitlines(keepends=True)
@@ -128,7 +128,7 @@ def test_a_row_that_does_not_decode_is_named(tmp_path, column, value, message):
     assert_same(store[3], sample(3, seed=2), LABELS)
 
 
-def test_index_is_kept_and_renewed(tmp_path):
+def test_index_is_saved_and_updated(tmp_path):
     path = tmp_path / "features.tsv"
     write(path, [1, 2])
     assert list(TsvFeatures(path)) == [1, 2]
@@ -142,7 +142,7 @@ def test_index_is_kept_and_renewed(tmp_path):
     assert list(TsvFeatures(path)) == [1, 2, 3]
 
 
-def test_index_that_cannot_be_kept(tmp_path, monkeypatch):
+def test_index_that_cannot_be_saved(tmp_path, monkeypatch):
     path = tmp_path / "features.tsv"
     write(path, [1, 2])
 
@@ -169,7 +169,7 @@ def test_many_processes_read_one_store(tmp_path):
 
 
 @pytest.mark.parametrize("missing", [1, 2, 18, 30, 100])
-def test_writer_goes_on_after_an_incomplete_row(tmp_path, missing):
+def test_a_writer_continues_after_an_incomplete_row(tmp_path, missing):
     whole, path = tmp_path / "whole.tsv", tmp_path / "features.tsv"
     write(whole, range(4))
     write(path, range(3))
@@ -207,11 +207,11 @@ def test_a_row_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_machine_that_died(tmp_path_factory, monkeypatch, data):
-    """It leaves what was not synced in any state; the rows that are whole from the first on are kept."""
+def test_a_file_after_a_crash_of_the_machine(tmp_path_factory, monkeypatch, data):
+    """What was not synced may be in any state then. The rows before the first incomplete one are kept."""
     monkeypatch.setattr("os.fsync", lambda handle: None)
     format = data.draw(st.sampled_from(sorted(FIELDS)))
-    path = tmp_path_factory.mktemp("died") / "features.tsv"
+    path = tmp_path_factory.mktemp("crashed") / "features.tsv"
     synced = data.draw(st.integers(0, 4))
     writer = TsvWriter(path, format)
     for i in range(5):
@@ -239,8 +239,8 @@ def test_a_machine_that_died(tmp_path_factory, monkeypatch, data):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_rows_of_the_other_format_are_not_cut(tmp_path):
-    """Not even where none of them was synced."""
+def test_rows_of_the_other_format_are_not_deleted(tmp_path):
+    """This holds even if none of the rows was synced."""
     path = tmp_path / "features.tsv"
     writer = TsvWriter(path, "lxmert-tsv")
     writer.append(sample(1))
@@ -264,7 +264,7 @@ def test_rows_that_are_not_read_are_named(tmp_path):
     ]
 
 
-def test_ids_and_labels_that_cannot_be_written(tmp_path):
+def test_ids_and_labels_that_cannot_be_written_are_refused(tmp_path):
     writer = TsvWriter(tmp_path / "features.tsv", "lxmert-tsv")
     with pytest.raises(InputError, match="tab or line break"):
         writer.append(sample("a\tb"))
@@ -275,7 +275,7 @@ def test_ids_and_labels_that_cannot_be_written(tmp_path):
     writer.close()
 
 
-def test_writer_refuses_another_file(tmp_path):
+def test_a_file_with_other_content_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not features\nmine")
     with pytest.raises(InputError, match="line 1"):
@@ -286,7 +286,7 @@ def test_writer_refuses_another_file(tmp_path):
         TsvWriter(tmp_path / "lxmert.tsv", "tsv")
 
 
-def test_first_of_two_rows_with_one_id(tmp_path):
+def test_the_first_of_two_rows_with_the_same_id_is_read(tmp_path):
     path = tmp_path / "features.tsv"
     write(path, [1, 2])
     write(path, [2])

@@ -3,15 +3,13 @@ import json
 import multiprocessing
 import os
 import pickle
-import random
 import resource
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from feature_samples import assert_same, sample
+from feature_samples import assert_same, run_and_kill, sample
 
 from bua.errors import InputError
 from bua.features.vinvl import VinvlFeatures, VinvlWriter, vinvl_format
@@ -38,7 +36,7 @@ def write(path, regions, format="vinvl-tsv", finish=True, about=ABOUT):
 
 
 def rows_by_lineidx(path):
-    """As VinVL's and Oscar's TSVFile seeks."""
+    """Reads the rows as TSVFile of VinVL and Oscar does."""
     with open(os.path.splitext(path)[0] + ".lineidx") as file:
         offsets = [int(line.strip()) for line in file]
     rows = []
@@ -65,12 +63,12 @@ def test_what_is_written_is_read(tmp_path, format, labelled):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_image_without_regions(tmp_path, format):
+def test_an_image_without_regions(tmp_path, format):
     write(tmp_path / "out.tsv", [regions_of(1, count=0, dim=0)], format)
     assert_same(VinvlFeatures(tmp_path / "out.tsv")[1], regions_of(1, count=0, dim=0))
 
 
-def test_reads_as_scene_graph_benchmark_reads(tmp_path):
+def test_scene_graph_benchmarks_reader_reads_it(tmp_path):
     path = tmp_path / "predictions.tsv"
     write(path, [regions_of(image_id) for image_id in IDS])
     rows, sizes = rows_by_lineidx(path), rows_by_lineidx(tmp_path / "predictions.hw.tsv")
@@ -93,7 +91,7 @@ def test_reads_as_scene_graph_benchmark_reads(tmp_path):
             np.testing.assert_array_equal(feature, expected.features[number])
 
 
-def test_reads_as_oscar_reads(tmp_path):
+def test_oscars_reader_reads_it(tmp_path):
     path = tmp_path / "features.tsv"
     write(path, [regions_of(7), regions_of("b")], "oscar-tsv", about=None)
     for row, image_id in zip(rows_by_lineidx(path), (7, "b"), strict=True):
@@ -127,7 +125,7 @@ def vinvl_row(regions, **more):
     ['[{"height": 400, "width": 300}]', '{"width": 300, "height": 400}', "400 300"],
     ids=["list", "dict", "text"],
 )
-def test_reads_vinvl_without_names_and_with_its_sizes(tmp_path, size):
+def test_vinvls_rows_are_read_without_names_and_with_hw_tsv(tmp_path, size):
     path, expected = tmp_path / "out.tsv", regions_of("img", labelled=False)
     expected.width, expected.height = 300, 400
     path.write_text(vinvl_row(expected))
@@ -135,7 +133,7 @@ def test_reads_vinvl_without_names_and_with_its_sizes(tmp_path, size):
     assert_same(VinvlFeatures(path)["img"], expected)
 
 
-def test_reads_the_best_of_vinvls_attributes(tmp_path):
+def test_the_best_of_vinvls_attributes_is_read(tmp_path):
     path, regions = tmp_path / "out.tsv", regions_of(1, labelled=False)
     attributes = {"attributes": ["red", "big", "__no_attribute__"], "attr_scores": [0.25, 0.5, 0.75]}
     path.write_text(vinvl_row(regions, **attributes))
@@ -154,7 +152,7 @@ def test_reads_the_best_of_vinvls_attributes(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [2, 3])
-def test_reads_oscars_own_rows(tmp_path, columns):
+def test_oscars_own_rows_are_read(tmp_path, columns):
     path, expected = tmp_path / "features.tsv", regions_of(3, labelled=False)
     corners = expected.boxes / np.array([640, expected.height] * 2, np.float32)
     table = np.hstack([expected.features, corners, corners[:, 2:] - corners[:, :2]])
@@ -172,7 +170,7 @@ def test_reads_oscars_own_rows(tmp_path, columns):
 
 
 @pytest.mark.parametrize("lineidx", [None, "", "0\n", "0\n7\n", "5\n", "x", "0\n0\n", "0\n99999999\n", "9" * 30])
-def test_lineidx_that_does_not_fit_is_made_anew(tmp_path, lineidx):
+def test_a_lineidx_that_does_not_fit_is_created_again(tmp_path, lineidx):
     path = tmp_path / "out.tsv"
     write(path, [regions_of(image_id) for image_id in IDS])
     right = (tmp_path / "out.lineidx").read_bytes()
@@ -187,7 +185,7 @@ def test_lineidx_that_does_not_fit_is_made_anew(tmp_path, lineidx):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_goes_on_after_any_cut(tmp_path, format):
+def test_a_writer_continues_a_truncated_file(tmp_path, format):
     path = tmp_path / "out.tsv"
     images = [regions_of(image_id, count=1, dim=2) for image_id in (1, "zwei", 3)]
     write(path, images, format)
@@ -210,7 +208,7 @@ def test_goes_on_after_any_cut(tmp_path, format):
         assert {name: (tmp_path / name).read_bytes() for name in files} == files
 
 
-def test_reader_leaves_out_an_incomplete_row(tmp_path, caplog):
+def test_an_incomplete_row_is_left_out(tmp_path, caplog):
     path = tmp_path / "out.tsv"
     write(path, [regions_of(1), regions_of(2)], "oscar-tsv")
     data = path.read_bytes()
@@ -243,15 +241,11 @@ def write_for_long(path):
             writer.append(regions_of(image_id, dim=2048))
 
 
-def test_killed_writers_leave_whole_images(tmp_path):
+def test_killed_writers_leave_complete_images(tmp_path):
     path = tmp_path / "out.tsv"
     before = set()
     for seed in range(10):
-        process = multiprocessing.get_context("fork").Process(target=write_for_long, args=(path,))
-        process.start()
-        time.sleep(random.Random(seed).uniform(0.0, 0.1))
-        process.kill()
-        process.join()
+        run_and_kill(write_for_long, path, seed)
         writer = VinvlWriter(path, about=ABOUT)
         assert before <= writer.done == set(range(len(writer.done)))
         before = writer.done
@@ -263,7 +257,7 @@ def test_killed_writers_leave_whole_images(tmp_path):
         assert_same(store[image_id], regions_of(image_id, dim=2048))
 
 
-def test_full_disk(tmp_path):
+def test_a_full_disk_leaves_complete_rows(tmp_path):
     path = tmp_path / "out.tsv"
     writer = VinvlWriter(path, about=ABOUT)
     writer.append(regions_of(1))
@@ -282,9 +276,9 @@ def test_full_disk(tmp_path):
     assert_same(VinvlFeatures(path)[3], regions_of(3))
 
 
-def test_names(tmp_path):
+def test_names_of_labels(tmp_path):
     write(tmp_path / "a.tsv", [regions_of(1)], finish=False)
-    # Those that are there hold where none are given.
+    # The names in the file are used if none are given.
     write(tmp_path / "a.tsv", [regions_of(2)], about=None)
     assert_same(VinvlFeatures(tmp_path / "a.tsv")[2], regions_of(2))
     with pytest.raises(InputError, match=r"a\.labelmap\.json: its names are not those"):
@@ -299,7 +293,7 @@ def test_names(tmp_path):
     assert os.path.getsize(tmp_path / "c.tsv") == 0
 
 
-def test_goes_on_with_vinvls_own_file(tmp_path):
+def test_a_writer_continues_vinvls_own_file(tmp_path):
     path = tmp_path / "out.tsv"
     path.write_text(vinvl_row(regions_of(1)))
     (tmp_path / "out.hw.tsv").write_text("1\t400 300\n2\t400 300\n")
@@ -308,7 +302,7 @@ def test_goes_on_with_vinvls_own_file(tmp_path):
     assert_same(VinvlFeatures(path)[2], regions_of(2))
 
 
-def test_what_is_wrong_is_named(tmp_path):
+def test_wrong_fields_are_named(tmp_path):
     path = tmp_path / "out.tsv"
     right = {"image_h": 4, "image_w": 4, "num_boxes": 1}
     table = base64.b64encode(np.array([[1, 2, 0, 0, 1, 1, 1, 1]], np.float32)).decode()
@@ -347,7 +341,7 @@ def test_what_is_wrong_is_named(tmp_path):
         store[10]
 
 
-def test_other_things_at_the_path(tmp_path):
+def test_paths_with_other_content_are_refused(tmp_path):
     write(tmp_path / "vinvl.tsv", [regions_of(1)])
     with pytest.raises(InputError, match=r"vinvl\.tsv: line 1: is not a row of oscar-tsv"):
         VinvlWriter(tmp_path / "vinvl.tsv", "oscar-tsv")
@@ -373,7 +367,7 @@ def test_other_things_at_the_path(tmp_path):
         VinvlFeatures(tmp_path / "vinvl.tsv")
 
 
-def test_ids_that_cannot_stand_in_a_row(tmp_path):
+def test_ids_that_are_not_possible_in_a_row_are_refused(tmp_path):
     writer = VinvlWriter(tmp_path / "out.tsv", about=ABOUT)
     for image_id in ("", "a\tb", "a\nb", "x" * 256):
         with pytest.raises(InputError, match="image id"):
@@ -382,7 +376,7 @@ def test_ids_that_cannot_stand_in_a_row(tmp_path):
 
 @pytest.mark.parametrize("format", ["vinvl-tsv", "oscar-tsv"])
 @pytest.mark.parametrize("synced", [0, 1, 2])
-def test_what_a_dead_machine_left_beyond_the_last_sync_is_cut(tmp_path, format, synced):
+def test_rows_after_the_last_sync_are_deleted_after_a_crash(tmp_path, format, synced):
     path = tmp_path / "f.tsv"
     images = [regions_of(i) for i in range(3)]
     writer = VinvlWriter(path, format, ABOUT)
@@ -392,7 +386,7 @@ def test_what_a_dead_machine_left_beyond_the_last_sync_is_cut(tmp_path, format, 
         writer.append(regions)
     ends = list(writer._offsets)
     writer.close()
-    # The size was on the disk, and of the rows after the sync only their last line end.
+    # After the crash, the file has its full size, but of the rows after the sync only the last line end is there.
     with open(path, "r+b") as file:
         file.seek(ends[synced] + 3)
         file.write(bytes(ends[-1] - ends[synced] - 4))
@@ -415,7 +409,7 @@ def test_rows_that_are_not_read_are_named(tmp_path):
     assert list(VinvlFeatures(path).problems()) == ["line 3: no columns", "line 4: image 1 again, which line 1 has"]
 
 
-def test_names_go_along(tmp_path):
+def test_names_are_in_about(tmp_path):
     path = tmp_path / "f.tsv"
     write(path, [regions_of(1)])
     assert VinvlFeatures(path).about == ABOUT

@@ -20,7 +20,7 @@ def hold(path, ready, workers=0):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the lock on ``tmp_path / "out"`` and has a worker, and is killed in the end."""
+    """A process that holds the lock on ``tmp_path / "out"`` and has a worker. It is killed after the test."""
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=hold, args=(tmp_path / "out", ready, 1))
@@ -41,7 +41,7 @@ def test_another_process_is_named_and_keeps_the_lock(tmp_path, holder):
 
 
 def test_a_killed_process_holds_nothing(tmp_path, holder):
-    """Though its worker lives on."""
+    """This holds even though its worker is still running."""
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
     assert (tmp_path / "out.lock").exists()
@@ -50,7 +50,7 @@ def test_a_killed_process_holds_nothing(tmp_path, holder):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lock_goes_with_the_block(tmp_path):
+def test_the_lock_ends_with_the_block(tmp_path):
     path = tmp_path / "out"
     with exclusive(path):
         assert (tmp_path / "out.lock").exists()
@@ -72,8 +72,8 @@ def count_up(path, times):
                 time.sleep(0.001)
 
 
-def test_never_two_in_the_block(tmp_path):
-    """Though the lock's file comes and goes with each."""
+def test_two_processes_are_never_in_the_block(tmp_path):
+    """This holds even though each process creates and deletes the file of the lock."""
     path = tmp_path / "count"
     path.write_text("0")
     context = multiprocessing.get_context("fork")
@@ -85,7 +85,7 @@ def test_never_two_in_the_block(tmp_path):
     assert path.read_text() == "400"
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_a_path_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"), exclusive(tmp_path / "file" / "out"):
         pass

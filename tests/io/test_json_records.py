@@ -20,7 +20,7 @@ VALUES = st.recursive(
     st.sampled_from([None, 1]),
     st.sampled_from(["", " \n"]),
 )
-def test_pieces_of_any_size_give_the_records_of_the_whole(tmp_path_factory, records, piece_bytes, indent, blanks):
+def test_the_records_do_not_depend_on_the_size_of_the_pieces(tmp_path_factory, records, piece_bytes, indent, blanks):
     path = tmp_path_factory.mktemp("records") / "records.json"
     path.write_text(blanks + json.dumps(records, indent=indent, ensure_ascii=False) + blanks, encoding="utf-8")
     assert list(iter_records(path, progress=False, piece_bytes=piece_bytes)) == records
@@ -37,7 +37,7 @@ def test_pieces_of_any_size_give_the_records_of_the_whole(tmp_path_factory, reco
         ('[{"a": 1}, {"b": nope}]', "not JSON"),
     ],
 )
-def test_other_files_are_named(tmp_path, text, message):
+def test_wrong_files_are_named(tmp_path, text, message):
     path = tmp_path / "objects.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:

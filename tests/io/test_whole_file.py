@@ -6,7 +6,7 @@ from bua.io.files import whole_file
 
 
 @pytest.mark.parametrize("options", [{}, {"durable": True}, {"shared": True}])
-def test_a_file_is_there_whole_or_not_at_all(tmp_path, options):
+def test_a_file_is_written_completely_or_not_at_all(tmp_path, options):
     path = tmp_path / "a"
     path.write_text("old")
     with pytest.raises(ZeroDivisionError):
@@ -25,7 +25,7 @@ def stop_halfway(path, options):
         raise ZeroDivisionError
 
 
-def test_what_a_killed_process_left_is_written_over(tmp_path):
+def test_the_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
     (tmp_path / "a.tmp").write_text("left")
     with whole_file(tmp_path / "a") as file:
         file.write(b"new")

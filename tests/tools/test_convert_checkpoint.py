@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py on the slim detector of each layout."""
+"""Tests of tools/convert_checkpoint.py with slim detectors in different layouts."""
 
 import pickle
 import sys
@@ -18,7 +18,7 @@ from bua.weights.layouts import ANCHORS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "weights"))
-import released_layouts as released  # noqa: E402  it lies beside the tests of the layouts
+import released_layouts as released  # noqa: E402  this module is in the folder of the tests of the layouts
 
 CONFIG = """
 _BASE_: {base}
@@ -58,19 +58,19 @@ def assert_same(found: dict, expected: dict):
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_released_detector_becomes_buas(main, weights, tmp_path, capsys):
+def test_a_released_detector_is_converted_to_buas_layout(main, weights, tmp_path, capsys):
     released.save_caffemodel(tmp_path / "a.caffemodel", released.caffe(weights, 50))
     assert main([str(tmp_path / "a.caffemodel"), str(tmp_path / "a.pth"), "--to", "bua"]) == 0
     assert "in the layout `caffe`" in capsys.readouterr().out
     assert identify(tmp_path / "a.pth").name == "bua"
     anchors = cell_anchors(released.SIZES, released.RATIOS, "caffe")
     assert_same(load_checkpoint(tmp_path / "a.pth"), weights | {ANCHORS: anchors})
-    # The file still knows its convention.
+    # The file still contains its anchors, and thereby its box convention.
     detector = build_detector(load_cfg(write_config(tmp_path / "other.yaml", "detectron2")))
     assert load_weights(detector, tmp_path / "a.pth", allow_missing=True).reshaped
 
 
-def test_what_bua_trained_becomes_hugging_faces(main, weights, tmp_path):
+def test_a_detector_of_bua_is_converted_to_hugging_faces_layout(main, weights, tmp_path):
     save_checkpoint(tmp_path / "model_final.pth", model=weights, iteration=1)
     config = write_config(tmp_path / "slim.yaml")
     target = tmp_path / "pytorch_model.bin"
@@ -82,7 +82,7 @@ def test_what_bua_trained_becomes_hugging_faces(main, weights, tmp_path):
     assert_same(back, weights)
 
 
-def test_a_pickle_for_detectron2(main, weights, tmp_path):
+def test_detectron2_loads_a_converted_pickle(main, weights, tmp_path):
     torch.save(released.airsplay(weights), tmp_path / "pytorch_model.bin")
     assert main([str(tmp_path / "pytorch_model.bin"), str(tmp_path / "a.pkl"), "--to", "detectron2"]) == 0
     with open(tmp_path / "a.pkl", "rb") as file:
@@ -108,7 +108,7 @@ def test_a_pickle_for_detectron2(main, weights, tmp_path):
     assert all(torch.equal(state[name], weights[name]) for name in state if not name.startswith("pixel_"))
 
 
-def test_anchors_go_into_detectron2s_order(main, weights, tmp_path, capsys):
+def test_anchors_are_put_into_detectron2s_order(main, weights, tmp_path, capsys):
     released.save_caffemodel(tmp_path / "a.caffemodel", released.caffe(weights, 50))
     assert main([str(tmp_path / "a.caffemodel"), str(tmp_path / "a.bin"), "--to", "huggingface"]) == 0
     assert "regions differ slightly" in capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_anchors_go_into_detectron2s_order(main, weights, tmp_path, capsys):
         torch.testing.assert_close(converted[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_what_cannot_be_converted(main, weights, tmp_path, capsys):
+def test_weights_that_cannot_be_converted_are_reported(main, weights, tmp_path, capsys):
     def assert_error(message, *args):
         assert main([str(arg) for arg in args]) == 2
         lines = capsys.readouterr().err.splitlines()

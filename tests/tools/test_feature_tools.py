@@ -1,4 +1,4 @@
-"""tools/convert_features.py and tools/inspect_features.py."""
+"""Tests of tools/convert_features.py and tools/inspect_features.py."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
-"""Writes the weights of a detector of bua as the programs that released theirs would have: the inverse of loading.
+"""Writes the weights of a detector in the layouts of other programs: the inverse of loading.
 
-Each function takes weights under bua's names and gives those of a file; ``save_*`` make the file. All of it also works
-on tensors without values ("meta"), which gives the names and shapes of a real network in no time.
+Each function takes weights under bua's names and returns those of a file; ``save_*`` write the file. The functions also
+work on tensors without values ("meta"), with which the names and shapes of a real network are computed quickly.
 """
 
 import pickle
@@ -19,7 +19,7 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 def convolutions(depth: int) -> dict[str, str]:
-    """bua's name of each convolution of a ResNet: Caffe's name of it (MSRA's release: a, b, c or a, b1, b2, ...)."""
+    """Returns Caffe's name of each convolution of a ResNet (MSRA's release: a, b, c or a, b1, ...) by bua's name."""
     names = {"backbone.stem.conv1": "conv1"}
     for stage, blocks in zip((2, 3, 4, 5), DEPTHS[depth]):
         parent = "roi_heads.res5" if stage == 5 else f"backbone.res{stage}"
@@ -33,7 +33,7 @@ def convolutions(depth: int) -> dict[str, str]:
 
 
 def caffe(weights: dict, depth: int) -> dict[str, torch.Tensor]:
-    """Blobs ``<layer>.<number>``, background and "no attribute" first, two objectness logits, raw deltas."""
+    """Returns blobs ``<layer>.<number>``: background and "no attribute" first, two objectness logits, raw deltas."""
     blobs = {}
     for target, layer in convolutions(depth).items():
         suffix = "_conv1" if layer == "conv1" else layer.removeprefix("res")
@@ -61,7 +61,7 @@ def caffe_imagenet(weights: dict, depth: int) -> dict[str, torch.Tensor]:
 
 
 def caffe_heads(weights: dict) -> dict[str, torch.Tensor]:
-    """The heads under bua's names with Caffe's orders and scales."""
+    """Returns the heads under bua's names with Caffe's orders and scales."""
     heads = {name: value for name, value in weights.items() if name.startswith((HEAD, ATTRIBUTES, RPN))}
     for part in ("weight", "bias"):
         difference = heads[f"{RPN}objectness_logits.{part}"]
@@ -89,7 +89,7 @@ def milvlg(weights: dict) -> dict[str, torch.Tensor]:
 
 
 def milvlg_version_2(weights: dict) -> dict[str, torch.Tensor]:
-    """MILVLG's ResNet-152, whose detector applies the first normalisation of res5 to the whole feature map."""
+    """For MILVLG's ResNet-152, whose detector applies the first normalisation of res5 to the whole feature map."""
     places = {"backbone.norm.": "roi_heads.res5.0.norm.", "roi_heads.res5.norm.": "roi_heads.res5_bn."}
     renamed = {}
     for name, value in milvlg(weights).items():
@@ -100,13 +100,13 @@ def milvlg_version_2(weights: dict) -> dict[str, torch.Tensor]:
 
 
 def airsplay(weights: dict) -> dict[str, torch.Tensor]:
-    """Hugging Face's too."""
+    """Returns the weights as airsplay and Hugging Face release them."""
     renamed = {name.replace(ATTRIBUTES, HEAD): value for name, value in weights.items()}
     return with_counters(renamed) | {D2_ANCHORS: cell_anchors(SIZES, RATIOS, "detectron2")}
 
 
 def grid_feats(weights: dict) -> dict[str, torch.Tensor]:
-    """Without "no attribute"."""
+    """Returns the weights of grid-feats-vqa, which has no "no attribute" class."""
     renamed = {}
     for name, value in weights.items():
         value = value[:-1] if name.startswith(f"{ATTRIBUTES}attr_score") else value
@@ -115,7 +115,7 @@ def grid_feats(weights: dict) -> dict[str, torch.Tensor]:
 
 
 def caffe2(weights: dict, depth: int) -> dict[str, torch.Tensor]:
-    """Detectron2's ImageNet backbones, with the classifier and the bias that nothing uses."""
+    """Returns Detectron2's ImageNet backbones, with the unused classifier and bias."""
     renamed = {}
     for target, layer in convolutions(depth).items():
         block, part = target.split(".")[-2:]
@@ -133,7 +133,7 @@ def caffe2(weights: dict, depth: int) -> dict[str, torch.Tensor]:
 
 
 def torchvision(weights: dict, depth: int) -> dict[str, torch.Tensor]:
-    """RGB."""
+    """Returns torchvision's ResNet, whose input is RGB."""
     renamed = {"fc.weight": torch.zeros(1000, 8), "fc.bias": torch.zeros(1000)}
     for target in convolutions(depth):
         for part in ("weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"):
@@ -150,7 +150,7 @@ def torchvision(weights: dict, depth: int) -> dict[str, torch.Tensor]:
 
 
 def with_counters(weights: dict) -> dict[str, torch.Tensor]:
-    """As normalisation that learns has them."""
+    """Adds the counters of batches that trainable normalisation has."""
     counters = {
         name.replace("running_var", "num_batches_tracked"): torch.tensor(0)
         for name in weights
@@ -164,7 +164,7 @@ def backbone_of(weights: dict) -> dict[str, torch.Tensor]:
 
 
 def save_caffemodel(path, blobs: dict, *, shapes: str = "new", double: bool = False) -> None:
-    """A caffemodel with these blobs, and a layer without; ``shapes`` "old" writes four sides."""
+    """Writes a caffemodel with these blobs and a layer without blobs; ``shapes`` "old" writes four dimensions."""
     net = net_parameter()(name="ResNet-101")
     net.layer.add(name="data", type="Python")
     layers = {}
@@ -185,7 +185,7 @@ def save_caffemodel(path, blobs: dict, *, shapes: str = "new", double: bool = Fa
 
 
 def save_pickle(path, weights: dict, *, protocol: int = 2, author: str | None = "Detectron2 Model Zoo") -> None:
-    """Arrays, as Detectron2 pickles them; without an author, as Detectron does."""
+    """Writes a pickle of arrays as Detectron2 does, or, without an author, as Detectron does."""
     arrays = {name: value.numpy() for name, value in weights.items()}
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
     content = {"model": arrays, "__author__": author} if author else {"blobs": arrays}

@@ -1,4 +1,4 @@
-"""Wrong, truncated and hostile files."""
+"""Files of every kind, and wrong, truncated and hostile files."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def old_torch(weights: dict) -> bytes:
 
 @pytest.fixture
 def valid(tmp_path):
-    """A file of each kind: its bytes by its name."""
+    """Writes a file of each kind, and returns the bytes of the files by their names."""
     released.save_caffemodel(tmp_path / "a.caffemodel", BLOBS)
     released.save_pickle(tmp_path / "a.pkl", BLOBS)
     torch.save(BLOBS, tmp_path / "a.pth")
@@ -48,13 +48,13 @@ def test_every_kind_is_read(valid, tmp_path, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_truncated(valid, tmp_path, name, share):
+def test_truncated_files_are_refused(valid, tmp_path, name, share):
     (tmp_path / name).write_bytes(valid[name][: int(len(valid[name]) * share)])
     assert_one_line(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "b.bin"])
-def test_other_content(tmp_path, name):
+def test_files_with_other_content_are_refused(tmp_path, name):
     random = np.random.default_rng(0)
     jpeg = cv2.imencode(".jpg", random.integers(0, 255, (8, 8, 3), np.uint8))[1].tobytes()
     heads = [b"", b"\x80\x02", b"\x80\x04", b"PK\x03\x04", b"\x0a", b"\xa2\x06", b"(dp0\n", b"}"]
@@ -73,7 +73,7 @@ def assert_one_line(path) -> None:
 
 
 class Hostile:
-    """Makes a file when it is unpickled by an unpickler that runs what it reads."""
+    """Creates a folder when it is loaded by an unpickler that executes code."""
 
     def __init__(self, path):
         self.path = path
@@ -84,7 +84,7 @@ class Hostile:
 
 @pytest.mark.parametrize("name", ["a.pkl", "a.pth", "old.pth"])
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_nothing_in_a_file_is_run(tmp_path, name, protocol):
+def test_code_in_a_file_is_never_executed(tmp_path, name, protocol):
     made = tmp_path / "made"
     content = {"model": {"a": np.zeros(2)}, "extra": [Hostile(made)]}
     if name == "a.pkl":
@@ -100,24 +100,24 @@ def test_nothing_in_a_file_is_run(tmp_path, name, protocol):
 
 
 @pytest.mark.parametrize("function", [eval, getattr, np.load, torch.load])
-def test_pickles_name_nothing_else(tmp_path, function):
+def test_other_names_in_pickles_are_refused(tmp_path, function):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": function}))
     with pytest.raises(pickle.UnpicklingError, match="is neither an array nor a container"):
         read_pickle(tmp_path / "a.pkl")
 
 
-def test_arrays_of_objects_and_lying_arrays_are_refused(tmp_path):
+def test_arrays_of_objects_and_of_wrong_sizes_are_refused(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": np.array([{}, None])}))
     with pytest.raises(pickle.UnpicklingError, match="are not numbers"):
         read_pickle(tmp_path / "a.pkl")
-    # 10**12 values are announced, and none is there.
+    # The pickle claims to have 10**12 values, and has none.
     honest = pickle.dumps({"a": np.zeros((1000, 1000, 0), "f4")}, 0)
     (tmp_path / "a.pkl").write_bytes(honest.replace(b"I0\n", b"I1000000\n"))
     assert_one_line(tmp_path / "a.pkl")
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_pickled_values_come_back(tmp_path, protocol):
+def test_pickled_values_are_read(tmp_path, protocol):
     content = OrderedDict(
         f4=np.arange(6, dtype="f4").reshape(2, 3),
         columns=np.asfortranarray(np.arange(6.0).reshape(2, 3)),
@@ -137,8 +137,8 @@ def test_pickled_values_come_back(tmp_path, protocol):
         np.testing.assert_array_equal(found[name], content[name])
 
 
-def test_pickles_of_python_2(tmp_path):
-    """As Python 2 and numpy 1 wrote them: bytes as strings, numpy.core, dtypes by position."""
+def test_pickles_of_python_2_are_read(tmp_path):
+    """Python 2 and numpy 1 wrote bytes as strings, numpy.core, and dtypes by position."""
     text = (
         b"(dp1\nS'conv1_w'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\np4\n(I0\ntS'b'\ntRp6\n"
         b"(I1\n(I2\ntcnumpy\ndtype\np8\n(S'f4'\nI0\nI1\ntRp9\n(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
@@ -148,7 +148,7 @@ def test_pickles_of_python_2(tmp_path):
     assert read_weights(tmp_path / "R-50.pkl")["conv1_w"].tolist() == [1.0, -2.0]
 
 
-def test_caffemodels_that_say_what_they_lack(tmp_path):
+def test_errors_of_caffemodels_are_reported(tmp_path):
     path = tmp_path / "a.caffemodel"
     net = net_parameter()(name="old")
     net.old_layers.append(b"\x0a\x01a")
@@ -164,8 +164,8 @@ def test_caffemodels_that_say_what_they_lack(tmp_path):
         read_file(path)
 
 
-def test_a_caffemodel_is_read_as_protobuf_has_it(tmp_path):
-    """Bytes written by hand after protobuf's encoding and Caffe's field numbers: a packed array may come in parts."""
+def test_the_encoding_of_a_caffemodel(tmp_path):
+    """The bytes are written by hand with protobuf's encoding and Caffe's field numbers, and an array in two parts."""
     part = [np.array([1, 2], "<f4").tobytes(), np.array([3], "<f4").tobytes()]
     blob = b"".join(b"\x2a" + bytes([len(p)]) + p for p in part) + b"\x3a\x03\x0a\x01\x03"
     layer = b"\x0a\x05conv1" + b"\x12\x0bConvolution" + b"\x3a" + bytes([len(blob)]) + blob

@@ -56,7 +56,7 @@ def whole(weights: dict) -> dict:
     return weights
 
 
-# name: how the layout is written, the file's ending, what of the detector it holds, its anchors
+# For each layout: the function that writes it, the suffix of the file, the part of the detector in it, its anchors.
 LAYOUTS = {
     "caffe": (released.caffe, "caffemodel", whole, CAFFE_ANCHORS),
     "milvlg-caffe": (lambda weights, _: released.milvlg(weights), "pth", whole, CAFFE_ANCHORS),
@@ -119,7 +119,7 @@ def test_size_of_the_real_network(full):
 
 
 def test_layers_of_the_real_caffemodel(full):
-    """As many as in the original's train.prototxt, of the shapes that it says."""
+    """Their numbers and shapes are those of the original's train.prototxt."""
     blobs = released.caffe(full, 101)
     layers = {name.rpartition(".")[0] for name in blobs}
     assert sum(layer.startswith("bn") for layer in layers) == 104
@@ -148,7 +148,7 @@ def test_layers_of_the_real_caffemodel(full):
 
 
 def test_names_of_the_public_port(shared_data):
-    """The writer of these tests has every name that the real layout of Hugging Face has, and no other."""
+    """``released.airsplay`` has the same names as the real layout of Hugging Face."""
     names = torch.load(shared_data / "golden" / "frcnn_slim" / "pytorch_model.bin", weights_only=True).keys()
     assert released.airsplay(slim_detector().state_dict()).keys() == names
 
@@ -180,7 +180,7 @@ def test_torchvision_gives_the_same_feature_map(tmp_path):
 
 
 def forward_version_2(weights: dict, prefix: str, blocks: int, x: torch.Tensor, stride: int, activated: bool = False):
-    """A stage of MILVLG's ResNet-152 from its file's names (BottleneckBlockv2 in its bua/caffe/modeling)."""
+    """Computes a stage of MILVLG's ResNet-152 (BottleneckBlockv2 in its bua/caffe/modeling) with its names."""
 
     def activate(name, x):
         parts = (weights[f"{prefix}.{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
@@ -233,8 +233,8 @@ def test_milvlgs_resnet_of_version_2(tmp_path, norm):
     )
 
 
-def test_backbones_under_detectron2s_names(slim):
-    """As tools/convert-torchvision-to-d2.py of Detectron2 makes them: with the classifier in the stem, and RGB."""
+def test_backbones_with_detectron2s_names(slim):
+    """Detectron2's tools/convert-torchvision-to-d2.py writes them with the classifier in the stem, and for RGB."""
     names = {name: name.removeprefix("backbone.").removeprefix("roi_heads.") for name in released.backbone_of(slim)}
     file = {names[name]: value for name, value in released.backbone_of(slim).items()}
     file["stem.conv1.weight"] = file["stem.conv1.weight"].flip(1)
@@ -247,8 +247,8 @@ def test_backbones_under_detectron2s_names(slim):
     assert torch.equal(to_bua(file)["backbone.stem.conv1.weight"], slim["backbone.stem.conv1.weight"].flip(1))
 
 
-def test_statistics_that_detectron_folded(slim):
-    """A normalisation of scale and bias alone is exactly that after loading."""
+def test_statistics_that_detectron_folded_into_the_scale(slim):
+    """A normalisation that has only scale and bias applies exactly these after loading."""
     file = {
         name.replace("_bn_gamma", "_bn_s").replace("_bn_beta", "_bn_b"): value
         for name, value in released.caffe2(slim, 50).items()
@@ -263,7 +263,7 @@ def test_statistics_that_detectron_folded(slim):
 
 
 def test_a_bias_before_a_normalisation_is_kept(slim):
-    """MSRA's ResNet-50 has one in conv1."""
+    """MSRA's ResNet-50 has such a bias in conv1."""
     blobs = released.caffe(slim, 50)
     bias = torch.rand(8)
     mean = to_bua(blobs | {"conv1.1": bias})["backbone.stem.conv1.norm.running_mean"]
@@ -312,7 +312,7 @@ def test_grid_feats_in_a_head_without_no_attribute(slim, tmp_path):
         load_weights(slim_detector(*convention), tmp_path / "bua-d2-frcn-r50.pth")
 
 
-def test_the_anchors_of_detectron2_are_stated_where_a_file_has_none(slim):
+def test_the_anchors_of_detectron2_are_added_if_a_file_has_none(slim):
     file = released.grid_feats(slim)
     for name in list(file):
         if name.startswith(released.RPN) and "conv" not in name:
@@ -321,7 +321,7 @@ def test_the_anchors_of_detectron2_are_stated_where_a_file_has_none(slim):
     torch.testing.assert_close(to_bua(file)[ANCHORS], expected)
 
 
-def test_conventions_are_not_mixed(slim, tmp_path):
+def test_weights_of_the_other_box_convention_are_refused(slim, tmp_path):
     path = tmp_path / "a.caffemodel"
     released.save_caffemodel(path, released.caffe(slim, 50))
     assert not any(load_weights(slim_detector(), path))
@@ -341,7 +341,7 @@ def test_conventions_are_not_mixed(slim, tmp_path):
     assert torch.equal(other.proposal_generator.rpn_head.anchor_deltas.weight, start)
 
 
-def test_detectors_that_bua_does_not_have(slim):
+def test_detectors_that_bua_does_not_have_are_refused(slim):
     with pytest.raises(LayoutError, match="grid-feature model of grid-feats-vqa"):
         to_bua(released.grid_feats(slim) | {"roi_heads.box_head.fc1.weight": torch.zeros(2, 2)})
 
@@ -368,6 +368,6 @@ def test_a_missing_part_is_named(slim, tmp_path, layout, missing):
         (f"{released.HEAD}bbox_pred.bias", (9,)),
     ],
 )
-def test_an_impossible_shape(slim, name, shape):
+def test_an_impossible_shape_is_refused(slim, name, shape):
     with pytest.raises(LayoutError, match="the weights are damaged"):
         to_bua(released.milvlg(slim) | {name: torch.zeros(shape)})

@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def server(tmp_path):
-    """The address of a web server on this machine, and the requests that it received. It serves a.pth.."""
+    """The address of a web server on this machine, and the requests that it received. It serves a.pth."""
     folder, requests = tmp_path / "www", []
     folder.mkdir()
     torch.save({"a": torch.ones(2)}, folder / "a.pth")
@@ -53,7 +53,7 @@ def test_an_address_is_fetched_once(server, cache):
     assert requests == ["/a.pth"]
 
 
-def test_detectron2s_addresses(server, cache, monkeypatch):
+def test_addresses_of_detectron2(server, cache, monkeypatch):
     address, requests = server
     monkeypatch.setattr(zoo, "_DETECTRON2", f"{address}/")
     assert fetch("detectron2://a.pth") == cache / "a.pth"
@@ -98,13 +98,13 @@ def test_a_release_that_cannot_be_downloaded(cache, monkeypatch):
         ("hf://unc-nlp", "cannot be downloaded"),
     ],
 )
-def test_what_cannot_be_fetched(address, message):
+def test_addresses_that_cannot_be_fetched_are_reported(address, message):
     with pytest.raises(InputError, match=message) as error:
         fetch(address)
     assert "\n" not in str(error.value)
 
 
-def test_hugging_face(monkeypatch, tmp_path):
+def test_addresses_of_hugging_face(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(zoo, "hf_hub_download", lambda *args: asked.append(args) or str(tmp_path / "file"))
     assert fetch("hf://unc-nlp/frcnn-vg-finetuned") == fetch("huggingface-r101-10-100") == tmp_path / "file"
