@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Prepares Flickr30k Entities, or a data set in its files' format, for training: a vocabulary, sentences, phrases and
+"""Prepares Flickr30k Entities, or a data set in the same format, for training: a vocabulary, and sentences, phrases and
 boxes as arrays.
 
     python datasets/prepare_flickr30k.py --root datasets/flickr30k_entities --output datasets/flickr30k/prepared \\
         --glove datasets/glove.6B.300d.txt
     python datasets/prepare_flickr30k.py --root datasets/shapes/flickr30k_entities --output datasets/shapes/flickr30k
 
-The root holds what https://github.com/BryanPlummer/flickr30k_entities has: Annotations/<id>.xml and Sentences/<id>.txt,
-which are in its annotations.zip, and train.txt, val.txt and test.txt.
+The root folder has the files of https://github.com/BryanPlummer/flickr30k_entities: Annotations/<id>.xml and
+Sentences/<id>.txt, which are in annotations.zip, and train.txt, val.txt and test.txt.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     for split, count in counts.items():
         left_out = ", ".join(f"{number} {kind}" for kind, number in count["phrases_left_out"].items()) or "none"
         print(
-            f"{split:6} {count['phrases']:7} phrases in {count['sentences']:6} sentences; without a box, and left out: "
-            f"{left_out}; {count['sentences_left_out']} sentences had no other"
+            f"{split:6} {count['phrases']:7} phrases in {count['sentences']:6} sentences; left out: phrases without a "
+            f"box ({left_out}), and {count['sentences_left_out']} sentences without other phrases"
         )
 
 
@@ -38,19 +38,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--zero-based",
         action="store_true",
-        help="take 1 from the boxes' corners, as the data set's own program; by default they stay as in the files, "
-        "where pixels count from 1, as in ban-vqa",
+        help="subtract 1 from the corners of the boxes, as the data set's own program does; by default they stay as in "
+        "the files, where pixels count from 1, as in jnhwkim/ban-vqa",
     )
     parser.add_argument(
-        "--seed-positions",
+        "--authors-positions",
         action="store_true",
-        help="find phrases as ban-vqa does: off by the commas before them, and the first one where one is said twice",
+        help="find the places of phrases as jnhwkim/ban-vqa does, which counts commas as words, and takes the first "
+        "place of a phrase that occurs twice",
     )
     parser.add_argument(
-        "--vocabulary", type=Path, help="JSON list of words in the order of ids, to use ban-vqa's checkpoints"
+        "--vocabulary", type=Path, help="JSON list of words in the order of their ids, to use ban-vqa's checkpoints"
     )
     parser.add_argument("--glove", type=Path, help="text file of word vectors, such as glove.6B.300d.txt")
-    parser.add_argument("--glove-dim", type=int, default=300, help="numbers a word; default: %(default)s")
+    parser.add_argument("--glove-dim", type=int, default=300, help="dimension of its vectors; default: %(default)s")
     return parser.parse_args(argv)
 
 

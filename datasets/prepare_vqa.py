@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Prepares VQA v2, or a data set in its files' format, for training: vocabularies, questions and targets as arrays.
+"""Prepares VQA v2, or a data set in the same format, for training: vocabularies, and questions and targets as arrays.
 
     python datasets/prepare_vqa.py --root datasets/vqa --output datasets/vqa/prepared \\
         --visual-genome datasets/visual_genome --glove datasets/glove.6B.300d.txt \\
         --captions datasets/coco/captions_train2017.json datasets/coco/captions_val2017.json
     python datasets/prepare_vqa.py --root datasets/shapes/vqa --output datasets/shapes/vqa_prepared
 
-The root holds the official files, unpacked: v2_mscoco_{train2014,val2014}_annotations.json and
-v2_OpenEnded_mscoco_{train2014,val2014,test2015,test-dev2015}_questions.json; those of test may be missing.
+The root folder has the official files, unpacked: v2_mscoco_{train2014,val2014}_annotations.json and
+v2_OpenEnded_mscoco_{train2014,val2014,test2015,test-dev2015}_questions.json. The files of test may be missing.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         args.output,
         min_count=args.min_count,
         length=args.length,
-        normalize_targets=not args.seed_targets,
+        normalize_targets=not args.authors_targets,
         visual_genome=args.visual_genome,
     )
     words, answers = datasets["train"].words, datasets["train"].answers
@@ -59,23 +59,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--min-count",
         type=int,
         default=MIN_COUNT,
-        help="answers that are the most frequent one of fewer questions are left out; default: %(default)s",
+        help="leave out answers that are the most frequent answer of fewer questions; default: %(default)s",
     )
     parser.add_argument(
-        "--length", type=int, default=QUESTION_LENGTH, help="words kept of a question; default: %(default)s"
+        "--length",
+        type=int,
+        default=QUESTION_LENGTH,
+        help="number of words that are kept of a question; default: %(default)s",
     )
     parser.add_argument(
-        "--seed-targets",
+        "--authors-targets",
         action="store_true",
-        help="count answers as people wrote them, as the seeds do, though the vocabulary is normalised",
+        help="do not normalise answers before they are counted, as in hengyuan-hu/bottom-up-attention-vqa and "
+        "jnhwkim/ban-vqa, whose vocabulary is normalised nevertheless",
     )
     parser.add_argument(
-        "--visual-genome", type=Path, help="folder with image_data.json and question_answers.json: BAN's augmentation"
+        "--visual-genome",
+        type=Path,
+        help="folder with image_data.json and question_answers.json; adds BAN's augmentation",
     )
     parser.add_argument("--glove", type=Path, help="text file of word vectors, such as glove.6B.300d.txt")
-    parser.add_argument("--glove-dim", type=int, default=300, help="numbers a word; default: %(default)s")
+    parser.add_argument("--glove-dim", type=int, default=300, help="dimension of its vectors; default: %(default)s")
     parser.add_argument(
-        "--captions", type=Path, nargs="*", default=[], help="COCO's, whose words count for BAN's second table"
+        "--captions",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="files of COCO's captions, whose words are counted for BAN's second table, too",
     )
     return parser.parse_args(argv)
 

@@ -11,28 +11,24 @@ import logging
 import sys
 from pathlib import Path
 
-import orjson
-
 from bua.captioning.scores import METRICS, PTB, caption_scores
-from bua.errors import command, make_folder
-from bua.io.files import whole_file
+from bua.errors import command
+from bua.tasks.tool import tool_parser, write_scores
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    # What it would warn of is in the table.
+    # The table has all that the scorers would warn of.
     logging.basicConfig(level=logging.ERROR)
     scores = caption_scores(args.results, args.references, images=args.images, metrics=args.metrics)
     print(table(scores))
     if args.output:
-        make_folder(args.output.parent)
-        with whole_file(args.output) as file:
-            file.write(orjson.dumps(scores, option=orjson.OPT_INDENT_2))
+        write_scores(args.output, scores)
 
 
 def table(scores: dict) -> str:
-    """The scores in percent, a line each, the tokeniser, and what was left out and why."""
+    """Returns the scores in percent, one line for each, the tokeniser, and the metrics that were left out and why."""
     lines = [f"{metric:10s} {scores[metric]:7.2f}" for metric in METRICS if metric in scores]
     tokenizer = scores["tokenizer"]
     note = "" if tokenizer == PTB else ", not PTB: there is no Java; not for comparison with papers"
@@ -42,12 +38,12 @@ def table(scores: dict) -> str:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", required=True, help="captions, as COCO's server takes them")
+    parser = tool_parser(__doc__)
+    parser.add_argument("--results", required=True, help="captions, in the format of COCO's server")
     parser.add_argument(
-        "--references", required=True, help="what people wrote: COCO's file, or captions_*.json of prepare_captions.py"
+        "--references", required=True, help="people's captions: COCO's file, or captions_*.json of prepare_captions.py"
     )
-    parser.add_argument("--images", help="list of images, to score by those of the references alone")
+    parser.add_argument("--images", help="list of images; only the references of these images count")
     parser.add_argument(
         "--metrics", nargs="+", choices=METRICS, default=METRICS, metavar="METRIC", help=f"default: {' '.join(METRICS)}"
     )

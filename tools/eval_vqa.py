@@ -4,8 +4,8 @@
     tools/eval_vqa.py --results updown.json blind.json --annotations v2_mscoco_val2014_annotations.json \\
         --questions v2_OpenEnded_mscoco_val2014_questions.json --output scores.json
 
-tools/predict_vqa.py writes such answers. Several files make a column each. --matching adds a row for the questions that
-a regular expression finds something in, such as --matching "relation=left of|right of|above|below".
+tools/predict_vqa.py writes such answers. The table has a column for each file. --matching adds a row for the questions
+that match a regular expression, such as --matching "relation=left of|right of|above|below".
 """
 
 import argparse
@@ -14,10 +14,8 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-import orjson
-
-from bua.errors import InputError, command, make_folder
-from bua.io.files import whole_file
+from bua.errors import InputError, command
+from bua.tasks.tool import tool_parser, write_scores
 from bua.vqa.accuracy import REVISIONS, soft_scores, vqa_accuracy
 from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.official import load_questions
@@ -36,20 +34,18 @@ def main(argv: list[str] | None = None) -> None:
             scores[name]["matching"] = matching(scores[name]["per_question"], args.questions, args.matching)
     print(table(scores))
     if args.output:
-        make_folder(args.output.parent)
-        with whole_file(args.output) as file:
-            file.write(orjson.dumps(scores, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+        write_scores(args.output, scores)
 
 
 def table(scores: dict[str, dict]) -> str:
-    """The scores in percent, a column for each file of answers; "per_question" is left out."""
+    """Returns the scores in percent, without "per_question", in one column for each file of answers."""
     first = next(iter(scores.values()))
     rows = [("percent", [name[-12:] for name in scores])]
     rows.append(("overall", [f"{score['overall']:.2f}" for score in scores.values()]))
     parts = {
         "by answer type": "per_answer_type",
         "by question type": "per_question_type",
-        "by what they match": "matching",
+        "by regular expression": "matching",
     }
     for title, key in parts.items():
         if key in first:
@@ -63,40 +59,44 @@ def table(scores: dict[str, dict]) -> str:
 
 
 def matching(per_question: dict[int, float], questions: str | None, patterns: list[str]) -> dict[str, float]:
-    """The mean accuracy of the questions that each pattern, "name=regular expression", finds something in."""
+    """Returns the mean accuracy of the questions that match each pattern, "name=regular expression", by name."""
     if questions is None:
-        raise InputError("--matching: needs the questions' words; give --questions too")
-    asked = load_questions(questions)
+        raise InputError("--matching: the questions' words are needed; also give --questions")
+    official = load_questions(questions)
     found = {}
     for pattern in patterns:
-        name, _, expression = pattern.partition("=")
+        name, _, given = pattern.partition("=")
         try:
-            expression = re.compile(expression or name, re.IGNORECASE)
+            expression = re.compile(given or name, re.IGNORECASE)
         except re.error as error:
-            raise InputError(f"--matching {pattern}: no regular expression ({error}); quote its marks") from error
-        ids = [number for number, text in zip(asked.question_ids.tolist(), asked.texts) if expression.search(text)]
+            raise InputError(
+                f"--matching {pattern}: not a regular expression ({error}); escape special characters with \\"
+            ) from error
+        pairs = zip(official.question_ids.tolist(), official.texts)
+        ids = [number for number, text in pairs if expression.search(text)]
         if not ids:
-            raise InputError(f"--matching {pattern}: matches no question of {questions}; leave it out")
+            raise InputError(f"--matching {pattern}: matches no question of {questions}; omit it")
         found[name] = round(fmean(per_question[number] for number in ids), 2)
     return found
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", required=True, nargs="+", type=Path, help="answers, as the test server takes them")
+    parser = tool_parser(__doc__)
+    parser.add_argument("--results", required=True, nargs="+", type=Path, help="answers, in the test server's format")
     parser.add_argument("--annotations", required=True, help="official file of people's answers")
-    parser.add_argument("--questions", help="official file, to check that it belongs to the annotations")
-    parser.add_argument("--answers", help="answer_vocabulary.json: adds the soft score and the vocabulary's bound")
+    parser.add_argument("--questions", help="official file; its ids are checked against the annotations'")
+    parser.add_argument("--answers", help="answer_vocabulary.json: adds the soft score, and the highest that it allows")
     parser.add_argument(
         "--revision",
         choices=REVISIONS,
         default=REVISIONS[0],
-        help="of the official script: 2021 compares to the letter where all people agree; default: %(default)s",
+        help="of the official script: 2021 compares answers without normalising them if all people gave the same one; "
+        "default: %(default)s",
     )
     parser.add_argument(
-        "--matching", nargs="+", metavar="NAME=REGEX", help="rows for questions by their words; needs --questions"
+        "--matching", nargs="+", metavar="NAME=REGEX", help="add rows of questions by their words; needs --questions"
     )
-    parser.add_argument("--output", type=Path, help="JSON file for all scores, those of each question too")
+    parser.add_argument("--output", type=Path, help="JSON file for all scores, including those of each question")
     return parser.parse_args(argv)
 
 

@@ -10,18 +10,19 @@ from torch import Tensor
 from bua.captioning.dataset import CaptionDataset
 from bua.tasks.region_batches import BatchMaker, RegionBatch, RegionLoader, RegionReader, every_item_once
 
-# Anderson's: steps of a caption, the end included.
+# Number of steps of a caption in Anderson's code, the end included.
 MAX_LENGTH = 20
 
 
 @dataclass
 class CaptionBatch(RegionBatch):
-    """The regions of B images, and S captions of each in L steps.
+    """The regions of B images, and S captions of each image in L steps.
 
     Attributes:
-        tokens: [B, S, L] int64, what the steps read: begin, then the words.
-        targets: [B, S, L] int64, what they are to say: the words, then the end, where the caption is not cut.
-        target_mask: [B, S, L] bool, false after the end and for captions that an image lacks; ``tokens`` and
+        tokens: [B, S, L] int64, the input of the steps: begin, then the words.
+        targets: [B, S, L] int64, the words that the steps should predict: the words, then the end unless the caption is
+            cut off.
+        target_mask: [B, S, L] bool, false after the end, and for images with fewer than S captions. ``tokens`` and
             ``targets`` are padded there.
     """
 
@@ -31,19 +32,19 @@ class CaptionBatch(RegionBatch):
 
 
 class CaptionLoader(RegionLoader):
-    """Yields ``CaptionBatch`` as ``RegionLoader``. An epoch has every image once.
+    """Yields ``CaptionBatch`` without end, in the order of ``RegionLoader``. An epoch has every image once.
 
     Args:
         dataset: the captions.
-        reader: of all their images.
-        captions_per_image: so many of an image's captions, drawn each time anew, or all where it has fewer; 1 is
-            Anderson's. None takes all.
-        max_length: most steps of a caption, the end included.
-        max_boxes: so many regions of an image, its first ones; None takes all.
+        reader: the regions of all their images.
+        captions_per_image: number of captions per image, which are drawn anew in each epoch; all where an image has
+            fewer. Anderson's code takes 1; None takes all.
+        max_length: largest number of steps of a caption, the end included.
+        max_boxes: number of regions per image, the first ones; None takes all.
         batch_size, options: as for ``RegionLoader``.
 
     Raises:
-        InputError: as ``RegionLoader``, and images without features.
+        InputError: as for ``RegionLoader``; or images have no features.
     """
 
     def __init__(
@@ -57,16 +58,18 @@ class CaptionLoader(RegionLoader):
         max_boxes: int | None = None,
         **options,
     ):
+        self.num_captions = dataset.num_captions
         maker = _CaptionMaker(dataset, reader, captions_per_image, max_length, max_boxes)
-        super().__init__(dataset, maker, batch_size, **options)
+        super().__init__(maker, batch_size, **options)
 
     def _shares(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The indices of the images of each batch, and the ranks of all captions in its epoch."""
-        ranks_of, ranks = None, None
+        """Yields for each batch the indices of its images, and random ranks of all captions, which are drawn once per
+        epoch."""
+        ranks_of, ranks = -1, np.zeros(0)
         for share in self._batches(self.epoch, self.position):
             epoch = share[0][0]
             if ranks_of != epoch:
-                ranks_of, ranks = epoch, np.random.default_rng((self.seed, epoch, 1)).random(self.dataset.num_captions)
+                ranks_of, ranks = epoch, np.random.default_rng((self.seed, epoch, 1)).random(self.num_captions)
             yield np.array([index for _, index in share]), ranks
 
 
@@ -79,18 +82,18 @@ def image_batches(
     max_boxes: int | None = None,
     threads: int = 2,
 ) -> Iterator[RegionBatch]:
-    """Every image once, as ``every_item_once``.
+    """Yields every image once, in the order of ``every_item_once``. Arguments and errors not named here are those of
+    ``CaptionLoader``.
 
     Args:
         image_ids: [N], all different.
-        name: what asks for them, for the message where some lack features.
-        Others and errors as for ``CaptionLoader``.
+        name: the file or option that names the images, for the message where images have no features.
     """
     return every_item_once(BatchMaker(image_ids, reader, name, max_boxes), batch_size, threads)
 
 
 class _CaptionMaker(BatchMaker):
-    """Takes of each image the captions of lowest rank."""
+    """Makes batches with the captions of each image that have the lowest ranks."""
 
     def __init__(
         self,
@@ -110,7 +113,8 @@ class _CaptionMaker(BatchMaker):
         return CaptionBatch(**self.regions(indices), tokens=tokens, targets=targets, target_mask=mask)
 
     def _captions(self, indices: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-        """[B, S] which captions of all, in the order of their ranks; -1 where an image has no more."""
+        """Returns [B, S], the numbers of the chosen captions in the order of their ranks; -1 where an image has fewer
+        than S captions."""
         offsets = self.dataset.caption_offsets
         counts = offsets[indices + 1] - offsets[indices]
         places = np.arange(counts.max())
@@ -120,15 +124,15 @@ class _CaptionMaker(BatchMaker):
         return np.take_along_axis(captions, order, axis=1)
 
     def _steps(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``tokens``, ``targets`` and ``target_mask`` of captions [B, S]."""
+        """Returns ``tokens``, ``targets`` and ``target_mask`` of the captions with the numbers [B, S]."""
         offsets, words, vocabulary = self.dataset.word_offsets, self.dataset.words, self.dataset.vocabulary
         starts = offsets[captions][..., None]
         lengths = np.where(captions < 0, -1, offsets[captions + 1] - offsets[captions])[..., None]
         steps = np.minimum(lengths + 1, self.max_length)
         places = np.arange(steps.max())
         mask = places < steps
-        said = np.where(places < lengths, words[np.minimum(starts + places, len(words) - 1)], vocabulary.end)
-        begin = np.full_like(said[..., :1], vocabulary.begin)
-        read = np.concatenate([begin, said[..., :-1]], axis=-1)
-        tokens, targets = (np.where(mask, part, vocabulary.pad).astype(np.int64) for part in (read, said))
+        outputs = np.where(places < lengths, words[np.minimum(starts + places, len(words) - 1)], vocabulary.end)
+        begin = np.full_like(outputs[..., :1], vocabulary.begin)
+        inputs = np.concatenate([begin, outputs[..., :-1]], axis=-1)
+        tokens, targets = (np.where(mask, part, vocabulary.pad).astype(np.int64) for part in (inputs, outputs))
         return tokens, targets, mask

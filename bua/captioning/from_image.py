@@ -1,4 +1,4 @@
-"""An image in, its captions and a strip of images of where the model looked for each word out."""
+"""Captions image files, and draws the model's attention for each word."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from bua.captioning.inference import Caption, Captioner, caption_regions, load_captioner
-from bua.extraction.extractor import Extractor
 from bua.extraction.extractor_config import ExtractorConfig
-from bua.io.images import read_image
+from bua.extraction.image_regions import image_regions
 from bua.structures import Regions
 from bua.visualization.strip import draw_strip
 
 
 @dataclass
-class Captioned:
-    """What ``caption`` found.
+class CaptionedImage:
+    """The captions of an image.
 
     Attributes:
-        captions: that the beam ended with, best first.
-        regions: of the image.
-        strip: [H, W, 3] uint8 BGR, an image for each word of the best caption: where the model looked.
+        captions: The captions that the beam search ended with, best first.
+        regions: The image's regions.
+        strip: [H, W, 3] uint8 BGR, for each word of the best caption the image with the model's attention.
     """
 
     captions: list[Caption]
@@ -35,18 +34,18 @@ def caption(
     extractor: ExtractorConfig,
     captioner: str | Path | Captioner | Sequence[str | Path | Captioner],
     overrides: Sequence[str] = (),
-) -> Captioned:
+) -> CaptionedImage:
     """Captions an image file.
 
     Args:
-        extractor: the detector that the captioner's training features came from, and what is extracted; as
+        extractor: The detector that extracted the captioner's training features, and the choice of regions; as
             ``bua.extraction.extractor_config.extractor_config`` makes it.
-        captioner: a checkpoint of ``train_caption``, or what ``load_captioner`` made of one, or several that predict
-            together.
-        overrides: as for ``load_captioner``, for checkpoints.
+        captioner: A checkpoint of ``train_caption``, or what ``load_captioner`` returns for one; or several for an
+            ensemble.
+        overrides: As for ``load_captioner``; for checkpoints.
 
     Raises:
-        InputError: a file that cannot be read, a detector with other features.
+        InputError: A file cannot be read, or the captioner was trained on features of another dimension.
     """
     return next(caption_all([image], extractor=extractor, captioner=captioner, overrides=overrides))
 
@@ -57,15 +56,12 @@ def caption_all(
     extractor: ExtractorConfig,
     captioner: str | Path | Captioner | Sequence[str | Path | Captioner],
     overrides: Sequence[str] = (),
-) -> Iterator[Captioned]:
-    """Captions image files one after the other with one detector; arguments and errors as for ``caption``."""
+) -> Iterator[CaptionedImage]:
+    """Yields the captions of image files, with one detector; arguments and errors as for ``caption``."""
     several = [captioner] if isinstance(captioner, str | Path | Captioner) else captioner
     device = extractor.cfg().MODEL.DEVICE
     captioners = [one if isinstance(one, Captioner) else load_captioner(one, device, overrides) for one in several]
-    loaded = Extractor(extractor.load(), extractor.choice)
-    for image in images:
-        regions = loaded.regions_of(image)
+    for decoded, regions in image_regions(images, extractor):
         captions = caption_regions(captioners, regions)
         best = captions[0]
-        strip = draw_strip(read_image(image), regions.boxes, best.words, best.attention)
-        yield Captioned(captions, regions, strip)
+        yield CaptionedImage(captions, regions, draw_strip(decoded, regions.boxes, best.words, best.attention))

@@ -1,6 +1,8 @@
 """Training of a captioner from a configuration: with cross-entropy, then for CIDEr-D."""
 
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -15,80 +17,77 @@ from bua.captioning.inference import Captioner, load_captioner, predict
 from bua.captioning.self_critical import self_critical_loss
 from bua.captioning.updown import caption_loss
 from bua.errors import InputError
-from bua.tasks.region_batches import RegionReader
-from bua.tasks.training import open_reader, start, train_head
+from bua.tasks.training import TaskTraining
 
-# So many images' n-grams tell whether a file of document frequencies was made of the same captions.
+# Number of images whose n-grams tell whether a file of document frequencies was made from the same captions.
 _CHECKED = 1000
-
-
-def train_caption(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
-    """Trains on ``DATA.TRAIN`` into ``OUTPUT_DIR``, and scores ``DATA.VAL`` after every epoch; the checkpoint with the
-    best score is ``model_best.pth``. Every checkpoint holds the vocabulary. ``bua.engine.launch`` runs it on several
-    devices.
-
-    Args:
-        resume: goes on from the newest checkpoint in ``OUTPUT_DIR`` where there is one.
-
-    Returns:
-        ``CIDEr-D`` of the last evaluation, in percent, on the vocabulary's words; ``tools/eval_caption.py`` has what
-        papers print.
-    """
-    run = start(cfg)
-    reader = open_reader(cfg, PROGRAM)
-    dataset = CaptionDataset.load(cfg.DATA.FOLDER, *cfg.DATA.TRAIN)
-    model = build_model(cfg, dataset.vocabulary, reader.dim)
-    if cfg.MODEL.WEIGHTS:
-        _start_from(cfg.MODEL.WEIGHTS, model, dataset)
-    captioner = Captioner(model.to(run.device), dataset.vocabulary, cfg, reader.dim)
-    loader = CaptionLoader(
-        dataset,
-        reader,
-        captions_per_image=cfg.DATA.CAPTIONS_PER_IMAGE or None,
-        max_length=cfg.DATA.MAX_LENGTH,
-        max_boxes=captioner.max_boxes,
-        **run.loading,
-    )
-    losses = _self_critical(captioner) if cfg.SOLVER.LOSS == "self_critical" else _cross_entropy(captioner, loader)
-    validation = CaptionDataset.load(cfg.DATA.FOLDER, cfg.DATA.VAL) if cfg.DATA.VAL else None
-    return train_head(
-        cfg,
-        model,
-        loader,
-        lambda model, batch: losses(model, batch.to(run.device)),
-        accelerator=run.accelerator,
-        ids=lambda batch: batch.image_ids.tolist(),
-        unit="images",
-        evaluate=_evaluation(captioner, validation, reader) if validation is not None else None,
-        best="CIDEr-D",
-        extra=captioner.describe(),
-        resume=resume,
-    )
-
-
-def _start_from(weights: str, model: nn.Module, dataset: CaptionDataset) -> None:
-    other = load_captioner(weights)
-    if other.vocabulary != dataset.vocabulary:
-        raise InputError(
-            f"{weights}: has another vocabulary than {dataset.name}; start from a captioner that learned from it"
-        )
-    try:
-        model.load_state_dict(other.model.state_dict())
-    except RuntimeError as error:
-        raise InputError(
-            f"{weights}: does not fit MODEL.UPDOWN and the features: {' '.join(str(error).split())}"
-        ) from error
-
 
 Losses = Callable[[nn.Module, CaptionBatch], dict[str, Tensor]]
 
 
-def _cross_entropy(captioner: Captioner, loader: CaptionLoader) -> Losses:
+def train_caption(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+    """Trains a captioner, see ``TaskTraining.run``; ``bua.engine.launch`` runs it on several devices.
+
+    Returns:
+        "CIDEr-D" of the last evaluation, in percent, on the vocabulary's words. ``tools/eval_caption.py`` computes the
+        scores that papers report.
+    """
+    return CaptionTraining(cfg).run(resume)
+
+
+class CaptionTraining(TaskTraining[Captioner, CaptionDataset, CaptionBatch]):
+    """What the training of a captioner does differently from other tasks."""
+
+    program, unit, metric = PROGRAM, "images", "CIDEr-D"
+    loader: CaptionLoader
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        by_loss = {"cross_entropy": cross_entropy, "self_critical": self_critical}
+        self._losses = by_loss[cfg.SOLVER.LOSS](self)
+
+    def load(self, *splits: str) -> CaptionDataset:
+        return CaptionDataset.load(self.cfg.DATA.FOLDER, *splits)
+
+    def build(self) -> Captioner:
+        vocabulary = self.dataset.vocabulary
+        model = build_model(self.cfg, vocabulary, self.reader.dim)
+        if self.cfg.MODEL.WEIGHTS:
+            _start_from(self.cfg.MODEL.WEIGHTS, model, self.dataset)
+        return Captioner(model, self.cfg, self.reader.dim, vocabulary)
+
+    def build_loader(self, loading: dict[str, Any]) -> CaptionLoader:
+        return CaptionLoader(
+            self.dataset,
+            self.reader,
+            captions_per_image=self.cfg.DATA.CAPTIONS_PER_IMAGE or None,
+            max_length=self.cfg.DATA.MAX_LENGTH,
+            max_boxes=self.trained.max_boxes,
+            **loading,
+        )
+
+    def losses(self, model: nn.Module, batch: CaptionBatch) -> dict[str, Tensor]:
+        return self._losses(model, batch)
+
+    def evaluate(self, validation: CaptionDataset) -> dict[str, float]:
+        options: dict[str, Any] = {"batch_size": self.cfg.TEST.IMS_PER_BATCH, "progress": False}
+        found = predict([self.trained], validation.image_ids, self.reader, name=validation.name, **options)
+        return {"CIDEr-D": 100 * float(self._validation_cider.score(list(found.values()), list(found)).mean())}
+
+    @cached_property
+    def _validation_cider(self) -> CiderD:
+        assert self.validation is not None
+        return CiderD(self.validation.references())
+
+
+def cross_entropy(training: CaptionTraining) -> Losses:
+    """Returns the losses of training with cross-entropy."""
+    captioner, loader = training.trained, training.loader
     solver, unk = captioner.cfg.SOLVER, captioner.vocabulary.unk
     growth = solver.SCHEDULED_SAMPLING
 
     def losses(model: nn.Module, batch: CaptionBatch) -> dict[str, Tensor]:
-        # The loader counts batches taken, this one included.
+        # The loader counts the batches that were taken, including this one.
         epoch = (loader.epoch * loader.batches_per_epoch + loader.position - 1) // loader.batches_per_epoch
         probability = min(growth.MOST, growth.STEP * (epoch // growth.EPOCHS))
         logits = model(*captioner.inputs(batch), batch.tokens, sampling_probability=probability)
@@ -97,19 +96,24 @@ def _cross_entropy(captioner: Captioner, loader: CaptionLoader) -> Losses:
     return losses
 
 
-def _self_critical(captioner: Captioner) -> Losses:
-    cfg = captioner.cfg
+def self_critical(training: CaptionTraining) -> Losses:
+    """Returns the losses of self-critical training.
+
+    Raises:
+        InputError: ``MODEL.WEIGHTS`` is empty, or the document frequencies are of other captions.
+    """
+    cfg, captioner = training.cfg, training.trained
     settings = cfg.SOLVER.SELF_CRITICAL
     if not cfg.MODEL.WEIGHTS:
         raise InputError(
-            "MODEL.WEIGHTS: empty; self-critical training starts from a captioner that cross-entropy trained"
+            "MODEL.WEIGHTS: empty; self-critical training starts from a captioner that was trained with cross-entropy, "
+            "name its checkpoint"
         )
-    dataset = CaptionDataset.load(cfg.DATA.FOLDER, *cfg.DATA.TRAIN)
-    reward = build_reward(dataset, end=settings.END_IN_REWARD, frequencies=settings.FREQUENCIES or None)
+    reward = build_reward(training.dataset, end=settings.END_IN_REWARD, frequencies=settings.FREQUENCIES or None)
     forbidden = constraints(cfg, captioner.vocabulary)
     if settings.METHOD != "beam":
-        # With words forbidden, captions are drawn from another distribution than the one whose likelihood the loss
-        # is: its gradient would not be the mean reward's.
+        # With the other methods, forbidden words would change the distribution that captions are drawn from, but not
+        # the likelihood in the loss, whose gradient would then not be that of the mean reward.
         forbidden = Constraints(suppress=forbidden.suppress)
 
     def losses(model: nn.Module, batch: CaptionBatch) -> dict[str, Tensor]:
@@ -130,14 +134,14 @@ def _self_critical(captioner: Captioner) -> Losses:
 
 
 def build_reward(dataset: CaptionDataset, *, end: bool, frequencies: str | None = None) -> Callable[..., np.ndarray]:
-    """CIDEr-D against all captions of a data set, on ids of words, as ``self_critical_loss`` takes it.
+    """Returns the reward of ``self_critical_loss``: CIDEr-D against all captions of a data set, on ids of words.
 
     Args:
-        end: the end of a caption is a word of it.
-        frequencies: a file that ``datasets/count_caption_ngrams.py`` wrote; None counts those of ``dataset``.
+        end: Whether the end of a caption counts as a word.
+        frequencies: A file that ``datasets/count_caption_ngrams.py`` wrote; None counts the n-grams of ``dataset``.
 
     Raises:
-        InputError: a file that was made of other captions.
+        InputError: The file was made from other captions.
     """
     references = dataset.references(end=end)
     if frequencies is None:
@@ -151,18 +155,16 @@ def build_reward(dataset: CaptionDataset, *, end: bool, frequencies: str | None 
     return CiderD(references, counted).score
 
 
-def _evaluation(
-    captioner: Captioner, validation: CaptionDataset, reader: RegionReader
-) -> Callable[[], dict[str, float]]:
-    cider = CiderD(validation.references())
-    batch_size = captioner.cfg.TEST.IMS_PER_BATCH
-
-    def evaluate() -> dict[str, float]:
-        found = predict(
-            [captioner], validation.image_ids, reader, name=validation.name, batch_size=batch_size, progress=False
+def _start_from(weights: str, model: nn.Module, dataset: CaptionDataset) -> None:
+    """Copies the weights of the captioner whose checkpoint ``weights`` is into ``model``."""
+    other = load_captioner(weights)
+    if other.vocabulary != dataset.vocabulary:
+        raise InputError(
+            f"{weights}: has another vocabulary than {dataset.name}; start from a captioner that was trained on it"
         )
-        return {"CIDEr-D": 100 * float(cider.score(list(found.values()), list(found)).mean())}
-
-    # So that images without features are found before the training.
-    reader.locate(validation.image_ids, validation.name)
-    return evaluate
+    try:
+        model.load_state_dict(other.model.state_dict())
+    except RuntimeError as error:
+        raise InputError(
+            f"{weights}: does not fit MODEL.UPDOWN and the features: {' '.join(str(error).split())}"
+        ) from error

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from bua.tasks.bilinear import BilinearAttention
 from bua.tasks.embedding import WordEmbedding
 from bua.tasks.layers import at_least_float32
-from bua.vqa.ban import BilinearAttention
 
 # The logit of padding, the seed's: a probability of zero in float32, and no gradient.
 MASKED = -99.0

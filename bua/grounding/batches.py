@@ -12,6 +12,7 @@ from tqdm import tqdm
 from bua.features.flat import FlatFeatures
 from bua.grounding.dataset import GroundingDataset
 from bua.grounding.recall import hits
+from bua.tasks.prepared import offsets_of
 from bua.tasks.region_batches import BatchMaker, RegionBatch, RegionLoader, RegionReader, every_item_once
 
 logger = logging.getLogger(__name__)
@@ -22,11 +23,11 @@ class GroundingBatch(RegionBatch):
     """B sentences with up to E phrases each, and the regions of their images.
 
     Attributes:
-        words: [B, L] int64, padded at the end.
-        positions: [B, E] int64, the last word of each phrase; 0 in padding.
+        words: [B, L] int64, ids of the words, padded at the end.
+        positions: [B, E] int64, the place of the last word of each phrase; 0 in padding.
         phrase_mask: [B, E] bool, false for padding.
-        sentences: [B] int64, which of the data set's; always on the CPU.
-        places: [T, 3] int64: region ``places[t, 2]`` is right for phrase ``places[t, 1]`` of sentence ``places[t, 0]``.
+        sentences: [B] int64, the numbers of the sentences in the data set; always on the CPU.
+        places: [T, 3] int64; region ``places[t, 2]`` is right for phrase ``places[t, 1]`` of sentence ``places[t, 0]``.
     """
 
     words: Tensor
@@ -36,7 +37,7 @@ class GroundingBatch(RegionBatch):
     places: Tensor
 
     def targets(self) -> Tensor:
-        """[B, E, n] float32, 1 for each region that is right for a phrase, on the batch's device."""
+        """Returns [B, E, n] float32, 1 for each region that is right for a phrase, on the device of the batch."""
         targets = torch.zeros(*self.positions.shape, self.mask.shape[1], device=self.places.device)
         targets[tuple(self.places.T)] = 1
         return targets
@@ -44,11 +45,11 @@ class GroundingBatch(RegionBatch):
 
 @dataclass
 class RightRegions:
-    """Which regions of its image are right for each of P phrases.
+    """The regions of its image that are right for each of P phrases.
 
     Attributes:
-        offsets: [P + 1] int64; those of phrase i are ``regions[offsets[i]:offsets[i + 1]]``.
-        regions: int32.
+        offsets: [P + 1] int64; phrase i has the regions ``regions[offsets[i]:offsets[i + 1]]``.
+        regions: [T] int32, numbers of regions in their images.
     """
 
     offsets: np.ndarray
@@ -56,39 +57,42 @@ class RightRegions:
 
 
 class GroundingLoader(RegionLoader):
-    """Yields ``GroundingBatch`` as ``RegionLoader``.
+    """Yields ``GroundingBatch`` without end, in the order of ``RegionLoader``.
 
     Args:
         dataset: the sentences.
-        reader: of all their images.
-        right: of all their phrases, what ``right_regions`` gives.
+        reader: the regions of all their images.
+        right: the right regions of all their phrases, as ``right_regions`` returns them.
         batch_size, options: as for ``RegionLoader``.
 
     Raises:
-        InputError: as ``RegionLoader``, and images without features.
+        InputError: as for ``RegionLoader``; or images have no features.
     """
 
     def __init__(
         self, dataset: GroundingDataset, reader: RegionReader, right: RightRegions, batch_size: int, **options
     ):
-        super().__init__(dataset, _GroundingMaker(dataset, reader, right), batch_size, **options)
+        super().__init__(_GroundingMaker(dataset, reader, right), batch_size, **options)
 
 
 def evaluation_batches(
     dataset: GroundingDataset, reader: RegionReader, batch_size: int, *, threads: int = 2
 ) -> Iterator[GroundingBatch]:
-    """Every sentence once, as ``every_item_once``. The batches do not say which regions are right."""
+    """Yields every sentence once, in the order of ``every_item_once``. The batches have no targets."""
     none = RightRegions(np.zeros(len(dataset.spans) + 1, np.int64), np.zeros(0, np.int32))
     return every_item_once(_GroundingMaker(dataset, reader, none), batch_size, threads)
 
 
 def region_boxes(dataset: GroundingDataset, reader: RegionReader, *, progress: bool = True) -> dict[int, np.ndarray]:
-    """The regions' boxes [n, 4] float32 x1y1x2y2, in pixels, of every image of a data set.
+    """Reads the boxes of the regions of every image of a data set.
 
-    Features that are not in the flat format are read for it, all of them once.
+    Features in another format than the flat one are read completely for this.
+
+    Returns:
+        By image id [n, 4] float32 x1y1x2y2 in pixels.
 
     Raises:
-        InputError: images without features.
+        InputError: images have no features.
     """
     image_ids, first = np.unique(dataset.image_ids, return_index=True)
     stores = reader.locate(image_ids, dataset.name)
@@ -108,8 +112,11 @@ def region_boxes(dataset: GroundingDataset, reader: RegionReader, *, progress: b
     if other_sizes:
         logger.warning(
             "features: %d of the %d images of %s have another size than in the annotations, such as %s: extract "
-            "features from the original images, or no box will fit",
-            *(len(other_sizes), len(first), dataset.name, other_sizes[0]),
+            "features from the original images, or the boxes will not match",
+            len(other_sizes),
+            len(first),
+            dataset.name,
+            other_sizes[0],
         )
     return boxes
 
@@ -117,21 +124,20 @@ def region_boxes(dataset: GroundingDataset, reader: RegionReader, *, progress: b
 def right_regions(
     dataset: GroundingDataset, boxes: dict[int, np.ndarray], *, protocol: str = "any", progress: bool = True
 ) -> RightRegions:
-    """The regions that are right for each phrase of a data set.
+    """Returns the regions that are right for each phrase of a data set.
 
     Args:
-        boxes: what ``region_boxes`` gives.
-        protocol: see ``bua.grounding.recall``.
+        boxes: the boxes of the regions, as ``region_boxes`` returns them.
+        protocol: "any" or "merged", see ``bua.grounding.recall``.
     """
-    # A thing is named in several sentences, always with the same boxes.
+    # A thing that several sentences name always has the same boxes.
     known: dict[tuple[int, int], np.ndarray] = {}
     keys = list(zip(dataset.image_ids[dataset.sentence_of].tolist(), dataset.chains.tolist()))
     for phrase, key in enumerate(tqdm(keys, "right regions", unit=" phrases", disable=not progress)):
         if key not in known:
             known[key] = np.flatnonzero(hits(boxes[key[0]], dataset.boxes_of(phrase), protocol)).astype(np.int32)
     found = [known[key] for key in keys]
-    offsets = np.concatenate([[0], np.cumsum([len(regions) for regions in found])]).astype(np.int64)
-    return RightRegions(offsets, np.concatenate(found))
+    return RightRegions(offsets_of([len(regions) for regions in found]), np.concatenate(found))
 
 
 class _GroundingMaker(BatchMaker):
@@ -147,22 +153,25 @@ class _GroundingMaker(BatchMaker):
         phrases = (starts[:, None] + np.arange(counts.max()))[phrase_mask]
         positions = np.zeros(phrase_mask.shape, np.int64)
         positions[phrase_mask] = dataset.spans[phrases, 1] - 1
-        # The seed's positions may lie in the padding.
+        # Positions of ban-vqa's code (``authors_span``) may lie in the padding.
         length = max(int(self.lengths[indices].max()), int(positions.max()) + 1)
-        arrays = dataset.words[indices, :length].astype(np.int64), positions, phrase_mask
-        words, positions, phrase_mask = map(torch.from_numpy, arrays)
-        places = torch.from_numpy(self._places(np.stack(phrase_mask.nonzero(as_tuple=True), axis=1), phrases))
+        cells = np.stack(phrase_mask.nonzero(), axis=1)
         return GroundingBatch(
             **self.regions(indices),
-            words=words,
-            positions=positions,
-            phrase_mask=phrase_mask,
+            words=torch.from_numpy(dataset.words[indices, :length].astype(np.int64)),
+            positions=torch.from_numpy(positions),
+            phrase_mask=torch.from_numpy(phrase_mask),
             sentences=indices,
-            places=places,
+            places=torch.from_numpy(self._places(cells, phrases)),
         )
 
     def _places(self, cells: np.ndarray, phrases: np.ndarray) -> np.ndarray:
-        """[T, 3] from the phrases' sentences and columns [K, 2] in the batch and their numbers [K] in the data set."""
+        """Returns ``places`` [T, 3].
+
+        Args:
+            cells: [K, 2], the sentence and the column of each phrase in the batch.
+            phrases: [K], the number of each phrase in the data set.
+        """
         offsets, regions = self.right.offsets, self.right.regions
         counts = offsets[phrases + 1] - offsets[phrases]
         chosen = [regions[offsets[phrase] : offsets[phrase + 1]] for phrase in phrases.tolist()]

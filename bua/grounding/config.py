@@ -1,37 +1,30 @@
-"""Configuration of phrase grounding: the keys beyond those of every head."""
+"""Configuration of phrase grounding: the keys besides those of every task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from bua.config import check_device, merge
 from bua.grounding.ban import BANGrounding
-from bua.tasks.training import constructor_keys, head_cfg
+from bua.tasks.config import constructor_keys, keyword_arguments, load_task_cfg, task_cfg
 
 
 def get_cfg() -> CfgNode:
-    """A new configuration: the arguments of ``BANGrounding`` in ``MODEL.BAN``, and how words begin."""
-    cfg = head_cfg()
+    """Returns a new configuration. The arguments of ``BANGrounding`` are in ``MODEL.BAN``."""
+    cfg = task_cfg()
     cfg.MODEL.BAN = constructor_keys(BANGrounding)
-    # Whether words begin as GloVe's vectors, which prepare_flickr30k.py --glove put into the folder.
+    # Whether the word embedding is initialised with GloVe's vectors, which prepare_flickr30k.py --glove puts into the
+    # folder.
     cfg.DATA.GLOVE = False
     cfg.TEST.IMS_PER_BATCH = 256
     return cfg
 
 
-def load_cfg(config_file: str | Path, overrides: list[str] = ()) -> CfgNode:
-    """Reads a YAML file over the defaults, then ``KEY VALUE`` pairs.
-
-    Raises:
-        InputError: as ``bua.config.load_cfg``.
-    """
-    cfg = get_cfg()
-    merge(cfg, config_file, list(overrides))
-    check_device(cfg.MODEL.DEVICE)
-    return cfg
+def load_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """Reads a YAML file over the defaults, then ``KEY VALUE`` pairs; errors as for ``load_task_cfg``."""
+    return load_task_cfg(get_cfg(), config_file, overrides)
 
 
 def build_model(cfg: CfgNode, num_words: int, feature_dim: int) -> BANGrounding:
-    """The model that ``cfg`` describes, with random weights, on the CPU."""
-    arguments = {key.lower(): value for key, value in cfg.MODEL.BAN.items()}
-    return BANGrounding(num_words, feature_dim=feature_dim, **arguments)
+    """Returns the model that ``cfg`` describes, with random weights, on the CPU."""
+    return BANGrounding(num_words, feature_dim=feature_dim, **keyword_arguments(cfg.MODEL.BAN))

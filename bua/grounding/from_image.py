@@ -1,4 +1,4 @@
-"""An image and a sentence in, the sentence's phrases with their boxes out."""
+"""Finds the phrases of a sentence in an image file, and draws their boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,22 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.extraction.extractor import Extractor
 from bua.extraction.extractor_config import ExtractorConfig
+from bua.extraction.image_regions import image_regions
 from bua.grounding.inference import GroundedPhrase, GroundingModel, ground_phrases, load_grounding
-from bua.io.images import read_image
 from bua.structures import Regions
 from bua.visualization.draw import class_colors, draw_regions
 
 
 @dataclass
-class Grounded:
-    """What ``ground`` found.
+class GroundedImage:
+    """The phrases of a sentence with their boxes in an image.
 
     Attributes:
-        phrases: from left to right.
-        regions: of the image.
-        image: [H, W, 3] uint8 BGR, each phrase's box in a colour of its own.
+        phrases: The phrases from left to right.
+        regions: The image's regions.
+        drawing: [H, W, 3] uint8 BGR, the image with each phrase's box in a separate colour.
     """
 
     phrases: list[GroundedPhrase]
@@ -31,28 +30,28 @@ class Grounded:
 
 def ground(
     image: str | Path, sentence: str, *, extractor: ExtractorConfig, grounding: str | Path | GroundingModel
-) -> Grounded:
-    """Finds what the phrases of a sentence mean in an image file.
+) -> GroundedImage:
+    """Finds the phrases of a sentence in an image file.
 
     Args:
-        sentence: its phrases may be in brackets, see ``ground_phrases``.
-        extractor: the detector that the model's training features came from, and what is extracted; as
+        sentence: The sentence; its phrases may be in brackets, see ``ground_phrases``.
+        extractor: The detector that extracted the model's training features, and the choice of regions; as
             ``bua.extraction.extractor_config.extractor_config`` makes it.
-        grounding: a checkpoint of ``train_grounding``, or what ``load_grounding`` made of one.
+        grounding: A checkpoint of ``train_grounding``, or what ``load_grounding`` returns for one.
 
     Raises:
-        InputError: a file that cannot be read, a sentence without phrases, a detector with other features.
+        InputError: A file cannot be read, the sentence has no phrases, or the model was trained on features of another
+            dimension.
     """
     device = extractor.cfg().MODEL.DEVICE
     model = grounding if isinstance(grounding, GroundingModel) else load_grounding(grounding, device)
-    regions = Extractor(extractor.load(), extractor.choice).regions_of(image)
+    ((decoded, regions),) = image_regions([image], extractor)
     phrases = ground_phrases(model, regions, sentence)
-    return Grounded(phrases, regions, draw_phrases(read_image(image), phrases))
+    return GroundedImage(phrases, regions, draw_phrases(decoded, phrases))
 
 
 def draw_phrases(image: np.ndarray, phrases: Sequence[GroundedPhrase]) -> np.ndarray:
-    """Each phrase's box with its words on a copy of the image, the first phrase in the first of ``class_colors``'
-    colours, and so on.
+    """Draws each phrase's box with its words on a copy of an image, in the colours of ``class_colors`` in their order.
 
     Args:
         image: [H, W, 3] uint8 BGR.

@@ -1,12 +1,12 @@
-"""Phrases of sentences grounded by a trained model: of a data set, or of a sentence about an image's regions."""
+"""Phrases grounded by a trained model: those of a data set, or those of a sentence about an image's regions."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from fvcore.common.config import CfgNode
 
 from bua.checkpoint import read_checkpoint
 from bua.errors import InputError
@@ -16,57 +16,46 @@ from bua.grounding.config import build_model, get_cfg
 from bua.grounding.dataset import GroundingDataset, load_phrase_tags, load_vocabulary
 from bua.grounding.phrases import find_phrases
 from bua.grounding.recall import chance_recall, first_hits, grounding_recall, recall_at, recall_by_type
+from bua.grounding.released import RELEASED_MODELS, is_grounding_model
 from bua.structures import Regions
-from bua.tasks.region_batches import RegionReader
-from bua.tasks.training import progress_bar, restore_cfg, restore_weights
-from bua.tasks.words import QuestionVocabulary
-from bua.vqa.released import constructor_arguments, read_seed_checkpoint
-
-# What a checkpoint of a grounding model holds beside the weights.
-NEEDED = ("model", "config", "vocabulary", "phrase_tags", "feature_dim")
-# Weights that ban-vqa's model for grounding has, and with an answer classifier those for question answering.
-SIGNS = {"embedding.words.weight", "gru.weight_hh_l0", "attention.forms.weight_v"}
+from bua.tasks.checkpoint import TaskModel, missing_parts, restore_cfg, restore_weights
+from bua.tasks.region_batches import RegionBatch, RegionReader
+from bua.tasks.released import constructor_arguments, read_released_checkpoint
+from bua.tasks.training import progress_bar
+from bua.tasks.words import WordVocabulary
+from bua.weights.layouts import Weights
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class GroundingModel:
-    """A model with its vocabulary.
+class GroundingModel(TaskModel):
+    """A grounding model: ``BANGrounding`` with its vocabulary.
 
     Attributes:
-        phrase_tags: for each word where in phrases it stands, see ``bua.grounding.phrases``.
+        vocabulary: The words of sentences.
+        phrase_tags: For each word its usual place in phrases, see ``bua.grounding.phrases``.
     """
 
     model: BANGrounding
-    vocabulary: QuestionVocabulary
+    vocabulary: WordVocabulary
     phrase_tags: list[str]
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def describe(self, cfg: CfgNode) -> dict:
-        """What ``load_grounding`` needs in a checkpoint beside the weights."""
-        return {
-            "config": cfg.dump(),
-            "vocabulary": self.vocabulary.words,
-            "phrase_tags": self.phrase_tags,
-            "feature_dim": self.model.feature_dim,
-        }
+    def vocabularies(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary.words, "phrase_tags": self.phrase_tags}
 
 
 @dataclass
 class GroundedPhrase:
-    """A phrase and where it is in the image.
+    """A phrase and its place in the image.
 
     Attributes:
-        text: its words.
-        start, end: it is words ``start`` to ``end`` - 1 of the sentence.
-        region: the best one's number.
-        box: [4] float32 x1y1x2y2 in pixels, that region's.
-        scores: [n] float32, 0 to 1, of all regions, each by itself: what the model takes for the probability that the
-            region overlaps with what is meant.
+        text: The words of the phrase.
+        start, end: The phrase is words ``start`` to ``end`` - 1 of the sentence.
+        region: Index of the best region.
+        box: [4] float32 x1y1x2y2 in pixels, the box of that region.
+        scores: [n] float32, 0 to 1, for each region the probability, by the model, that it overlaps with what the
+            phrase means. The scores do not sum to 1.
     """
 
     text: str
@@ -79,11 +68,12 @@ class GroundedPhrase:
 
 @dataclass
 class Predictions:
-    """The regions for a data set's P phrases, in its order.
+    """The regions that a model predicts for the P phrases of a data set.
 
     Attributes:
-        rankings: P arrays [n] int64, all regions of the phrase's image, best first.
-        boxes: of the regions of each image, [n, 4].
+        dataset: The data set.
+        rankings: P arrays [n] int64: the indices of all regions of the phrase's image, best first.
+        boxes: The boxes [n, 4] of the regions by image id.
     """
 
     dataset: GroundingDataset
@@ -91,11 +81,12 @@ class Predictions:
     boxes: dict[int, np.ndarray]
 
     def recall(self, protocol: str) -> dict[str, float]:
-        """What ``bua.grounding.recall.grounding_recall`` gives."""
+        """Returns the scores of ``bua.grounding.recall.grounding_recall``."""
         return grounding_recall(self._ranked(), self._truth(), protocol=protocol)
 
-    def scores(self, protocol: str) -> dict[str, dict]:
-        """The recall of "all" phrases; "chance", what regions in random order have; and "types", each type's."""
+    def scores(self, protocol: str) -> dict[str, dict[str, Any]]:
+        """Returns the recall of "all" phrases; "chance", the recall of regions in random order; and "types", the recall
+        of each type of phrase."""
         ranked, truth = self._ranked(), self._truth()
         first = first_hits(ranked, truth, protocol=protocol)
         return {
@@ -113,31 +104,33 @@ class Predictions:
 
 
 def load_grounding(path: str | Path, device: str = "cpu", *, folder: str | Path | None = None) -> GroundingModel:
-    """A model ready to ground: of ``train_grounding``, or of ban-vqa, converted or as it is.
+    """Reads a model that ``train_grounding`` saved, or ban-vqa's model, converted or as it is, ready to ground.
 
     Args:
-        folder: that ``prepare_flickr30k`` wrote with the vocabulary of ban-vqa's model, which its checkpoint lacks.
+        folder: A folder that ``prepare_flickr30k`` wrote with the vocabulary of ban-vqa's model, which its checkpoint
+            lacks.
 
     Raises:
-        InputError: no such file, or something else than such a checkpoint.
+        InputError: There is no such file, or it is not such a checkpoint.
     """
-    seed = read_seed_checkpoint(path)
-    saved = read_checkpoint(path) if seed is None else {"model": seed[1]}
-    lacking = [name for name in NEEDED if name not in saved]
-    if not lacking:
-        cfg = get_cfg()
-        restore_cfg(cfg, saved["config"], path)
-        vocabulary, tags = QuestionVocabulary(saved["vocabulary"]), saved["phrase_tags"]
-        model = build_model(cfg, len(vocabulary), saved["feature_dim"])
-    elif not saved.get("model", {}).keys() >= SIGNS or "classifier.answers.linear.bias" in saved["model"]:
-        raise InputError(f"{path}: no model for grounding; name one of tools/train_grounding.py or of ban-vqa")
-    elif folder is None:
-        raise InputError(f"{path}: lacks {', '.join(lacking)}; name a folder of prepare_flickr30k.py --vocabulary")
-    else:
-        vocabulary, tags = load_vocabulary(folder), load_phrase_tags(folder)
-        model = BANGrounding(**constructor_arguments(saved["model"]) | {"num_words": len(vocabulary)})
-    restore_weights(model, saved["model"], path)
-    return GroundingModel(model.to(device).eval(), vocabulary, tags)
+    released = read_released_checkpoint(path, RELEASED_MODELS)
+    saved: dict[str, Any] = read_checkpoint(path) if released is None else {"model": released[1]}
+    missing = missing_parts(saved, ("vocabulary", "phrase_tags"))
+    if missing:
+        if not is_grounding_model(saved.get("model", {})):
+            raise InputError(
+                f"{path}: not a model for grounding; name a checkpoint of tools/train_grounding.py or of ban-vqa"
+            )
+        if folder is None:
+            raise InputError(
+                f"{path}: lacks {', '.join(missing)}; also name a folder that prepare_flickr30k.py --vocabulary wrote"
+            )
+        saved = _add_vocabulary(saved["model"], folder)
+    cfg = restore_cfg(get_cfg(), saved, path)
+    vocabulary = WordVocabulary(saved["vocabulary"])
+    model = build_model(cfg, len(vocabulary), saved["feature_dim"])
+    grounding = GroundingModel(model, cfg, saved["feature_dim"], vocabulary, saved["phrase_tags"])
+    return restore_weights(grounding, saved, path, device)
 
 
 @torch.inference_mode()
@@ -149,21 +142,27 @@ def predict(
     batch_size: int = 256,
     progress: bool = True,
 ) -> Predictions:
-    """The regions of each image in the model's order for each phrase.
+    """Ranks the regions of its image for each phrase of a data set.
+
+    Args:
+        dataset: The sentences and their phrases. Their vocabulary may differ from the model's.
+        reader: Reader of features that have all their images.
+        batch_size: Number of sentences that go through the model at a time.
+        progress: Whether to show progress bars.
 
     Raises:
-        InputError: images that the features lack, or features of another length than the model's.
+        InputError: The features lack images, or their dimension is not the model's.
     """
-    _check_dim(grounding, reader.dim)
+    grounding.check_features(reader.dim, reader.name)
     model, device = grounding.model.eval(), grounding.device
     boxes = region_boxes(dataset, reader, progress=progress)
-    asked = dataset.in_vocabulary(grounding.vocabulary)
+    sentences = dataset.in_vocabulary(grounding.vocabulary)
     rankings: list[np.ndarray] = [np.zeros(0, np.int64)] * len(dataset.spans)
     with progress_bar(len(dataset), "sentences", progress) as bar:
-        for batch in evaluation_batches(asked, reader, batch_size):
+        for batch in evaluation_batches(sentences, reader, batch_size):
             batch = batch.to(device)
             logits = model(batch.features, batch.mask, batch.words, batch.positions, batch.phrase_mask)
-            # A region may fall below the logit of padding, but stays before it.
+            # A region's logit may be lower than that of padding, which must still come last.
             logits = logits.masked_fill(~batch.mask.unsqueeze(1), -torch.inf)
             orders = logits.argsort(dim=2, descending=True, stable=True).cpu().numpy()
             counts = batch.mask.sum(dim=1).tolist()
@@ -176,32 +175,35 @@ def predict(
 
 @torch.inference_mode()
 def ground_phrases(grounding: GroundingModel, regions: Regions, sentence: str) -> list[GroundedPhrase]:
-    """Where each phrase of a sentence is in an image.
+    """Finds the region of an image that each phrase of a sentence means.
 
     Args:
-        regions: of the image, from the detector that the model's features came from.
-        sentence: the phrases are those in brackets, as in "[a man] in [a hat]"; without brackets, those that
-            ``bua.grounding.phrases.find_phrases`` finds, which is not always what people would mark.
+        regions: The image's n regions, from the detector that extracted the model's training features.
+        sentence: A sentence with its phrases in brackets, as in "[a man] in [a hat]". Without brackets, they are those
+            that ``bua.grounding.phrases.find_phrases`` finds, which are not always those that people would mark.
 
     Returns:
-        the phrases from left to right.
+        The phrases from left to right.
 
     Raises:
-        InputError: no phrase in the sentence, no regions, or features of another length.
+        InputError: There is no phrase in the sentence; there are no regions; or the model was trained on features of
+            another dimension.
     """
+    source = f"image {regions.image_id}"
     if not len(regions):
-        raise InputError(f"image {regions.image_id}: no regions; extract at least one (--min-boxes)")
-    _check_dim(grounding, regions.features.shape[1])
-    words, spans = find_phrases(sentence, grounding.vocabulary, grounding.phrase_tags)
-    unknown = [word for word in words if word not in grounding.vocabulary]
+        raise InputError(f"{source}: no regions; extract at least one (--min-boxes)")
+    grounding.check_features(regions.features.shape[1], source)
+    vocabulary = grounding.vocabulary
+    words, spans = find_phrases(sentence, vocabulary, grounding.phrase_tags)
+    unknown = [word for word in words if word not in vocabulary]
     if unknown:
-        logger.warning("sentence: the model does not know %s, and takes it for a rare word", ", ".join(unknown))
-    ids = torch.tensor([[grounding.vocabulary.id_of(word) for word in words]])
-    positions = torch.tensor([[end - 1 for _, end in spans]])
-    features = torch.from_numpy(regions.features).float()[None]
-    masks = torch.ones(1, len(regions), dtype=torch.bool), torch.ones(1, len(spans), dtype=torch.bool)
-    inputs = (tensor.to(grounding.device) for tensor in (features, masks[0], ids, positions, masks[1]))
-    scores = grounding.model.eval()(*inputs)[0].sigmoid().cpu().numpy()
+        logger.warning("the model does not know %s; it takes %r instead", ", ".join(unknown), vocabulary.words[-1])
+    batch = RegionBatch.of_image(regions).to(grounding.device)
+    ids = torch.tensor([[vocabulary.id_of(word) for word in words]], device=grounding.device)
+    positions = torch.tensor([[end - 1 for _, end in spans]], device=grounding.device)
+    phrase_mask = torch.ones_like(positions, dtype=torch.bool)
+    logits = grounding.model.eval()(batch.features, batch.mask, ids, positions, phrase_mask)
+    scores = logits[0].sigmoid().cpu().numpy()
     best = scores.argmax(axis=1).tolist()
     return [
         GroundedPhrase(" ".join(words[start:end]), start, end, region, regions.boxes[region], row)
@@ -209,9 +211,19 @@ def ground_phrases(grounding: GroundingModel, regions: Regions, sentence: str) -
     ]
 
 
-def _check_dim(grounding: GroundingModel, dim: int) -> None:
-    if dim != grounding.model.feature_dim:
-        raise InputError(
-            f"features: {dim} numbers a region, and the model takes {grounding.model.feature_dim}; "
-            "use the detector whose features it was trained on"
-        )
+def _add_vocabulary(weights: Weights, folder: str | Path) -> dict[str, Any]:
+    """Returns the content of a checkpoint from the weights of ban-vqa's model and the vocabulary of a folder."""
+    vocabulary = load_vocabulary(folder)
+    arguments: dict[str, Any] = constructor_arguments(weights)
+    # Weights of another vocabulary then do not fit, and ``restore_weights`` says so.
+    arguments.pop("num_words")
+    feature_dim = arguments.pop("feature_dim")
+    cfg = get_cfg()
+    cfg.MODEL.BAN.update({name.upper(): value for name, value in arguments.items()})
+    return {
+        "model": weights,
+        "config": cfg.dump(),
+        "vocabulary": vocabulary.words,
+        "phrase_tags": load_phrase_tags(folder),
+        "feature_dim": feature_dim,
+    }

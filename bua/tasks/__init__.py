@@ -1,0 +1,1 @@
+"""Code that visual question answering, captioning and grounding share."""

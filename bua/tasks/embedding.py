@@ -1,21 +1,23 @@
-"""Words as vectors."""
+"""Embedding of words as vectors."""
 
 import torch
 from torch import Tensor, nn
 
+from bua.errors import InputError
+
 
 class WordEmbedding(nn.Module):
-    """A vector for each word; zeros for padding, whose id is ``num_words``.
+    """Embeds each word as a vector. Padding, whose id is ``num_words``, becomes zeros.
 
-    BAN's option "c" has a second table beside it, which the seed fills with words mixed from the words that they
-    occur with, times their vectors (ban-vqa, language_model.py). A word's two vectors are concatenated.
+    BAN's option "c" adds a second table. ban-vqa (language_model.py) initialises it with the mean of the vectors of the
+    words that a word occurs with. The vectors of a word in the two tables are concatenated.
 
     Args:
-        num_words: of the question vocabulary.
-        dim: of one table's vectors.
-        second: whether there is the second table.
-        train_second: whether it learns. The seed's does where it was filled with co-occurrences, and does not where
-            it is a copy of the first.
+        num_words: Number of words of the vocabulary.
+        dim: Dimension of the vectors of one table.
+        second: Whether there is a second table.
+        train_second: Whether the second table is trained. In ban-vqa it is if it was initialised from co-occurrences,
+            and is not if it is a copy of the first.
     """
 
     def __init__(self, num_words: int, dim: int = 300, *, second: bool = False, train_second: bool = True):
@@ -29,28 +31,34 @@ class WordEmbedding(nn.Module):
         self.out_features = dim * (1 + second)
 
     def forward(self, question: Tensor) -> Tensor:
-        """Ids [B, L] int64, 0 to ``num_words``, to vectors [B, L, out_features]."""
-        vectors = self.words(question)
+        """Returns vectors [B, L, out_features] of ids [B, L] int64, from 0 to ``num_words``."""
+        vectors: Tensor = self.words(question)
         if self.second is None:
             return vectors
         return torch.cat([vectors, self.second(question)], dim=-1)
 
     @torch.no_grad()
-    def initialize(self, vectors: Tensor, second: Tensor | None = None) -> None:
-        """Fills the tables.
+    def initialize(self, vectors: Tensor, second: Tensor | None = None, *, source: str = "word vectors") -> None:
+        """Copies word vectors into the tables.
 
         Args:
-            vectors: [num_words, dim], such as ``bua.vqa.cooccurrence.load_glove``'s.
-            second: of the same shape, for the second table; ``vectors`` by default, as in the seed.
+            vectors: [num_words, dim], such as ``bua.tasks.glove.load_glove`` gives.
+            second: [num_words, dim] for the second table; ``vectors`` by default, as in ban-vqa.
+            source: The file or folder that the vectors are from, for the message.
+
+        Raises:
+            InputError: The vectors have another dimension.
+            ValueError: There are not as many vectors as words.
         """
-        self.words.weight[: self.num_words].copy_(_checked(vectors, self.words))
-        if self.second is not None:
-            second = vectors if second is None else second
-            self.second.weight[: self.num_words].copy_(_checked(second, self.second))
-
-
-def _checked(vectors: Tensor, table: nn.Embedding) -> Tensor:
-    expected = (table.num_embeddings - 1, table.embedding_dim)
-    if tuple(vectors.shape) != expected:
-        raise ValueError(f"word vectors {tuple(vectors.shape)}: the embedding needs {expected}")
-    return vectors
+        second = vectors if second is None else second
+        for table, values in ((self.words, vectors), (self.second, second)):
+            if table is None:
+                continue
+            if len(values) != self.num_words:
+                raise ValueError(f"{source}: {len(values)} word vectors for a vocabulary of {self.num_words} words")
+            if values.shape[1] != table.embedding_dim:
+                raise InputError(
+                    f"{source}: the word vectors have {values.shape[1]} dimensions, but EMBEDDING_DIM is "
+                    f"{table.embedding_dim}; set it to {values.shape[1]}, or prepare the folder with other vectors"
+                )
+            table.weight[: self.num_words].copy_(values)

@@ -9,17 +9,18 @@ from bua.errors import InputError
 
 
 def load_glove(path: str | Path, vocabulary: Sequence[str], dim: int = 300) -> torch.Tensor:
-    """The vectors of words from GloVe's text file (a line a word: the word, then ``dim`` numbers).
+    """Reads the vectors of words from GloVe's text file, whose lines hold a word and ``dim`` numbers each.
 
     Args:
-        path: such as ``glove.6B.300d.txt``, unpacked.
-        vocabulary: words in the order of their ids.
+        path: The unpacked file, such as ``glove.6B.300d.txt``.
+        vocabulary: Words in the order of their ids.
 
     Returns:
-        [len(vocabulary), dim] float32; zeros for words that the file does not have, as in the seeds.
+        [len(vocabulary), dim] float32; zeros for words that the file does not have, as in the authors' code.
 
     Raises:
-        InputError: no such file, vectors of another dimension, a damaged line, or none of the words in it.
+        InputError: There is no such file, its vectors have another dimension, a line is damaged, or the file has none
+            of the words.
     """
     path = Path(path)
     if not path.is_file():
@@ -35,7 +36,7 @@ def load_glove(path: str | Path, vocabulary: Sequence[str], dim: int = 300) -> t
                     f"with {dim} dimensions"
                 )
             word, _, values = line.partition(b" ")
-            # glove.840B has a few words with blanks in them, which no question word has.
+            # A few words of glove.840B have blanks in them, which no word of a question has.
             if word not in ids or line.count(b" ") > dim:
                 continue
             vectors[ids[word]] = _parse(values, dim, f"{path}: line {number}")

@@ -1,4 +1,4 @@
-"""Layers that the models on region features share."""
+"""Layers that the models of several tasks have in common."""
 
 import torch
 import torch.nn.functional as F
@@ -6,17 +6,17 @@ from torch import Tensor, nn
 
 
 class WeightNormLinear(nn.Module):
-    """A linear map whose weight is a direction with a length of its own (Salimans and Kingma 2016).
+    """A linear map with weight normalisation (Salimans and Kingma 2016).
 
-    The weight is ``weight_g * weight_v / |weight_v|``. Both seeds have one length for the whole matrix
-    (``weight_norm(..., dim=None)``), which is another model than the usual one of a length a row.
+    The weight is ``weight_g * weight_v / |weight_v|``. hengyuan-hu's code and ban-vqa normalise the whole matrix with
+    one norm (``weight_norm(..., dim=None)``). The usual layer, with one norm for each row, is a different model.
 
     Args:
-        norm_whole_matrix: one length for the matrix, as the seeds; else one a row.
+        norm_whole_matrix: Whether there is one norm for the whole matrix; otherwise there is one for each row.
 
     Attributes:
-        weight_v: [out_features, in_features], initialised as ``nn.Linear``'s weight.
-        weight_g: [] or [out_features, 1], the initial norm of ``weight_v``.
+        weight_v: [out_features, in_features], initialised like the weight of ``nn.Linear``.
+        weight_g: [] or [out_features, 1], initialised to the norm of ``weight_v``.
         bias: [out_features].
     """
 
@@ -30,33 +30,33 @@ class WeightNormLinear(nn.Module):
 
     @torch.no_grad()
     def initialize_normal(self) -> None:
-        """Draws weight and bias from a normal distribution of deviation 1."""
+        """Draws weight and bias from a normal distribution of mean 0 and standard deviation 1."""
         nn.init.normal_(self.weight_v)
         nn.init.normal_(self.bias)
         self.weight_g.copy_(self._norm())
 
     def weight(self) -> Tensor:
-        """[out_features, in_features] in the parameters' precision, in autocast too."""
+        """Returns the normalised weight [out_features, in_features] in the parameters' precision, in autocast too."""
         return self.weight_v * (self.weight_g / self._norm())
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]."""
+        """Maps [..., in_features] to [..., out_features]."""
         return F.linear(x, self.weight(), self.bias)
 
     def _norm(self) -> Tensor:
-        if self.norm_whole_matrix:
-            return torch.linalg.vector_norm(self.weight_v)
-        return torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
+        dim = None if self.norm_whole_matrix else 1
+        norm: Tensor = torch.linalg.vector_norm(self.weight_v, dim=dim, keepdim=not self.norm_whole_matrix)
+        return norm
 
 
 class Projection(nn.Module):
-    """Dropout, a weight-normalised linear map, a non-linearity.
+    """Dropout, a linear map with weight normalisation, and a non-linearity.
 
     Args:
-        activation: "relu", as both seeds; "gated_tanh", tanh(Wx + b) * sigmoid(W'x + b') with weights of its own for
-            the gate (Anderson et al. 2018, equations 1 to 3); or None.
-        dropout: probability, of the input.
-        norm_whole_matrix: see ``WeightNormLinear``.
+        activation: "relu", as in hengyuan-hu's code and ban-vqa; "gated_tanh", tanh(Wx + b) * sigmoid(W'x + b') with
+            separate weights for the gate (Anderson et al. 2018, equations 1 to 3); or None.
+        dropout: Probability of dropout of the input.
+        norm_whole_matrix: See ``WeightNormLinear``.
     """
 
     def __init__(
@@ -78,18 +78,24 @@ class Projection(nn.Module):
             self.gate = WeightNormLinear(in_features, out_features, norm_whole_matrix=norm_whole_matrix)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]."""
+        """Maps [..., in_features] to [..., out_features]."""
         x = self.dropout(x)
         if self.activation == "relu":
             return F.relu(self.linear(x))
         if self.activation == "gated_tanh":
             return torch.tanh(self.linear(x)) * torch.sigmoid(self.gate(x))
-        return self.linear(x)
+        projected: Tensor = self.linear(x)
+        return projected
 
 
 class Standardize(nn.Module):
-    """Shifts and scales features so that each of their numbers has mean 0 and deviation 1 over the regions that
-    ``fit`` was given; without it, it does nothing. The weights of a model hold both."""
+    """Standardises features: each component has mean 0 and standard deviation 1 over the regions given to ``fit``.
+
+    Before ``fit``, features stay as they are. Mean and deviation are buffers, which a model's checkpoints hold.
+    """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, feature_dim: int):
         super().__init__()
@@ -97,33 +103,43 @@ class Standardize(nn.Module):
         self.register_buffer("deviation", torch.ones(feature_dim))
 
     def fit(self, features: Tensor) -> None:
-        """Takes mean and deviation of [N, feature_dim]. Numbers that hardly vary are not blown up."""
+        """Computes mean and deviation of features [N, feature_dim].
+
+        A deviation of less than a tenth of the mean one is raised to that, so that components that hardly vary are not
+        scaled up.
+        """
         deviation, mean = torch.std_mean(features.float(), dim=0, correction=0)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.clamp(min=0.1 * float(deviation.mean()) or 1.0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[..., feature_dim] to the same shape."""
+        """Standardises features [..., feature_dim]."""
         return (features - self.mean) / self.deviation
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; others as they are. What must not be computed in low precision starts so."""
+    """Returns a tensor of float16 or bfloat16 as float32, and others as they are, for computations that low precision
+    would make inaccurate."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
-    """Logits with the lowest finite value where ``mask``, bool of a shape that broadcasts to theirs, is false.
+    """Returns logits with the lowest finite value where ``mask`` is false.
 
-    Not minus infinity: an image without boxes has no true cell, and its softmax, and the gradient of it, would be
-    no numbers.
+    With minus infinity, the softmax of an image without boxes, and its gradient, would be NaN.
+
+    Args:
+        mask: bool, of a shape that broadcasts to that of ``logits``.
     """
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last dimension among the cells where ``mask``, bool [like ``logits``], is true; 0 elsewhere.
+    """Returns the softmax over the last dimension among the elements where ``mask`` is true, and 0 elsewhere.
 
-    All zeros, and no gradient, where it is true nowhere.
+    Rows where it is true nowhere are all zeros, and have no gradient.
+
+    Args:
+        mask: bool, of the shape of ``logits``.
     """
     return mask_logits(logits, mask).softmax(dim=-1).masked_fill(~mask, 0)

@@ -1,26 +1,107 @@
-"""Reads the folders that the programs in ``datasets/`` prepare for the heads."""
+"""Reads and writes the folders that the programs in ``datasets/`` prepare for the tasks.
+
+Such a folder holds vocabularies, an npz file of arrays for each split, and a JSON file that says what the folder was
+made from. The JSON file is written last, so that a folder without it is known to be incomplete.
+"""
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import orjson
 
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
+from bua.io.files import whole_file
 
-# Beside the splits, where the folder has words.
+# The file of word vectors, beside the files of the splits.
 VECTORS = "word_vectors.npz"
 
 
-def prepared_folder(folder: str | Path, about: str, program: str) -> Path:
-    """The folder.
+class PreparedDataset:
+    """A split of a prepared folder. The data sets of the tasks are dataclasses that derive from this class.
+
+    Attributes:
+        ARRAYS: names of the fields that the file of a split holds as arrays.
+        name: path of the file, for messages.
+        image_ids: [N] int64, the image of each of the N items.
+    """
+
+    ARRAYS: ClassVar[tuple[str, ...]]
+    name: str
+    image_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the arrays that ``save`` writes, by name."""
+        return {name: getattr(self, name) for name in self.ARRAYS}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the arrays to an npz file. The vocabularies are not part of it."""
+        write_arrays(path, self.arrays())
+
+
+def concatenate(
+    datasets: Sequence[PreparedDataset], offsets: Collection[str] = ()
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Joins the arrays of several data sets, one data set after the other.
 
     Args:
-        about: the file that ``program`` writes last.
+        datasets: at least one; all have the same arrays.
+        offsets: names of the arrays that hold offsets (see ``offsets_of``). All others are joined along their first
+            dimension.
+
+    Returns:
+        The names of the data sets with " + " between them, and the joined arrays by name.
+    """
+    parts = [dataset.arrays() for dataset in datasets]
+    joined = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        joined[name] = (
+            offsets_of(np.concatenate(list(map(np.diff, values)))) if name in offsets else np.concatenate(values)
+        )
+    return " + ".join(dataset.name for dataset in datasets), joined
+
+
+def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns [N + 1] int64 offsets for N groups of rows that lie one after the other.
+
+    Args:
+        counts: [N], number of rows of each group. Group i has the rows from ``offsets[i]`` to ``offsets[i + 1] - 1``.
+    """
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def begin_folder(folder: str | Path, about: str, outdated: Iterable[str] = ()) -> Path:
+    """Makes the folder that a program is going to prepare, and removes what an earlier run left in it.
+
+    Args:
+        about: name of the file that the program writes last. It is removed first, so that a folder whose preparation
+            was interrupted is known to be incomplete.
+        outdated: names of further files to remove, since they belong to the vocabularies of an earlier run.
+    """
+    folder = make_folder(folder)
+    for name in (about, *outdated):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def prepared_folder(folder: str | Path, about: str, program: str) -> Path:
+    """Returns the path of a prepared folder.
+
+    Args:
+        about: name of the file that ``program`` writes last.
+        program: name of the program in ``datasets/`` that prepares such folders.
 
     Raises:
-        InputError: it is not there.
+        InputError: there is no such folder, or ``about`` is not in it.
     """
     folder = Path(folder)
     if not (folder / about).is_file():
@@ -29,7 +110,18 @@ def prepared_folder(folder: str | Path, about: str, program: str) -> Path:
 
 
 def read_split(folder: Path, split: str, needed: Sequence[str], program: str) -> tuple[str, dict[str, np.ndarray]]:
-    """The name of a split's file, and its arrays; errors as for ``read_arrays``, and where there is no such split."""
+    """Reads the file of a split.
+
+    Args:
+        folder: as ``prepared_folder`` returns it.
+        needed, program: as for ``read_arrays``.
+
+    Returns:
+        The path of the file, for messages, and its arrays by name.
+
+    Raises:
+        InputError: there is no such split, or its file is damaged.
+    """
     path = folder / f"{split}.npz"
     if not path.exists():
         there = ", ".join(sorted(other.stem for other in folder.glob("*.npz") if other.name != VECTORS))
@@ -37,11 +129,33 @@ def read_split(folder: Path, split: str, needed: Sequence[str], program: str) ->
     return str(path), read_arrays(path, needed, program)
 
 
-def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[str, np.ndarray]:
-    """All arrays of an npz file that ``program`` wrote.
+def read_word_vectors(folder: Path, program: str) -> tuple[Path, dict[str, np.ndarray]]:
+    """Reads the word vectors of a prepared folder.
+
+    Args:
+        folder: as ``prepared_folder`` returns it.
+
+    Returns:
+        The path of the file, and its arrays by name: "glove", [words of the vocabulary, dimension] float32, and others.
 
     Raises:
-        InputError: it is damaged, or one of those that are needed is not in it.
+        InputError: the folder was prepared without word vectors, or their file is damaged.
+    """
+    path = folder / VECTORS
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {program} --glove makes it")
+    return path, read_arrays(path, ("glove",), program)
+
+
+def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[str, np.ndarray]:
+    """Returns all arrays of an npz file by name.
+
+    Args:
+        needed: names of the arrays that must be in it.
+        program: name of the program in ``datasets/`` that wrote the file, for messages.
+
+    Raises:
+        InputError: the file is damaged, or lacks one of the needed arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -52,3 +166,16 @@ def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[s
     if lacking:
         raise InputError(f"{path}: lacks {', '.join(lacking)}; prepare it again with datasets/{program}")
     return arrays
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to an npz file."""
+    with whole_file(Path(path)) as file:
+        # numpy's types take each of the names for the option "allow_pickle".
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def write_json(path: str | Path, content: Mapping[str, object], *, indent: bool = True) -> None:
+    """Writes a JSON file."""
+    with whole_file(Path(path)) as file:
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 if indent else None))

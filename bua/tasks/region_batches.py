@@ -1,10 +1,11 @@
-"""Batches with the regions of images, read from files of features while a model computes."""
+"""Batches of images' regions, read from files of features while a model computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +17,12 @@ from bua.features import FeatureStore, open_features
 from bua.features.flat import FlatFeatures
 from bua.structures import Regions
 
-# Batches are of images whose numbers of boxes are in the same range of so many.
+# A batch takes images whose numbers of boxes fall into one range of this width.
 BOXES_PER_BUCKET = 4
+
+BatchT = TypeVar("BatchT", bound="RegionBatch")
+ShareT = TypeVar("ShareT")
+MadeT = TypeVar("MadeT")
 
 
 @dataclass
@@ -25,10 +30,10 @@ class RegionBatch:
     """The regions of the images of B items, such as questions.
 
     Attributes:
-        features: [B, n, D], float32 or, as read from features in float16, float16; 0 in padding.
+        features: [B, n, D] float32, or float16 if they were read from features in float16; 0 in padding.
         boxes: [B, n, 4] float32 x1y1x2y2 in fractions of the image's width and height; 0 in padding.
-        mask: [B, n] bool, false for padding. n is 1 at least.
-        image_ids: [B], always on the CPU.
+        mask: [B, n] bool, false for padding.
+        image_ids: [B] ids of the items' images, always on the CPU.
     """
 
     features: Tensor
@@ -39,29 +44,44 @@ class RegionBatch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def to(self, device: torch.device | str) -> "RegionBatch":
-        """The batch on a device, with features in float32. Does not wait for the copy from pinned memory."""
-        moved = {
+    @classmethod
+    def of_image(cls, regions: Regions, max_boxes: int | None = None) -> "RegionBatch":
+        """Returns the regions of one image as a batch of one item.
+
+        Args:
+            max_boxes: Number of regions to take, the first ones; None takes all.
+        """
+        features = torch.from_numpy(regions.features[:max_boxes])[None]
+        boxes = torch.from_numpy(regions.boxes[:max_boxes] / _corners(np.array([regions.width, regions.height])))[None]
+        return RegionBatch(features, boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), np.array([regions.image_id]))
+
+    def to(self: BatchT, device: torch.device | str) -> BatchT:
+        """Returns the batch on a device, with features in float32. Does not wait for the copy from pinned memory."""
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
         }
         return type(self)(**moved | {"features": moved["features"].float()})
 
+    def without_regions(self: BatchT) -> BatchT:
+        """Returns the batch with all regions masked, for a model that is trained without looking at images."""
+        return replace(self, mask=torch.zeros_like(self.mask))
+
 
 class BatchMaker:
-    """Makes batches of the items at given places in a data set; with more than the regions in subclasses.
+    """Makes batches of the items at given indices of a data set. Subclasses add more than the regions.
 
     Args:
-        image_ids: [N], of each item's image.
-        reader: of all these images.
-        name: of what asks for them, for the message where some lack features.
-        max_boxes: so many regions of an image, its first ones; None takes all.
+        image_ids: [N] id of each item's image.
+        reader: Reader of features that have all these images.
+        name: Name of the data set, for the message about images without features.
+        max_boxes: Number of regions to take of each image, the first ones; None takes all.
 
     Attributes:
-        num_boxes: [N] of each item's image; None where the files do not tell without being read.
+        num_boxes: [N] number of regions of each item's image, or None if the files do not tell without being read.
 
     Raises:
-        InputError: images without features.
+        InputError: Some images have no features.
     """
 
     def __init__(self, image_ids: np.ndarray, reader: "RegionReader", name: str, max_boxes: int | None = None):
@@ -71,16 +91,16 @@ class BatchMaker:
         if self.num_boxes is not None and max_boxes is not None:
             self.num_boxes = np.minimum(self.num_boxes, max_boxes)
 
-    def __call__(self, indices: np.ndarray) -> RegionBatch:
-        """The batch of the items at ``indices`` [B], in the order of ``in_order``."""
+    def __call__(self, indices: Any) -> RegionBatch:
+        """Returns the batch of the items at ``indices`` [B], in the order of ``in_order``. Subclasses may take more."""
         return RegionBatch(**self.regions(self.in_order(indices)))
 
     def in_order(self, indices: np.ndarray) -> np.ndarray:
-        """As ``regions`` wants them: one file's images after the other's."""
+        """Returns indices in the order that ``regions`` needs: the images of one file after those of another."""
         return indices[np.argsort(self.stores[indices], kind="stable")]
 
-    def regions(self, indices: np.ndarray) -> dict:
-        """The fields of the items' ``RegionBatch``."""
+    def regions(self, indices: np.ndarray) -> dict[str, Any]:
+        """Returns the fields of the items' ``RegionBatch``."""
         image_ids = self.image_ids[indices]
         parts = self.reader.read(image_ids, self.stores[indices])
         features, boxes, mask = (part[:, : self.max_boxes] for part in parts)
@@ -88,26 +108,25 @@ class BatchMaker:
 
 
 class RegionLoader(TrainingLoader):
-    """Yields batches without end, in an order that follows from the seed and can be taken up again, as
-    ``TrainingLoader``; threads read them ahead of time.
+    """Yields batches without end as ``TrainingLoader``: the order depends on the random seed, and a resumed run
+    continues it. Threads read the batches ahead of time.
 
-    A batch is of images with like numbers of boxes where the features are in the flat format, so that little of it
-    is padding. ``threads`` + 2 batches are in memory at most.
+    If the features are in the flat format, the images of a batch have similar numbers of boxes, so that little of it is
+    padding. At most ``threads`` + 2 batches are in memory.
 
     Args:
-        dataset: the items.
-        make: takes what ``_shares`` yields.
-        batch_size: over all processes; each gets its share of every batch.
-        threads: that read; 0 reads a batch when it is asked for.
-        process_index, num_processes: which share of the batches this process gets.
+        make: Makes a batch from what ``_shares`` yields. An epoch has each of its items once.
+        batch_size: Number of items of a batch, over all processes.
+        seed: Random seed of the order.
+        threads: Number of threads that read; with 0, a batch is read when it is asked for.
+        process_index, num_processes: Which share of each batch this process gets.
 
     Raises:
-        InputError: no items, or a batch that cannot be shared evenly.
+        InputError: There are no items, or a batch cannot be divided evenly among the processes.
     """
 
     def __init__(
         self,
-        dataset: Sequence,
         make: BatchMaker,
         batch_size: int,
         *,
@@ -117,7 +136,7 @@ class RegionLoader(TrainingLoader):
         num_processes: int = 1,
     ):
         super().__init__(
-            dataset,
+            range(len(make.image_ids)),
             make,
             batch_size,
             seed=seed,
@@ -132,27 +151,30 @@ class RegionLoader(TrainingLoader):
             self._advance()
             yield batch
 
-    def _shares(self) -> Iterator[np.ndarray]:
-        """The indices [B] of the items of each batch."""
+    def _shares(self) -> Iterator[Any]:
+        """Yields the indices [B] of the items of each batch, or what else ``make`` takes."""
         for share in self._batches(self.epoch, self.position):
             yield np.array([index for _, index in share])
 
 
-def every_item_once(make: BatchMaker, batch_size: int, threads: int = 2) -> Iterator[RegionBatch]:
-    """Batches of all items, those about images with like numbers of boxes, and about one image, together; the last
-    batch may be smaller."""
+def every_item_once(make: BatchMaker, batch_size: int, threads: int = 2) -> Iterator[Any]:
+    """Yields the batch that ``make`` makes of every item once, for evaluation.
+
+    Items about one image, and about images with similar numbers of boxes, come together. The last batch may be
+    smaller.
+    """
     ids = make.image_ids
     order = np.lexsort((ids, np.zeros(len(ids)) if make.num_boxes is None else make.num_boxes))
     shares = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
     return read_ahead(make, shares, threads)
 
 
-def read_ahead(make: Callable, shares: Iterable, threads: int) -> Iterator:
-    """What ``make`` makes of each share, in order; so many ``threads`` make some while the last one is used."""
+def read_ahead(make: Callable[[ShareT], MadeT], shares: Iterable[ShareT], threads: int) -> Iterator[MadeT]:
+    """Yields what ``make`` makes of each share, in order. ``threads`` threads make the next ones while one is used."""
     if threads == 0:
         yield from map(make, shares)
         return
-    pending: deque = deque()
+    pending: deque[Future[MadeT]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for share in shares:
@@ -167,18 +189,22 @@ def read_ahead(make: Callable, shares: Iterable, threads: int) -> Iterator:
 
 
 class RegionReader:
-    """The regions of images side by side, from one or several files of features.
+    """Reads the regions of images into tensors, from one or several files of features.
 
-    Features in the flat format are read as they are, float16 too, at the speed of memory; other formats decode an
-    image at a time.
+    Features in the flat format are read at the speed of memory, without conversion from float16. Other formats are
+    decoded image by image.
 
     Args:
-        stores: what ``open_features`` gives; the first that has an image is taken.
-        names: of their files, for messages.
-        pin_memory: read into memory that a GPU copies from on its own.
+        stores: Feature stores, as ``open_features`` gives them. An image is read from the first that has it.
+        names: Names of their files, for messages.
+        pin_memory: Whether to read into page-locked memory, from which copies to a GPU are asynchronous.
+
+    Attributes:
+        name: Names of the files, for messages.
+        dim: D, the feature dimension.
 
     Raises:
-        InputError: no regions in any, or features of different lengths.
+        InputError: No store has any regions, or the stores differ in their feature dimension.
     """
 
     def __init__(
@@ -187,34 +213,37 @@ class RegionReader:
         self.stores, self.name, self.pin_memory = list(stores), " + ".join(names), pin_memory
         dims = sorted({_dim(store) for store in self.stores} - {0})
         if not dims:
-            raise InputError(f"{self.name}: no regions at all; extract them again")
+            raise InputError(f"{self.name}: no image has any regions; extract them again")
         if len(dims) > 1:
-            raise InputError(f"{self.name}: {dims[0]} and {dims[-1]} numbers a region; use features of one detector")
+            raise InputError(
+                f"{self.name}: the feature dimension is {dims[0]} in one and {dims[-1]} in another; use files of one "
+                "detector"
+            )
         self.dim = dims[0]
         is_half = all(isinstance(store, FlatFeatures) and store.dtype == np.float16 for store in self.stores)
         self.dtype = torch.float16 if is_half else torch.float32
 
     @classmethod
     def open(cls, paths: Iterable[str | Path], *, pin_memory: bool = False) -> "RegionReader":
-        """Of files or folders in any format.
+        """Opens files or folders in any format.
 
         Raises:
-            InputError: none given, or one that cannot be opened.
+            InputError: No path is given, or one cannot be opened.
         """
-        paths = list(map(str, paths))
-        if not paths:
-            raise InputError("features: no files given; name those of all the images")
-        return cls([open_features(path) for path in paths], names=paths, pin_memory=pin_memory)
+        names = list(map(str, paths))
+        if not names:
+            raise InputError("features: no files given; name files that have all the images")
+        return cls([open_features(name) for name in names], names=names, pin_memory=pin_memory)
 
     def locate(self, image_ids: np.ndarray, name: str) -> np.ndarray:
-        """[N] which of the stores has each image.
+        """Returns the indices [N] of the stores that have the images.
 
         Args:
-            image_ids: [N].
-            name: what asks for them, for the message.
+            image_ids: [N] ids of images.
+            name: Name of the data set that the images are of, for the message.
 
         Raises:
-            InputError: images that none has; says how many and the first of them.
+            InputError: No store has some of the images. The message says how many, and the first of them.
         """
         different, places = np.unique(image_ids, return_inverse=True)
         found = np.full(len(different), -1)
@@ -224,12 +253,17 @@ class RegionReader:
         if missing:
             raise InputError(
                 f"{self.name}: lacks {len(missing)} of the {len(different)} images of {name}: {first_of(missing)}; "
-                "extract them, or name the file that has them too"
+                "extract features of these images too, or also name the file that has them"
             )
         return found[places]
 
     def num_boxes(self, image_ids: np.ndarray, stores: np.ndarray) -> np.ndarray | None:
-        """[N] how many regions each image has; None where the files do not tell without being read."""
+        """Returns the number of regions [N] of each image, or None if the files do not tell without being read.
+
+        Args:
+            image_ids: [N] ids of images.
+            stores: [N] as ``locate`` gives them.
+        """
         counts = np.zeros(len(image_ids), np.int64)
         for number, store in enumerate(self.stores):
             if not isinstance(store, FlatFeatures):
@@ -239,11 +273,11 @@ class RegionReader:
         return counts
 
     def read(self, image_ids: np.ndarray, stores: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """``features``, ``boxes`` and ``mask`` of a ``RegionBatch``.
+        """Returns ``features``, ``boxes`` and ``mask`` of a ``RegionBatch``, where n is at least 1.
 
         Args:
-            image_ids: [B].
-            stores: [B] which store has each, in ascending order.
+            image_ids: [B] ids of images.
+            stores: [B] as ``locate`` gives them, in ascending order.
         """
         parts = [(self.stores[number], image_ids[stores == number].tolist()) for number in np.unique(stores)]
         read = [_counts_and_regions(store, ids) for store, ids in parts]
@@ -264,14 +298,14 @@ class RegionReader:
 
 
 def _dim(store: FeatureStore) -> int:
-    """Numbers a region; 0 where there are no regions."""
+    """Returns the feature dimension, or 0 if there are no regions."""
     if isinstance(store, FlatFeatures):
         return store.dim
     return next((regions.features.shape[1] for regions in store.values() if len(regions)), 0)
 
 
 def _counts_and_regions(store: FeatureStore, ids: list[int]) -> tuple[np.ndarray, list[Regions] | None]:
-    """How many regions each image has, and, but for the flat format, the regions."""
+    """Returns the number of regions of each image, and the regions, but for the flat format."""
     if isinstance(store, FlatFeatures):
         return store.counts[store.rows(ids)].astype(np.int64), None
     once = {image_id: store[image_id] for image_id in dict.fromkeys(ids)}
@@ -299,5 +333,11 @@ def _copy(regions: list[Regions], features: np.ndarray, boxes: np.ndarray) -> No
 
 
 def _corners(sizes: np.ndarray) -> np.ndarray:
-    """Widths and heights [..., 2] as what x1y1x2y2 is divided by [..., 4]; 1 for sizes that a file does not know."""
-    return np.tile(np.maximum(sizes, 1), 2).astype(np.float32)
+    """Returns [..., 4] float32, by which x1y1x2y2 in pixels is divided to give fractions; 1 for a size of 0, which
+    stands for an unknown one.
+
+    Args:
+        sizes: [..., 2] widths and heights of images.
+    """
+    corners: np.ndarray = np.tile(np.maximum(sizes, 1), 2).astype(np.float32)
+    return corners

@@ -1,88 +1,152 @@
-"""The models that live on region features: what their training and their checkpoints have in common."""
+"""Training of a task's model, as far as all tasks do it alike."""
 
-import inspect
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
-import yaml
 from accelerate import Accelerator
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from bua.config import engine_cfg
 from bua.engine.launch import connect
+from bua.engine.loader import TrainingLoader
 from bua.engine.optimizer import build_clip, build_optimizer, build_scheduler
 from bua.engine.random_state import seed_run
 from bua.engine.trainer import Trainer
 from bua.errors import InputError
-from bua.tasks.region_batches import RegionReader
+from bua.tasks.checkpoint import ModelT
+from bua.tasks.prepared import PreparedDataset
+from bua.tasks.region_batches import RegionBatch, RegionLoader, RegionReader
+
+DatasetT = TypeVar("DatasetT", bound=PreparedDataset)
+BatchT = TypeVar("BatchT", bound=RegionBatch)
 
 
-def head_cfg() -> CfgNode:
-    """A new configuration with the keys that the training of every head reads; a task adds to ``MODEL`` and ``DATA``.
+class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
+    """A training run of a task's model.
 
-    ``SOLVER.IMS_PER_BATCH`` counts the items of a step, over all devices; ``TEST.EVAL_PERIOD`` and
-    ``SOLVER.CHECKPOINT_PERIOD`` count epochs.
-    """
-    cfg = engine_cfg()
-    cfg.SOLVER.OPTIMIZER = "Adamax"
-    cfg.SOLVER.AMP.DTYPE = "bfloat16"
-    cfg.SOLVER.WARMUP_ITERS = 0
-    cfg.SOLVER.STEPS = ()
-    cfg.SOLVER.WEIGHT_DECAY = 0.0
-    cfg.SOLVER.CHECKPOINT_PERIOD = 1
-    cfg.SOLVER.EPOCHS = 30
-    # BASE_LR is multiplied by the number of each epoch, and by the last number in all later ones. Empty: by
-    # LR_SCHEDULER_NAME instead, whose STEPS and WARMUP_ITERS are iterations.
-    cfg.SOLVER.EPOCH_FACTORS = []
-    # Parts of a batch that go through the model one after the other, where the whole does not fit the memory.
-    cfg.SOLVER.ACCUMULATE = 1
-    cfg.TEST.EVAL_PERIOD = 1
-    cfg.DATA = CfgNode()
-    # A folder that a program in datasets/ prepared, its splits to learn from and the one to choose the best model by.
-    cfg.DATA.FOLDER = ""
-    cfg.DATA.TRAIN = ("train",)
-    cfg.DATA.VAL = "val"
-    # Files of features, of any format, that have the images of all splits.
-    cfg.DATA.FEATURES = ()
-    return cfg
-
-
-def constructor_keys(model: type, without: tuple[str, ...] = ("feature_dim",)) -> CfgNode:
-    """The keyword arguments of a class with their defaults, but for those that the data say."""
-    parameters = inspect.signature(model).parameters.values()
-    return CfgNode(
-        {
-            parameter.name.upper(): parameter.default
-            for parameter in parameters
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in without
-        }
-    )
-
-
-class Run(NamedTuple):
-    """What the training of a head begins with.
+    Creating it connects and seeds the processes, opens the features, loads the data sets, and builds the model and its
+    loader. ``run`` then trains. A subclass says what its task does differently.
 
     Attributes:
-        accelerator: for ``train_head``.
-        device: of this process.
-        loading: arguments of a ``RegionLoader``.
+        program: Name of the program in datasets/ that prepares ``DATA.FOLDER``.
+        unit: What the log calls the items of a batch.
+        metric: The metric of ``evaluate`` by which the best checkpoint is chosen.
+        dataset: The splits ``DATA.TRAIN`` together.
+        validation: The split ``DATA.VAL``, or None without one.
+        trained: The model.
+    """
+
+    program: ClassVar[str]
+    unit: ClassVar[str]
+    metric: ClassVar[str]
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: As the task's ``load_cfg`` gives it.
+
+        Raises:
+            InputError: A setting, a file or a split that cannot be used.
+        """
+        self.cfg = cfg
+        self.processes = connect_processes(cfg)
+        self.reader = open_reader(cfg, self.program)
+        self.dataset = self.load(*cfg.DATA.TRAIN)
+        self.validation = self.load_validation(cfg.DATA.VAL) if cfg.DATA.VAL else None
+        if self.validation is not None:
+            # Images that lack features are reported before the training instead of after its first epoch.
+            self.reader.locate(self.validation.image_ids, self.validation.name)
+        self.trained = self.build()
+        self.trained.model.to(self.processes.device)
+        self.loader = self.build_loader(self.processes.loading)
+
+    @abstractmethod
+    def load(self, *splits: str) -> DatasetT:
+        """Returns splits of ``DATA.FOLDER`` as one data set."""
+
+    def load_validation(self, split: str) -> DatasetT:
+        """Returns the split that the model is evaluated on."""
+        return self.load(split)
+
+    @abstractmethod
+    def build(self) -> ModelT:
+        """Returns the model on the CPU with its initial weights."""
+
+    @abstractmethod
+    def build_loader(self, loading: dict[str, Any]) -> RegionLoader:
+        """Returns the loader of ``dataset``.
+
+        Args:
+            loading: The arguments of ``RegionLoader`` that do not depend on the task.
+        """
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: BatchT) -> dict[str, Tensor]:
+        """Returns the losses of a batch on its device; their sum is minimised.
+
+        Args:
+            model: The network, wrapped where several processes train it.
+        """
+
+    @abstractmethod
+    def evaluate(self, validation: DatasetT) -> dict[str, float]:
+        """Returns the metrics of the model on a data set, in percent."""
+
+    def item_ids(self, batch: BatchT) -> list[int]:
+        """Returns the ids of a batch's items, for messages."""
+        ids: list[int] = batch.image_ids.tolist()
+        return ids
+
+    def run(self, resume: bool = False) -> dict[str, float]:
+        """Trains into ``OUTPUT_DIR`` and evaluates on ``DATA.VAL`` every ``TEST.EVAL_PERIOD`` epochs.
+
+        Every checkpoint holds the vocabularies; the one with the best ``metric`` is ``model_best.pth``.
+
+        Args:
+            resume: Continue from the newest checkpoint in ``OUTPUT_DIR`` if there is one.
+
+        Returns:
+            The metrics of the last evaluation, in percent; empty without one.
+        """
+        return train_task(
+            self.cfg,
+            self.trained.model,
+            self.loader,
+            lambda model, batch: self.losses(model, batch.to(self.processes.device)),
+            accelerator=self.processes.accelerator,
+            ids=self.item_ids,
+            unit=self.unit,
+            evaluate=None if self.validation is None else partial(self.evaluate, self.validation),
+            best=self.metric,
+            extra=self.trained.describe(),
+            resume=resume,
+        )
+
+
+class Processes(NamedTuple):
+    """The processes of a training run, as one of them sees them.
+
+    Attributes:
+        accelerator: The accelerator, for ``train_task``.
+        device: The device of this process.
+        loading: Arguments of ``RegionLoader``.
     """
 
     accelerator: Accelerator
     device: torch.device
-    loading: dict
+    loading: dict[str, Any]
 
 
-def start(cfg: CfgNode) -> Run:
-    """Connects the processes and seeds them.
+def connect_processes(cfg: CfgNode) -> Processes:
+    """Connects the processes of a run and seeds their random number generators.
 
     Raises:
-        InputError: as ``micro_batch_size``.
+        InputError: As ``micro_batch_size``.
     """
     accelerator = connect(cfg.MODEL.DEVICE)
     loading = {
@@ -92,21 +156,21 @@ def start(cfg: CfgNode) -> Run:
         "process_index": accelerator.process_index,
         "num_processes": accelerator.num_processes,
     }
-    return Run(accelerator, torch.device(cfg.MODEL.DEVICE), loading)
+    return Processes(accelerator, torch.device(cfg.MODEL.DEVICE), loading)
 
 
 def open_reader(cfg: CfgNode, program: str) -> RegionReader:
-    """The features that ``cfg`` names.
+    """Opens the features that ``cfg`` names.
 
     Args:
-        program: in datasets/, what prepares ``DATA.FOLDER``.
+        program: Name of the program in datasets/ that prepares ``DATA.FOLDER``.
 
     Raises:
-        InputError: none are named, or they cannot be read; no folder or splits are named.
+        InputError: No features, folder or splits are named, or the features cannot be read.
     """
     for key, wanted in (
         ("FOLDER", f"a folder that datasets/{program} wrote"),
-        ("TRAIN", "splits of the folder to learn from"),
+        ("TRAIN", "splits of the folder to train on"),
         ("FEATURES", "the files that tools/extract.py wrote"),
     ):
         if not cfg.DATA[key]:
@@ -115,36 +179,37 @@ def open_reader(cfg: CfgNode, program: str) -> RegionReader:
 
 
 def micro_batch_size(cfg: CfgNode, num_processes: int = 1) -> int:
-    """Items that go through the model at a time, over all devices.
+    """Returns the number of items that go through the model at a time, over all devices.
 
     Raises:
-        InputError: ``SOLVER.IMS_PER_BATCH`` cannot be shared by ``SOLVER.ACCUMULATE`` and the processes.
+        InputError: ``SOLVER.IMS_PER_BATCH`` cannot be divided by ``SOLVER.ACCUMULATE`` and the processes.
     """
-    size, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    size: int = cfg.SOLVER.IMS_PER_BATCH
+    parts: int = cfg.SOLVER.ACCUMULATE
     if size < 1 or parts < 1 or size % (parts * num_processes):
         times = f" times {num_processes} processes" if num_processes > 1 else ""
         raise InputError(f"SOLVER.IMS_PER_BATCH is {size}; it must be a multiple of SOLVER.ACCUMULATE, {parts}{times}")
     return size // parts
 
 
-def train_head(
+def train_task(
     cfg: CfgNode,
     model: nn.Module,
-    loader,
-    losses: Callable[[nn.Module, object], dict[str, torch.Tensor]],
+    loader: TrainingLoader,
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]],
     *,
     accelerator: Accelerator,
-    ids: Callable[[object], list],
+    ids: Callable[[Any], list[Any]],
     unit: str,
     evaluate: Callable[[], dict[str, float]] | None = None,
     best: str | None = None,
-    extra: dict | None = None,
+    extra: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> dict[str, float]:
     """Trains ``model`` for ``SOLVER.EPOCHS`` epochs into ``OUTPUT_DIR``; arguments and result as for ``Trainer``.
 
     Args:
-        loader: a ``TrainingLoader`` of batches of ``micro_batch_size(cfg)``.
+        loader: Yields batches of ``micro_batch_size(cfg)`` items.
     """
     if cfg.SOLVER.EPOCHS < 1:
         raise InputError(f"SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS}; it must be 1 or more")
@@ -177,37 +242,13 @@ def train_head(
     return trainer.run(resume)
 
 
-def restore_cfg(cfg: CfgNode, saved: str, path: str | Path) -> None:
-    """Changes ``cfg`` in place to the configuration that the checkpoint at ``path`` holds.
-
-    Raises:
-        InputError: it is of another version of bua.
-    """
-    try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(saved)))
-    except (KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: its configuration is of another version ({reason}); train it again") from error
-
-
-def restore_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Gives ``model`` the weights that the checkpoint at ``path`` holds.
-
-    Raises:
-        InputError: they do not fit.
-    """
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit its configuration: {' '.join(str(error).split())}") from error
-
-
-def progress_bar(total: int, unit: str, show: bool) -> tqdm:
-    """Counts items, such as questions; in a file there is a line of it every half minute."""
+def progress_bar(total: int, unit: str, show: bool) -> "tqdm[NoReturn]":
+    """Returns a bar that counts items, such as questions. In a log file it writes a line every half minute."""
     return tqdm(total=total, unit=f" {unit}", disable=not show, mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
 def _scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, epoch: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Returns the schedule of the learning rate; ``epoch`` is the number of iterations of one."""
     factors = cfg.SOLVER.EPOCH_FACTORS
     if not factors:
         return build_scheduler(cfg, optimizer)

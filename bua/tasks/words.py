@@ -1,4 +1,4 @@
-"""Questions as ids of words, as the VQA seeds have them (hengyuan-hu, dataset.py; ban-vqa, dataset.py)."""
+"""Sentences as ids of words, by the rules of hengyuan-hu's code and ban-vqa (dataset.py in both)."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,48 +9,49 @@ import orjson
 from bua.errors import InputError
 from bua.io.files import whole_file
 
-# The seeds' models read so many words of a question.
+# Number of words of a question that hengyuan-hu's and ban-vqa's models read.
 QUESTION_LENGTH = 14
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a sentence by the seeds' rule: lower case, without commas and question marks, "'s" a word of its
-    own; split at blanks. Other punctuation stays part of the words."""
+    """Splits a sentence into words as the authors' code does: it is lower-cased, commas and question marks are removed,
+    "'s" becomes a word of its own, and the rest is split at white space. Other punctuation stays part of the words."""
     return text.lower().replace(",", "").replace("?", "").replace("'s", " 's").split()
 
 
-class QuestionVocabulary:
-    """The words of questions and their ids, from 0; the id of padding is the number of words.
+class WordVocabulary:
+    """The words of questions or sentences and their ids, which count from 0. The id of padding is the number of words.
 
-    A word that is not there gets the id of the last one, as in BAN, where that is a word that occurs once; there is
-    no class for unknown words.
+    An unknown word gets the id of the last word, as in BAN, where the last word is one that occurs once. There is no
+    separate id for unknown words.
 
     Attributes:
-        words: in the order of their ids.
+        words: the words in the order of their ids.
 
     Raises:
-        InputError: no words, or one of them twice.
+        InputError: there are no words, or a word occurs twice.
     """
 
     def __init__(self, words: Sequence[str]):
         self.words = list(words)
         self._ids = {word: number for number, word in enumerate(self.words)}
         if not self.words:
-            raise InputError("question vocabulary: no words; prepare it from questions")
+            raise InputError("vocabulary: no words; prepare it again from sentences that have words")
         if len(self._ids) < len(self.words):
-            raise InputError("question vocabulary: has a word twice; prepare it again")
+            raise InputError("vocabulary: has a word twice; prepare it again")
 
     @classmethod
-    def build(cls, questions: Iterable[str]) -> "QuestionVocabulary":
-        """All words of all questions, in the order in which they appear first."""
-        return cls(list(dict.fromkeys(word for question in questions for word in tokenize(question))))
+    def build(cls, sentences: Iterable[str]) -> "WordVocabulary":
+        """Returns the vocabulary of all words of the sentences, in the order in which they appear first."""
+        return cls(list(dict.fromkeys(word for sentence in sentences for word in tokenize(sentence))))
 
     @classmethod
-    def load(cls, path: str | Path) -> "QuestionVocabulary":
-        """From a JSON list of words."""
+    def load(cls, path: str | Path) -> "WordVocabulary":
+        """Reads a JSON list of words."""
         return cls(read_strings(path))
 
     def save(self, path: str | Path) -> None:
+        """Writes a JSON list of the words."""
         write_strings(path, self.words)
 
     def __len__(self) -> int:
@@ -59,28 +60,44 @@ class QuestionVocabulary:
     def __contains__(self, word: str) -> bool:
         return word in self._ids
 
-    def __eq__(self, other) -> bool:
-        return isinstance(other, QuestionVocabulary) and self.words == other.words
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WordVocabulary) and self.words == other.words
 
     def id_of(self, word: str) -> int:
+        """Returns the id of a word, or that of the last word where it is unknown."""
         return self._ids.get(word, len(self) - 1)
 
-    def encode(self, question: str, length: int = QUESTION_LENGTH) -> np.ndarray:
-        """[length] int32 ids of a question's first words, padded at the end."""
-        return self.encode_all([question], length)[0]
+    def encode(self, sentence: str, length: int = QUESTION_LENGTH) -> np.ndarray:
+        """Returns [length] int32, the ids of the first words of a sentence, padded at the end."""
+        ids: np.ndarray = self.encode_all([sentence], length)[0]
+        return ids
 
-    def encode_all(self, questions: Sequence[str], length: int = QUESTION_LENGTH) -> np.ndarray:
-        """[N, length] int32, likewise, for N questions."""
-        ids = np.full((len(questions), length), len(self), np.int32)
-        for row, question in enumerate(questions):
-            words = tokenize(question)[:length]
+    def encode_all(self, sentences: Sequence[str], length: int = QUESTION_LENGTH) -> np.ndarray:
+        """Returns [N, length] int32, the same for N sentences."""
+        return self.encode_words([tokenize(sentence)[:length] for sentence in sentences], length)
+
+    def encode_words(self, sentences: Sequence[Sequence[str]], length: int) -> np.ndarray:
+        """Returns [N, length] int32, the same for N sentences that are given as at most ``length`` words each."""
+        ids = np.full((len(sentences), length), len(self), np.int32)
+        for row, words in enumerate(sentences):
             ids[row, : len(words)] = [self.id_of(word) for word in words]
         return ids
 
-    def check(self, question: str) -> None:
+    def recode(self, ids: np.ndarray, source: "WordVocabulary") -> np.ndarray:
+        """Returns int32 ids of this vocabulary, in the shape of ``ids``, for the same words and the same padding.
+
+        Args:
+            ids: ids of the vocabulary ``source``.
         """
+        new_ids = np.array([*map(self.id_of, source.words), len(self)], np.int32)
+        recoded: np.ndarray = new_ids[ids]
+        return recoded
+
+    def check(self, question: str) -> None:
+        """Raises an error where no word of a question is known, since a model would then answer another question.
+
         Raises:
-            InputError: none of the question's words is known, so that a model would answer another question.
+            InputError: none of the words of the question is in the vocabulary.
         """
         if not any(word in self for word in tokenize(question)):
             raise InputError(
@@ -90,26 +107,31 @@ class QuestionVocabulary:
 
 
 def pad_in_front(ids: np.ndarray, padding: int) -> np.ndarray:
-    """Moves the padding of questions from their end, where ``encode`` has it, to the front, where Up-Down has it.
+    """Moves the padding of questions from the end, where ``WordVocabulary.encode`` puts it, to the front, where Up-Down
+    needs it.
 
     Args:
-        ids: [N, L] with ``padding`` only after a question's words.
+        ids: [N, L]; ``padding`` stands only after the words of a question.
+
+    Returns:
+        [N, L] of the same dtype.
     """
     lacking = (ids == padding).sum(axis=1, keepdims=True)
     places = np.arange(ids.shape[1]) - lacking
-    return np.where(places < 0, padding, np.take_along_axis(ids, np.maximum(places, 0), axis=1)).astype(ids.dtype)
+    moved: np.ndarray = np.where(places < 0, padding, np.take_along_axis(ids, np.maximum(places, 0), axis=1))
+    return moved.astype(ids.dtype)
 
 
 def read_strings(path: str | Path) -> list[str]:
-    """A JSON list of strings.
+    """Reads a JSON list of strings.
 
     Raises:
-        InputError: no such file, or it holds something else.
+        InputError: there is no such file, or it holds something else.
     """
     try:
         strings = orjson.loads(Path(path).read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; prepare it with prepare_vqa.py") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror}; prepare it again") from error
     except orjson.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON ({error}); prepare it again") from error
     if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
@@ -118,6 +140,6 @@ def read_strings(path: str | Path) -> list[str]:
 
 
 def write_strings(path: str | Path, strings: Sequence[str]) -> None:
-    """A JSON list, an item a line."""
+    """Writes a JSON list of strings, one string per line."""
     with whole_file(Path(path)) as file:
         file.write(orjson.dumps(list(strings), option=orjson.OPT_INDENT_2))

@@ -1,17 +1,13 @@
 """Bilinear attention networks (Kim, Jun and Zhang, NeurIPS 2018; ban-vqa, base_model.py, attention.py, bc.py)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from bua.tasks.bilinear import BilinearAttention
 from bua.tasks.embedding import WordEmbedding
-from bua.tasks.layers import (
-    Projection,
-    Standardize,
-    WeightNormLinear,
-    at_least_float32,
-    mask_logits,
-    masked_softmax,
-)
+from bua.tasks.layers import Projection, Standardize, at_least_float32, mask_logits, masked_softmax
 from bua.vqa.classifier import AnswerClassifier
 from bua.vqa.counter import Counter
 
@@ -136,51 +132,6 @@ class BAN(nn.Module):
         return self.counter(boxes, logits.amax(dim=3).flatten(0, 1)).unflatten(0, (batch, glimpses))
 
 
-class BilinearAttention(nn.Module):
-    """Logits of all pairs of a region and a word: low-rank bilinear forms, one a glimpse.
-
-    Args:
-        feature_dim, hidden_dim: of regions and words.
-        glimpses: G, number of forms.
-        rank: of a form, in multiples of ``hidden_dim``.
-        dropout, attention_dropout, norm_whole_matrix: see ``BAN``.
-    """
-
-    def __init__(
-        self,
-        feature_dim: int,
-        hidden_dim: int,
-        *,
-        glimpses: int,
-        rank: int = 3,
-        dropout: float = 0.2,
-        attention_dropout: float = 0.5,
-        norm_whole_matrix: bool = True,
-    ):
-        super().__init__()
-        style = {"dropout": dropout, "norm_whole_matrix": norm_whole_matrix}
-        self.image = Projection(feature_dim, rank * hidden_dim, **style)
-        self.words = Projection(hidden_dim, rank * hidden_dim, **style)
-        self.attention_dropout = nn.Dropout(attention_dropout)
-        # A linear map of the product of both sides, as the seed's h_mat and h_bias, with their initial values.
-        self.forms = WeightNormLinear(rank * hidden_dim, glimpses, norm_whole_matrix=norm_whole_matrix)
-        self.forms.initialize_normal()
-
-    def forward(self, features: Tensor, states: Tensor) -> Tensor:
-        """Regions [B, n, feature_dim] and words [B, L, hidden_dim] to logits [B, G, n, L], float32 in autocast too.
-
-        Padding is not masked.
-        """
-        image = at_least_float32(self.attention_dropout(self.image(features)))
-        words = at_least_float32(self.words(states))
-        # Rounding the logits to bfloat16 would add a third and more to the answers' error, through the counter.
-        with torch.autocast(features.device.type, enabled=False):
-            # The forms go into the words' side, which is the smaller: the products of all pairs are never there.
-            weighted = (words.unsqueeze(1) * self.forms.weight().unsqueeze(1)).flatten(1, 2)
-            logits = torch.bmm(weighted, image.transpose(1, 2)).unflatten(1, (-1, words.shape[1]))
-            return logits.transpose(2, 3) + self.forms.bias.view(-1, 1, 1)
-
-
 class Glimpse(nn.Module):
     """What one attention map finds, added to the state of every word."""
 
@@ -188,12 +139,12 @@ class Glimpse(nn.Module):
         self, feature_dim: int, hidden_dim: int, *, counted_objects: int, dropout: float, norm_whole_matrix: bool
     ):
         super().__init__()
-        style = {"dropout": dropout, "norm_whole_matrix": norm_whole_matrix}
-        self.image = Projection(feature_dim, hidden_dim, **style)
-        self.words = Projection(hidden_dim, hidden_dim, **style)
-        self.residual = Projection(hidden_dim, hidden_dim, activation=None, **style)
+        projection = partial(Projection, norm_whole_matrix=norm_whole_matrix)
+        self.image = projection(feature_dim, hidden_dim, dropout=dropout)
+        self.words = projection(hidden_dim, hidden_dim, dropout=dropout)
+        self.residual = projection(hidden_dim, hidden_dim, activation=None, dropout=dropout)
         if counted_objects:
-            self.count = Projection(counted_objects + 1, hidden_dim, norm_whole_matrix=norm_whole_matrix)
+            self.count = projection(counted_objects + 1, hidden_dim)
 
     def forward(self, features: Tensor, states: Tensor, attention: Tensor, counts: Tensor | None) -> Tensor:
         """[B, n, feature_dim], [B, L, hidden_dim], [B, n, L] and [B, counted_objects + 1] or None to new states."""

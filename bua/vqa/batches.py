@@ -17,11 +17,12 @@ class VqaBatch(RegionBatch):
     """B questions and the regions of their images.
 
     Attributes:
-        words: [B, L] int64, padded where the model wants it.
+        words: [B, L] int64, ids of the words, padded at the side that the model needs.
         question_ids: [B] int64, always on the CPU.
-        rows, labels: [T] int64, scores: [T] float32: question ``rows[t]``'s answer ``labels[t]`` scores ``scores[t]``;
+        rows, labels: [T] int64; the answer ``labels[t]`` to question ``rows[t]`` has the score ``scores[t]``. They are
             empty where the answers are not known.
-        num_answers: A, of the vocabulary.
+        scores: [T] float32.
+        num_answers: A, size of the answer vocabulary.
     """
 
     words: Tensor
@@ -32,39 +33,39 @@ class VqaBatch(RegionBatch):
     num_answers: int
 
     def targets(self) -> Tensor:
-        """[B, A] float32, dense, on the batch's device."""
+        """Returns [B, A] float32, the score of each answer, on the device of the batch."""
         targets = torch.zeros(len(self), self.num_answers, device=self.scores.device)
         return targets.index_put_((self.rows, self.labels), self.scores)
 
 
 class VqaLoader(RegionLoader):
-    """Yields ``VqaBatch`` as ``RegionLoader``.
+    """Yields ``VqaBatch`` without end, in the order of ``RegionLoader``.
 
     Args:
         dataset: the questions.
-        reader: of all their images.
-        word_padding: "front" or "end", as the model wants it.
+        reader: the regions of all their images.
+        word_padding: "front" or "end", the side at which the model needs questions padded.
         batch_size, options: as for ``RegionLoader``.
 
     Raises:
-        InputError: as ``RegionLoader``, and images without features.
+        InputError: as for ``RegionLoader``; or images have no features.
     """
 
     def __init__(self, dataset: VqaDataset, reader: RegionReader, batch_size: int, *, word_padding: str, **options):
-        super().__init__(dataset, _VqaMaker(dataset, reader, word_padding), batch_size, **options)
+        super().__init__(_VqaMaker(dataset, reader, word_padding), batch_size, **options)
 
 
 def evaluation_batches(
     dataset: VqaDataset, reader: RegionReader, batch_size: int, *, word_padding: str, threads: int = 2
 ) -> Iterator[VqaBatch]:
-    """Every question once, as ``every_item_once``; arguments and errors as for ``VqaLoader``."""
+    """Yields every question once, in the order of ``every_item_once``; arguments and errors as for ``VqaLoader``."""
     return every_item_once(_VqaMaker(dataset, reader, word_padding), batch_size, threads)
 
 
 class _VqaMaker(BatchMaker):
     def __init__(self, dataset: VqaDataset, reader: RegionReader, word_padding: str):
         if word_padding not in ("front", "end"):
-            raise ValueError(f"word_padding {word_padding!r}: neither front nor end")
+            raise ValueError(f"word_padding {word_padding!r}: use front or end")
         super().__init__(dataset.image_ids, reader, dataset.name)
         self.dataset, self.words = dataset, dataset.questions
         if word_padding == "front":

@@ -1,52 +1,57 @@
-"""Configuration of the question answering models: the keys beyond those of every head."""
+"""Configuration of the question answering models: the keys besides those of every task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from bua.config import merge
-from bua.errors import InputError
-from bua.tasks.training import constructor_keys, head_cfg
+from bua.tasks.config import check_choices, constructor_keys, keyword_arguments, load_task_cfg, task_cfg
 from bua.vqa.ban import BAN
 from bua.vqa.updown import UpDown
 
-MODELS = {"UpDown": UpDown, "BAN": BAN}
+MODELS: dict[str, type[UpDown] | type[BAN]] = {"UpDown": UpDown, "BAN": BAN}
 
-# How the question vocabulary's word vectors begin: as in the seeds ("glove" alone has no second table).
-WORD_VECTORS = ("", "seed", "tfidf")
+# Values of DATA.WORD_VECTORS.
+WORD_VECTORS = ("", "authors", "tfidf")
 
 
 def get_cfg() -> CfgNode:
-    """A new configuration: the arguments of each model in a node with its name, and how it is asked."""
-    cfg = head_cfg()
+    """Returns a new configuration. The arguments of each model are in a node with the model's name."""
+    cfg = task_cfg()
     cfg.MODEL.NAME = "UpDown"
     for name, model in MODELS.items():
         cfg.MODEL[name.upper()] = constructor_keys(model)
-    # "": random. "seed", "tfidf": GloVe's, and BAN's second table by the weighting of that name; they are taken from
-    # the folder, which prepare_vqa.py --glove put them into.
+    # How the word embeddings are initialised. "": at random. "authors" or "tfidf": the first table with GloVe's
+    # vectors, and BAN's second table with means of them in the weighting of that name. The vectors are those of the
+    # folder; prepare_vqa.py --glove puts them there.
     cfg.DATA.WORD_VECTORS = ""
-    # False trains and answers without looking: the baseline that says what questions alone give away.
+    # False trains and answers without the images. This baseline says what can be guessed from questions alone.
     cfg.DATA.LOOK = True
     cfg.TEST.IMS_PER_BATCH = 512
     return cfg
 
 
-def load_cfg(config_file: str | Path, overrides: list[str] = ()) -> CfgNode:
-    """Reads a YAML file over the defaults, then ``KEY VALUE`` pairs.
+def load_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """Reads a YAML file over the defaults, then ``KEY VALUE`` pairs; errors as for ``load_task_cfg``."""
+    return load_task_cfg(get_cfg(), config_file, overrides, check_values)
+
+
+def check_values(cfg: CfgNode, source: str) -> None:
+    """Checks the values of a configuration, and updates those that an earlier version of bua wrote.
+
+    Args:
+        source: Where the configuration is from, for the message.
 
     Raises:
-        InputError: as ``bua.config.load_cfg``, and values that do not fit.
+        InputError: A value cannot be used.
     """
-    cfg = get_cfg()
-    merge(cfg, config_file, list(overrides))
-    if cfg.MODEL.NAME not in MODELS:
-        raise InputError(f"{config_file}: MODEL.NAME is {cfg.MODEL.NAME!r}; use one of {', '.join(MODELS)}")
-    if cfg.DATA.WORD_VECTORS not in WORD_VECTORS:
-        raise InputError(f"{config_file}: DATA.WORD_VECTORS is {cfg.DATA.WORD_VECTORS!r}; use 'seed', 'tfidf' or ''")
-    return cfg
+    # The name of "authors" in configurations of version 0.1.0.
+    if cfg.DATA.WORD_VECTORS == "seed":
+        cfg.DATA.WORD_VECTORS = "authors"
+    check_choices(cfg, source, {"MODEL.NAME": tuple(MODELS), "DATA.WORD_VECTORS": WORD_VECTORS})
 
 
 def build_model(cfg: CfgNode, num_words: int, num_answers: int, feature_dim: int) -> UpDown | BAN:
-    """The model that ``cfg`` names, with random weights, on the CPU."""
-    arguments = {key.lower(): value for key, value in cfg.MODEL[cfg.MODEL.NAME.upper()].items()}
+    """Returns the model that ``cfg`` names, with random weights, on the CPU."""
+    arguments = keyword_arguments(cfg.MODEL[cfg.MODEL.NAME.upper()])
     return MODELS[cfg.MODEL.NAME](num_words, num_answers, feature_dim=feature_dim, **arguments)

@@ -1,27 +1,26 @@
-"""An image and a question in, answers and an image of where the model looked out."""
+"""Answers a question about an image file, and draws the model's attention."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bua.extraction.extractor import Extractor
 from bua.extraction.extractor_config import ExtractorConfig
-from bua.io.images import read_image
+from bua.extraction.image_regions import image_regions
 from bua.structures import Regions
-from bua.visualization.draw import draw_attention
+from bua.visualization.draw import draw_answer
 from bua.vqa.inference import Answer, VqaModel, answer_question, load_vqa
 
 
 @dataclass
-class Answered:
-    """What ``answer`` found.
+class AnsweredImage:
+    """The answers to a question about an image.
 
     Attributes:
-        answers: best first.
-        regions: of the image.
-        attention: [n] float32, how much the model looked at each region; sums to 1.
-        image: [H, W, 3] uint8 BGR, the regions that it looked at most, drawn.
+        answers: The best answers, best first.
+        regions: The image's n regions.
+        attention: [n] float32, the model's attention to each region; sums to 1.
+        drawing: [H, W, 3] uint8 BGR, the image with the regions of most attention, below question and answer.
     """
 
     answers: list[Answer]
@@ -32,20 +31,21 @@ class Answered:
 
 def answer(
     image: str | Path, question: str, *, extractor: ExtractorConfig, vqa: str | Path | VqaModel, top: int = 5
-) -> Answered:
+) -> AnsweredImage:
     """Answers a question about an image file.
 
     Args:
-        extractor: the detector that the model's training features came from, and what is extracted; as
+        extractor: The detector that extracted the model's training features, and the choice of regions; as
             ``bua.extraction.extractor_config.extractor_config`` makes it.
-        vqa: a checkpoint of ``train_vqa``, or what ``load_vqa`` made of one.
-        top: number of answers.
+        vqa: A checkpoint of ``train_vqa``, or what ``load_vqa`` returns for one.
+        top: Number of answers.
 
     Raises:
-        InputError: a file that cannot be read, an empty question, a detector with other features.
+        InputError: A file cannot be read, the model knows no word of the question, or it was trained on features of
+            another dimension.
     """
-    device = extractor.cfg().MODEL.DEVICE
-    model = vqa if isinstance(vqa, VqaModel) else load_vqa(vqa, device)
-    regions = Extractor(extractor.load(), extractor.choice).regions_of(image)
+    model = vqa if isinstance(vqa, VqaModel) else load_vqa(vqa, extractor.cfg().MODEL.DEVICE)
+    ((decoded, regions),) = image_regions([image], extractor)
     answers, attention = answer_question(model, regions, question, top)
-    return Answered(answers, regions, attention, draw_attention(read_image(image), regions.boxes, attention))
+    best = answers[0].text if answers else ""
+    return AnsweredImage(answers, regions, attention, draw_answer(decoded, regions.boxes, attention, question, best))

@@ -1,7 +1,8 @@
 """Training of a question answering model from a configuration."""
 
+from typing import Any
+
 import numpy as np
-import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -9,77 +10,77 @@ from torch import Tensor, nn
 from bua.errors import InputError
 from bua.tasks.layers import Standardize
 from bua.tasks.region_batches import BatchMaker, RegionReader
-from bua.tasks.training import open_reader, start, train_head
+from bua.tasks.training import TaskTraining
 from bua.vqa.accuracy import soft_score, upper_bound
 from bua.vqa.batches import VqaBatch, VqaLoader
 from bua.vqa.config import build_model
-from bua.vqa.cooccurrence import load_word_vectors
+from bua.vqa.cooccurrence import load_embedding_tables
 from bua.vqa.dataset import PROGRAM, VqaDataset
 from bua.vqa.inference import VqaModel, predict
 
-# Enough for mean and deviation of features.
+# Number of images whose features are enough to compute their mean and deviation.
 SAMPLED_IMAGES = 500
 
 
 def train_vqa(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
-    """Trains on ``DATA.TRAIN`` into ``OUTPUT_DIR``, and scores ``DATA.VAL`` after every epoch; the checkpoint with the
-    best score is ``model_best.pth``. Every checkpoint holds the vocabularies. ``bua.engine.launch`` runs it on several
-    devices.
-
-    Args:
-        resume: goes on from the newest checkpoint in ``OUTPUT_DIR`` where there is one.
+    """Trains a question answering model, see ``TaskTraining.run``; ``bua.engine.launch`` runs it on several devices.
 
     Returns:
-        ``soft_score`` and ``upper_bound`` (what the answer vocabulary allows) of the last evaluation, in percent.
+        "soft_score" and "upper_bound", the score that the answer vocabulary allows, of the last evaluation, in percent.
     """
-    run = start(cfg)
-    reader = open_reader(cfg, PROGRAM)
-    dataset = VqaDataset.concatenate([VqaDataset.load(cfg.DATA.FOLDER, split) for split in cfg.DATA.TRAIN])
-    model = build_model(cfg, len(dataset.words), len(dataset.answers), reader.dim)
-    if cfg.DATA.WORD_VECTORS:
-        vectors = load_word_vectors(cfg.DATA.FOLDER, cfg.DATA.WORD_VECTORS)
-        dim = model.embedding.words.embedding_dim
-        if vectors[0].shape[1] != dim:
-            raise InputError(f"EMBEDDING_DIM is {dim}; {cfg.DATA.FOLDER} has word vectors of {vectors[0].shape[1]}")
-        model.embedding.initialize(*vectors)
-    if isinstance(model.standardize, Standardize):
-        model.standardize.fit(some_regions(reader, dataset))
-    model.to(run.device)
-    loader = VqaLoader(dataset, reader, word_padding=model.word_padding, **run.loading)
-    validation = VqaDataset.load(cfg.DATA.FOLDER, cfg.DATA.VAL) if cfg.DATA.VAL else None
-    if validation is not None and validation.targets is None:
-        raise InputError(f"DATA.VAL: {validation.name} has no answers; name a split that has, or '' for none")
-    vqa = VqaModel(model, dataset.words, dataset.answers, look=cfg.DATA.LOOK)
+    return VqaTraining(cfg).run(resume)
 
-    def evaluate() -> dict[str, float]:
-        labels = predict([vqa], validation, reader, batch_size=cfg.TEST.IMS_PER_BATCH, progress=False)
+
+class VqaTraining(TaskTraining[VqaModel, VqaDataset, VqaBatch]):
+    """What the training of a question answering model does differently from other tasks."""
+
+    program, unit, metric = PROGRAM, "questions", "soft_score"
+
+    def load(self, *splits: str) -> VqaDataset:
+        return VqaDataset.concatenate([VqaDataset.load(self.cfg.DATA.FOLDER, split) for split in splits])
+
+    def load_validation(self, split: str) -> VqaDataset:
+        validation = super().load_validation(split)
+        if validation.targets is None:
+            raise InputError(f"DATA.VAL: {validation.name} has no answers; name a split that has, or '' for none")
+        return validation
+
+    def build(self) -> VqaModel:
+        words, answers = self.dataset.words, self.dataset.answers
+        model = build_model(self.cfg, len(words), len(answers), self.reader.dim)
+        if self.cfg.DATA.WORD_VECTORS:
+            tables = load_embedding_tables(self.cfg.DATA.FOLDER, self.cfg.DATA.WORD_VECTORS)
+            model.embedding.initialize(*tables, source=self.cfg.DATA.FOLDER)
+        if isinstance(model.standardize, Standardize):
+            model.standardize.fit(some_features(self.reader, self.dataset))
+        return VqaModel(model, self.cfg, self.reader.dim, words, answers)
+
+    def build_loader(self, loading: dict[str, Any]) -> VqaLoader:
+        return VqaLoader(self.dataset, self.reader, word_padding=self.trained.model.word_padding, **loading)
+
+    def losses(self, model: nn.Module, batch: VqaBatch) -> dict[str, Tensor]:
+        return {"loss_answers": vqa_loss(model, self.trained.visible(batch))}
+
+    def evaluate(self, validation: VqaDataset) -> dict[str, float]:
+        assert validation.targets is not None
+        batch_size = self.cfg.TEST.IMS_PER_BATCH
+        labels = predict([self.trained], validation, self.reader, batch_size=batch_size, progress=False)
         return {"soft_score": soft_score(labels, validation.targets), "upper_bound": upper_bound(validation.targets)}
 
-    return train_head(
-        cfg,
-        model,
-        loader,
-        lambda model, batch: {"loss_answers": vqa_loss(model, batch.to(run.device), look=cfg.DATA.LOOK)},
-        accelerator=run.accelerator,
-        ids=lambda batch: batch.question_ids.tolist(),
-        unit="questions",
-        evaluate=evaluate if validation is not None else None,
-        best="soft_score",
-        extra=vqa.describe(cfg),
-        resume=resume,
-    )
+    def item_ids(self, batch: VqaBatch) -> list[int]:
+        return batch.question_ids.tolist()
 
 
-def vqa_loss(model: nn.Module, batch: VqaBatch, look: bool = True) -> Tensor:
-    """Binary cross-entropy with the soft targets, summed over the answers, the mean over the questions (both seeds'
-    ``instance_bce_with_logits``)."""
-    mask = batch.mask if look else torch.zeros_like(batch.mask)
-    logits, _ = model(batch.features, batch.boxes, mask, batch.words)
+def vqa_loss(model: nn.Module, batch: VqaBatch) -> Tensor:
+    """Returns the binary cross-entropy with the soft targets, summed over the answers and averaged over the questions
+    (``instance_bce_with_logits`` in hengyuan-hu's code and ban-vqa)."""
+    logits, _ = model(batch.features, batch.boxes, batch.mask, batch.words)
     return F.binary_cross_entropy_with_logits(logits, batch.targets(), reduction="sum") / len(batch)
 
 
-def some_regions(reader: RegionReader, dataset: VqaDataset) -> Tensor:
-    """[N, D] float32, the features of ``SAMPLED_IMAGES`` images, or of all where there are fewer."""
+def some_features(reader: RegionReader, dataset: VqaDataset) -> Tensor:
+    """Returns the features [N, D] float32 of all regions of ``SAMPLED_IMAGES`` images, or of all images if there are
+    fewer."""
     images = np.unique(dataset.image_ids)
     images = images[:: max(1, len(images) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
     batch = BatchMaker(images, reader, dataset.name)(np.arange(len(images)))

@@ -29,7 +29,7 @@ def make_captioner(seed: int = 0, vocabulary: CaptionVocabulary = VOCABULARY, di
         cfg.MODEL.UPDOWN[key] = 8
     cfg.MODEL.UPDOWN.INITIAL_STD = 0.8
     torch.manual_seed(seed)
-    return Captioner(build_model(cfg, vocabulary, dim).eval(), vocabulary, cfg, dim)
+    return Captioner(build_model(cfg, vocabulary, dim).eval(), cfg, dim, vocabulary)
 
 
 def save(path: Path, captioner: Captioner) -> Path:
@@ -139,9 +139,9 @@ def test_captioners_that_do_not_go_together(images):
 
 def test_features_of_another_detector(features):
     captioner = make_captioner(dim=4)
-    with pytest.raises(InputError, match="6 numbers a region, where the captioner learned from 4"):
+    with pytest.raises(InputError, match=r"features: the feature dimension is 6, but the model .* of dimension 4"):
         predict([captioner], np.array([7]), RegionReader.open([features]), progress=False)
-    with pytest.raises(InputError, match="3: 6 numbers a region, where the captioner learned from 4"):
+    with pytest.raises(InputError, match=r"image 3: the feature dimension is 6, but the model .* of dimension 4"):
         caption_regions([captioner], image(3, 2))
 
 
@@ -192,4 +192,4 @@ def test_images_with_names_cannot_go_to_the_server(tmp_path, capsys):
     model = save(tmp_path / "model.pth", make_captioner())
     arguments = ["--captioner", str(model), "--features", str(tmp_path / "features"), "--output", "no.json"]
     assert tool("tools/predict_caption.py")(arguments) == 2
-    assert "image 'cat': captions are written by number" in capsys.readouterr().err
+    assert "the image id 'cat' is not a number" in capsys.readouterr().err

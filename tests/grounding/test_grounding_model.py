@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from bua.grounding import BANGrounding
 from bua.grounding.ban import MASKED
-from bua.vqa.released import constructor_arguments, read_seed_checkpoint
+from bua.grounding.released import RELEASED_MODELS
+from bua.tasks.released import constructor_arguments, read_released_checkpoint
 
 WORDS, FEATURES = 12, 7
 SIZES = {"feature_dim": FEATURES, "embedding_dim": 5, "hidden_dim": 6}
@@ -41,7 +42,7 @@ def inputs(regions: list[int], phrases: list[int], lengths: list[int], *, room: 
 @torch.no_grad()
 def test_the_seeds_logits(shared_data):
     folder = shared_data / "golden" / "vqa"
-    layout, weights = read_seed_checkpoint(folder / "ban_grounding.pth")
+    layout, weights = read_released_checkpoint(folder / "ban_grounding.pth", RELEASED_MODELS)
     assert layout.name == "ban-flickr"
     model = BANGrounding(**constructor_arguments(weights)).eval()
     model.load_state_dict(weights)

@@ -129,14 +129,14 @@ def test_what_cannot_be_grounded(shapes, trained, caplog):
     with pytest.raises(InputError, match="no phrase in it"):
         ground_phrases(grounding, regions, "is left of")
     regions.features = regions.features[:, :5]
-    with pytest.raises(InputError, match="5 numbers a region"):
+    with pytest.raises(InputError, match="the feature dimension is 5, but"):
         ground_phrases(grounding, regions, "a star")
     regions.features, regions.boxes = regions.features[:0], regions.boxes[:0]
     with pytest.raises(InputError, match="no regions"):
         ground_phrases(grounding, regions, "a star")
 
 
-def seed_checkpoint(path: Path, model: BANGrounding) -> Path:
+def authors_checkpoint(path: Path, model: BANGrounding) -> Path:
     """As ban-vqa's program saves it."""
     names = {
         "embedding.words": "w_emb.emb",
@@ -157,10 +157,10 @@ def seed_checkpoint(path: Path, model: BANGrounding) -> Path:
     return path
 
 
-def test_a_checkpoint_of_the_seed(shapes, trained, tmp_path):
+def test_a_checkpoint_of_ban_vqa(shapes, trained, tmp_path):
     """It gives the same scores as it is, and converted, with the vocabulary that a prepared folder has."""
     grounding = load_grounding(trained / "model_best.pth")
-    source = seed_checkpoint(tmp_path / "model_epoch5.pth", grounding.model)
+    source = authors_checkpoint(tmp_path / "model_epoch5.pth", grounding.model)
     scores = evaluate(shapes, source)
     assert scores == evaluate(shapes, trained / "model_best.pth")
     assert tool("tools/convert_checkpoint.py")([str(source), str(tmp_path / "ban.pth"), "--to", "bua"]) == 0
@@ -175,13 +175,13 @@ def test_checkpoints_that_cannot_be_used(shapes, trained, tmp_path):
         assert "\n" not in str(error.value)
 
     model = load_grounding(trained / "model_best.pth").model
-    source = seed_checkpoint(tmp_path / "seed.pth", model)
-    assert_error(source, "lacks config, vocabulary, phrase_tags, feature_dim; name a folder")
+    source = authors_checkpoint(tmp_path / "authors.pth", model)
+    assert_error(source, "lacks config, vocabulary, phrase_tags, feature_dim; also name a folder")
     torch.save({"model": {"backbone.weight": torch.zeros(1)}}, tmp_path / "detector.pth")
-    assert_error(tmp_path / "detector.pth", "no model for grounding")
+    assert_error(tmp_path / "detector.pth", "not a model for grounding")
     torch.save({"model": model.state_dict() | {"classifier.answers.linear.bias": torch.zeros(3)}}, tmp_path / "vqa.pth")
-    assert_error(tmp_path / "vqa.pth", "no model for grounding", folder=shapes / "prepared")
-    other = seed_checkpoint(tmp_path / "other.pth", BANGrounding(7, feature_dim=5, hidden_dim=4))
+    assert_error(tmp_path / "vqa.pth", "not a model for grounding", folder=shapes / "prepared")
+    other = authors_checkpoint(tmp_path / "other.pth", BANGrounding(7, feature_dim=5, hidden_dim=4))
     assert_error(other, "do not fit", folder=shapes / "prepared")
 
 
@@ -193,7 +193,7 @@ def test_settings_that_cannot_be_used(shapes, capsys):
         (["DATA.VAL", "dev"], "no such split"),
         (["MODEL.BAN.HIDEN_DIM", "3"], "did you mean MODEL.BAN.HIDDEN_DIM?"),
         (["DATA.GLOVE", "True"], "prepare_flickr30k.py --glove makes it"),
-        (["MODEL.DEVICE", "gpu"], "no device"),
+        (["MODEL.DEVICE", "gpu"], "not a device"),
     ):
         assert main(["--config-file", CONFIG, *overrides(shapes), *settings]) == 2
         assert message in capsys.readouterr().err
@@ -209,11 +209,13 @@ def test_word_vectors_to_begin_with(shapes, tmp_path):
     words = load_grounding(tmp_path / "run" / "model_final.pth").model.embedding.words.weight
     assert (words[vocabulary.id_of("red")] == 0.5).all()
     assert words.count_nonzero() == 64
-    with pytest.raises(InputError, match=r"EMBEDDING_DIM is 32; .* has vectors of 64"):
+    with pytest.raises(
+        InputError, match=r"prepared: the word vectors have 64 dimensions, but EMBEDDING_DIM is 32; set it to 64"
+    ):
         train_grounding(load_cfg(CONFIG, overrides(shapes, *settings, "MODEL.BAN.EMBEDDING_DIM", "32")))
 
 
-def test_the_configuration_of_the_seed():
+def test_the_configuration_of_ban_vqa():
     cfg = load_cfg(str(ROOT / "configs" / "grounding" / "ban.yaml"))
     assert (cfg.MODEL.BAN.HIDDEN_DIM, cfg.MODEL.BAN.EMBEDDING_DIM, cfg.MODEL.BAN.RANK) == (1280, 300, 3)
     rates = [cfg.SOLVER.BASE_LR * factor for factor in cfg.SOLVER.EPOCH_FACTORS]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bua.errors import InputError
 from bua.tasks.embedding import WordEmbedding
 
 
@@ -28,5 +29,9 @@ def test_what_learns():
 
 
 def test_vectors_of_another_shape():
-    with pytest.raises(ValueError, match=r"\(5, 3\): the embedding needs \(4, 3\)"):
+    with pytest.raises(ValueError, match="5 word vectors for a vocabulary of 4 words"):
         WordEmbedding(4, 3).initialize(torch.zeros(5, 3))
+    with pytest.raises(
+        InputError, match="folder: the word vectors have 2 dimensions, but EMBEDDING_DIM is 3; set it to 2"
+    ):
+        WordEmbedding(4, 3).initialize(torch.zeros(4, 2), source="folder")

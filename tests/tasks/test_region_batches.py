@@ -38,9 +38,9 @@ def test_an_image_of_unknown_size_has_finite_boxes():
 def test_stores_must_be_of_one_detector():
     other = image(1)
     other.features = np.zeros((len(other), 5), np.float32)
-    with pytest.raises(InputError, match="features: 3 and 5 numbers a region; use features of one detector"):
+    with pytest.raises(InputError, match="features: the feature dimension is 3 in one and 5 in another; use"):
         RegionReader([{1: image(1)}, {2: other}])
-    with pytest.raises(InputError, match="features: no regions at all"):
+    with pytest.raises(InputError, match="features: no image has any regions"):
         RegionReader([{0: image(0)}])
     with pytest.raises(InputError, match="features: no files given"):
         RegionReader.open([])

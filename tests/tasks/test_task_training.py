@@ -1,27 +1,23 @@
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from toy_training import ITEMS, Toy, item_ids, to_item
 
 from bua.engine import connect
 from bua.engine.loader import TrainingLoader
 from bua.errors import InputError
-from bua.tasks.training import (
-    constructor_keys,
-    head_cfg,
-    micro_batch_size,
-    open_reader,
-    restore_cfg,
-    restore_weights,
-    start,
-    train_head,
-)
+from bua.tasks.config import constructor_keys, task_cfg
+from bua.tasks.training import connect_processes, micro_batch_size, open_reader, train_task
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))
+from toy_training import ITEMS, Toy, item_ids, to_item
 
 
 def train(output, **solver):
     """The learning rate of every iteration."""
-    cfg = head_cfg()
+    cfg = task_cfg()
     cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = str(output), "cpu"
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = 4, 0.1
     for key, value in solver.items():
@@ -36,7 +32,7 @@ def train(output, **solver):
         rates.append("evaluated")
         return {"accuracy": 0.5}
 
-    train_head(
+    train_task(
         cfg,
         model,
         loader,
@@ -65,15 +61,15 @@ def test_a_factor_for_every_epoch(tmp_path, epochs, rates):
     assert [line["lr"] for line in lines if "lr" in line][-1] == pytest.approx(rates[-1])
 
 
-def test_parts_that_do_not_fit(tmp_path):
+def test_batch_sizes_and_epochs_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match=r"IMS_PER_BATCH is 4; it must be a multiple of SOLVER\.ACCUMULATE, 3"):
         train(tmp_path, ACCUMULATE=3)
     with pytest.raises(InputError, match="EPOCHS is 0"):
         train(tmp_path, EPOCHS=0)
 
 
-def test_processes_that_do_not_fit():
-    cfg = head_cfg()
+def test_a_batch_that_cannot_be_divided_among_processes():
+    cfg = task_cfg()
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE = 12, 2
     assert micro_batch_size(cfg, 3) == 6
     with pytest.raises(InputError, match=r"IMS_PER_BATCH is 12; .* of SOLVER\.ACCUMULATE, 2 times 4 processes"):
@@ -81,22 +77,22 @@ def test_processes_that_do_not_fit():
 
 
 def test_a_run_starts_from_its_seed():
-    cfg = head_cfg()
+    cfg = task_cfg()
     cfg.MODEL.DEVICE, cfg.SEED, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE = "cpu", 5, 12, 3
-    run = start(cfg)
+    processes = connect_processes(cfg)
     first = torch.rand(3)
     threads = cfg.DATALOADER.NUM_WORKERS
-    assert run.loading == {"batch_size": 4, "seed": 5, "threads": threads, "process_index": 0, "num_processes": 1}
-    assert run.device.type == "cpu"
-    start(cfg)
+    assert processes.loading == {"batch_size": 4, "seed": 5, "threads": threads, "process_index": 0, "num_processes": 1}
+    assert processes.device.type == "cpu"
+    connect_processes(cfg)
     assert torch.equal(torch.rand(3), first)
     cfg.SEED = -1
-    drawn = start(cfg).loading["seed"]
+    drawn = connect_processes(cfg).loading["seed"]
     assert drawn >= 0
-    assert start(cfg).loading["seed"] != drawn
+    assert connect_processes(cfg).loading["seed"] != drawn
 
 
-def test_keys_of_a_constructor():
+def test_constructor_arguments_become_configuration_keys():
     class Model:
         def __init__(self, num_words, *, feature_dim=4, width=3, special=None):
             pass
@@ -113,22 +109,9 @@ def test_keys_of_a_constructor():
         ("FEATURES", (), r"DATA\.FEATURES: empty; name the files that tools/extract\.py wrote"),
     ],
 )
-def test_what_a_head_is_not_told(key, value, message):
-    cfg = head_cfg()
+def test_settings_that_a_training_lacks(key, value, message):
+    cfg = task_cfg()
     cfg.DATA.FOLDER, cfg.DATA.FEATURES = "prepared", ("features.flat",)
     cfg.DATA[key] = value
     with pytest.raises(InputError, match=message):
         open_reader(cfg, "prepare_toy.py")
-
-
-def test_checkpoints_that_do_not_fit():
-    cfg = head_cfg()
-    restore_cfg(cfg, "SOLVER: {EPOCHS: 7}", "a.pth")
-    assert cfg.SOLVER.EPOCHS == 7
-    for saved in ("SOLVER: {EPOCS: 7}", "SOLVER: {EPOCHS: many}", "a: [", "[1]"):
-        with pytest.raises(InputError, match=r"a\.pth: its configuration is of another version") as caught:
-            restore_cfg(head_cfg(), saved, "a.pth")
-        assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=r"a\.pth: its weights do not fit its configuration") as caught:
-        restore_weights(torch.nn.Linear(2, 3), torch.nn.Linear(2, 4).state_dict(), "a.pth")
-    assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bua.errors import InputError
-from bua.tasks.words import QuestionVocabulary, pad_in_front, tokenize
+from bua.tasks.words import WordVocabulary, pad_in_front, tokenize
 
 SENTENCES = st.text("ab',? -", max_size=20)
 
@@ -27,7 +27,7 @@ def test_words_are_those_of_the_seeds(text, words):
 
 @given(st.lists(SENTENCES.filter(tokenize), min_size=1, max_size=5), st.lists(SENTENCES, max_size=4), st.integers(1, 6))
 def test_ids_give_the_words_back(known, others, length):
-    vocabulary = QuestionVocabulary.build(known)
+    vocabulary = WordVocabulary.build(known)
     assert len(set(vocabulary.words)) == len(vocabulary)
     encoded = vocabulary.encode_all(known + others, length)
     assert encoded.shape == (len(known + others), length)
@@ -46,20 +46,20 @@ def test_ids_give_the_words_back(known, others, length):
 
 
 def test_ids_follow_the_first_appearance():
-    vocabulary = QuestionVocabulary.build(["Is it red?", "red, is green"])
+    vocabulary = WordVocabulary.build(["Is it red?", "red, is green"])
     assert vocabulary.words == ["is", "it", "red", "green"]
     assert vocabulary.encode("it is blue", 4).tolist() == [1, 0, 3, 4]
 
 
 def test_is_kept_as_json(tmp_path):
-    vocabulary = QuestionVocabulary.build(["Où est-il ?"])
+    vocabulary = WordVocabulary.build(["Où est-il ?"])
     vocabulary.save(tmp_path / "words.json")
     assert json.loads((tmp_path / "words.json").read_text(encoding="utf-8")) == ["où", "est-il"]
-    assert QuestionVocabulary.load(tmp_path / "words.json") == vocabulary
+    assert WordVocabulary.load(tmp_path / "words.json") == vocabulary
 
 
 def test_a_question_without_a_known_word_is_refused():
-    vocabulary = QuestionVocabulary.build(["what is this"])
+    vocabulary = WordVocabulary.build(["what is this"])
     vocabulary.check("And this?")
     for question in ("Wer da?", "?", ""):
         with pytest.raises(InputError, match="none of its words is among the 3 of the vocabulary") as caught:
@@ -76,9 +76,9 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=message):
-        QuestionVocabulary.load(path)
+        WordVocabulary.load(path)
 
 
 def test_words_must_differ():
     with pytest.raises(InputError, match="a word twice"):
-        QuestionVocabulary(["a", "a"])
+        WordVocabulary(["a", "a"])

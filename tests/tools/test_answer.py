@@ -30,7 +30,7 @@ def save_model(path: Path, feature_dim: int = 512) -> str:
     words, answers = WordVocabulary(["what", "is", "it"]), AnswerVocabulary(["blot", "red", "yes"])
     torch.manual_seed(0)
     model = build_model(cfg, len(words), len(answers), feature_dim)
-    torch.save({"model": model.state_dict(), **VqaModel(model, words, answers).describe(cfg)}, path)
+    torch.save({"model": model.state_dict(), **VqaModel(model, cfg, feature_dim, words, answers).describe()}, path)
     return str(path)
 
 
@@ -80,4 +80,7 @@ def test_bad_input_is_one_line(main, image, tmp_path, capsys, change, message):
 
 def test_a_detector_with_other_features(main, image, tmp_path, capsys):
     assert main(arguments(image, save_model(tmp_path / "vqa.pth", 64))) == 2
-    assert "512 numbers a region, and the model learned from 64" in capsys.readouterr().err
+    assert (
+        f"image {image}: the feature dimension is 512, but the model was trained on features of dimension 64"
+        in capsys.readouterr().err
+    )

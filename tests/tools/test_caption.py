@@ -42,7 +42,7 @@ def make_captioner(dim: int) -> Captioner:
     for key in ("HIDDEN_DIM", "EMBEDDING_DIM", "ATTENTION_DIM"):
         cfg.MODEL.UPDOWN[key] = 8
     torch.manual_seed(0)
-    return Captioner(build_model(cfg, VOCABULARY, dim).eval(), VOCABULARY, cfg, dim)
+    return Captioner(build_model(cfg, VOCABULARY, dim).eval(), cfg, dim, VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_the_tool_prints_and_draws(captioner, image, tmp_path, capsys):
     expected = caption(image, extractor=EXTRACTOR, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
     assert lines[0] == f"{image}: {expected[0].text}"
     assert lines[1:3] == [f"  {one.score:8.2f}  {one.text}" for one in expected]
-    assert lines[3] == f"  where it looked: {output / 'cat_caption.jpg'}"
+    assert lines[3] == f"  the model's attention: {output / 'cat_caption.jpg'}"
     for name in ("cat", "dog"):
         assert cv2.imread(str(output / f"{name}_caption.jpg")) is not None
 
@@ -100,5 +100,5 @@ def test_the_tool_prints_and_draws(captioner, image, tmp_path, capsys):
 def test_what_cannot_be_captioned(captioner, tmp_path, image):
     with pytest.raises(InputError, match=r"none\.jpg"):
         caption(tmp_path / "none.jpg", extractor=EXTRACTOR, captioner=captioner)
-    with pytest.raises(InputError, match="128 numbers a region, where the captioner learned from 64"):
+    with pytest.raises(InputError, match=r"feature dimension is 128, but the model .* of dimension 64"):
         caption(image, extractor=EXTRACTOR, captioner=make_captioner(64))

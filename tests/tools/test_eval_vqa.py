@@ -54,12 +54,12 @@ def test_questions_by_their_words(files, capsys):
     assert main([*files, "--matching", "first=NUMBER 11", "number"]) == 0
     rows = {tuple(line.rsplit(maxsplit=1)) for line in capsys.readouterr().out.splitlines()}
     assert {("  first", "100.00"), ("  number", "50.00")} <= rows
-    for pattern, message in (("a=(", "no regular expression"), ("b=cat", "matches no question")):
+    for pattern, message in (("a=(", "not a regular expression"), ("b=cat", "matches no question")):
         assert main([*files, "--matching", pattern]) == 2
         assert message in capsys.readouterr().err
     without = files[: files.index("--questions")] + files[files.index("--questions") + 2 :]
     assert main([*without, "--matching", "number"]) == 2
-    assert "give --questions too" in capsys.readouterr().err
+    assert "also give --questions" in capsys.readouterr().err
 
 
 def test_two_files_are_two_columns(files, tmp_path, capsys):

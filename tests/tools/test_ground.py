@@ -31,8 +31,8 @@ def save_model(path: Path, feature_dim: int = 512) -> str:
     cfg.merge_from_list(["MODEL.BAN.HIDDEN_DIM", 8, "MODEL.BAN.EMBEDDING_DIM", 8])
     words = WordVocabulary(["a", "red", "blot", "square", "is", "left", "of", "."])
     torch.manual_seed(0)
-    grounding = GroundingModel(build_model(cfg, len(words), feature_dim), words, [*"BIIIOOOO"])
-    torch.save({"model": grounding.model.state_dict(), **grounding.describe(cfg)}, path)
+    grounding = GroundingModel(build_model(cfg, len(words), feature_dim), cfg, feature_dim, words, [*"BIIIOOOO"])
+    torch.save({"model": grounding.model.state_dict(), **grounding.describe()}, path)
     return str(path)
 
 
@@ -77,7 +77,7 @@ def test_each_phrase_has_a_colour():
     [
         ({"--image": "none.jpg"}, "none.jpg"),
         ({"--sentence": "is left of"}, "no phrase in it"),
-        ({"--sentence": "[a blot"}, "a bracket without its other half"),
+        ({"--sentence": "[a blot"}, "unmatched or nested brackets"),
         ({"--detector": "none.pth"}, "none.pth"),
         ({"--grounding": "none.pth"}, "none.pth"),
     ],
@@ -96,4 +96,7 @@ def test_bad_input_is_one_line(main, image, tmp_path, capsys, change, message):
 
 def test_a_detector_with_other_features(main, image, tmp_path, capsys):
     assert main(arguments(image, save_model(tmp_path / "ban.pth", 64))) == 2
-    assert "512 numbers a region, and the model takes 64" in capsys.readouterr().err
+    assert (
+        f"image {image}: the feature dimension is 512, but the model was trained on features of dimension 64"
+        in capsys.readouterr().err
+    )

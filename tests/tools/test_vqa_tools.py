@@ -67,7 +67,7 @@ def test_from_training_to_a_table(world, trained, tmp_path, capsys):
 
 def test_a_run_is_not_overwritten_and_goes_on(world, trained, capsys):
     assert run(*TRAIN, *settings(world, world / "one")) == 2
-    assert "--resume it" in capsys.readouterr().err
+    assert "continue it with --resume" in capsys.readouterr().err
     assert run(*TRAIN, "--resume", *settings(world, world / "one"), "SOLVER.EPOCHS", 3) == 0
     assert "resumed" in capsys.readouterr().out
 

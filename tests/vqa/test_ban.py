@@ -5,15 +5,16 @@ import pytest
 import torch
 from vqa_examples import LENGTH, WORDS, double_weights, golden, inputs, run, slow_ban, slow_count, small
 
+from bua.tasks.bilinear import BilinearAttention
+from bua.tasks.released import constructor_arguments, read_released_checkpoint
 from bua.vqa import BAN
-from bua.vqa.ban import BilinearAttention
-from bua.vqa.released import constructor_arguments, read_seed_checkpoint
+from bua.vqa.released import RELEASED_MODELS
 
 
 @torch.no_grad()
 def test_the_seeds_logits_and_attention(shared_data):
     folder = shared_data / "golden" / "vqa"
-    weights = read_seed_checkpoint(folder / "ban_vqa.pth")[1]
+    weights = read_released_checkpoint(folder / "ban_vqa.pth", RELEASED_MODELS)[1]
     model = BAN(**constructor_arguments(weights)).eval()
     model.load_state_dict(weights)
     seed = golden(folder / "ban_vqa.npz")

@@ -9,12 +9,14 @@ import torch
 from script_loading import load_script
 
 from bua.errors import InputError
+from bua.grounding.released import RELEASED_MODELS as GROUNDING_MODELS
 from bua.structures import Regions
-from bua.tasks.words import QuestionVocabulary
+from bua.tasks.released import constructor_arguments, read_released_checkpoint
+from bua.tasks.words import WordVocabulary
 from bua.vqa import BAN, UpDown
 from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.inference import answer_question, load_vqa
-from bua.vqa.released import constructor_arguments, read_seed_checkpoint
+from bua.vqa.released import RELEASED_MODELS as VQA_MODELS
 from bua.weights.files import read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,13 +28,17 @@ def main():
     return load_script("tools/convert_checkpoint.py").main
 
 
+def read_released(path: Path):
+    return read_released_checkpoint(path, (*VQA_MODELS, *GROUNDING_MODELS))
+
+
 def random_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return {name: torch.rand_like(value) for name, value in model.state_dict().items()}
 
 
-def seed_names(weights: dict) -> dict[str, torch.Tensor]:
-    """Weights of bua's models as the seeds' programs name and shape them, without DataParallel's prefix."""
+def authors_names(weights: dict) -> dict[str, torch.Tensor]:
+    """Weights of bua's models as the authors' programs name and shape them, without DataParallel's prefix."""
     ban = "attention.forms.bias" in weights
     linear = "main.1" if ban else "main.0"
     names = {
@@ -94,8 +100,8 @@ def assert_same(found: dict, expected: dict):
 
 def test_updown(tmp_path):
     weights = random_weights(UpDown(**SIZES))
-    torch.save(in_parallel(seed_names(weights)), tmp_path / "model.pth")
-    layout, found = read_seed_checkpoint(tmp_path / "model.pth")
+    torch.save(in_parallel(authors_names(weights)), tmp_path / "model.pth")
+    layout, found = read_released(tmp_path / "model.pth")
     assert layout.name == "updown-vqa"
     assert_same(found, weights)
     assert constructor_arguments(found) == SIZES
@@ -105,21 +111,21 @@ def test_updown(tmp_path):
 def test_ban(tmp_path, arguments):
     weights = random_weights(BAN(**SIZES, **arguments))
     # Older versions of PyTorch saved the length of a matrix as a tensor of one element.
-    names = {name: value.reshape(1) if value.dim() == 0 else value for name, value in seed_names(weights).items()}
-    layout, found = read_seed_checkpoint(save_ban(tmp_path / "model_epoch12.pth", names))
+    names = {name: value.reshape(1) if value.dim() == 0 else value for name, value in authors_names(weights).items()}
+    layout, found = read_released(save_ban(tmp_path / "model_epoch12.pth", names))
     assert layout.name == "ban-vqa"
     assert_same(found, weights)
     everything = {"glimpses": 8, "rank": 3, "second_embedding": True, "counted_objects": 10} | arguments
     assert constructor_arguments(found) == SIZES | everything
 
 
-def test_names_of_the_seeds(shared_data):
-    """The writer of these tests has every name and shape that the seeds' checkpoints have, and no other."""
+def test_names_of_the_authors_checkpoints(shared_data):
+    """``authors_names`` gives every name and shape of the authors' checkpoints, and no other."""
     for name in ("updown_vqa", "ban_vqa", "ban_grounding"):
         path = shared_data / "golden" / "vqa" / f"{name}.pth"
-        layout, weights = read_seed_checkpoint(path)
+        layout, weights = read_released(path)
         assert layout.name == {"ban_grounding": "ban-flickr"}.get(name, name.replace("_", "-"))
-        assert_same(seed_names(weights), torch.load(path, weights_only=True))
+        assert_same(authors_names(weights), torch.load(path, weights_only=True))
 
 
 def test_grounding():
@@ -132,10 +138,10 @@ def test_grounding():
 
 def test_the_tool(main, tmp_path, capsys):
     weights = random_weights(BAN(**SIZES))
-    source = save_ban(tmp_path / "model_epoch12.pth", seed_names(weights))
+    source = save_ban(tmp_path / "model_epoch12.pth", authors_names(weights))
     target = tmp_path / "ban.pth"
     assert main([str(source), str(target), "--to", "huggingface"]) == 2
-    assert "--to huggingface: is for detectors" in capsys.readouterr().err
+    assert "--to huggingface: is only for detectors" in capsys.readouterr().err
     assert main([str(source), str(target), "--to", "bua"]) == 0
     said = capsys.readouterr().out
     assert "in the layout `ban-vqa` (jnhwkim/ban-vqa)" in said
@@ -148,13 +154,13 @@ def test_the_tool(main, tmp_path, capsys):
 @pytest.mark.parametrize(("kind", "more"), [(UpDown, {}), (BAN, {"glimpses": 2, "counted_objects": 3})])
 def test_with_its_vocabularies_a_model_answers(main, tmp_path, capsys, kind, more):
     def write_vocabularies(words: int, answers: int):
-        QuestionVocabulary([f"word{i}" for i in range(words)]).save(tmp_path / "question_vocabulary.json")
+        WordVocabulary([f"word{i}" for i in range(words)]).save(tmp_path / "question_vocabulary.json")
         AnswerVocabulary([f"answer{i}" for i in range(answers)]).save(tmp_path / "answer_vocabulary.json")
         (tmp_path / "vqa.json").write_text("{}")
 
     model = kind(**SIZES, **more)
     model.load_state_dict(random_weights(model))
-    weights = seed_names(model.state_dict())
+    weights = authors_names(model.state_dict())
     if kind is BAN:
         source = save_ban(tmp_path / "model_epoch12.pth", weights)
     else:
@@ -175,9 +181,9 @@ def test_with_its_vocabularies_a_model_answers(main, tmp_path, capsys, kind, mor
     assert attention.sum() == pytest.approx(1)
 
 
-def test_what_is_none_of_the_seeds(tmp_path):
+def test_a_checkpoint_of_no_known_model(tmp_path):
     torch.save({"model": {"backbone.stem.conv1.weight": torch.zeros(1)}}, tmp_path / "detector.pth")
-    assert read_seed_checkpoint(tmp_path / "detector.pth") is None
+    assert read_released(tmp_path / "detector.pth") is None
 
 
 def test_what_cannot_be_used(tmp_path):
@@ -185,14 +191,14 @@ def test_what_cannot_be_used(tmp_path):
         path = tmp_path / "model.pth"
         torch.save(weights, path)
         with pytest.raises(InputError) as error:
-            read_seed_checkpoint(path)
+            read_released(path)
         assert str(error.value).startswith(f"{path}: ")
         assert message in str(error.value)
         assert "\n" not in str(error.value)
 
-    updown, ban = seed_names(random_weights(UpDown(**SIZES))), seed_names(random_weights(BAN(**SIZES)))
-    assert_error("is the seed's `baseline0`", updown | {"v_att.nonlinear.main.0.weight_v": torch.zeros(4, 11)})
-    assert_error("holds a int, not weights", {"model_state": 3})
+    updown, ban = authors_names(random_weights(UpDown(**SIZES))), authors_names(random_weights(BAN(**SIZES)))
+    assert_error("is hengyuan-hu's `baseline0`", updown | {"v_att.nonlinear.main.0.weight_v": torch.zeros(4, 11)})
+    assert_error("is of type int, not weights", {"model_state": 3})
     assert_error("question.linear.bias is missing", without(updown, "q_net.main.0.bias"))
     for missing in ("counter.f.3.weight", "q_emb.rnn.weight_hh_l0", "b_net.1.v_net.main.1.bias", "v_att.logits.h_bias"):
         assert_error("is missing", {"model_state": without(ban, missing)})

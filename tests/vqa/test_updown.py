@@ -5,14 +5,15 @@ import torch
 from vqa_examples import double_weights, golden, inputs, run, slow_updown, small
 
 from bua.tasks.layers import Projection
+from bua.tasks.released import constructor_arguments, read_released_checkpoint
 from bua.vqa import UpDown
-from bua.vqa.released import constructor_arguments, read_seed_checkpoint
+from bua.vqa.released import RELEASED_MODELS
 
 
 @torch.no_grad()
 def test_the_seeds_logits_and_attention(shared_data):
     folder = shared_data / "golden" / "vqa"
-    weights = read_seed_checkpoint(folder / "updown_vqa.pth")[1]
+    weights = read_released_checkpoint(folder / "updown_vqa.pth", RELEASED_MODELS)[1]
     model = UpDown(**constructor_arguments(weights)).eval()
     model.load_state_dict(weights)
     seed = golden(folder / "updown_vqa.npz")

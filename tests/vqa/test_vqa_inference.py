@@ -12,13 +12,14 @@ from toy_questions import COLORS, FEATURE_DIM, see, write_world
 from bua.errors import InputError
 from bua.structures import Regions
 from bua.tasks.region_batches import RegionReader
-from bua.tasks.words import QuestionVocabulary, tokenize
+from bua.tasks.words import WordVocabulary, tokenize
 from bua.vqa import BAN, UpDown
 from bua.vqa.answers import AnswerVocabulary
+from bua.vqa.config import get_cfg
 from bua.vqa.dataset import VqaDataset, prepare_vqa
 from bua.vqa.inference import VqaModel, answer_question, load_vqa, predict
 
-WORDS = QuestionVocabulary(tokenize("what color is the star moon cup how many things are there"))
+WORDS = WordVocabulary(tokenize("what color is the star moon cup how many things are there"))
 ANSWERS = AnswerVocabulary([*COLORS, "1", "2", "3"])
 kinds = pytest.mark.parametrize("kind", [UpDown, BAN])
 
@@ -31,10 +32,13 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-def vqa_model(kind: type, seed: int = 0, answers: AnswerVocabulary = ANSWERS, **sizes) -> VqaModel:
+def vqa_model(kind: type, seed: int = 0, answers: AnswerVocabulary = ANSWERS, look: bool = True, **sizes) -> VqaModel:
     torch.manual_seed(seed)
     arguments = {"feature_dim": FEATURE_DIM, "embedding_dim": 8, "hidden_dim": 8, "glimpses": 2} | sizes
-    return VqaModel(kind(len(WORDS), len(answers), **arguments).eval(), WORDS, answers)
+    model = kind(len(WORDS), len(answers), **arguments).eval()
+    cfg = get_cfg()
+    cfg.DATA.LOOK = look
+    return VqaModel(model, cfg, model.feature_dim, WORDS, answers)
 
 
 class Fixed(nn.Module):
@@ -48,6 +52,10 @@ class Fixed(nn.Module):
 
     def forward(self, features, boxes, mask, question):
         return self.logits.expand(len(question), -1), mask.float()
+
+
+def fixed(logits: list[float], answers: AnswerVocabulary) -> VqaModel:
+    return VqaModel(Fixed(logits), get_cfg(), FEATURE_DIM, WORDS, answers)
 
 
 def one_image(seed: int = 0) -> Regions:
@@ -72,7 +80,7 @@ def test_a_data_set_is_answered_as_single_questions_are(world, kind):
 def test_models_together_decide_by_the_mean_of_their_logits(world):
     dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
     answers = AnswerVocabulary(["a", "b", "c"])
-    models = [VqaModel(Fixed(logits), WORDS, answers) for logits in ([3.0, 2, 0], [0.0, 2, 3], [0.0, 1, 0])]
+    models = [fixed(logits, answers) for logits in ([3.0, 2, 0], [0.0, 2, 3], [0.0, 1, 0])]
     alone = [predict([model], dataset, reader, progress=False) for model in models]
     assert [labels.tolist() for labels in alone] == [[label] * len(dataset) for label in (0, 2, 1)]
     assert predict(models, dataset, reader, progress=False).tolist() == [1] * len(dataset)
@@ -83,7 +91,7 @@ def test_models_together_decide_by_the_mean_of_their_logits(world):
 
 def test_features_of_another_detector(world):
     dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
-    with pytest.raises(InputError, match=r"features\.flat: 9 numbers a region, and a model learned from 5"):
+    with pytest.raises(InputError, match=r"features\.flat: the feature dimension is 9, but .* of dimension 5"):
         predict([vqa_model(BAN), vqa_model(BAN, feature_dim=5)], dataset, reader, progress=False)
 
 
@@ -100,12 +108,12 @@ def test_an_image_without_regions_is_answered(kind):
     answers, attention = answer_question(vqa_model(kind), empty, "What color is the star?")
     assert len(answers) == 5
     assert attention.shape == (0,)
-    blind, _ = answer_question(replace(vqa_model(kind), look=False), one_image(), "What color is the star?")
+    blind, _ = answer_question(vqa_model(kind, look=False), one_image(), "What color is the star?")
     assert [answer.text for answer in blind] == [answer.text for answer in answers]
 
 
 def test_the_best_answers_come_first():
-    vqa = VqaModel(Fixed([0.0, 3, -1, 2]), WORDS, AnswerVocabulary(list("abcd")))
+    vqa = fixed([0.0, 3, -1, 2], AnswerVocabulary(list("abcd")))
     answers, _ = answer_question(vqa, one_image(), "star", top=9)
     assert [answer.text for answer in answers] == list("bdac")
     assert answers[2].score == 0.5

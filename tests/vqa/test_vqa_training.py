@@ -59,7 +59,7 @@ def test_learns_by_looking(world, tmp_path, name, epochs):
 def test_what_questions_alone_give_away(world, tmp_path):
     blind = train_vqa(configure(world, tmp_path, "SOLVER.EPOCHS", 4, "DATA.LOOK", False))
     assert blind["soft_score"] < 60
-    assert not load_vqa(tmp_path / "model_best.pth").look
+    assert not load_vqa(tmp_path / "model_best.pth").cfg.DATA.LOOK
 
 
 def test_a_checkpoint_has_all_that_answering_needs(world, tmp_path):
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(world, tmp_path, monkeypatc
         patch.setattr(training, "vqa_loss", dying)
         with pytest.raises(RuntimeError, match="killed"):
             train_vqa(killed)
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already contains a run"):
         train_vqa(killed)
     train_vqa(killed, resume=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -117,6 +117,10 @@ def test_train_and_val_together_without_validation(world, tmp_path):
     assert load_vqa(tmp_path / "model_final.pth")
 
 
+def test_word_vectors_by_their_former_name(world, tmp_path):
+    assert configure(world, tmp_path, "DATA.WORD_VECTORS", "seed").DATA.WORD_VECTORS == "authors"
+
+
 def test_settings_that_cannot_be_used(world, tmp_path):
     (world / "vqa" / "v2_mscoco_test2015_annotations.json").unlink(missing_ok=True)
     prepare_vqa(world / "vqa", tmp_path / "prepared", min_count=2)
@@ -130,15 +134,15 @@ def test_settings_that_cannot_be_used(world, tmp_path):
         (["DATA.TRAIN", "('trian',)"], "no such split"),
         (["DATA.FOLDER", tmp_path / "prepared", "DATA.VAL", "test"], "has no answers"),
         (["DATA.FEATURES", few], r"lacks 30 of the 30 images of .*val\.npz: 121"),
-        (["DATA.WORD_VECTORS", "seed"], r"prepare_vqa\.py --glove makes it"),
+        (["DATA.WORD_VECTORS", "authors"], r"prepare_vqa\.py --glove makes it"),
         (["SOLVER.ACCUMULATE", 5], "multiple of SOLVER.ACCUMULATE"),
     ):
         with pytest.raises(InputError, match=message) as error:
             train_vqa(configure(world, tmp_path / "run", "SOLVER.EPOCHS", 1, *overrides))
         assert "\n" not in str(error.value)
     for overrides, message in (
-        (["MODEL.NAME", "MCAN"], "use one of UpDown, BAN"),
-        (["DATA.WORD_VECTORS", "glove"], "use 'seed', 'tfidf'"),
+        (["MODEL.NAME", "MCAN"], "use one of 'UpDown', 'BAN'"),
+        (["DATA.WORD_VECTORS", "glove"], "use one of '', 'authors', 'tfidf'"),
         (["MODEL.UPDOWN.HIDEN_DIM", "3"], "did you mean MODEL.UPDOWN.HIDDEN_DIM?"),
     ):
         with pytest.raises(InputError, match=message):

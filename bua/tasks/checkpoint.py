@@ -1,0 +1,118 @@
+"""Trained models of the tasks, and reading them from checkpoints."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from bua.checkpoint import read_checkpoint
+from bua.errors import InputError
+from bua.tasks.config import CheckValues, check_nothing
+
+
+@dataclass
+class TaskModel(ABC):
+    """A task's model with all that inference needs. A task's class adds its vocabularies.
+
+    Attributes:
+        model: The network.
+        cfg: The configuration that the network was built from.
+        feature_dim: Dimension of the region features that the network was trained on.
+    """
+
+    model: nn.Module
+    cfg: CfgNode
+    feature_dim: int
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's parameters."""
+        return next(self.model.parameters()).device
+
+    @abstractmethod
+    def vocabularies(self) -> dict[str, Any]:
+        """Returns the vocabularies as a checkpoint holds them: lists and strings by key."""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds besides the weights, for inference."""
+        return {"config": self.cfg.dump(), **self.vocabularies(), "feature_dim": self.feature_dim}
+
+    def check_features(self, dim: int, source: str) -> None:
+        """Checks that the model can read features of dimension ``dim``.
+
+        Args:
+            source: The file or image that the features are of, for the message.
+
+        Raises:
+            InputError: It was trained on features of another dimension.
+        """
+        if dim != self.feature_dim:
+            raise InputError(
+                f"{source}: the feature dimension is {dim}, but the model was trained on features of dimension "
+                f"{self.feature_dim}; use the detector that extracted its training features"
+            )
+
+
+ModelT = TypeVar("ModelT", bound=TaskModel)
+
+
+def read_task_checkpoint(path: str | Path, vocabularies: Sequence[str], advice: str) -> dict[str, Any]:
+    """Returns all that a checkpoint of a task's model holds.
+
+    Args:
+        vocabularies: The keys of ``TaskModel.vocabularies``.
+        advice: What to do about a file that lacks some of it.
+
+    Raises:
+        InputError: There is no such file, or it is not a checkpoint of this task.
+    """
+    saved = read_checkpoint(path)
+    missing = missing_parts(saved, vocabularies)
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; {advice}")
+    return saved
+
+
+def missing_parts(saved: dict[str, Any], vocabularies: Sequence[str]) -> list[str]:
+    """Returns the keys that a checkpoint of a task's model has and ``saved`` lacks."""
+    return [key for key in ("model", "config", *vocabularies, "feature_dim") if key not in saved]
+
+
+def restore_cfg(cfg: CfgNode, saved: dict[str, Any], path: str | Path, check: CheckValues = check_nothing) -> CfgNode:
+    """Reads the configuration that a checkpoint holds into ``cfg``, which has the task's defaults, and returns it.
+
+    Args:
+        path: The checkpoint, for messages.
+
+    Raises:
+        InputError: Another version of bua wrote the configuration, or ``check`` rejects a value.
+    """
+    try:
+        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(saved["config"])))
+    except (KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: its configuration is of another version of bua ({reason}); train the model again"
+        ) from error
+    check(cfg, str(path))
+    return cfg
+
+
+def restore_weights(task_model: ModelT, saved: dict[str, Any], path: str | Path, device: str) -> ModelT:
+    """Copies the weights that a checkpoint holds into a model, and returns it on ``device``, ready for inference.
+
+    Raises:
+        InputError: The weights do not fit.
+    """
+    try:
+        task_model.model.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        raise InputError(f"{path}: its weights do not fit its configuration: {' '.join(str(error).split())}") from error
+    task_model.model.to(device).eval()
+    return task_model
