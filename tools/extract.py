@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the region features of images to a file: bottom-up attention.
+"""Writes the region features of images (bottom-up attention) to a file.
 
     tools/extract.py --config-file configs/vg_r101.yaml --weights model_final.pth --images val2014 --output val2014.tsv
 
-Run again, the same command goes on where it stopped. Exit code: 0, 1 where some images failed, 2 for bad input (with
---on-error stop an image that fails is bad input), 130 after Ctrl-C.
+If the command is interrupted, run it again: it continues where it stopped. Exit code: 0 if all images have features, 1
+if some images failed, 2 for bad input (with --on-error stop this includes an image that fails), 130 after Ctrl-C.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = extract(**args)
     print(
         f"{output}: {summary.done} images written in {summary.seconds:.1f} s "
-        f"({summary.images_per_second:.2f} a second), {summary.skipped} were there, {summary.failed} failed"
+        f"({summary.images_per_second:.2f} per second), {summary.skipped} were there before, {summary.failed} failed"
     )
     if summary.failed:
         print(f"{summary.failed} images failed; see {output.rstrip('/')}.failures.jsonl", file=sys.stderr)
@@ -36,51 +36,108 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments, under the names that ``bua.extraction.extract`` has for them."""
+    """Returns the arguments under the names that ``bua.extraction.extract`` has for them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="YAML file that describes the detector")
-    parser.add_argument("--weights", help="checkpoint, or `random`; default: MODEL.WEIGHTS of the configuration")
+    parser.add_argument("--config-file", required=True, help="YAML file with the configuration of the detector")
+    parser.add_argument(
+        "--weights",
+        help="the detector's checkpoint: a file, the name of a released one, or an address; `random` for random "
+        "weights; default: MODEL.WEIGHTS of the configuration",
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="keep random values for parameters that the checkpoint lacks"
+    )
 
     group = parser.add_argument_group("images")
     group.add_argument(
         "--images",
         required=True,
-        help="folder, glob (in quotes), list file (path or path<TAB>id), COCO JSON, Visual Genome's image_data.json, "
-        "WebDataset shards (shards-{000..123}.tar), an image, or - for a list on standard input",
+        help="one of: a folder, a glob (in quotes), a list file with a line `path` or `path<TAB>id` per image, a COCO "
+        "JSON, Visual Genome's image_data.json, WebDataset shards (shards-{000..123}.tar), a single image, or - for a "
+        "list on standard input",
     )
-    group.add_argument("--image-root", help="folder that paths in a JSON or a list are relative to")
+    group.add_argument("--image-root", help="folder that the paths in a JSON or a list file are relative to")
     group.add_argument(
-        "--on-error", choices=ON_ERROR, default="skip", help="at an image that fails: list it and go on, or stop"
+        "--on-error",
+        choices=ON_ERROR,
+        default="skip",
+        help="what to do when an image fails: `skip` lists it in OUTPUT.failures.jsonl and continues (%(default)s)",
     )
 
-    group = parser.add_argument_group("what of each image")
-    group.add_argument("--min-boxes", type=int, default=10, help="least number of regions (%(default)s)")
-    group.add_argument("--max-boxes", type=int, default=100, help="largest number of regions (%(default)s)")
-    group.add_argument("--score-threshold", type=float, default=0.2, help="least confidence, 0 to 1 (%(default)s)")
-    group.add_argument("--nms-threshold", type=float, default=0.3, help="IoU of suppression, 0 to 1 (%(default)s)")
-    group.add_argument("--regressed", action="store_true", help="boxes regressed for the best class, not proposals")
-    group.add_argument("--boxes", help="boxes to describe: JSON, TSV, npz, or a folder of npz or npy files; in pixels")
-    group.add_argument("--grid", action="store_true", help="the cells of the feature map instead of regions")
+    group = parser.add_argument_group("regions of each image")
+    group.add_argument("--min-boxes", type=int, default=10, help="minimum number of regions per image (%(default)s)")
+    group.add_argument("--max-boxes", type=int, default=100, help="maximum number of regions per image (%(default)s)")
+    group.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.2,
+        help="minimum confidence of a region, 0 to 1, between the limits on the number of regions (%(default)s)",
+    )
+    group.add_argument(
+        "--nms-threshold", type=float, default=0.3, help="IoU of non-maximum suppression, 0 to 1 (%(default)s)"
+    )
+    group.add_argument(
+        "--regressed",
+        action="store_true",
+        help="write boxes regressed for the best class of each region, instead of the proposals",
+    )
+    group.add_argument(
+        "--boxes",
+        help="describe these boxes, in pixels, instead of proposals: a JSON, TSV or npz file, a folder of npz or npy "
+        "files, or features that bua reads",
+    )
+    group.add_argument(
+        "--grid", action="store_true", help="write the cells of the feature map as features, instead of regions"
+    )
 
     group = parser.add_argument_group("output")
-    group.add_argument("--output", required=True, help="file to write; a folder for npz, mmf, vilbert-lmdb, flat")
-    group.add_argument("--format", choices=FORMATS, default="tsv", help="default: %(default)s, the original's columns")
-    group.add_argument("--vocabulary", help="folder of the names' files, for formats that hold names")
+    group.add_argument(
+        "--output", required=True, help="file to write; a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16"
+    )
+    group.add_argument(
+        "--format", choices=FORMATS, default="tsv", help="format of the output; default: %(default)s, the original's"
+    )
+    group.add_argument(
+        "--vocabulary",
+        help="folder of objects_vocab.txt and attributes_vocab.txt, for formats that store class names; default: the "
+        "vocabulary of the configuration's data set",
+    )
 
-    group = parser.add_argument_group("machines and speed")
+    group = parser.add_argument_group("devices and speed")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: MODEL.DEVICE of the configuration")
-    group.add_argument("--num-gpus", type=int, default=1, help="devices, with a process each (%(default)s)")
-    group.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster: auto, host:port, or local")
-    group.add_argument("--shard-size", type=positive, default=SHARD_SIZE, help="images a task on Ray (%(default)s)")
-    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the convolutions (%(default)s)")
-    group.add_argument("--compile", action="store_true", help="compile the network first (torch.compile)")
-    group.add_argument("--batch-size", type=positive, default=1, help="images of one size a step (%(default)s)")
-    group.add_argument("--num-workers", type=natural, help="threads that decode; default: DATALOADER.NUM_WORKERS")
+    group.add_argument(
+        "--num-gpus", type=int, default=1, help="number of GPUs, or of processes on the CPU (%(default)s)"
+    )
+    group.add_argument(
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster instead: `auto`, host:port, or `local` for this machine"
+    )
+    group.add_argument(
+        "--shard-size", type=positive, default=SHARD_SIZE, help="number of images per task on Ray (%(default)s)"
+    )
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="precision of the convolutions (%(default)s)"
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile a part of the network with torch.compile; takes about a minute"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=positive,
+        default=1,
+        help="number of images of the same size that go through the network together (%(default)s)",
+    )
+    group.add_argument(
+        "--num-workers",
+        type=natural,
+        help="number of threads per device that decode images; default: DATALOADER.NUM_WORKERS of the configuration",
+    )
 
     parser.add_argument(
-        "--allow-missing", action="store_true", help="let parameters that the weights lack keep random values"
+        "overrides",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="keys of the configuration and their values, such as INPUT.MIN_SIZE_TEST 800",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
     return parser.parse_intermixed_args(argv)
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Says whether features are those of a reference, such as a file that the original wrote.
+"""Checks whether features agree with a reference, such as a file that the original wrote.
 
     tools/verify_features.py --weights caffe.pth --images val2014 --reference train2014_obj36.tsv
     tools/verify_features.py --features mine.tsv --reference train2014_obj36.tsv
 
-Prints a table and what is beyond the bounds. Exit code: 0 the same, 1 not the same, 2 bad input.
+Prints a table and the differences that exceed the bounds. Exit code: 0 if the features agree, 1 if they differ, 2 for
+bad input.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from bua.errors import InputError, command
 from bua.extraction import extract, list_images
-from bua.extraction.compare import Bounds, compare_features, differences, table
+from bua.extraction.compare import Bounds, compare_features, find_differences, format_table
 from bua.features import FeatureStore, open_features
 from bua.features.ids import image_id_of
 
@@ -30,29 +31,30 @@ def main(argv: list[str] | None = None) -> int:
     else:
         with tempfile.TemporaryDirectory() as folder:
             comparisons = compare_features(extract_like(reference, args, Path(folder)), reference)
-    print(table(comparisons))
+    print(format_table(comparisons))
     bounds = Bounds(args.box_distance, args.cosine, args.label_agreement)
-    lines = differences(comparisons, bounds)
+    lines = find_differences(comparisons, bounds)
     for line in lines[:DIFFERENCES_SHOWN]:
         print(line)
     if len(lines) > DIFFERENCES_SHOWN:
         print(f"... and {len(lines) - DIFFERENCES_SHOWN} more")
     print(
-        f"bounds: boxes within {bounds.box_distance:g} pixels, features with a cosine of {bounds.cosine:g}, "
-        f"labels equal for {100 * bounds.label_agreement:g} %"
+        f"bounds: boxes within {bounds.box_distance:g} pixels, features with a cosine of at least {bounds.cosine:g}, "
+        f"equal labels for at least {100 * bounds.label_agreement:g} % of the regions"
     )
     print(f"{'FAIL' if lines else 'PASS'}: {len(comparisons)} images")
     return 1 if lines else 0
 
 
 def extract_like(reference: FeatureStore, args: argparse.Namespace, folder: Path) -> FeatureStore:
-    """The features of the reference's images, as many an image as it has where that is a fixed number."""
-    wanted = {key for image_id in reference for key in (image_id, image_id_of(f"{image_id}.jpg"))}
-    images = [image for image in list_images(args.images) if image.image_id in wanted]
+    """Extracts the features of the reference's images, with the reference's number of regions if it is the same for all
+    images."""
+    reference_ids = {key for image_id in reference for key in (image_id, image_id_of(f"{image_id}.jpg"))}
+    images = [image for image in list_images(args.images) if image.image_id in reference_ids]
     if not images:
-        raise InputError(f"--images {args.images}: none of the {len(reference)} images of {args.reference}")
-    numbers = {len(reference[image_id]) for image_id in reference}
-    fixed = numbers.pop() if len(numbers) == 1 else None
+        raise InputError(f"--images {args.images}: contains none of the {len(reference)} images of {args.reference}")
+    counts = {len(reference[image_id]) for image_id in reference}
+    fixed_count = counts.pop() if len(counts) == 1 else None
     listing, output = folder / "images.txt", folder / "features.tsv"
     listing.write_text("".join(f"{Path(image.path).absolute()}\t{image.image_id}\n" for image in images))
     extract(
@@ -62,8 +64,8 @@ def extract_like(reference: FeatureStore, args: argparse.Namespace, folder: Path
         weights=args.weights,
         overrides=args.overrides,
         format="lxmert-tsv",
-        min_boxes=args.min_boxes or fixed or 10,
-        max_boxes=args.max_boxes or fixed or 100,
+        min_boxes=args.min_boxes or fixed_count or 10,
+        max_boxes=args.max_boxes or fixed_count or 100,
     )
     return open_features(output)
 
@@ -71,21 +73,40 @@ def extract_like(reference: FeatureStore, args: argparse.Namespace, folder: Path
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", required=True, help="features to compare with, in any format that bua reads")
-    parser.add_argument("--features", help="compare these features, instead of extracting")
+    parser.add_argument("--features", help="features to compare, instead of extracting them")
     parser.add_argument("--weights", help="the detector to extract with: a checkpoint in any released layout")
-    parser.add_argument("--images", help="the reference's images, as tools/extract.py takes them")
-    parser.add_argument("--config-file", default="configs/vg_r101_caffe.yaml", help="default: %(default)s")
-    parser.add_argument("--min-boxes", type=int, help="default: the reference's fixed number, else 10")
-    parser.add_argument("--max-boxes", type=int, help="default: the reference's fixed number, else 100")
-    parser.add_argument("--box-distance", type=float, default=Bounds.box_distance, help="pixels (%(default)s)")
-    parser.add_argument("--cosine", type=float, default=Bounds.cosine, help="least, of two features (%(default)s)")
+    parser.add_argument("--images", help="images of the reference, in any form that tools/extract.py takes")
+    parser.add_argument(
+        "--config-file",
+        default="configs/vg_r101_caffe.yaml",
+        help="configuration of the detector to extract with; default: %(default)s",
+    )
+    parser.add_argument(
+        "--min-boxes",
+        type=int,
+        help="minimum number of regions per image; default: the reference's number if it is fixed, otherwise 10",
+    )
+    parser.add_argument(
+        "--max-boxes",
+        type=int,
+        help="maximum number of regions per image; default: the reference's number if it is fixed, otherwise 100",
+    )
+    parser.add_argument(
+        "--box-distance",
+        type=float,
+        default=Bounds.box_distance,
+        help="maximum distance between the sides of two boxes in pixels (%(default)s)",
+    )
+    parser.add_argument(
+        "--cosine", type=float, default=Bounds.cosine, help="minimum cosine between two features (%(default)s)"
+    )
     parser.add_argument(
         "--label-agreement",
         type=float,
         default=Bounds.label_agreement,
-        help="least share of equal labels (%(default)s)",
+        help="minimum share of equal labels, 0 to 1 (%(default)s)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the configuration and their values")
     args = parser.parse_intermixed_args(argv)
     if bool(args.features) == bool(args.weights and args.images):
         parser.error("give --features, or both --weights and --images")

@@ -1,4 +1,4 @@
-"""From images to region features."""
+"""Extraction of region features from images."""
 
 from bua.extraction.boxes_files import load_boxes
 from bua.extraction.extractor import Extractor, Outcome

@@ -1,8 +1,9 @@
-"""From images to their regions on many machines: shards of the work as Ray's tasks.
+"""Extracts the regions of images on several machines. The images are divided into shards, each of which is a task of
+Ray.
 
-Every task writes the features of its images into a shard, a folder that gets its name when it is whole. The
-machines must share the file system in which the output lies. A shard of a machine that is lost runs again elsewhere;
-shards that an interrupted run left behind are used.
+A task writes the features of its images into the folder of its shard, which gets its name only when it is complete.
+All machines must share the file system of the output. If a machine is lost, its shards run again on another machine.
+The shards that an interrupted run left are used by the next run.
 """
 
 import functools
@@ -25,36 +26,40 @@ from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig
 from bua.extraction.sources import ImageFile
 from bua.features import open_features, open_writer
 
+# Number of images per shard.
 SHARD_SIZE = 1000
 
-FAILURES = "failures.jsonl"
+# The file in a shard's folder that lists the images that failed.
+FAILURES_FILE = "failures.jsonl"
 
-# Of one task, when its worker or machine is lost.
-RETRIES = 3
+# Number of times that Ray runs a task again when its worker or machine is lost.
+TASK_RETRIES = 3
 
-# Tasks that Ray has at a time: more than any cluster runs, few enough that it need not keep a list of all images.
-TASKS = 1000
+# Number of tasks that Ray has at a time: more than any cluster runs at once, and few enough that Ray does not keep a
+# list of all images.
+MAX_TASKS = 1000
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def on_ray(
+def connect_to_ray(
     config: ExtractorConfig, address: str, folder: Path, device: str, shard_size: int = SHARD_SIZE
-) -> Iterator["Cluster"]:
-    """A Ray cluster that extracts; the connection ends with the block.
+) -> Iterator["RayCluster"]:
+    """Connects to a Ray cluster that extracts; disconnects after the block.
 
     Args:
-        address: of the cluster as ``ray.init`` takes it: "auto", "host:port", or "local" for this machine alone.
-        folder: where shards are written; all machines must see it, the images and the files that ``config`` names
-            under these paths.
-        device: "cuda" (a GPU a task) or "cpu" (a core a task).
-        shard_size: images a shard.
+        address: Address of the cluster as ``ray.init`` takes it: "auto", "host:port", or "local" for a cluster on this
+            machine only.
+        folder: Folder for the shards. All machines must see it, the images, and the files that ``config`` names, under
+            the same paths.
+        device: "cuda" (one GPU and one core per task) or "cpu" (one core per task).
+        shard_size: Number of images per shard.
 
     Raises:
         InputError: Ray is not installed, or there is no cluster at ``address``.
     """
-    # Ray's reports to its makers, which a cluster that is started here would send.
+    # A cluster that is started here would send usage statistics to Ray's authors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -66,58 +71,57 @@ def on_ray(
         reason = " ".join(str(error).split())
         raise InputError(f"--ray {address}: no cluster there ({reason}); start one with `ray start --head`") from error
     try:
-        if torch.device(device).type == "cuda" and not ray.cluster_resources().get("GPU"):
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray does not annotate it
+        if torch.device(device).type == "cuda" and not resources.get("GPU"):
             logger.warning("--ray %s: no machine with a GPU yet; waiting for one (or add --device cpu)", address)
-        yield Cluster(config, folder, device, shard_size)
+        yield RayCluster(config, folder, device, shard_size)
     finally:
         ray.shutdown()
 
 
-class Cluster:
-    """Extracts on a Ray cluster that ``on_ray`` has joined."""
+class RayCluster:
+    """Extracts on the Ray cluster that ``connect_to_ray`` has connected to."""
 
     def __init__(self, config: ExtractorConfig, folder: Path, device: str, shard_size: int):
-        self.config, self.folder, self.shard_size = _anywhere(config), folder.absolute(), shard_size
+        self.config, self.folder, self.shard_size = _with_absolute_paths(config), folder.absolute(), shard_size
         self.device = torch.device(device).type
 
     def __call__(self, images: list[ImageFile]) -> Iterator[Outcome]:
-        """The outcome of each image, shard by shard as they get whole.
+        """Yields the outcome of each image, shard by shard as they are completed.
 
         Raises:
-            InputError: a task cannot load the detector or write its shard.
+            InputError: A task cannot load the detector or write its shard.
         """
         make_folder(self.folder)
         missing = {image.image_id: image for image in images}
         for shard in sorted(self.folder.glob("*.shard")):
-            # What failed then is tried again.
-            yield from _regions(shard, missing)
+            # Images that failed in the earlier run are tried again.
+            yield from _regions_in(shard, missing)
         rest = list(missing.values())
         parts = deque(rest[i : i + self.shard_size] for i in range(0, len(rest), self.shard_size))
         yield from self._extract(parts, missing)
 
-    def remove(self) -> None:
-        """Removes the shards, when what they hold lies safely elsewhere."""
+    def remove_shards(self) -> None:
+        """Removes the shards, once the output has their features."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _extract(self, parts: deque[list[ImageFile]], missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
         import ray
 
-        resource = "num_gpus" if self.device == "cuda" else "num_cpus"
-        # max_calls 0: a worker keeps its detector for further tasks, with a GPU too.
-        task = ray.remote(max_retries=RETRIES, max_calls=0, **{resource: 1})(write_shard)
-        running = {}
+        # With max_calls 0 a worker process keeps its detector for further tasks, also on a GPU.
+        task = ray.remote(
+            num_cpus=1,
+            num_gpus=1 if self.device == "cuda" else 0,
+            max_retries=TASK_RETRIES,
+            max_calls=0,
+        )(write_shard)
+        running: dict[ray.ObjectRef[None], tuple[list[ImageFile], Path]] = {}
         while parts or running:
-            while parts and len(running) < TASKS:
+            while parts and len(running) < MAX_TASKS:
                 part = parts.popleft()
                 shard = self.folder / f"{uuid.uuid4().hex}.shard"
-                running[
-                    task.remote(
-                        self.config,
-                        self.device,
-                        [image._replace(path=os.path.abspath(image.path)) for image in part],
-                        shard,
-                    )
-                ] = part, shard
+                images = [image._replace(path=os.path.abspath(image.path)) for image in part]
+                running[task.remote(self.config, self.device, images, shard)] = part, shard
             (done,), _ = ray.wait(list(running))
             part, shard = running.pop(done)
             try:
@@ -127,25 +131,25 @@ class Cluster:
                     raise error.cause from None
                 raise
             except ray.exceptions.RayError as error:
-                # An image that kills its worker every time must not take the others of its shard with it.
-                reason = f"its worker was lost {RETRIES + 1} times ({type(error).__name__})"
+                # If one image kills its worker every time, the other images of its shard must not fail with it.
+                reason = f"its worker was lost {TASK_RETRIES + 1} times ({type(error).__name__})"
                 logger.warning("a shard of %d images: %s", len(part), reason)
                 if len(part) > 1:
                     parts.extendleft([part[: len(part) // 2], part[len(part) // 2 :]])
                 else:
                     yield Outcome(missing.pop(part[0].image_id), None, reason)
             else:
-                yield from _outcomes(shard, missing)
+                yield from _outcomes_in(shard, missing)
 
 
 def write_shard(config: ExtractorConfig, device: str, images: list[ImageFile], shard: Path) -> None:
     """Runs in a Ray task: writes the features of ``images`` into the folder ``shard``.
 
-    A task that was taken for lost may still run while its successor does: each writes a folder of its own, and the
-    first to be done gives it the shard's name.
+    A task that Ray believes to be lost may still run at the same time as its successor. Therefore each writes a folder
+    of its own, and the first to finish renames it to the shard's name.
 
     Raises:
-        InputError: the detector cannot be loaded, or there is no room for the shard.
+        InputError: The detector cannot be loaded, or there is no room for the shard.
     """
     if shard.exists():
         return
@@ -153,9 +157,9 @@ def write_shard(config: ExtractorConfig, device: str, images: list[ImageFile], s
     try:
         with (
             open_writer(attempt / "features", "flat") as writer,
-            open(attempt / FAILURES, "w", encoding="utf-8") as failures,
+            open(attempt / FAILURES_FILE, "w", encoding="utf-8") as failures,
         ):
-            for image, regions, reason in _extractor(config, device)(images):
+            for image, regions, reason in _loaded_extractor(config, device)(images):
                 if regions is not None:
                     writer.append(regions)
                 else:
@@ -175,29 +179,30 @@ def write_shard(config: ExtractorConfig, device: str, images: list[ImageFile], s
 
 
 @functools.lru_cache(maxsize=1)
-def _extractor(config: ExtractorConfig, device: str) -> Extractor:
-    # Ray gives a worker process task after task; the detector is loaded for the first.
-    return Extractor(config.load(device), config.choice, batch_size=config.batch_size, num_workers=config.num_workers)
+def _loaded_extractor(config: ExtractorConfig, device: str) -> Extractor:
+    """Returns the extractor of ``config``, which is loaded for the first of the tasks of a worker process."""
+    return Extractor.from_config(config, device)
 
 
-def _outcomes(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
-    yield from _regions(shard, missing)
-    for line in (shard / FAILURES).read_text(encoding="utf-8").splitlines():
+def _outcomes_in(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
+    """Yields the outcomes in a shard of the ``missing`` images, and removes these from ``missing``."""
+    yield from _regions_in(shard, missing)
+    for line in (shard / FAILURES_FILE).read_text(encoding="utf-8").splitlines():
         failure = json.loads(line)
         if image := missing.pop(failure["image_id"], None):
             yield Outcome(image, None, failure["reason"])
 
 
-def _regions(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
-    """What a shard has of the ``missing`` images, which are then no longer missing."""
+def _regions_in(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
+    """Yields the outcomes with regions of ``_outcomes_in``."""
     store = open_features(shard / "features")
     for image_id in store:
         if image := missing.pop(image_id, None):
             yield Outcome(image, store[image_id])
 
 
-def _anywhere(config: ExtractorConfig) -> ExtractorConfig:
-    """A config whose files are found from any working directory."""
+def _with_absolute_paths(config: ExtractorConfig) -> ExtractorConfig:
+    """Returns a configuration whose files are found from any working directory."""
     choice = config.choice
     if choice.boxes is not None:
         choice = replace(choice, boxes=os.path.abspath(choice.boxes))

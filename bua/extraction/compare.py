@@ -1,4 +1,4 @@
-"""Whether two sets of region features are the same: ours, and a reference such as a file that the original wrote."""
+"""Compares region features with a reference, such as a file that the original wrote."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from bua.features.ids import image_id_of
 from bua.modeling.boxes import pairwise_iou
 from bua.structures import Regions
 
-# Regions that overlap less are not two computations of the same region.
-LEAST_IOU = 0.5
+# Regions that overlap less are regarded as different regions.
+MIN_IOU = 0.5
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far the same features may be apart.
+    """How much features may differ and still count as the same.
 
     Attributes:
-        box_distance: pixels between the sides of two boxes.
-        cosine: least cosine between two features.
-        label_agreement: least share of regions with the same object class, and with the same attribute, 0 to 1.
+        box_distance: Maximum distance between the sides of two boxes in pixels.
+        cosine: Minimum cosine between two features.
+        label_agreement: Minimum share of regions with the same object class, and of regions with the same attribute,
+            0 to 1.
     """
 
     box_distance: float = 0.5
@@ -33,14 +34,17 @@ class Bounds:
 
 @dataclass
 class Comparison:
-    """The regions of one image beside those of its reference, pair by pair.
+    """The comparison of one image's regions with the reference, pair by pair.
 
     Attributes:
-        image_id: as the reference has it.
-        num_reference, num_found: regions on each side.
-        rows: [m, 2] int64: the row in the reference and the row that was found, of each pair.
-        box_distance: [m] largest distance of two sides in pixels; iou, cosine, feature_difference (largest): [m].
-        same_object, same_attribute: [m] bool, or None where a side has no labels.
+        image_id: The image's id in the reference.
+        num_reference, num_found: Number of regions in the reference, and among the features that are compared with it.
+        rows: [m, 2] int64, for each pair the row in the reference and the row among the features.
+        box_distance: [m] largest distance between two sides of the boxes, in pixels.
+        iou: [m] IoU of the boxes.
+        cosine: [m] cosine between the features.
+        feature_difference: [m] largest difference between two elements of the features.
+        same_object, same_attribute: [m] bool, or None if the reference or the features have no labels.
     """
 
     image_id: int | str
@@ -56,46 +60,49 @@ class Comparison:
 
 
 def compare_features(found: FeatureStore, reference: FeatureStore) -> list[Comparison]:
-    """Compares every image of ``reference``.
+    """Compares the features ``found`` of every image of ``reference``.
 
-    An id such as COCO_train2014_000000084002, which LXMERT's files have, is also looked for as COCO's number.
+    An id such as COCO_train2014_000000084002, as in LXMERT's files, is also looked up as COCO's number.
 
     Raises:
-        InputError: ``found`` lacks an image, or has features of another length.
+        InputError: ``found`` lacks an image, or has features of another dimension.
     """
     comparisons = []
     for image_id in reference:
         known = next((key for key in (image_id, image_id_of(f"{image_id}.jpg")) if key in found), None)
         if known is None:
-            raise InputError(f"image {image_id}: in the reference and not among the features; extract it first")
+            raise InputError(f"image {image_id}: is in the reference but not among the features; extract it first")
         comparisons.append(compare_regions(found[known], reference[image_id]))
     return comparisons
 
 
 def compare_regions(found: Regions, reference: Regions) -> Comparison:
-    """Pairs the regions of one image, nearest boxes first, and compares them."""
+    """Pairs the regions of one image, nearest boxes first, and compares each pair."""
     if found.features.shape[1] != reference.features.shape[1]:
         raise InputError(
-            f"image {reference.image_id}: features of {found.features.shape[1]} numbers, in the reference of "
-            f"{reference.features.shape[1]}; these are of different networks"
+            f"image {reference.image_id}: the feature dimension is {found.features.shape[1]}, and "
+            f"{reference.features.shape[1]} in the reference; compare features of the same network"
         )
     distance = np.abs(found.boxes[None, :] - reference.boxes[:, None]).max(axis=2, initial=0)
-    # With both end pixels counted, so that a box of no extent overlaps itself.
-    theirs, ours = (torch.from_numpy(regions.boxes.astype(np.float64)) for regions in (reference, found))
-    iou = pairwise_iou(theirs, ours, "caffe").numpy()
+    # The convention "caffe" counts both end pixels, so that a box without extent overlaps itself.
+    reference_boxes, found_boxes = (
+        torch.from_numpy(regions.boxes.astype(np.float64)) for regions in (reference, found)
+    )
+    iou = pairwise_iou(reference_boxes, found_boxes, "caffe").numpy()
     rows = _pair(distance, iou)
-    theirs, ours = rows.T
-    a, b = reference.features[theirs].astype(np.float64), found.features[ours].astype(np.float64)
+    reference_rows, found_rows = rows.T
+    a = reference.features[reference_rows].astype(np.float64)
+    b = found.features[found_rows].astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same = np.all(a == b, axis=1)  # two empty features have no angle
+    same = np.all(a == b, axis=1)  # the cosine of two features of zeros is not defined
     cosine = np.where(same, 1.0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0))
     return Comparison(
         image_id=reference.image_id,
         num_reference=len(reference),
         num_found=len(found),
         rows=rows,
-        box_distance=distance[theirs, ours],
-        iou=iou[theirs, ours],
+        box_distance=distance[reference_rows, found_rows],
+        iou=iou[reference_rows, found_rows],
         cosine=cosine,
         feature_difference=np.abs(a - b).max(axis=1, initial=0),
         same_object=_same(reference.object_ids, found.object_ids, rows),
@@ -103,8 +110,8 @@ def compare_regions(found: Regions, reference: Regions) -> Comparison:
     )
 
 
-def differences(comparisons: Iterable[Comparison], bounds: Bounds) -> list[str]:
-    """What is beyond ``bounds``, a line each, which names the image and the region; empty where all agree."""
+def find_differences(comparisons: Iterable[Comparison], bounds: Bounds) -> list[str]:
+    """Returns one line for each difference beyond ``bounds``, which names the image and the region."""
     comparisons = list(comparisons)
     lines = []
     for comparison in comparisons:
@@ -120,22 +127,28 @@ def differences(comparisons: Iterable[Comparison], bounds: Bounds) -> list[str]:
             if not comparison.cosine[i] >= bounds.cosine:
                 lines.append(f"{name}: region {row}: its feature has a cosine of {comparison.cosine[i]:.6f}")
     for kind in ("object", "attribute"):
-        share = agreement(comparisons, kind)
+        share = label_agreement(comparisons, kind)
         if share is not None and share < bounds.label_agreement:
             lines.append(f"{kind}s: {100 * share:.2f} % of the regions have the reference's label")
     return lines
 
 
-def agreement(comparisons: Iterable[Comparison], kind: str) -> float | None:
-    """Share of pairs with the same label, 0 to 1; ``kind`` is "object" or "attribute"; None without labels."""
+def label_agreement(comparisons: Iterable[Comparison], kind: str) -> float | None:
+    """Returns the share of pairs with the same label, 0 to 1, or None without labels.
+
+    Args:
+        kind: "object" or "attribute".
+    """
     same = [getattr(comparison, f"same_{kind}") for comparison in comparisons]
     known = [values for values in same if values is not None]
     return float(np.concatenate(known).mean()) if sum(map(len, known)) else None
 
 
-def table(comparisons: Iterable[Comparison]) -> str:
-    """A line for each image: what was paired, and how far the pairs are apart at worst."""
-    rows = [("image", "regions", "found", "paired", "box px", "IoU", "cosine", "feature", "objects", "attributes")]
+def format_table(comparisons: Iterable[Comparison]) -> str:
+    """Returns a table with one line per image: the number of pairs, and their largest differences."""
+    rows: list[tuple[str, ...]] = [
+        ("image", "regions", "found", "paired", "box px", "IoU", "cosine", "feature", "objects", "attributes")
+    ]
     for comparison in comparisons:
         pairs = len(comparison.rows)
         rows.append(
@@ -150,7 +163,7 @@ def table(comparisons: Iterable[Comparison]) -> str:
                 f"{comparison.feature_difference.max():.2e}" if pairs else "-",
                 *(
                     "-" if share is None else f"{100 * share:.1f} %"
-                    for share in (agreement([comparison], kind) for kind in ("object", "attribute"))
+                    for share in (label_agreement([comparison], kind) for kind in ("object", "attribute"))
                 ),
             )
         )
@@ -159,16 +172,22 @@ def table(comparisons: Iterable[Comparison]) -> str:
 
 
 def _pair(distance: np.ndarray, iou: np.ndarray) -> np.ndarray:
-    """[m, 2] rows and columns, each used once, in order of row; the nearest pairs are taken first."""
-    pairs, used_columns, used_rows = [], set(), set()
+    """Returns the pairs of row and column [m, 2], in the order of rows. Each row and column occurs once, and the
+    nearest pairs are taken first."""
+    pairs: list[tuple[int, int]] = []
+    used_rows: set[int] = set()
+    used_columns: set[int] = set()
     for flat in np.argsort(distance, axis=None, kind="stable").tolist():
         row, column = divmod(flat, distance.shape[1])
-        if row not in used_rows and column not in used_columns and iou[row, column] >= LEAST_IOU:
+        if row not in used_rows and column not in used_columns and iou[row, column] >= MIN_IOU:
             pairs.append((row, column))
             used_rows.add(row)
             used_columns.add(column)
     return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
 
-def _same(theirs: np.ndarray | None, ours: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
-    return None if theirs is None or ours is None else theirs[rows[:, 0]] == ours[rows[:, 1]]
+def _same(reference_ids: np.ndarray | None, found_ids: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    if reference_ids is None or found_ids is None:
+        return None
+    same: np.ndarray = reference_ids[rows[:, 0]] == found_ids[rows[:, 1]]
+    return same

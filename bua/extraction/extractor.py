@@ -1,4 +1,5 @@
-"""From images to their regions, on one device: decoding ahead, and images of one size together."""
+"""Extracts the regions of images on one device: images are decoded ahead of the network, and those of the same size
+run through it together."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,60 +13,81 @@ import torch
 
 from bua.errors import InputError
 from bua.extraction.boxes_files import load_boxes
-from bua.extraction.extractor_config import RegionChoice
+from bua.extraction.extractor_config import ExtractorConfig, RegionChoice
 from bua.extraction.select import regions_from, regions_of_given
 from bua.extraction.sources import ImageFile
 from bua.io.images import read_image
-from bua.modeling import Detector
 from bua.modeling.boxes import clip_boxes
+from bua.modeling.optimize import OptimizedDetector
 from bua.structures import DetectorInput, Regions
 
-# In a stream of images: no more may come for a while, so nothing is to be held back for a fuller batch.
-FLUSH = None
+# A mark in a stream of images: no more images may come for a while, so the extractor finishes those that it holds back
+# for a fuller batch.
+FLUSH_BATCHES = None
 
-# Network pixels from one cell of res5's map of the whole image to the next; the second where res5 is dilated.
+# Network pixels from one cell of res5's map of the whole image to the next. The second is for a dilated res5.
 GRID_STRIDES = (32, 16)
 
-# Images that wait for others of their size, as a multiple of the batch size.
-WINDOW = 8
+# Number of images that may wait for others of their size, as a multiple of the batch size.
+WAITING_BATCHES = 8
 
 
 class Outcome(NamedTuple):
-    """An image's regions, or the reason why there are none."""
+    """The regions of an image, or the reason why there are none."""
 
     image: ImageFile
     regions: Regions | None
     reason: str | None = None
 
 
-class Extractor:
-    """A detector that is told what of each image is wanted."""
+class PreparedImage(NamedTuple):
+    """An image file, and the detector's input or the reason why it cannot be read."""
 
-    def __init__(self, detector: Detector, choice: RegionChoice, *, batch_size: int = 1, num_workers: int = 0):
+    image: ImageFile
+    inputs: DetectorInput | str
+
+
+class Extractor:
+    """Extracts the chosen regions of images with a detector that is optimised for inference."""
+
+    def __init__(self, detector: OptimizedDetector, choice: RegionChoice, *, batch_size: int = 1, num_workers: int = 0):
+        """
+        Args:
+            choice: Which regions of each image are extracted.
+            batch_size: Number of images of the same size that go through the network together.
+            num_workers: Number of threads that decode and resize images while the network runs.
+        """
         self.detector, self.choice = detector, choice
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.given = None if choice.boxes is None else load_boxes(choice.boxes)
+        self.given_boxes = None if choice.boxes is None else load_boxes(choice.boxes)
+
+    @classmethod
+    def from_config(cls, config: ExtractorConfig, device: str | None = None) -> "Extractor":
+        """Loads the detector that ``config`` describes; arguments and errors as for ``load_detector``."""
+        return cls(
+            config.load_detector(device), config.choice, batch_size=config.batch_size, num_workers=config.num_workers
+        )
 
     def __call__(self, images: Iterable[ImageFile | None]) -> Iterator[Outcome]:
-        """The outcome of each image. With a batch size of 1 in the order given, otherwise nearly so: images wait
-        for others of their size.
+        """Yields the outcome of each image: in the order given if the batch size is 1, otherwise in nearly that order,
+        since images wait for others of their size.
 
         Args:
-            images: FLUSH among them lets no image wait any longer.
+            images: Image files. After FLUSH_BATCHES among them, no image waits any longer.
         """
         threads = ThreadPoolExecutor(max(1, self.num_workers), "decode")
         try:
-            prepared = _ahead(images, self._prepare, threads, self.num_workers + self.batch_size)
-            for batch in _batches(prepared, self.batch_size):
-                yield from self._outcomes(batch)
+            prepared = _prepare_ahead(images, self._prepare, threads, self.num_workers + self.batch_size)
+            for batch in _batches_of_one_size(prepared, self.batch_size):
+                yield from self._extract(batch)
         finally:
             threads.shutdown(cancel_futures=True)
 
     def regions_of(self, path: str | Path) -> Regions:
-        """The regions of one image file, under id 0.
+        """Returns the regions of one image file, with the image id 0.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: The image cannot be read.
         """
         ((_, regions, reason),) = self([ImageFile(str(path), 0)])
         if regions is None:
@@ -73,10 +95,10 @@ class Extractor:
         return regions
 
     @property
-    def held(self) -> int:
-        """The largest number of images that are in work at a time: being decoded, waiting for others of their size,
+    def max_in_progress(self) -> int:
+        """The largest number of images that are in progress at a time: being decoded, waiting for others of their size,
         and in the network."""
-        return (self.num_workers + self.batch_size) + WINDOW * self.batch_size + self.batch_size
+        return (self.num_workers + self.batch_size) + WAITING_BATCHES * self.batch_size + self.batch_size
 
     def _prepare(self, image: ImageFile) -> DetectorInput | str:
         try:
@@ -84,44 +106,45 @@ class Extractor:
         except (InputError, OSError, MemoryError, cv2.error) as error:
             return _one_line(error)
 
-    def _outcomes(self, batch: list[tuple[ImageFile, DetectorInput | str]]) -> Iterator[Outcome]:
-        images = []
-        for image, picture in batch:
-            if isinstance(picture, str):
-                yield Outcome(image, None, picture)
+    def _extract(self, batch: list[PreparedImage]) -> Iterator[Outcome]:
+        """Yields the outcome of each image of a batch. A batch that does not fit into memory is done one by one."""
+        readable = []
+        for image, inputs in batch:
+            if isinstance(inputs, str):
+                yield Outcome(image, None, inputs)
             else:
-                images.append((image, picture))
-        if not images:
+                readable.append((image, inputs))
+        if not readable:
             return
         try:
-            outcomes = self._regions(images)
+            outcomes = self._run_detector(readable)
         except torch.OutOfMemoryError as error:
             reason = _one_line(error)
         else:
             yield from outcomes
             return
-        # Outside the except block, in which the error would keep the memory of the batch.
-        if len(images) == 1:
-            yield Outcome(images[0][0], None, reason)
+        # This is outside the except block, because there the error would keep the batch in memory.
+        if len(readable) == 1:
+            yield Outcome(readable[0][0], None, reason)
         else:
-            for single in images:
-                yield from self._outcomes([single])
+            for image, inputs in readable:
+                yield from self._extract([PreparedImage(image, inputs)])
 
-    def _regions(self, images: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
+    def _run_detector(self, batch: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
+        images = [image for image, _ in batch]
+        inputs = [image_inputs for _, image_inputs in batch]
         if self.choice.grid:
-            maps = self.detector.grid([picture for _, picture in images])
             return [
-                Outcome(image, _grid_regions(grid, picture, image.image_id, self.detector.convention))
-                for (image, picture), grid in zip(images, maps)
+                Outcome(image, _grid_regions(feature_map, image_inputs, image.image_id, self.detector.convention))
+                for image, image_inputs, feature_map in zip(images, inputs, self.detector.grid(inputs))
             ]
-        if self.given is not None:
-            return self._given_regions(images)
-        predictions = self.detector.infer([picture for _, picture in images], regress=self.choice.regressed)
+        if self.choice.boxes is not None:
+            return self._describe_given_boxes(batch)
         return [
             Outcome(
                 image,
                 regions_from(
-                    prediction,
+                    predictions,
                     image.image_id,
                     min_boxes=self.choice.min_boxes,
                     max_boxes=self.choice.max_boxes,
@@ -131,82 +154,88 @@ class Extractor:
                     convention=self.detector.convention,
                 ),
             )
-            for (image, _), prediction in zip(images, predictions)
+            for image, predictions in zip(images, self.detector.infer(inputs, regress=self.choice.regressed))
         ]
 
-    def _given_regions(self, images: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
-        outcomes, known, boxes = [], [], []
-        for image, picture in images:
+    def _describe_given_boxes(self, batch: list[tuple[ImageFile, DetectorInput]]) -> list[Outcome]:
+        assert self.given_boxes is not None
+        outcomes, images, inputs, boxes = [], [], [], []
+        for image, image_inputs in batch:
             try:
-                boxes.append(torch.from_numpy(_boxes_of(self.given, image, self.choice.boxes)))
-                known.append((image, picture))
+                boxes.append(torch.from_numpy(_boxes_of(self.given_boxes, image, f"{self.choice.boxes}")))
+                images.append(image)
+                inputs.append(image_inputs)
             except InputError as error:
                 outcomes.append(Outcome(image, None, str(error)))
-        predictions = self.detector.infer([picture for _, picture in known], boxes, regress=False) if known else []
-        for (image, _), prediction in zip(known, predictions):
-            outcomes.append(Outcome(image, regions_of_given(prediction, image.image_id)))
+        predictions = self.detector.infer(inputs, boxes, regress=False) if inputs else []
+        for image, image_predictions in zip(images, predictions):
+            outcomes.append(Outcome(image, regions_of_given(image_predictions, image.image_id)))
         return outcomes
 
 
-def _ahead(
-    images: Iterable[ImageFile | None], prepare: Callable, threads: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[ImageFile, DetectorInput | str] | None]:
-    """Images in their order, decoded by ``threads`` while earlier ones are in work."""
-    waiting: deque[tuple[ImageFile, Future]] = deque()
+def _prepare_ahead(
+    images: Iterable[ImageFile | None],
+    prepare: Callable[[ImageFile], DetectorInput | str],
+    threads: ThreadPoolExecutor,
+    ahead: int,
+) -> Iterator[PreparedImage | None]:
+    """Yields images in their order. While one is in use, ``threads`` prepare the next, at most ``ahead``."""
+    waiting: deque[tuple[ImageFile, Future[DetectorInput | str]]] = deque()
     for image in images:
-        if image is not FLUSH:
+        if image is not FLUSH_BATCHES:
             waiting.append((image, threads.submit(prepare, image)))
-        while waiting and (image is FLUSH or len(waiting) > ahead):
-            first, picture = waiting.popleft()
-            yield first, picture.result()
-        if image is FLUSH:
-            yield FLUSH
-    for image, picture in waiting:
-        yield image, picture.result()
+        while waiting and (image is FLUSH_BATCHES or len(waiting) > ahead):
+            first, inputs = waiting.popleft()
+            yield PreparedImage(first, inputs.result())
+        if image is FLUSH_BATCHES:
+            yield FLUSH_BATCHES
+    for image, inputs in waiting:
+        yield PreparedImage(image, inputs.result())
 
 
-def _batches(images: Iterator, size: int) -> Iterator[list]:
-    """Images of one network size in batches; ones that cannot be read at once."""
-    groups: dict[torch.Size, list] = {}
-    for item in images:
-        if item is FLUSH:
+def _batches_of_one_size(images: Iterable[PreparedImage | None], size: int) -> Iterator[list[PreparedImage]]:
+    """Yields batches of images with the same network size. An image that cannot be read is yielded at once."""
+    groups: dict[torch.Size, list[PreparedImage]] = {}
+    for prepared in images:
+        if prepared is FLUSH_BATCHES:
             yield from groups.values()
             groups.clear()
             continue
-        _, picture = item
-        if isinstance(picture, str):
-            yield [item]
+        if isinstance(prepared.inputs, str):
+            yield [prepared]
             continue
-        group = groups.setdefault(picture.image.shape, [])
-        group.append(item)
+        shape = prepared.inputs.image.shape
+        group = groups.setdefault(shape, [])
+        group.append(prepared)
         if len(group) == size:
-            yield groups.pop(picture.image.shape)
-        elif sum(map(len, groups.values())) > WINDOW * size:
+            yield groups.pop(shape)
+        elif sum(map(len, groups.values())) > WAITING_BATCHES * size:
             # The group that has waited longest: dictionaries keep the order in which groups began.
             yield groups.pop(next(iter(groups)))
     yield from groups.values()
 
 
-def _grid_regions(grid: torch.Tensor, picture: DetectorInput, image_id: int | str, convention: str) -> Regions:
-    """The cells of a feature map [D, h, w] as regions, row by row; boxes are what each cell covers of the image."""
-    _, rows, columns = grid.shape
-    long_side = max(picture.image.shape[1:])
+def _grid_regions(feature_map: torch.Tensor, inputs: DetectorInput, image_id: int | str, convention: str) -> Regions:
+    """Returns the cells of a feature map [D, h, w] as regions, row by row. A box is the part of the image that the cell
+    covers."""
+    _, rows, columns = feature_map.shape
+    long_side = max(inputs.image.shape[1:])
     stride = min(GRID_STRIDES, key=lambda stride: abs(long_side / stride - max(rows, columns)))
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     corners = torch.stack([x, y, x + 1, y + 1], dim=-1).reshape(-1, 4) * float(stride)
-    boxes = corners / torch.tensor([*picture.scale, *picture.scale])
+    boxes = corners / torch.tensor([*inputs.scale, *inputs.scale])
     return Regions(
         image_id=image_id,
-        width=picture.width,
-        height=picture.height,
-        boxes=clip_boxes(boxes, picture.height, picture.width, convention).numpy(),
-        features=grid.flatten(1).T.float().cpu().contiguous().numpy(),
+        width=inputs.width,
+        height=inputs.height,
+        boxes=clip_boxes(boxes, inputs.height, inputs.width, convention).numpy(),
+        features=feature_map.flatten(1).T.float().cpu().contiguous().numpy(),
     )
 
 
-def _boxes_of(given: Mapping[int | str, np.ndarray], image: ImageFile, source: str) -> np.ndarray:
+def _boxes_of(given_boxes: Mapping[int | str, np.ndarray], image: ImageFile, source: str) -> np.ndarray:
     try:
-        return given[image.image_id]
+        return given_boxes[image.image_id]
     except KeyError:
         raise InputError(f"{source}: no boxes for the image {image.image_id}; add them") from None
 

@@ -1,20 +1,21 @@
-"""What an extraction is told: which detector, and what of each image."""
+"""The configuration of an extraction: which detector runs, and which regions of each image are kept."""
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from fvcore.common.config import CfgNode
 
 from bua.checkpoint import load_weights
 from bua.config import load_cfg
 from bua.errors import InputError
-from bua.modeling import Detector, build_detector
-from bua.modeling.optimize import optimize_for_inference
+from bua.modeling import build_detector
+from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
 from bua.weights.zoo import ZOO, fetch
 
 RANDOM_WEIGHTS = "random"
@@ -24,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RegionChoice:
-    """What of each image is extracted.
+    """Which regions of each image are extracted.
 
     Attributes:
-        min_boxes, max_boxes, score_threshold, nms_threshold: as for ``bua.extraction.select_regions``.
-        regressed: the boxes are those regressed for each region's best class, not the proposals.
-        boxes: a file of boxes to describe instead of proposals, as for ``bua.extraction.load_boxes``; all are kept,
-            in their order.
-        grid: the cells of the feature map instead of regions.
+        min_boxes, max_boxes, score_threshold, nms_threshold: As for ``bua.extraction.select_regions``.
+        regressed: Whether boxes are those regressed for each region's best class, instead of the proposals.
+        boxes: A file of boxes to describe instead of proposals, as for ``bua.extraction.load_boxes``. All of them are
+            kept, in their order.
+        grid: Whether to extract the cells of the feature map instead of regions.
     """
 
     min_boxes: int = 10
@@ -43,7 +44,7 @@ class RegionChoice:
     grid: bool = False
 
     def check(self) -> None:
-        """Raises InputError for values that are none, or do not go together."""
+        """Raises InputError if a value is out of range, or if options exclude each other."""
         if not 0 <= self.min_boxes <= self.max_boxes or self.max_boxes == 0:
             raise InputError(
                 f"min boxes {self.min_boxes}, max boxes {self.max_boxes}: need 0 <= min <= max and max > 0"
@@ -58,17 +59,18 @@ class RegionChoice:
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """A detector and what it is to extract. It travels to other processes and machines, where ``load`` builds the
-    detector.
+    """Everything that ``Extractor.from_config`` needs to make an extractor, also in other processes and on other
+    machines.
 
     Attributes:
-        config_file, overrides: as for ``bua.config.load_cfg``.
-        weights: a checkpoint file, or "random".
-        precision: of the convolutions, "fp32" or "bf16".
-        compile: whether torch.compile makes the backbone and the heads.
-        batch_size: images of one size that go through the network together.
-        num_workers: threads that decode and resize ahead of the network.
-        allow_missing: whether parameters that the weights lack may keep random values.
+        config_file, overrides: As for ``bua.config.load_cfg``.
+        weights: A checkpoint file, or "random".
+        choice: Which regions of each image are extracted.
+        precision: Precision of the convolutions, "fp32" or "bf16".
+        compile: Whether to compile a part of the network with torch.compile.
+        batch_size: Number of images of the same size that go through the network together.
+        num_workers: Number of threads that decode and resize images while the network runs.
+        allow_missing: Whether parameters that the weights lack may keep random values.
     """
 
     config_file: str
@@ -81,22 +83,25 @@ class ExtractorConfig:
     num_workers: int = 2
     allow_missing: bool = False
 
-    def cfg(self, device: str | None = None):
-        """The configuration, on another device where one is given."""
+    def cfg(self, device: str | None = None) -> CfgNode:
+        """Returns the detector's configuration, with MODEL.DEVICE set to ``device`` if it is given."""
         return load_cfg(self.config_file, [*self.overrides, *(["MODEL.DEVICE", device] if device else [])])
 
-    def load(self, device: str | None = None) -> Detector:
-        """The detector, ready to infer, on ``device`` or on the configuration's.
+    def load_detector(self, device: str | None = None) -> OptimizedDetector:
+        """Builds the detector, loads its weights and optimises it for inference.
+
+        Args:
+            device: By default MODEL.DEVICE of the configuration.
 
         Raises:
-            InputError: the weights do not fit the configuration, or the device is not here.
+            InputError: The weights do not fit the configuration, or the device does not exist.
         """
-        # Random weights are the same in each run, so that one can go on with another's output.
+        # Random weights are the same in each run, so that a later run can continue the output of an earlier one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             detector = build_detector(self.cfg(device))
         if self.weights == RANDOM_WEIGHTS:
-            logger.warning("random weights, as asked for: the features mean nothing")
+            logger.warning("weights random: the weights are not trained, so the features have no meaning")
         else:
             for line in load_weights(detector, self.weights, allow_missing=self.allow_missing).lines():
                 logger.warning("%s: %s", self.weights, line)
@@ -111,29 +116,36 @@ def extractor_config(
     min_boxes: int = 10,
     max_boxes: int = 100,
 ) -> ExtractorConfig:
-    """A config for single images, such as those that the heads are asked about. Arguments and errors as for
-    ``bua.extraction.extract``."""
+    """Returns the configuration of an extractor for single images, such as those that the models of the three tasks
+    answer questions about. Arguments and errors are as for ``bua.extraction.extract``."""
     choice = RegionChoice(min_boxes, max_boxes)
     choice.check()
     config = ExtractorConfig(str(config_file), tuple(overrides), "", choice)
     return replace(config, weights=find_weights(weights, config.cfg(), config_file))
 
 
-def find_weights(weights: str | Path | None, cfg, config_file: str | Path) -> str:
-    """A checkpoint file, fetched where it must be, or ``RANDOM_WEIGHTS``."""
+def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Path) -> str:
+    """Returns the path of a checkpoint file, which is downloaded if necessary, or ``RANDOM_WEIGHTS``.
+
+    Args:
+        weights: A checkpoint file, the name of a released one, an address, or ``RANDOM_WEIGHTS``; None for
+            MODEL.WEIGHTS of ``cfg``.
+        config_file: The file that ``cfg`` was read from, for messages.
+    """
     if weights == RANDOM_WEIGHTS:
         return RANDOM_WEIGHTS
     if not weights and not os.path.isfile(cfg.MODEL.WEIGHTS) and cfg.MODEL.WEIGHTS not in ZOO:
         raise InputError(
-            f"weights: none given, and MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, not a checkpoint here; "
-            f"give a trained detector's checkpoint, or {RANDOM_WEIGHTS!r} to try things out"
+            f"weights: none given, and MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not a "
+            f"checkpoint file; give a trained detector's checkpoint, or {RANDOM_WEIGHTS!r} to try things out"
         )
     return str(fetch(weights or cfg.MODEL.WEIGHTS))
 
 
-def settings_of(config: ExtractorConfig, cfg, format: str) -> dict:
-    """All that the features depend on besides the images, flat, as it comes back from JSON."""
-    settings = {
+def settings_of(config: ExtractorConfig, cfg: CfgNode, format: str) -> dict[str, object]:
+    """Returns all settings that the features depend on, apart from the images, as one flat dictionary whose values
+    survive a round trip through JSON."""
+    settings: dict[str, object] = {
         "format": format,
         "weights": fingerprint(config.weights),
         "precision": config.precision,
@@ -146,11 +158,12 @@ def settings_of(config: ExtractorConfig, cfg, format: str) -> dict:
     for key in list(settings):
         if key in ("MODEL.DEVICE", "MODEL.WEIGHTS") or "TRAIN" in key:
             del settings[key]
-    return json.loads(json.dumps(settings))
+    round_trip: dict[str, object] = json.loads(json.dumps(settings))
+    return round_trip
 
 
 def fingerprint(path: str) -> str:
-    """The SHA-256 of a file; what is no file, such as a folder or a word, stands for itself."""
+    """Returns the SHA-256 of a file, or ``path`` itself if it is not a file, such as a folder or "random"."""
     if not os.path.isfile(path):
         return path
     digest = hashlib.sha256()
@@ -160,8 +173,8 @@ def fingerprint(path: str) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _flatten(node: dict, prefix: str) -> dict:
-    flat = {}
+def _flatten(node: Mapping[str, object], prefix: str) -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in node.items():
         flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat

@@ -1,4 +1,5 @@
-"""From images to their regions on many devices: a process for each, which takes work when it gets free."""
+"""Extracts the regions of images on several devices of this machine. Each device has a process, which gets more images
+when it is free."""
 
 import logging
 import math
@@ -10,31 +11,34 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 
 import torch
 
 from bua.errors import InputError
-from bua.extraction.extractor import FLUSH, Extractor, Outcome
+from bua.extraction.extractor import FLUSH_BATCHES, Extractor, Outcome
 from bua.extraction.extractor_config import ExtractorConfig
 from bua.extraction.sources import ImageFile
 
-# Images that a process has besides those in work, so that it does not wait for more.
-SPARE = 32
+# Number of images that a process has in addition to those in progress, so that it never waits for more.
+QUEUED_IMAGES = 32
 
-# Of processes on a device, one after the other and without an image done between, before it is left alone.
+# Number of processes that may die on a device one after the other, without any finished image between, before the
+# device is no longer used.
 MAX_DEATHS = 3
 
+# Time that a process has to end by itself.
 GRACE_SECONDS = 10
 
 logger = logging.getLogger(__name__)
 
 
 def devices_of(device: str, number: int) -> list[str]:
-    """``number`` devices of the kind of ``device``: the first GPUs, or the CPU that many times.
+    """Returns ``number`` devices of the kind of ``device``: the first GPUs, or the CPU that many times.
 
     Raises:
-        InputError: there are fewer GPUs.
+        InputError: There are fewer GPUs.
     """
     if number < 1:
         raise InputError(f"--num-gpus {number}: must be 1 or more")
@@ -49,13 +53,13 @@ def devices_of(device: str, number: int) -> list[str]:
 
 
 @contextmanager
-def on_devices(config: ExtractorConfig, devices: list[str]) -> Iterator["Pool"]:
-    """Processes that have loaded the detector, one on each device; they end with the block.
+def start_device_pool(config: ExtractorConfig, devices: list[str]) -> Iterator["DevicePool"]:
+    """Starts a process on each device, waits until all have loaded the detector, and ends them after the block.
 
     Raises:
-        InputError: what ``ExtractorConfig.load`` raises in the processes.
+        InputError: What ``ExtractorConfig.load_detector`` raises in the processes.
     """
-    pool = Pool(config, devices)
+    pool = DevicePool(config, devices)
     try:
         pool.wait_until_ready()
         yield pool
@@ -63,9 +67,12 @@ def on_devices(config: ExtractorConfig, devices: list[str]) -> Iterator["Pool"]:
         pool.close()
 
 
-class Pool:
-    """Extracts on many devices. A process that dies is reported, and others do its images; a new one takes its
-    place. Those images that it had in work then are done alone, and one with which a process dies again is given up.
+class DevicePool:
+    """Extracts on several devices.
+
+    When a process dies, a new one is started in its place and other processes do its images. The images that it had in
+    progress are suspects: each is tried once more on its own, and an image that kills a second process is marked as
+    failed.
     """
 
     def __init__(self, config: ExtractorConfig, devices: list[str]):
@@ -76,29 +83,31 @@ class Pool:
             self._workers.append(_Worker(config, device, self._threads, quiet=number > 0))
 
     def wait_until_ready(self) -> None:
+        """Waits until all processes have loaded the detector."""
         for worker in self._workers:
             worker.wait_until_ready()
 
     def __call__(self, images: list[ImageFile]) -> Iterator[Outcome]:
-        """The outcome of each image, in the order in which they get done.
+        """Yields the outcome of each image, in the order in which they are finished.
 
         Raises:
-            InputError: the processes of all devices have died.
+            InputError: The processes on all devices have died.
         """
-        waiting, suspects = deque(images), deque()
+        waiting: deque[ImageFile] = deque(images)
+        suspects: deque[ImageFile] = deque()
         while waiting or suspects or any(worker.images for worker in self._workers):
             if not self._workers:
                 raise InputError(
-                    f"the processes on all devices died; {len(waiting) + len(suspects)} images are left, and the "
-                    "same command goes on with them"
+                    f"the processes on all devices died; {len(waiting) + len(suspects)} images are left; run the same "
+                    "command again to continue with them"
                 )
             for worker in self._workers:
-                # An even share, so that all end together.
+                # Each gets an equal share, so that all finish at the same time.
                 worker.give(waiting, suspects, most=math.ceil(len(waiting) / len(self._workers)))
             answered = wait([worker.connection for worker in self._workers])
             for worker in [worker for worker in self._workers if worker.connection in answered]:
                 if not worker.ready:
-                    self._greet(worker)
+                    self._finish_start(worker)
                     continue
                 try:
                     yield worker.receive()
@@ -106,11 +115,13 @@ class Pool:
                     yield from self._replace(worker, waiting, suspects)
 
     def close(self) -> None:
+        """Ends all processes."""
         for worker in self._workers:
             worker.close()
         self._workers = []
 
-    def _greet(self, worker: "_Worker") -> None:
+    def _finish_start(self, worker: "_Worker") -> None:
+        """Reads from a new process whether it could load the detector."""
         try:
             worker.wait_until_ready()
         except InputError as error:
@@ -118,22 +129,23 @@ class Pool:
             self._workers.remove(worker)
             worker.close()
 
-    def _replace(self, worker: "_Worker", waiting: deque, suspects: deque) -> Iterator[Outcome]:
+    def _replace(self, worker: "_Worker", waiting: deque[ImageFile], suspects: deque[ImageFile]) -> Iterator[Outcome]:
+        """Starts a new process in the place of a dead one, whose images go to ``waiting`` and ``suspects``."""
         self._workers.remove(worker)
         exit_code = worker.wait_until_dead()
         logger.warning(
-            "the process on %s died (exit code %s); others do its %d images",
+            "the process on %s died (exit code %s); other processes do its %d images",
             worker.device,
             exit_code,
             len(worker.images),
         )
-        in_work, rest = worker.images[: worker.held], worker.images[worker.held :]
+        in_progress, rest = worker.images[: worker.max_in_progress], worker.images[worker.max_in_progress :]
         waiting.extendleft(reversed(rest))
-        if worker.alone:
-            for image in in_work:
+        if worker.has_suspect:
+            for image in in_progress:
                 yield Outcome(image, None, f"two processes died at it, the second with exit code {exit_code}")
         else:
-            suspects.extend(in_work)
+            suspects.extend(in_progress)
         deaths = worker.deaths + 1
         if deaths < MAX_DEATHS:
             self._workers.append(_Worker(self._config, worker.device, self._threads, quiet=True, deaths=deaths))
@@ -142,28 +154,29 @@ class Pool:
 
 
 class _Worker:
-    """The main process's end of one process.
+    """One process, as the main process sees it.
 
     Attributes:
-        images: those it was given and has not answered, in their order.
-        alone: whether it was given a suspect, and that alone.
-        flushed: whether it holds none of its images back for a fuller batch.
-        held: the largest number of its images that are in work at a time.
-        deaths: of the processes before it on this device, since one of them did an image.
+        images: Images that it was given and has not finished, in their order.
+        ready: Whether it has loaded the detector.
+        has_suspect: Whether it was given a suspect, and nothing else.
+        flushed: Whether it was told to hold back none of its images for a fuller batch.
+        max_in_progress: Largest number of its images that are in progress at a time.
+        deaths: Number of processes that died on this device before it, since one of them finished an image.
     """
 
     def __init__(self, config: ExtractorConfig, device: str, threads: int, *, quiet: bool, deaths: int = 0):
-        # Processes are forked from one that has done the imports, and nothing else: CUDA does not survive a fork.
+        # Processes are forked from a server that has only done the imports, because CUDA does not survive a fork.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self.device, self.deaths = device, deaths
         self.images: list[ImageFile] = []
-        self.ready = self.alone = self.flushed = False
-        self.held = 0
+        self.ready = self.has_suspect = self.flushed = False
+        self.max_in_progress = 0
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, config, device, threads, quiet), daemon=True)
+        self.process = context.Process(target=_run_worker, args=(other, config, device, threads, quiet), daemon=True)
         self.process.start()
-        # The process holds the only other end, so that its death ends the connection.
+        # The process has the only copy of the other end, so that the connection ends when it dies.
         other.close()
 
     def wait_until_ready(self) -> None:
@@ -175,33 +188,33 @@ class _Worker:
             ) from None
         if isinstance(answer, InputError):
             raise answer
-        self.held, self.ready = answer, True
+        self.max_in_progress, self.ready = answer, True
 
     def give(self, waiting: deque[ImageFile], suspects: deque[ImageFile], most: int) -> None:
-        """Hands over what the process can take, at most so many of the waiting ones."""
-        if not self.ready or (self.alone and self.images):
+        """Gives the process as many images as it can take: a suspect, or at most ``most`` of the waiting ones."""
+        if not self.ready or (self.has_suspect and self.images):
             return
         if suspects and not self.images:
-            # One that killed a process must not take others with it.
-            self.alone = True
+            # If it kills this process too, no other image is lost.
+            self.has_suspect = True
             self._send([suspects.popleft()], flush=True)
-        elif waiting and len(self.images) <= self.held + SPARE:
-            self.alone = False
-            number = min(most, self.held + 2 * SPARE - len(self.images))
+        elif waiting and len(self.images) <= self.max_in_progress + QUEUED_IMAGES:
+            self.has_suspect = False
+            number = min(most, self.max_in_progress + 2 * QUEUED_IMAGES - len(self.images))
             images = [waiting.popleft() for _ in range(number)]
-            # With no more than it can hold it would wait for ever.
-            self._send(images, flush=not waiting or len(self.images) + number <= self.held)
+            # Without more images than it can hold back, it would wait for ever.
+            self._send(images, flush=not waiting or len(self.images) + number <= self.max_in_progress)
         elif not waiting and self.images and not self.flushed:
             self._send([], flush=True)
 
     def receive(self) -> Outcome:
-        outcome = self.connection.recv()
+        outcome: Outcome = self.connection.recv()
         self.images.remove(outcome.image)
         self.deaths = 0
         return outcome
 
     def wait_until_dead(self) -> int | None:
-        """The exit code, when the connection has ended."""
+        """Returns the exit code of a process whose connection has ended."""
         self.process.join(GRACE_SECONDS)
         self.process.kill()
         self.process.join()
@@ -209,7 +222,7 @@ class _Worker:
         return self.process.exitcode
 
     def close(self) -> None:
-        """Ends the process: at once if it is at work, otherwise when it has given back what it holds."""
+        """Ends the process: at once if it is at work, otherwise when it has noticed that the connection ended."""
         self.connection.close()
         if self.images or not self.ready:
             self.process.kill()
@@ -220,46 +233,48 @@ class _Worker:
     def _send(self, images: list[ImageFile], flush: bool) -> None:
         self.images += images
         self.flushed = flush
-        # Of a process that is gone one hears when its answer is read.
+        # If the process is dead, this is noticed when its answer is read.
         with suppress(OSError):
-            self.connection.send([*images, FLUSH] if flush else images)
+            self.connection.send([*images, FLUSH_BATCHES] if flush else images)
 
 
-def _work(connection: Connection, config: ExtractorConfig, device: str, threads: int, quiet: bool) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one ends the others.
+def _run_worker(connection: Connection, config: ExtractorConfig, device: str, threads: int, quiet: bool) -> None:
+    """Runs in the process of a ``_Worker``: sends the largest number of images in progress, or an InputError, and then
+    the outcomes of the images that it receives."""
+    # Ctrl-C reaches every process of the terminal; the main process ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch.device(device).type == "cpu":
         torch.set_num_threads(threads)
-    # The main process may be gone.
+    # The main process may have ended.
     with suppress(BrokenPipeError):
         try:
-            # What there is to say about the weights, one process says.
+            # Only one process reports on the weights.
             logging.disable(logging.WARNING if quiet else logging.NOTSET)
-            detector = config.load(device)
+            extractor = Extractor.from_config(replace(config, num_workers=min(config.num_workers, threads)), device)
             logging.disable(logging.NOTSET)
-            extractor = Extractor(
-                detector, config.choice, batch_size=config.batch_size, num_workers=min(config.num_workers, threads)
-            )
         except InputError as error:
             connection.send(error)
             return
-        connection.send(extractor.held)
+        connection.send(extractor.max_in_progress)
         for outcome in extractor(_received(connection)):
             connection.send(outcome)
 
 
 def _received(connection: Connection) -> Iterator[ImageFile | None]:
-    """The images that the main process hands over. They are taken from the connection at once: were it full, the
-    main process would wait for this one, and this one, with an outcome to send, for the main process."""
-    incoming: queue.SimpleQueue = queue.SimpleQueue()
+    """Yields the images that the main process sends.
+
+    They are taken from the connection at once. If it were full, the main process would wait for this process, while
+    this process, with an outcome to send, waits for the main process.
+    """
+    incoming: queue.SimpleQueue[list[ImageFile | None] | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, incoming), daemon=True).start()
     while (images := incoming.get()) is not None:
         yield from images
 
 
-def _receive(connection: Connection, images: queue.SimpleQueue) -> None:
+def _receive(connection: Connection, incoming: queue.SimpleQueue[list[ImageFile | None] | None]) -> None:
     try:
         while True:
-            images.put(connection.recv())
+            incoming.put(connection.recv())
     except (EOFError, OSError):
-        images.put(None)
+        incoming.put(None)

@@ -1,5 +1,6 @@
-"""Which of the detector's regions become an image's features (Anderson et al. 2018, section 3.1)."""
+"""Selects the regions of an image that become its features (Anderson et al. 2018, section 3.1)."""
 
+import numpy as np
 import torch
 
 from bua.modeling.boxes import pairwise_iou
@@ -16,22 +17,23 @@ def select_regions(
     nms_threshold: float = 0.3,
     convention: str = "caffe",
 ) -> torch.Tensor:
-    """The original's choice of regions (tools/generate_tsv.py, ``get_detections_from_im``).
+    """Selects regions as the original does (tools/generate_tsv.py, ``get_detections_from_im``).
 
-    A region's confidence is its highest probability among the classes in which it survives non-maximum
-    suppression, 0 if it survives in none. Where the number of regions with a confidence of at least
-    ``score_threshold`` lies between ``min_boxes`` and ``max_boxes`` these are chosen, in the order given; otherwise
-    the ``min_boxes`` or ``max_boxes`` most confident, best first.
+    The confidence of a region is its highest probability among the classes in which it survives non-maximum
+    suppression, and 0 if it survives in none. If the number of regions with a confidence of at least
+    ``score_threshold`` lies between ``min_boxes`` and ``max_boxes``, these regions are selected, in the order given.
+    Otherwise the ``min_boxes`` or ``max_boxes`` most confident regions are selected, best first.
 
-    Ties, both in suppression and in the final order: "caffe" prefers the later region, which is what the original's
-    ``argsort()[::-1]`` does whenever numpy's sort is stable; "detectron2" the earlier one, as torchvision's nms.
+    If two regions are tied, in suppression or in the final order, "caffe" prefers the later one, as the original's
+    ``argsort()[::-1]`` does whenever numpy's sort is stable. "detectron2" prefers the earlier one, as torchvision's
+    nms does.
 
     Args:
         boxes: [R, 4] float x1y1x2y2.
         class_probs: [R, C] float, 0 to 1, without background; not necessarily normalised.
-        min_boxes, max_boxes: limits on the number chosen; fewer than ``min_boxes`` where R is smaller.
-        score_threshold: least confidence, 0 to 1.
-        nms_threshold: "caffe" suppresses at an IoU (of widths x2-x1+1) of at least this, "detectron2" above it.
+        min_boxes, max_boxes: Limits on the number of selected regions, which is below ``min_boxes`` only if R is.
+        score_threshold: Minimum confidence, 0 to 1.
+        nms_threshold: "caffe" suppresses at an IoU (of widths x2-x1+1) of at least this value, "detectron2" above it.
         convention: "caffe" or "detectron2".
 
     Returns:
@@ -63,16 +65,17 @@ def regions_from(
     convention: str = "caffe",
     regressed: bool = False,
 ) -> Regions:
-    """The selected regions of one image with their features, best object class and best attribute.
+    """Returns the selected regions of one image with their features, best object class and best attribute.
 
     Args:
-        min_boxes, max_boxes, score_threshold, nms_threshold, convention: as for ``select_regions``. Every region
-            above the threshold, however many: ``min_boxes`` 0 and ``max_boxes`` at least the number of proposals.
-        regressed: False: boxes are the proposals that the features were pooled from, as in the original. True: each
-            proposal regressed for its best class, which regions are also selected by; the features remain those of
-            the proposals. MILVLG's port has such boxes in its "caffe" mode 2 (bboxes), without features: always its
-            MAX_BOXES most confident, best first, whatever their confidence; and with the proposals' features in its
-            "d2" mode, where a region is there once for each class that it is detected as.
+        min_boxes, max_boxes, score_threshold, nms_threshold, convention: As for ``select_regions``. To select every
+            region above the threshold, set ``min_boxes`` to 0 and ``max_boxes`` to at least the number of proposals.
+        regressed: If False, boxes are the proposals that the features were pooled from, as in the original. If True,
+            boxes are the proposals regressed for their best class, and the selection uses these boxes; the features
+            remain those of the proposals. MILVLG's port has such boxes in its "caffe" mode 2 (bboxes), without
+            features: always its MAX_BOXES most confident, best first, whatever their confidence. It also has them in
+            its "d2" mode, with the proposals' features, where a region occurs once for each class that it is detected
+            as.
     """
     boxes = _boxes_of_best_class(predictions) if regressed else predictions.proposals
     keep = select_regions(
@@ -88,7 +91,8 @@ def regions_from(
 
 
 def regions_of_given(predictions: RegionPredictions, image_id: int | str) -> Regions:
-    """All regions in their order, for boxes that the caller gave the detector, with labels as in ``regions_from``."""
+    """Returns all regions in their order, for boxes that the caller gave the detector, with labels as in
+    ``regions_from``."""
     return _regions(predictions, image_id, predictions.proposals, slice(None))
 
 
@@ -113,20 +117,21 @@ def _regions(
 
 
 def _boxes_of_best_class(predictions: RegionPredictions) -> torch.Tensor:
-    """[R, 4] each region's box as regressed for its most probable class."""
+    """Returns the box of each region regressed for its most probable class, [R, 4]."""
+    assert predictions.boxes is not None
     best = predictions.class_probs.argmax(dim=1)
     return predictions.boxes[torch.arange(len(best), device=best.device), best]
 
 
-def _best(probs: torch.Tensor):
-    """[n, C] -> the first best class [n] int64 and its probability [n] float32, numpy."""
-    probs = probs.float().cpu().numpy()
-    return probs.argmax(axis=1), probs.max(axis=1)
+def _best(probs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first best class [n] int64 of probabilities [n, C], and its probability [n] float32."""
+    array = probs.float().cpu().numpy()
+    return array.argmax(axis=1), array.max(axis=1)
 
 
 def _overlaps(boxes: torch.Tensor, threshold: float, convention: str) -> torch.Tensor:
-    """[R, R] bool: which regions suppress each other."""
-    # Compared in double, as the original and torchvision do: an IoU of 0.3 rounded to single exceeds 0.3.
+    """Returns which regions suppress each other, [R, R] bool."""
+    # IoUs are compared in double precision, as in the original and in torchvision: 0.3 rounded to single exceeds 0.3.
     iou = pairwise_iou(boxes, boxes, convention).double()
     overlaps = iou >= threshold if convention == "caffe" else iou > threshold
     return overlaps.fill_diagonal_(False)
@@ -135,11 +140,12 @@ def _overlaps(boxes: torch.Tensor, threshold: float, convention: str) -> torch.T
 def _confidences(
     overlaps: torch.Tensor, probs: torch.Tensor, needed: int, score_threshold: float, convention: str
 ) -> torch.Tensor:
-    """[R] confidences: exact where >= ``score_threshold`` and for the ``needed`` best; elsewhere maybe too low.
+    """Returns the confidences [R]. They are exact where they are at least ``score_threshold`` and for the ``needed``
+    best regions; elsewhere they may be too low.
 
-    Whether a (region, class) pair survives depends on the pairs of that class with higher probability alone, so
-    those with a probability of at least ``floor`` decide every confidence that reaches ``floor``. After a softmax
-    they are few (at most 1 / floor a region), and the floor is lowered until it is low enough.
+    Whether a (region, class) pair survives depends only on the pairs of the same class with a higher probability.
+    Therefore the pairs with a probability of at least ``floor`` determine every confidence that reaches ``floor``.
+    After a softmax they are few (at most 1 / floor per region). The floor is lowered until enough confidences reach it.
     """
     classes = probs.shape[1]
     floor = score_threshold
@@ -149,14 +155,16 @@ def _confidences(
         confidences = _confidences_above(floor, overlaps, probs, convention)
         if floor <= 0 or int((confidences >= floor).sum()) >= needed:
             return confidences
-        # Below 1 / classes the pairs are nearly all there, and a lower floor than 0 would not add any.
+        # Below 1 / classes nearly all pairs are included, and a floor below 0 would not add any.
         floor = floor / 4 if floor > 1 / classes else 0.0
 
 
 def _confidences_above(floor: float, overlaps: torch.Tensor, probs: torch.Tensor, convention: str) -> torch.Tensor:
-    """[R] confidences from the (region, class) pairs with a probability of at least ``floor`` and above 0.
+    """Returns the confidences [R] that follow from the (region, class) pairs with a probability of at least ``floor``
+    and above 0.
 
-    Suppression runs for all classes at once: the best pair of every class, then the second best of every class, ...
+    Suppression runs for all classes at once: first for the best pair of every class, then for the second best, and so
+    on.
     """
     regions, classes = torch.nonzero(probs >= floor if floor > 0 else probs > 0, as_tuple=True)
     scores = probs[regions, classes]
@@ -169,18 +177,19 @@ def _confidences_above(floor: float, overlaps: torch.Tensor, probs: torch.Tensor
     pairs_of_rank = torch.bincount(rank_in_class).tolist()
 
     suppressed = torch.zeros(probs.shape[1], probs.shape[0], dtype=torch.bool, device=probs.device)
-    for region, class_ in zip(regions.split(pairs_of_rank), classes.split(pairs_of_rank)):
+    for region, class_ in zip(torch.split(regions, pairs_of_rank), torch.split(classes, pairs_of_rank)):
         survives = ~suppressed[class_, region]
         region, class_ = region[survives], class_[survives]
         suppressed[class_] |= overlaps[region]
-    # A survivor is never marked later: whoever overlaps it is suppressed by it and marks nothing.
+    # A survivor is never suppressed later: a region that overlaps it is suppressed by it, and suppresses nothing.
     survives = ~suppressed[classes, regions]
     confidences = torch.zeros_like(probs[:, 0])
     return confidences.scatter_reduce_(0, regions[survives], scores[survives], "amax")
 
 
 def _descending(scores: torch.Tensor, convention: str) -> torch.Tensor:
-    """Indices of ``scores``, [N], best first, with the convention's order of ties (rows in ascending region)."""
+    """Returns the indices of ``scores`` [N], best first, with ties in the convention's order, provided that the scores
+    are in ascending order of their regions."""
     if convention == "caffe":
         return torch.argsort(scores, stable=True).flip(0)
     return torch.argsort(scores, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a glob, a list, a JSON of COCO or Visual Genome, tar shards."""
+"""Lists the images of a source: a folder, a glob, a list, a JSON of COCO or Visual Genome, or tar shards."""
 
 import glob
 import os
@@ -12,23 +12,23 @@ import orjson
 from tqdm import tqdm
 
 from bua.errors import InputError
-from bua.extraction.shards import images_in_shard
+from bua.extraction.tar_shards import images_in_shard
 from bua.features.ids import image_id_of, parse_id
 from bua.io.json_records import iter_records, without_gc
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # the compressed ones are refused, by what is said about them
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # compressed archives are recognised, so that a message can refuse them
 STANDARD_INPUT = "-"
-_NUMBERS = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
+_NUMBER_RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 
 
 class ImageFile(NamedTuple):
-    """An image to be read, and the id that its features get.
+    """An image file, and the id that its features get.
 
     Attributes:
-        path: the file that holds it.
-        image_id: an integer where its text reads as one (``bua.features.ids.parse_id``).
-        span: (offset, size) in bytes of the image in that file, for an image in a tar shard; None: all of it.
+        path: The file that contains the image.
+        image_id: An integer if its text is the decimal form of one (``bua.features.ids.parse_id``), otherwise text.
+        span: (offset, size) in bytes of an image in a tar shard; None if the file as a whole is the image.
     """
 
     path: str
@@ -42,30 +42,31 @@ def list_images(
     *,
     id_of: Callable[[str], int | str] = image_id_of,
 ) -> list[ImageFile]:
-    """The images that ``source`` names, each id once, in its order (folders and globs sorted by path).
+    """Returns the images that ``source`` names, in its order (those of folders and globs sorted by path).
 
     Args:
-        source: one of
-            a folder, with its subfolders;
+        source: One of
+            a folder, which includes its subfolders;
             an image, a glob such as ``"val2014/*.jpg"``, or a range such as ``"part-{00..31}/*.jpg"``;
-            a list file: UTF-8, a line ``path`` or ``path<TAB>id`` for each; ``"-"``: such lines on standard input;
+            a list file in UTF-8 with one line ``path`` or ``path<TAB>id`` per image; ``"-"`` for such lines on standard
+            input;
             a COCO JSON (``images`` with ``id`` and ``file_name``) or Visual Genome's image_data.json (a list with
-            ``image_id`` and ``url``, of which the last folder and the name are the path);
+            ``image_id`` and ``url``; the last folder and the name of the url are the path);
             WebDataset's tar shards, uncompressed: one, a glob, or a range such as ``"train-{000..123}.tar"``. Their
-            ids are WebDataset's keys (``bua.extraction.shards``).
-        image_root: what relative paths in a JSON or a list are relative to; for a list it may be left out and is the
-            current folder then.
-        id_of: a path's id, where nothing else gives it.
+            ids are WebDataset's keys (``bua.extraction.tar_shards``).
+        image_root: The folder that the paths in a JSON or a list are relative to. For a list it may be omitted; then it
+            is the current folder.
+        id_of: Returns the id of a path, for sources that give no id.
 
     Raises:
-        InputError: ``source`` does not exist, is none of these, names no image, or gives two images one id.
+        InputError: ``source`` does not exist, is none of these, names no image, or gives two images the same id.
     """
     source = os.fspath(source)
     with without_gc():
         images = _list(source, image_root, id_of)
         if not images:
-            shards = f"; for shards give {os.path.join(source, '*.tar')}" if os.path.isdir(source) else ""
-            raise InputError(f"{source}: no images there ({' '.join(SUFFIXES)}){shards}")
+            hint = f"; for tar shards give {os.path.join(source, '*.tar')}" if os.path.isdir(source) else ""
+            raise InputError(f"{source}: contains no images ({' '.join(SUFFIXES)}){hint}")
         _check_ids(images, source)
     return images
 
@@ -74,7 +75,7 @@ def _list(source: str, image_root: str | Path | None, id_of: Callable[[str], int
     if source == STANDARD_INPUT:
         return _read_list(sys.stdin.buffer, "standard input", image_root, id_of)
     if os.path.isdir(source):
-        return _named_by_path(_find(source), id_of)
+        return _named_by_path(_find_images(source), id_of)
     if not os.path.exists(source) or source.lower().endswith(SUFFIXES + SHARD_SUFFIXES):
         paths = _expand(source)
         shards = [path for path in paths if path.lower().endswith(SHARD_SUFFIXES)]
@@ -90,10 +91,10 @@ def _list(source: str, image_root: str | Path | None, id_of: Callable[[str], int
 
 
 def _expand(pattern: str) -> list[str]:
-    """The files that a name, a glob or a range such as ``{000..123}`` stands for."""
+    """Returns the files that a name, a glob or a range such as ``{000..123}`` stands for."""
     if os.path.exists(pattern):
         return [pattern]
-    if numbers := _NUMBERS.search(pattern):
+    if numbers := _NUMBER_RANGE.search(pattern):
         first, last = numbers.groups()
         width = max(map(len, (first, last))) if first.startswith("0") and len(first) > 1 else 0
         names = (
@@ -108,9 +109,9 @@ def _expand(pattern: str) -> list[str]:
     )
 
 
-def _find(folder: str) -> list[str]:
-    """The images in a folder and those below it, also where links lead to, each folder once. A link to nowhere is
-    an image by its name, and fails when it is read."""
+def _find_images(folder: str) -> list[str]:
+    """Returns the images in a folder and its subfolders. Links are followed, and each folder is visited once. A broken
+    link with the name of an image counts as one, and fails when it is read."""
     found, folders, seen = [], [folder], set()
     while folders:
         folder = folders.pop()
@@ -144,14 +145,14 @@ def _in_shards(shards: list[str]) -> list[ImageFile]:
 
 def _read_json(path: str, image_root: str | Path | None) -> list[ImageFile]:
     if image_root is None:
-        raise InputError(f"{path}: a JSON does not say where its images are; give their folder as image root")
+        raise InputError(f"{path}: a JSON does not say where its images are; give their folder as the image root")
     with open(path, "rb") as file:
         is_list = file.read(64).lstrip().startswith(b"[")
     named = _in_visual_genome(path) if is_list else _in_coco(path)
     images = []
     for name, image_id in named:
         if type(image_id) not in (int, str):
-            raise InputError(f"{path}: images: an id is {image_id!r}; it must be a number or a text")
+            raise InputError(f"{path}: images: an id is {image_id!r}; it must be an integer or a string")
         images.append(ImageFile(os.path.join(image_root, name), parse_id(image_id)))
     return images
 
@@ -167,7 +168,7 @@ def _in_coco(path: str) -> list[tuple[str, int | str]]:
 
 def _in_visual_genome(path: str) -> list[tuple[str, int | str]]:
     try:
-        # Version 1.0 calls it id.
+        # In version 1.0 the field is called id.
         return [
             ("/".join(record["url"].rsplit("/", 2)[1:]), record["image_id" if "image_id" in record else "id"])
             for record in iter_records(path, progress=False)
@@ -187,7 +188,7 @@ def _read_list(
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{source}: line {number}: not UTF-8; this is neither an image ({' '.join(SUFFIXES)}) nor a list file"
+                f"{source}: line {number}: not UTF-8; give an image ({' '.join(SUFFIXES)}) or a list file"
             ) from error
         name, *ids = text.split("\t")
         if not name and not ids:
@@ -210,10 +211,10 @@ def _check_ids(images: list[ImageFile], source: str) -> None:
         if image.span is not None:
             raise InputError(
                 f"{source}: {earlier.path} and {image.path} both have the id {image.image_id}; "
-                "the names in all shards must differ before their first dot: repack them, or extract them apart"
+                "names must differ before their first dot across all shards; repack them, or extract them separately"
             )
         if earlier == image:
-            raise InputError(f"{source}: {image.path} is there twice with the id {image.image_id}; remove one")
+            raise InputError(f"{source}: {image.path} is listed twice with the id {image.image_id}; remove one")
         raise InputError(
             f"{source}: {earlier.path} and {image.path} both have the id {image.image_id}; "
             "name the images in a list file with `path<TAB>id`"

@@ -1,4 +1,4 @@
-"""A detector that costs nothing, images for it, and jobs that misbehave as told; also for other processes."""
+"""A fake detector, images for it, and configurations that fail as told, which also work in other processes."""
 
 import io
 import os
@@ -22,11 +22,11 @@ CLASSES, FEATURES, REGIONS = 8, 6, 30
 
 
 class FakeDetector:
-    """Regions that depend on the image's pixels alone.
+    """Predicts regions that depend only on the pixels of the image.
 
     Args:
-        deadly: ids of images that kill the process.
-        too_large: the most images that it has memory for at a time.
+        deadly: Ids of images that kill the process.
+        too_large: Largest number of images that it has memory for at a time.
     """
 
     convention = "caffe"
@@ -44,7 +44,7 @@ class FakeDetector:
 
     def grid(self, batch):
         self._take(batch)
-        return [picture.image.mean(0, keepdim=True)[:, ::32, ::32] for picture in batch]
+        return [inputs.image.mean(0, keepdim=True)[:, ::32, ::32] for inputs in batch]
 
     def _take(self, batch):
         self.batches.append([image.image_id for image in batch])
@@ -54,15 +54,15 @@ class FakeDetector:
         if len(batch) > self.too_large:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    def regions(self, picture, boxes=None):
-        generator = torch.Generator().manual_seed(int(picture.image.sum()))
+    def regions(self, inputs, boxes=None):
+        generator = torch.Generator().manual_seed(int(inputs.image.sum()))
         if boxes is None:
             corners = torch.rand(REGIONS, 2, generator=generator) * 10
             boxes = torch.cat([corners, corners + 3], dim=1)
         count = len(boxes)
         return RegionPredictions(
-            width=picture.width,
-            height=picture.height,
+            width=inputs.width,
+            height=inputs.height,
             proposals=boxes,
             objectness=torch.ones(count),
             class_probs=(torch.randn(count, CLASSES + 1, generator=generator) * 3).softmax(1)[:, :-1],
@@ -74,11 +74,12 @@ class FakeDetector:
 
 @dataclass(frozen=True)
 class FakeExtractorConfig(ExtractorConfig):
-    """A config with the detector above.
+    """A configuration whose detector is a ``FakeDetector``.
 
     Attributes:
-        deadly: ids of images that kill the process.
-        loads: a file that gets a line for each detector that is loaded; with ``most_loads`` lines, loading kills.
+        deadly: Ids of images that kill the process.
+        loads: A file that gets a line for each detector that is loaded.
+        most_loads: Number of lines after which loading a detector kills the process.
     """
 
     config_file: str = ""
@@ -88,7 +89,7 @@ class FakeExtractorConfig(ExtractorConfig):
     loads: str | None = None
     most_loads: int = 1000
 
-    def load(self, device=None):
+    def load_detector(self, device=None):
         if self.loads:
             with open(self.loads, "a+") as file:
                 file.write(f"{os.getpid()}\n")
@@ -99,7 +100,7 @@ class FakeExtractorConfig(ExtractorConfig):
 
 
 def make_images(folder, number):
-    """Images of three sizes, with the ids 0, 1, ..."""
+    """Writes images of three sizes, with the ids 0, 1, ..."""
     rng = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
     images = []
@@ -124,7 +125,7 @@ def assert_same_regions(a, b):
 
 
 def fork(function, stderr=os.devnull):
-    """The id of a child process that calls ``function`` and exits with what it returns."""
+    """Returns the id of a child process that calls ``function`` and exits with its result."""
     if child := os.fork():
         return child
     try:
@@ -133,7 +134,7 @@ def fork(function, stderr=os.devnull):
         os.dup2(handle, 2)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
         torch.set_num_threads(1)
-        # By default processes share one, and one that is killed may hold it.
+        # By default processes share one lock, which a killed process may hold.
         tqdm.set_lock(threading.RLock())
         code = function()
     except BaseException:

@@ -185,9 +185,9 @@ def test_an_image_inside_a_file(tmp_path):
     path = tmp_path / "many.bin"
     path.write_bytes(b"before" + PNG + b"after")
     np.testing.assert_array_equal(read_image(path, (6, len(PNG))), RGB[..., ::-1])
-    with pytest.raises(InputError, match=r"many.bin \(at byte 7\): not an image"):
+    with pytest.raises(InputError, match=r"many.bin \(at byte 7\): is not an image"):
         read_image(path, (7, len(PNG)))
-    with pytest.raises(InputError, match=rf"many.bin \(at byte 6\): {len(PNG) + 5} of its 9999 bytes are there"):
+    with pytest.raises(InputError, match=rf"many.bin \(at byte 6\): .* has {len(PNG) + 5} of 9999 bytes"):
         read_image(path, (6, 9999))
 
 
@@ -227,7 +227,9 @@ def test_an_image_of_one_pixel_has_no_region_of_the_least_size(detector):
 @pytest.mark.parametrize("shape", [(50, 20000, 3), (20000, 50, 3)])
 def test_an_image_too_narrow_for_the_network_is_refused(detector, shape):
     # 1000 x 2.5 network pixels in the original's size; its first layers end with no row.
-    with pytest.raises(InputError, match=f"an image of {shape[1]}x{shape[0]} pixels becomes .* for the network"):
+    with pytest.raises(
+        InputError, match=f"an image of {shape[1]}x{shape[0]} pixels would be resized to .*, and the network needs"
+    ):
         detector.prepare(np.zeros(shape, np.uint8))
 
 
@@ -258,7 +260,7 @@ def test_an_id_twice(tmp_path):
     with pytest.raises(InputError, match=r"one/1.jpg and two/1.png both have the id 1; name .* in a list file"):
         list_images(path)
     path.write_text("one/1.jpg\ntwo/2.jpg\none/1.jpg\n")
-    with pytest.raises(InputError, match=r"one/1.jpg is there twice with the id 1; remove one"):
+    with pytest.raises(InputError, match=r"one/1.jpg is listed twice with the id 1; remove one"):
         list_images(path)
     path.write_text("one/1.jpg\ttrain-1\none/1.jpg\tagain\n")
     assert len(list_images(path)) == 2

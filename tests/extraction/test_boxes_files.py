@@ -135,7 +135,7 @@ def test_bad_files_are_named_in_one_line(tmp_path, name, content, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_bad_file_in_a_folder_spoils_its_image_alone(tmp_path):
+def test_a_bad_file_in_a_folder_affects_only_its_image(tmp_path):
     np.save(tmp_path / "1.npy", np.zeros((2, 4)))
     np.save(tmp_path / "2.npy", np.zeros((2, 5)))
     np.save(tmp_path / "3.npy", np.array([{}], dtype=object))
@@ -147,7 +147,7 @@ def test_a_bad_file_in_a_folder_spoils_its_image_alone(tmp_path):
             boxes[image_id]
 
 
-def test_archives_of_other_things(tmp_path):
+def test_archives_with_other_arrays(tmp_path):
     np.savez(tmp_path / "a.npz", **{"7": np.zeros((3, 2))})
     with pytest.raises(InputError, match=r"a.npz: image 7: an array of shape \(3, 2\)"):
         load_boxes(tmp_path / "a.npz")
@@ -160,7 +160,7 @@ def test_archives_of_other_things(tmp_path):
         load_boxes(tmp_path / "folder")[7]
 
 
-def test_nothing_there(tmp_path):
+def test_files_that_do_not_exist(tmp_path):
     with pytest.raises(InputError, match=r"gone.json: cannot be read: No such file"):
         load_boxes(tmp_path / "gone.json")
     with pytest.raises(InputError):

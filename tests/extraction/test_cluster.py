@@ -11,7 +11,7 @@ from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions
 
 from bua.errors import InputError
 from bua.extraction import Extractor, RegionChoice
-from bua.extraction.cluster import Cluster, on_ray
+from bua.extraction.cluster import RayCluster, connect_to_ray
 from bua.features import open_features
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'bua[ray]'")
@@ -27,14 +27,14 @@ def running(tmp_path_factory):
     """A Ray cluster on this machine, whose workers know this folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, *Path(__file__).parents[2:3]))))
-        with on_ray(FakeExtractorConfig(), "local", tmp_path_factory.mktemp("shards"), "cpu") as cluster:
+        with connect_to_ray(FakeExtractorConfig(), "local", tmp_path_factory.mktemp("shards"), "cpu") as cluster:
             yield cluster
 
 
 @pytest.fixture
 def cluster(running, tmp_path):
     def make(shard_size=5, **config):
-        return Cluster(FakeExtractorConfig(**config), tmp_path / "shards", "cpu", shard_size)
+        return RayCluster(FakeExtractorConfig(**config), tmp_path / "shards", "cpu", shard_size)
 
     return make
 
@@ -56,15 +56,15 @@ def test_shards_together_are_what_one_device_does(cluster, images, tmp_path, mon
     outcomes = list(workers(relative))
     assert_all_once([outcome._replace(image=images[outcome.image.image_id]) for outcome in outcomes], images)
     assert len(list((tmp_path / "shards").iterdir())) == 3
-    workers.remove()
+    workers.remove_shards()
     assert not (tmp_path / "shards").exists()
 
 
-def test_images_that_fail_are_told_with_their_reason(cluster, images, tmp_path):
+def test_images_that_fail_have_a_reason(cluster, images, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
-    pictures = [*images[:3], images[3]._replace(path=str(tmp_path / "text.jpg"))]
-    outcomes = list(cluster()(pictures))
-    assert_all_once(outcomes, images[:3] + pictures[3:], failed=(3,))
+    four = [*images[:3], images[3]._replace(path=str(tmp_path / "text.jpg"))]
+    outcomes = list(cluster()(four))
+    assert_all_once(outcomes, four, failed=(3,))
     assert "not an image" in next(outcome.reason for outcome in outcomes if outcome.image.image_id == 3)
 
 
@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_p
     # An image that comes through a pipe keeps its worker busy until it is killed.
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
-    pictures = [*images[:3], images[3]._replace(path=str(pipe)), *images[4:]]
+    with_pipe = [*images[:3], images[3]._replace(path=str(pipe)), *images[4:]]
 
     def kill_then_let_go():
         end = wait_for(lambda: open_if_read(pipe))
@@ -100,7 +100,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_p
     killed = []
     helper = threading.Thread(target=kill_then_let_go, daemon=True)
     helper.start()
-    outcomes = list(cluster(shard_size=10)(pictures))
+    outcomes = list(cluster(shard_size=10)(with_pipe))
     helper.join(60)
     assert len(killed) == 1
     assert_all_once([o._replace(image=images[o.image.image_id]) for o in outcomes], images)
@@ -131,8 +131,8 @@ def readers_of(path):
     return readers - {os.getpid()}
 
 
-def test_an_image_that_kills_every_worker_is_found_and_given_up(cluster, images, monkeypatch, caplog):
-    monkeypatch.setattr("bua.extraction.cluster.RETRIES", 0)
+def test_an_image_that_kills_every_worker_is_found_and_marked_as_failed(cluster, images, monkeypatch, caplog):
+    monkeypatch.setattr("bua.extraction.cluster.TASK_RETRIES", 0)
     outcomes = list(cluster(shard_size=2, deadly=(5,))(images[:8]))
     assert_all_once(outcomes, images[:8], failed=(5,))
     assert "its worker was lost 1 times" in next(o.reason for o in outcomes if o.regions is None)
@@ -140,35 +140,35 @@ def test_an_image_that_kills_every_worker_is_found_and_given_up(cluster, images,
 
 
 class UnfitExtractorConfig(FakeExtractorConfig):
-    def load(self, device=None):
+    def load_detector(self, device=None):
         raise InputError("weights: do not fit")
 
 
-def test_what_is_wrong_with_the_job_or_the_disk_is_one_line(cluster, images, tmp_path):
+def test_a_wrong_config_or_a_bad_folder_is_one_line(cluster, images, tmp_path):
     unfit = cluster()
     unfit.config = UnfitExtractorConfig()
     with pytest.raises(InputError, match=r"^weights: do not fit$"):
         list(unfit(images))
     (tmp_path / "file").write_text("")
     unfit.folder = tmp_path / "file" / "shards"
-    with pytest.raises(InputError, match="cannot be made a folder"):
+    with pytest.raises(InputError, match="cannot create this folder"):
         list(unfit(images))
 
 
-def test_files_of_a_job_are_named_for_every_machine(running, tmp_path, monkeypatch):
+def test_paths_of_a_config_are_absolute_for_other_machines(running, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = replace(FakeExtractorConfig(), config_file="a.yaml", weights="b.pth", choice=RegionChoice(boxes="c.json"))
-    there = Cluster(config, Path("shards"), "cuda:1", 5)
+    there = RayCluster(config, Path("shards"), "cuda:1", 5)
     assert (there.config.config_file, there.config.weights) == (str(tmp_path / "a.yaml"), str(tmp_path / "b.pth"))
     assert there.config.choice.boxes == str(tmp_path / "c.json")
     assert (there.folder, there.device) == (tmp_path / "shards", "cuda")
 
 
-def test_no_cluster_there_is_one_line(tmp_path, monkeypatch):
+def test_a_cluster_that_does_not_exist_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
     with (
         pytest.raises(InputError, match=r"^--ray .*: no cluster there") as error,
-        on_ray(FakeExtractorConfig(), "nonsense", tmp_path, "cpu"),
+        connect_to_ray(FakeExtractorConfig(), "nonsense", tmp_path, "cpu"),
     ):
         pytest.fail("joined")
     assert "\n" not in str(error.value)

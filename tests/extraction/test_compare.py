@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from bua.errors import InputError
-from bua.extraction.compare import Bounds, agreement, compare_features, compare_regions, differences, table
+from bua.extraction.compare import (
+    Bounds,
+    compare_features,
+    compare_regions,
+    find_differences,
+    format_table,
+    label_agreement,
+)
 from bua.structures import Regions
 
 
@@ -34,7 +41,7 @@ def rows(source, order):
 
 
 def problems(found, reference, bounds=None):
-    return differences([compare_regions(found, reference)], bounds or Bounds())
+    return find_differences([compare_regions(found, reference)], bounds or Bounds())
 
 
 def test_the_same_regions_in_another_order_agree():
@@ -74,10 +81,10 @@ def test_labels_count_over_all_images():
     found = {i: regions(i, 100, seed=i) for i in range(2)}
     found[1].object_ids[:2] += 1
     comparisons = compare_features(found, references)
-    assert agreement(comparisons, "object") == pytest.approx(0.99)
-    assert differences(comparisons, Bounds()) == []
+    assert label_agreement(comparisons, "object") == pytest.approx(0.99)
+    assert find_differences(comparisons, Bounds()) == []
     found[1].object_ids[2] += 1
-    assert differences(compare_features(found, references), Bounds()) == [
+    assert find_differences(compare_features(found, references), Bounds()) == [
         "objects: 98.50 % of the regions have the reference's label"
     ]
 
@@ -85,20 +92,20 @@ def test_labels_count_over_all_images():
 def test_features_without_labels_and_images_without_regions_compare():
     reference = rows(regions(), [])
     assert problems(reference, reference) == []
-    assert "-" in table([compare_regions(reference, reference)])
+    assert "-" in format_table([compare_regions(reference, reference)])
     plain = dataclasses.replace(regions(), object_ids=None, attribute_ids=None)
     assert problems(plain, regions()) == []
 
 
-def test_lxmerts_ids_are_cocos():
+def test_ids_of_lxmert_are_matched_with_those_of_coco():
     reference = {"COCO_train2014_000000000007": regions("COCO_train2014_000000000007")}
-    assert differences(compare_features({7: regions(7)}, reference), Bounds()) == []
-    with pytest.raises(InputError, match="image COCO_train2014_000000000007: in the reference"):
+    assert find_differences(compare_features({7: regions(7)}, reference), Bounds()) == []
+    with pytest.raises(InputError, match="image COCO_train2014_000000000007: is in the reference"):
         compare_features({8: regions(8)}, reference)
 
 
-def test_features_of_another_length_are_refused():
+def test_features_of_another_dimension_are_refused():
     other = regions()
     other.features = other.features[:, :8]
-    with pytest.raises(InputError, match="features of 8 numbers, in the reference of 16"):
+    with pytest.raises(InputError, match="the feature dimension is 8, and 16 in the reference"):
         compare_regions(other, regions())

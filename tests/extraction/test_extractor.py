@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bua.errors import InputError
 from bua.extraction import Extractor, ImageFile, RegionChoice
-from bua.extraction.extractor import FLUSH, WINDOW
+from bua.extraction.extractor import FLUSH_BATCHES, WAITING_BATCHES
 from bua.io.images import read_image
 
 
@@ -35,7 +35,7 @@ def test_batches_workers_and_flushes_change_nothing(images, batch_size, num_work
     plain = {outcome.image: outcome.regions for outcome in outcomes_of(images)}
     stream = list(images)
     for place in sorted(flushes, reverse=True):
-        stream.insert(place, FLUSH)
+        stream.insert(place, FLUSH_BATCHES)
     detector = FakeDetector()
     batched = outcomes_of(stream, detector=detector, batch_size=batch_size, num_workers=num_workers)
     assert sorted(outcome.image.image_id for outcome in batched) == list(range(len(images)))
@@ -52,34 +52,34 @@ def test_batches_are_of_one_size_and_full_while_there_is_more(images):
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (1, 2), (4, 2)])
-def test_holds_no_more_images_than_it_says_and_none_after_a_flush(images, batch_size, num_workers):
+def test_no_more_images_are_in_progress_than_it_says_and_none_after_a_flush(images, batch_size, num_workers):
     extractor = Extractor(FakeDetector(), RegionChoice(), batch_size=batch_size, num_workers=num_workers)
-    given, done, held = 0, 0, []
+    given, done, in_progress = 0, 0, []
 
     def stream():
         nonlocal given
         for image in images * 4:
             given += 1
             yield image
-            held.append(given - done)
-        yield FLUSH
+            in_progress.append(given - done)
+        yield FLUSH_BATCHES
         assert done == given == 4 * len(images)
 
     for _ in extractor(stream()):
         done += 1
-    # The one that is asked for is not in work yet.
-    assert max(held) <= extractor.held + 1
+    # The image that is asked for next is not in progress yet.
+    assert max(in_progress) <= extractor.max_in_progress + 1
 
 
-def test_a_rare_size_does_not_wait_for_ever(images):
+def test_an_image_of_a_rare_size_does_not_wait_for_ever(images):
     detector = FakeDetector()
     common = [image for image in images if image.image_id % 3 == 0]
     outcomes_of([images[1], *common * 3], detector=detector, batch_size=2)
     assert [1] not in detector.batches[:-1]
     detector = FakeDetector()
-    several = [images[1], images[2], images[0]] * (WINDOW + 1)
+    several = [images[1], images[2], images[0]] * (WAITING_BATCHES + 1)
     outcomes_of(several, detector=detector, batch_size=20)
-    assert all(len(batch) == WINDOW + 1 for batch in detector.batches)
+    assert all(len(batch) == WAITING_BATCHES + 1 for batch in detector.batches)
 
 
 def test_images_are_decoded_ahead_of_the_detector(images, monkeypatch):
@@ -163,12 +163,12 @@ def test_grid_cells_lie_side_by_side_over_the_image(images):
         (RegionChoice(boxes="boxes.json", grid=True), "--boxes and --grid"),
     ],
 )
-def test_what_is_wanted_must_make_sense(choice, message):
+def test_bad_choices_are_named(choice, message):
     with pytest.raises(InputError, match=message):
         choice.check()
 
 
-def test_any_fixed_number(images):
+def test_any_fixed_number_of_regions(images):
     choice = RegionChoice(min_boxes=17, max_boxes=17)
     assert {len(outcome.regions) for outcome in outcomes_of(images, choice)} == {17}
     everything = RegionChoice(min_boxes=REGIONS, max_boxes=REGIONS)

@@ -1,4 +1,4 @@
-"""Runs with a detector that costs nothing, from images to a file."""
+"""Runs from images to a file, with a fake detector."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_feature
 
 from bua.errors import InputError, command
 from bua.extraction import Extractor, ImageFile, RegionChoice, run
-from bua.extraction.run_files import Failures
+from bua.extraction.run_files import FailureLog
 from bua.features import FORMATS, open_features, open_writer
 from bua.features.summary import summarize
 
@@ -29,7 +29,7 @@ def images(tmp_path):
 def write(images, output, format="tsv", *, min_boxes=12, max_boxes=12, on_error="skip", detector=None, **options):
     extractor = Extractor(detector or FakeDetector(), RegionChoice(min_boxes, max_boxes), **options)
     with open_writer(output, format, VOCABULARIES) as writer:
-        return run.write(extractor, images, writer, Failures(output), stop_on_error=on_error == "stop")
+        return run.write_features(extractor, images, writer, FailureLog(output), stop_on_error=on_error == "stop")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def extract(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_image_once(tmp_path, images, format):
+def test_every_image_is_written_once(tmp_path, images, format):
     summary = write(images, tmp_path / "out", format)
     assert (summary.done, summary.skipped, summary.failed) == (7, 0, 0)
     assert summary.images_per_second > 0
@@ -55,7 +55,7 @@ def test_every_image_once(tmp_path, images, format):
     for i in range(7):
         assert (store[i].width, store[i].height) == (48, 32 + 8 * (i % 3))
         assert len(store[i]) == 12
-    # An LMDB is open once in a process.
+    # A process can open an LMDB only once at a time.
     del store
     assert not summarize(tmp_path / "out").problems
     again = write(images, tmp_path / "out", format)
@@ -63,7 +63,7 @@ def test_every_image_once(tmp_path, images, format):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_goes_on_after_an_interruption(tmp_path, images, format):
+def test_continues_after_an_interruption(tmp_path, images, format):
     class Interrupted(FakeDetector):
         def infer(self, batch, boxes=None, *, regress=True):
             if batch[0].image_id == 4:
@@ -105,7 +105,7 @@ def test_failures_are_listed_and_tried_again(tmp_path, images):
 
 def test_stop_at_the_first_failure_keeps_what_is_written(tmp_path, images):
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"3.png: .*not an image.*; --on-error skip goes on without it"):
+    with pytest.raises(InputError, match=r"3.png: .*not an image.*; --on-error skip continues with the other images"):
         write(images, tmp_path / "out", on_error="stop")
     assert {0, 1, 2} <= set(open_features(tmp_path / "out"))
     assert json.loads((tmp_path / "out.failures.jsonl").read_text())["image_id"] == 3
@@ -114,7 +114,7 @@ def test_stop_at_the_first_failure_keeps_what_is_written(tmp_path, images):
 
 
 class FullAfter:
-    """A writer on a disk with room for so many images."""
+    """A writer on a disk with room for ``images`` images."""
 
     def __init__(self, writer, images):
         self.writer, self.images = writer, images
@@ -134,10 +134,15 @@ class FullAfter:
 def test_a_full_disk_is_one_line_and_the_next_run_completes(tmp_path, images, format):
     output = tmp_path / "out"
     with (
-        pytest.raises(InputError, match=rf"{output}: cannot be written: No space left on device; make room, and"),
+        pytest.raises(
+            InputError,
+            match=rf"{output}: cannot be written: No space left on device; make room and run the same command again",
+        ),
         open_writer(output, format, VOCABULARIES) as writer,
     ):
-        run.write(Extractor(FakeDetector(), RegionChoice(12, 12)), images, FullAfter(writer, 3), Failures(output))
+        run.write_features(
+            Extractor(FakeDetector(), RegionChoice(12, 12)), images, FullAfter(writer, 3), FailureLog(output)
+        )
     summary = write(images, output, format)
     assert (summary.done, summary.skipped) == (4, 3)
     write(images, tmp_path / "whole", format)
@@ -145,8 +150,8 @@ def test_a_full_disk_is_one_line_and_the_next_run_completes(tmp_path, images, fo
 
 
 @pytest.mark.parametrize("format", ["tsv", "flat", "vinvl-tsv"])
-def test_a_file_that_may_not_grow(tmp_path, format):
-    """The system's own refusal, in the middle of a record."""
+def test_a_file_that_may_not_grow_is_one_line_and_the_next_run_completes(tmp_path, format):
+    """The system refuses to write in the middle of a record."""
     images = make_images(tmp_path / "images", 40)
     output = tmp_path / "out"
 
@@ -156,7 +161,9 @@ def test_a_file_that_may_not_grow(tmp_path, format):
         write(images, output, format)
 
     assert exit_code_of(fork(main, tmp_path / "stderr")) == 2
-    message = f"error: {output}: cannot be written: File too large; make room, and the same command goes on\n"
+    message = (
+        f"error: {output}: cannot be written: File too large; make room and run the same command again to continue\n"
+    )
     assert (tmp_path / "stderr").read_text() == message
     there = set(open_features(output))
     assert 2 < len(there) < 40
@@ -169,8 +176,8 @@ def test_a_file_that_may_not_grow(tmp_path, format):
 
 @pytest.mark.parametrize("format", ["tsv", "flat"])
 @pytest.mark.parametrize("damage", ["cut", "zeros", "noise"])
-def test_a_machine_that_dies(tmp_path, format, damage):
-    """What was not synced may be gone, or be anything."""
+def test_continues_after_a_crash_of_the_machine(tmp_path, format, damage):
+    """Data that was not synced may be lost or damaged."""
     images = make_images(tmp_path / "images", 12)
     output = tmp_path / "out"
     extractor = Extractor(FakeDetector(), RegionChoice(12, 12))
@@ -202,7 +209,7 @@ def test_a_machine_that_dies(tmp_path, format, damage):
     assert not summarize(output).problems
 
 
-def test_a_second_run_is_told_and_harms_nothing(tmp_path, images, extract):
+def test_a_second_run_at_the_same_time_is_refused_and_changes_nothing(tmp_path, images, extract):
     started, go_on = threading.Event(), threading.Event()
 
     class Waiting(FakeDetector):
@@ -212,7 +219,7 @@ def test_a_second_run_is_told_and_harms_nothing(tmp_path, images, extract):
             return super().infer(batch, boxes, regress=regress)
 
     class WaitingExtractorConfig(FakeExtractorConfig):
-        def load(self, device=None):
+        def load_detector(self, device=None):
             return Waiting()
 
     output = tmp_path / "out"
@@ -236,20 +243,20 @@ def test_a_second_run_is_told_and_harms_nothing(tmp_path, images, extract):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_run_that_is_killed_before_its_first_image_is_no_obstacle(tmp_path, images, extract, format, monkeypatch):
+def test_a_run_that_is_killed_before_its_first_image_can_be_continued(tmp_path, images, extract, format, monkeypatch):
     def killed(*args, **options):
         raise SystemExit
 
     options = {"format": format, "vocabulary": vocabulary(tmp_path)}
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write", killed)
+        patch.setattr(run, "write_features", killed)
         with pytest.raises(SystemExit):
             extract(tmp_path / "images", tmp_path / "out", **options)
     assert extract(tmp_path / "images", tmp_path / "out", **options).done == 7
 
 
 def vocabulary(folder):
-    """One that fits the configuration; the fake detector gives its first classes."""
+    """Writes a vocabulary that fits the configuration. The fake detector predicts its first classes."""
     for name, number in {"objects": 1600, "attributes": 400}.items():
         (folder / f"{name}_vocab.txt").write_text("".join(f"{name}{i}\n" for i in range(number)))
     return folder
@@ -270,30 +277,32 @@ def test_other_settings_are_refused(tmp_path, images, extract):
     assert extract(tmp_path / "images", output, batch_size=3, num_workers=2).skipped == 7
 
 
-def test_syncs_now_and_then(tmp_path, images, monkeypatch):
+def test_syncs_in_intervals(tmp_path, images, monkeypatch):
     synced = []
     monkeypatch.setattr(run, "SYNC_SECONDS", 0)
     with open_writer(tmp_path / "out", "tsv") as writer:
         monkeypatch.setattr(writer, "sync", lambda: synced.append(len(writer.done)))
-        run.write(Extractor(FakeDetector(), RegionChoice(12, 12)), images, writer, Failures(tmp_path / "out"))
+        run.write_features(
+            Extractor(FakeDetector(), RegionChoice(12, 12)), images, writer, FailureLog(tmp_path / "out")
+        )
     assert synced == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_log_has_lines_of_progress(tmp_path, images, monkeypatch, caplog, capsys):
-    monkeypatch.setattr(run, "LINE_SECONDS", 0)
+    monkeypatch.setattr(run, "PROGRESS_SECONDS", 0)
     write(images[:2], tmp_path / "out")
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
     with caplog.at_level(logging.INFO):
         write(images, tmp_path / "out")
-    lines = [record.message for record in caplog.records if "a second" in record.message]
+    lines = [record.message for record in caplog.records if "per second" in record.message]
     assert lines[-1].startswith("7 of 7 images, ")
-    assert lines[-1].endswith(" a second, 0:00:00 left, 1 failed")
+    assert lines[-1].endswith(" per second, 0:00:00 left, 1 failed")
     assert "\r" not in capsys.readouterr().err
 
 
 def test_the_detector_is_not_far_ahead_of_a_slow_disk(tmp_path, monkeypatch):
     images = make_images(tmp_path / "images", 30)
-    monkeypatch.setattr(run, "BEHIND", 3)
+    monkeypatch.setattr(run, "MAX_UNWRITTEN", 3)
     extracted, ahead = 0, []
 
     def extractor(images):
@@ -311,6 +320,6 @@ def test_the_detector_is_not_far_ahead_of_a_slow_disk(tmp_path, monkeypatch):
             ahead.append(extracted - len(writer.done))
 
         monkeypatch.setattr(writer, "append", slow)
-        run.write(extractor, images, writer, Failures(tmp_path / "out"))
+        run.write_features(extractor, images, writer, FailureLog(tmp_path / "out"))
     assert max(ahead) <= 3 + 2
     assert list(open_features(tmp_path / "out")) == list(range(30))

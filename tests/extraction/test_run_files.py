@@ -4,7 +4,7 @@ import pytest
 
 from bua.errors import InputError
 from bua.extraction import ImageFile, Outcome
-from bua.extraction.run_files import Failures, beside, check_settings, write_settings
+from bua.extraction.run_files import FailureLog, check_settings, path_beside, write_settings
 
 SETTINGS = {"weights": "sha256:1", "max_boxes": 100}
 
@@ -23,7 +23,7 @@ def test_settings_must_stay_the_same_once_the_output_holds_something(tmp_path):
 
 
 @pytest.mark.parametrize("begun", ["features", "features.partial", "features.shards"])
-def test_folders_and_what_is_not_in_the_output_yet_count_too(tmp_path, begun):
+def test_folders_and_features_outside_the_output_count_too(tmp_path, begun):
     output = tmp_path / "features"
     output.mkdir()
     write_settings(output, SETTINGS)
@@ -34,24 +34,24 @@ def test_folders_and_what_is_not_in_the_output_yet_count_too(tmp_path, begun):
         check_settings(output, {})
 
 
-def test_an_output_without_settings_is_not_ours(tmp_path):
+def test_an_output_without_settings_is_refused(tmp_path):
     output = tmp_path / "notes.txt"
     output.write_text("mine")
-    with pytest.raises(InputError, match=r"no notes.txt.meta.json beside it"):
+    with pytest.raises(InputError, match=r"notes.txt.meta.json, which says how it was made, is not there"):
         check_settings(output, SETTINGS)
-    beside(output, "meta.json").write_text("{")
+    path_beside(output, "meta.json").write_text("{")
     with pytest.raises(InputError, match="choose another output"):
         check_settings(output, SETTINGS)
 
 
 def test_failures_are_those_of_this_run(tmp_path):
     output = tmp_path / "features.tsv"
-    failures = Failures(output)
+    failures = FailureLog(output)
     assert not failures.path.exists()
     names = ["a.jpg", "line\nbreak.jpg", "not-utf8-\udcff.jpg"]
     for name in names:
         failures.append(Outcome(ImageFile(name, name), None, "why"))
     lines = [json.loads(line) for line in failures.path.read_text().splitlines()]
     assert lines == [{"image_id": name, "path": name, "reason": "why"} for name in names]
-    Failures(output)
+    FailureLog(output)
     assert not failures.path.exists()

@@ -11,10 +11,10 @@ from bua.extraction import ImageFile, list_images
 @pytest.fixture
 def folder(tmp_path):
     for name in ("b.v2.jpg", "COCO_val2014_000000000042.jpg", "sub/10.PNG", "été 1.jpeg", "notes.txt"):
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def ids(images):
@@ -60,7 +60,7 @@ def test_list_on_standard_input(monkeypatch):
         list_images("-")
 
 
-def test_names_keep_apart(tmp_path):
+def test_different_names_have_different_ids(tmp_path):
     names = ["a.jpg", "a.b.jpg", "a.c.jpg", " a.jpg", "a .jpg", "A.jpg", "1.jpg", "01.jpg", "-1.jpg", "1.0.jpg"]
     names += ["\u00e9.jpg", "e\u0301.jpg", "猫.jpg"]
     for name in names:
@@ -136,9 +136,9 @@ def test_coco_json(tmp_path):
         ("a.txt", b"x.jpg\t1\t2\n", "line 1"),
         ("a.txt", b"y.jpg\nx.jpg\t\n", "line 2"),
         ("a.txt", b"\n", "no images"),
-        ("a.lst", b"\xff\xfe\x00", "line 1: not UTF-8; this is neither an image"),
+        ("a.lst", b"\xff\xfe\x00", "line 1: not UTF-8; give an image"),
         ("a.txt", b"one/1.jpg\ntwo/1.jpg\n", "both have the id 1"),
-        ("a.txt", b"one/1.jpg\none/1.jpg\n", "one/1.jpg is there twice"),
+        ("a.txt", b"one/1.jpg\none/1.jpg\n", "one/1.jpg is listed twice"),
     ],
 )
 def test_bad_sources(tmp_path, name, content, message):
@@ -150,10 +150,10 @@ def test_bad_sources(tmp_path, name, content, message):
     assert "\n" not in str(raised.value)
 
 
-def test_nothing_there(tmp_path):
+def test_sources_without_images(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         list_images(tmp_path / "gone")
     with pytest.raises(InputError, match="no images"):
         list_images(f"{tmp_path}/*.jpg")
-    with pytest.raises(InputError, match=r"no images there .* for shards give .*\*\.tar"):
+    with pytest.raises(InputError, match=r"contains no images .* for tar shards give .*\*\.tar"):
         list_images(tmp_path)

@@ -74,8 +74,8 @@ def assert_close(actual, expected):
 @torch.no_grad()
 def test_every_stage_agrees_with_the_public_port(public_port):
     detector, golden, image = public_port
-    picture = detector.prepare(image)
-    pixels = detector._stack([picture])
+    inputs = detector.prepare(image)
+    pixels = detector._stack([inputs])
     np.testing.assert_allclose(pixels[0, :, :8, :8].permute(1, 2, 0), golden["input_top_left"], atol=1e-4)
     feature_map = detector.backbone(pixels)
     assert feature_map.shape == tuple(golden["res4_shape"])
@@ -84,7 +84,7 @@ def test_every_stage_agrees_with_the_public_port(public_port):
     assert_close(objectness.view(rows, columns, 12).permute(2, 0, 1), golden["objectness_logits"])
     deltas_by_channel = deltas.view(rows, columns, 12, 4).permute(2, 3, 0, 1).reshape(48, rows, columns)
     assert_close(deltas_by_channel, golden["anchor_deltas"])
-    sizes = [picture.image.shape[-2:]]
+    sizes = [inputs.image.shape[-2:]]
     ((proposals, _),) = detector.proposal_generator.propose(anchors, objectness, deltas, sizes, [1.0])
     assert_close(proposals, golden["proposals"])
     features = detector.roi_heads.features(feature_map, [proposals], 16)
@@ -186,11 +186,11 @@ def test_it_learns_two_images():
     for i, colour in enumerate([(20, 20, 220), (220, 20, 20)]):
         image = np.full((96, 128, 3), 90, np.uint8)
         cv2.rectangle(image, (20 + 30 * i, 20), (70 + 30 * i, 70), colour, -1)
-        picture = detector.prepare(image)
-        picture.boxes = torch.tensor([[20.0 + 30 * i, 20, 70 + 30 * i, 70]])
-        picture.classes, picture.attributes = torch.tensor([i]), torch.tensor([[i + 2, -1]])
+        inputs = detector.prepare(image)
+        inputs.boxes = torch.tensor([[20.0 + 30 * i, 20, 70 + 30 * i, 70]])
+        inputs.classes, inputs.attributes = torch.tensor([i]), torch.tensor([[i + 2, -1]])
         images.append(image)
-        batch.append(picture)
+        batch.append(inputs)
     optimizer = torch.optim.Adam(detector.parameters(), lr=2e-3)
     for _ in range(60):
         optimizer.zero_grad()

@@ -57,7 +57,7 @@ def folder(tmp_path):
 
 
 def read_as_the_original(path):
-    """tools/read_tsv.py of the original, in words of its own."""
+    """Reads a TSV as tools/read_tsv.py of the original does."""
     csv.field_size_limit(sys.maxsize)
     fields = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
     rows = {}
@@ -117,7 +117,7 @@ def test_weights_resume_and_other_settings(folder, tmp_path, capsys):
     assert by_override == 0
 
 
-def test_what_weights_lack_stays_random_only_where_that_is_allowed(folder, tmp_path, capsys, caplog):
+def test_parameters_that_the_weights_lack_stay_random_only_if_allowed(folder, tmp_path, capsys, caplog):
     state = build_detector(load_cfg(CONFIG, SLIM)).state_dict()
     state = {name: value for name, value in state.items() if "attribute_predictor" not in name}
     checkpoint, output = tmp_path / "model.pth", tmp_path / "features.tsv"
@@ -157,8 +157,8 @@ def test_failed_images_are_reported(folder, tmp_path, capsys):
         (["--min-boxes", "50", "--max-boxes", "20"], "random", "min boxes 50, max boxes 20"),
         (["--score-threshold", "20"], "random", "score threshold 20.0"),
         (["--format", "lxmert-tsv"], "random", "ATTRIBUTES.ENABLED"),
-        (["--format", "vinvl-tsv", "--grid"], "random", "cells of a grid have none"),
-        (["--format", "hdf5"], "random", "as many boxes in every image; add --min-boxes 36 --max-boxes 36"),
+        (["--format", "vinvl-tsv", "--grid"], "random", "grid cells have none"),
+        (["--format", "hdf5"], "random", "the same number of boxes in every image; add --min-boxes 36 --max-boxes 36"),
         (["--grid", "--regressed"], "random", "--regressed and --grid: choose one"),
         (["--boxes", "gone.json"], "random", "gone.json: cannot be read"),
         (["--num-gpus", "0"], "random", "--num-gpus 0: must be 1 or more"),
@@ -175,7 +175,7 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, options, weights, messa
     assert not output.exists()
 
 
-def test_a_file_of_something_else_is_left_alone(folder, tmp_path, capsys):
+def test_a_file_that_is_no_output_is_not_changed(folder, tmp_path, capsys):
     output = tmp_path / "notes.txt"
     output.write_text("mine")
     assert extract(folder, output) == 2
@@ -233,15 +233,15 @@ def test_grid_regressed_and_given_boxes(folder, tmp_path):
     assert any(not np.array_equal(proposals[i].boxes, regressed[i].boxes) for i in proposals)
 
 
-def test_stop_at_an_image_that_fails(folder, tmp_path, capsys):
+def test_on_error_stop_ends_at_the_first_image_that_fails(folder, tmp_path, capsys):
     (folder / "a.jpg").write_bytes(b"")
     assert extract(folder, tmp_path / "features.tsv", "--on-error", "stop") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {folder / 'a.jpg'}: ")
-    assert error.endswith("; --on-error skip goes on without it")
+    assert error.endswith("; --on-error skip continues with the other images")
 
 
-def test_ctrl_c_stops_and_the_same_command_goes_on(folder, tmp_path):
+def test_after_ctrl_c_the_same_command_continues(folder, tmp_path):
     """An image that comes through a pipe keeps the run busy until it is interrupted."""
     pipe, output = folder / "zzz.jpg", tmp_path / "features.tsv"
     os.mkfifo(pipe)
@@ -252,7 +252,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(folder, tmp_path):
     # Opens when the run does.
     with open(pipe, "wb") as end:
         run.send_signal(signal.SIGINT)
-        # Decoding goes on to its end.
+        # The image that is being decoded is finished first.
         end.write(b"no image")
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
@@ -260,7 +260,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(folder, tmp_path):
         errors.splitlines()[-2],
         "interrupted",
     ]
-    assert "the same command goes on from there" in errors.splitlines()[-2]
+    assert "run the same command again to continue" in errors.splitlines()[-2]
     pipe.unlink()
     assert extract(folder, output) == 0
     assert len(open_features(output)) == 3

@@ -63,7 +63,7 @@ def test_one_difference_fails_and_is_named(reference, tmp_path, capsys, change, 
 
 
 def test_it_extracts_and_compares(shared_data, tmp_path, capsys):
-    """Against features of the same detector, written before: the whole way of the tool."""
+    """Compares with features that the same detector wrote before."""
     slim = [
         *["INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "160", "MODEL.RESNETS.DEPTH", "50"],
         *["MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"],

@@ -1,4 +1,4 @@
-"""Images in WebDataset's tar shards: found by the archive's headers alone, to be read where they lie."""
+"""Finds the images in WebDataset's tar shards from the headers of the archive, so that they can be read in place."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from bua.errors import InputError
 
-BLOCK = 512  # bytes of a tar header
+TAR_BLOCK = 512  # bytes of a tar header
 
 logger = logging.getLogger(__name__)
 
@@ -15,18 +15,19 @@ logger = logging.getLogger(__name__)
 def images_in_shard(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
     """Yields (key, offset, size) of the images in a tar archive, in its order; offset and size in bytes.
 
-    The key is WebDataset's: the member's name, with its folder, up to the first dot after it; what follows that dot
-    says what the member is. Members are images if that is one of ``suffixes`` as a whole: ``a.jpg`` is the image
-    of ``a``, while ``a.b.jpg`` is the ``b.jpg`` of ``a`` and is left out, with a warning. So are links.
+    The key is WebDataset's: the member's name, with its folder, up to the first dot of the name. The part after that
+    dot is the kind of the member. A member is an image if its kind as a whole is one of ``suffixes``: ``a.jpg`` is the
+    image of ``a``, whereas ``a.b.jpg`` is the ``b.jpg`` of ``a`` and is left out, with a warning. Links are left out
+    too.
 
-    An archive that is cut short gives a warning and the images before that; one of which only the beginning is
-    there is among them, so that reading it fails where failures are listed.
+    If the archive is truncated, this logs a warning and yields the images before that point, including one of which
+    only the beginning is there, so that reading it fails and it is listed as failed.
 
     Args:
-        suffixes: with their dot, in lower case.
+        suffixes: File name suffixes with their dot, in lower case.
 
     Raises:
-        InputError: no such file, or not an uncompressed tar archive.
+        InputError: The file does not exist, or is not an uncompressed tar archive.
     """
     left_out: list[str] = []
     count = 0
@@ -42,8 +43,8 @@ def images_in_shard(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str,
         yield folder + slash + stem, member.offset_data, member.size
     if left_out:
         logger.warning(
-            "%s: %d images are left out, such as %s: a link, or its name has a dot before the one of the suffix, "
-            "which WebDataset takes for another part of the sample; repack the shard if you want them",
+            "%s: %d images are left out, such as %s, which is a link or has a second dot in its name, so that "
+            "WebDataset regards it as another part of the sample; repack the shard if you need them",
             path,
             len(left_out),
             left_out[0],
@@ -60,25 +61,27 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
     except tarfile.TarError as error:
         raise InputError(
             f"{path}: not an uncompressed tar archive ({error}); uncompress it if it is compressed, "
-            "since images are read from where they lie"
+            "since images are read from the archive in place"
         ) from error
 
 
 def _members_of(archive: tarfile.TarFile, path: str) -> Iterator[tarfile.TarInfo]:
     try:
         while (member := archive.next()) is not None:
-            # It remembers all members otherwise.
-            archive.members.clear()
+            # Otherwise the archive object keeps all members in memory.
+            archive.members.clear()  # type: ignore[attr-defined]  # typeshed does not list it
             yield member
-        whole = _ends_there(archive)
+        whole = _is_complete(archive)
     except tarfile.ReadError:
         whole = False
     if not whole:
         end = min(archive.offset, os.path.getsize(path))
-        logger.warning("%s: cut short or damaged at byte %d: what follows is left out; fetch it again", path, end)
+        logger.warning("%s: truncated or damaged at byte %d; the rest is left out; download it again", path, end)
 
 
-def _ends_there(archive: tarfile.TarFile) -> bool:
-    """Whether zeros, or the end of the file, follow the last member. tarfile takes any other rubbish for the end."""
+def _is_complete(archive: tarfile.TarFile) -> bool:
+    """Returns whether zeros, or the end of the file, follow the last member. For tarfile, any other bytes are the end
+    too."""
+    assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
-    return not any(archive.fileobj.read(BLOCK))
+    return not any(archive.fileobj.read(TAR_BLOCK))

@@ -10,7 +10,7 @@ from bua.errors import InputError
 from bua.extraction import ImageFile, list_images
 from bua.io.images import read_image
 
-PICTURES = {
+IMAGES = {
     name: np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
     for seed, name in enumerate(["000001.png", "000002.PNG", "sub/été 猫.png", f"{'long' * 60}.png", "7.png"])
 }
@@ -29,23 +29,23 @@ def encode(image):
 
 
 def sample_files():
-    """An image and what belongs to it, as WebDataset has it."""
+    """Images, each with a JSON file of the same sample, as in WebDataset."""
     files = {}
-    for name, image in PICTURES.items():
+    for name, image in IMAGES.items():
         files[name] = encode(image)
         files[name.rsplit(".", 1)[0] + ".json"] = b"{}"
     return files
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_images_are_read_where_they_lie(tmp_path, format):
+def test_images_are_read_from_the_archive_in_place(tmp_path, format):
     path = tmp_path / "a.tar"
     write_tar(path, sample_files(), format)
     images = list_images(path)
     assert [image.image_id for image in images] == ["000001", "000002", "sub/été 猫", "long" * 60, 7]
     assert {image.path for image in images} == {str(path)}
-    for image, picture in zip(images, PICTURES.values()):
-        np.testing.assert_array_equal(read_image(image.path, image.span), picture)
+    for image, expected in zip(images, IMAGES.values()):
+        np.testing.assert_array_equal(read_image(image.path, image.span), expected)
 
 
 def test_globs_and_ranges_of_shards(tmp_path):
@@ -64,11 +64,11 @@ def test_globs_and_ranges_of_shards(tmp_path):
 def test_a_key_in_two_shards(tmp_path):
     for name in ("a.tar", "b.tar"):
         write_tar(tmp_path / name, {"0.jpg": b"x"})
-    with pytest.raises(InputError, match=r"a.tar and .*b.tar both have the id 0; the names in all shards must differ"):
+    with pytest.raises(InputError, match=r"a.tar and .*b.tar both have the id 0; names must differ"):
         list_images(f"{tmp_path}/*.tar")
 
 
-def test_what_is_no_image_of_a_sample_is_left_out(tmp_path, caplog):
+def test_other_members_of_a_sample_are_left_out(tmp_path, caplog):
     path = tmp_path / "a.tar"
     write_tar(path, {"0.jpg": b"x", "0.seg.png": b"x", ".hidden.jpg": b"x", "0.txt": b"x", "d.jpg/1.webp": b"x"})
     with tarfile.open(path, "a") as archive:
@@ -84,41 +84,41 @@ def test_what_is_no_image_of_a_sample_is_left_out(tmp_path, caplog):
     assert "a.tar: 2 images are left out, such as 0.seg.png" in record.getMessage()
 
 
-def whole_and_warning(path, caplog):
+def ids_and_warnings(path, caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         images = list_images(path)
     return [image.image_id for image in images], [record.getMessage() for record in caplog.records]
 
 
-def test_a_shard_that_is_cut_short_gives_what_is_there_and_one_warning(tmp_path, caplog):
+def test_a_truncated_shard_gives_the_images_before_and_one_warning(tmp_path, caplog):
     path = tmp_path / "a.tar"
     write_tar(path, {f"{i}.jpg": bytes([65 + i]) * 700 for i in range(3)})
     data = path.read_bytes()
     record = 512 + 1024
     # Its end marker is zeros that some programs do not write.
     path.write_bytes(data[: 3 * record])
-    assert whole_and_warning(path, caplog) == ([0, 1, 2], [])
+    assert ids_and_warnings(path, caplog) == ([0, 1, 2], [])
 
     path.write_bytes(data[: 2 * record + 600])
-    ids, warnings = whole_and_warning(path, caplog)
+    ids, warnings = ids_and_warnings(path, caplog)
     assert ids == [0, 1, 2]
     assert len(warnings) == 1
-    assert "a.tar: cut short or damaged" in warnings[0]
+    assert "a.tar: truncated or damaged" in warnings[0]
     last = list_images(path)[-1]
-    with pytest.raises(InputError, match=r"88 of its 700 bytes are there"):
+    with pytest.raises(InputError, match=r"has 88 of 700 bytes"):
         read_image(last.path, last.span)
 
     for damaged in (data[: 2 * record + 100], data[: 2 * record] + b"rubbish!" * 200):
         path.write_bytes(damaged)
-        ids, warnings = whole_and_warning(path, caplog)
+        ids, warnings = ids_and_warnings(path, caplog)
         assert ids == [0, 1]
         assert len(warnings) == 1
         assert f"at byte {2 * record}" in warnings[0]
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 2000, b"\x1f\x8b\x08" + b"x" * 2000])
-def test_what_is_no_tar_is_named(tmp_path, data):
+def test_a_file_that_is_no_tar_archive_is_named(tmp_path, data):
     path = tmp_path / "a.tar"
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"a.tar: not an uncompressed tar archive"):
@@ -130,5 +130,5 @@ def test_what_is_no_tar_is_named(tmp_path, data):
 
 def test_a_shard_without_images(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.json": b"{}"})
-    with pytest.raises(InputError, match="no images there"):
+    with pytest.raises(InputError, match="contains no images"):
         list_images(tmp_path / "a.tar")
