@@ -132,13 +132,13 @@ class FlatFeatures(Mapping[int | str, Regions]):
         return FlatFeatures, (self.path,)
 
     def features(self, image_id: int | str) -> np.ndarray:
-        """Returns the features [n, dim] of an image in the store's dtype, read-only and mapped: they stay valid."""
+        """Returns the features [n, dim] of an image in the store's dtype, as a read-only view of the mapped file."""
         row = self._row(image_id)
         start = self.offsets.item(row)
         return self.all_features[start : start + self.counts.item(row)]
 
     def boxes(self, image_id: int | str) -> np.ndarray:
-        """Returns the boxes [n, 4] of an image, float32 x1y1x2y2 in pixels, mapped from the file and read-only."""
+        """Returns the boxes [n, 4] of an image, float32 x1y1x2y2 in pixels, as a read-only view of the mapped file."""
         row = self._row(image_id)
         start = self.offsets.item(row)
         return self.all_boxes[start : start + self.counts.item(row)]

@@ -81,10 +81,14 @@ def caffe_heads(weights: dict) -> dict[str, torch.Tensor]:
 
 def milvlg(weights: dict) -> dict[str, torch.Tensor]:
     renamed = {**weights, **caffe_heads(weights)}
-    for mine, theirs in {"cls_embedding": "cls_embed", "fc_attr": "attr_linear1", "attr_score": "attr_linear2"}.items():
+    for own, released in {
+        "cls_embedding": "cls_embed",
+        "fc_attr": "attr_linear1",
+        "attr_score": "attr_linear2",
+    }.items():
         for part in ("weight", "bias"):
-            if f"{ATTRIBUTES}{mine}.{part}" in renamed:
-                renamed[f"{HEAD}{theirs}.{part}"] = renamed.pop(f"{ATTRIBUTES}{mine}.{part}")
+            if f"{ATTRIBUTES}{own}.{part}" in renamed:
+                renamed[f"{HEAD}{released}.{part}"] = renamed.pop(f"{ATTRIBUTES}{own}.{part}")
     return with_counters(renamed) | {D2_ANCHORS: cell_anchors(SIZES, RATIOS, "caffe")}
 
 
@@ -93,8 +97,8 @@ def milvlg_version_2(weights: dict) -> dict[str, torch.Tensor]:
     places = {"backbone.norm.": "roi_heads.res5.0.norm.", "roi_heads.res5.norm.": "roi_heads.res5_bn."}
     renamed = {}
     for name, value in milvlg(weights).items():
-        for mine, theirs in places.items():
-            name = name.replace(mine, theirs) if name.startswith(mine) else name
+        for own, released in places.items():
+            name = name.replace(own, released) if name.startswith(own) else name
         renamed[name] = value
     return renamed
 

@@ -163,20 +163,20 @@ def test_names_of_torchvision():
 @torch.no_grad()
 def test_torchvision_gives_the_same_feature_map(tmp_path):
     torch.manual_seed(0)
-    theirs = torchvision.models.resnet50().eval()
-    torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
+    reference = torchvision.models.resnet50().eval()
+    torch.save(reference.state_dict(), tmp_path / "resnet50.pth")
     cfg = get_cfg()
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-    ours = nn.ModuleDict({"backbone": ResNetC4(cfg)}).eval()
-    report = load_weights(ours, tmp_path / "resnet50.pth")
+    detector = nn.ModuleDict({"backbone": ResNetC4(cfg)}).eval()
+    report = load_weights(detector, tmp_path / "resnet50.pth")
     assert not report.missing
     image = torch.rand(1, 3, 64, 96) * 255
     bgr_mean, bgr_std = (torch.tensor(v).view(3, 1, 1) for v in ([103.53, 116.28, 123.675], [57.375, 57.12, 58.395]))
     rgb_mean, rgb_std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     rgb = (image.flip(1) / 255 - rgb_mean) / rgb_std
-    expected = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(rgb))))
-    expected = theirs.layer3(theirs.layer2(theirs.layer1(expected)))
-    torch.testing.assert_close(ours["backbone"]((image - bgr_mean) / bgr_std), expected, rtol=1e-4, atol=1e-4)
+    expected = reference.maxpool(reference.relu(reference.bn1(reference.conv1(rgb))))
+    expected = reference.layer3(reference.layer2(reference.layer1(expected)))
+    torch.testing.assert_close(detector["backbone"]((image - bgr_mean) / bgr_std), expected, rtol=1e-4, atol=1e-4)
 
 
 def forward_version_2(weights: dict, prefix: str, blocks: int, x: torch.Tensor, stride: int, activated: bool = False):
