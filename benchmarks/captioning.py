@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How long CIDEr-D takes, next to pycocoevalcap's, on sentences drawn at random with the lengths and word frequencies
-of COCO's captions.
+"""Measures the time of CIDEr-D and of pycocoevalcap's implementation, on random sentences with the lengths and word
+frequencies of COCO's captions.
 
-    a step's rewards     so many samples of so many images against their references, with document frequencies that
-                         are known: a step of self-critical training. Both have read the references before.
-    a whole evaluation   one caption of each image of the corpus, the references read and counted anew.
+    a step's rewards     scores --samples captions of each of --batch images against their references, with given
+                         document frequencies: a step of self-critical training. Both have read the references before.
+    a whole evaluation   scores one caption of each image of the corpus; the references are read and counted first.
 
-Milliseconds, the best of several runs, and how many times as fast. Both must give the same scores.
+Prints the milliseconds of the best of several runs, and the ratio. Both implementations must give the same scores.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from bua.captioning.cider import CiderD, DocumentFrequencies
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000, help="images of the corpus (%(default)s)")
-    parser.add_argument("--references", type=int, default=5, help="of each (%(default)s)")
+    parser.add_argument("--references", type=int, default=5, help="references per image (%(default)s)")
     parser.add_argument("--batch", type=int, default=100, help="images of a step (%(default)s)")
-    parser.add_argument("--samples", type=int, default=5, help="of each image of a step (%(default)s)")
-    parser.add_argument("--repeat", type=int, default=5, help="the best of so many is printed (%(default)s)")
+    parser.add_argument("--samples", type=int, default=5, help="captions per image of a step (%(default)s)")
+    parser.add_argument("--repeat", type=int, default=5, help="number of runs (%(default)s)")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     references = {
@@ -45,13 +45,13 @@ def main() -> None:
 
 
 def sentence(rng: np.random.Generator) -> list[str]:
-    """About 10 words, of about 10,000."""
+    """Returns about 10 words out of about 10,000."""
     words = np.minimum(rng.zipf(1.35, rng.integers(8, 14)), 10_000)
     return [f"w{word}" for word in words.tolist()]
 
 
 def variation(caption: list[str], rng: np.random.Generator) -> list[str]:
-    """A caption that has some words of another, as a model's has."""
+    """Returns a caption that shares some words with another one, as captions of a model do."""
     return [mine if rng.random() < 0.6 else other for mine, other in zip(caption, sentence(rng))]
 
 
@@ -63,7 +63,7 @@ def step(
     scorer = CiderD(references, DocumentFrequencies.from_references(references))
 
     class KnownCorpus(CiderScorer):
-        # The logarithm of the corpus' size, which the original always takes from what it scores.
+        # The logarithm of the size of the corpus. The original always computes it from the images that it scores.
         ref_len = property(lambda self: math.log(len(references)), lambda self, value: None)
 
     def cook(caption: list[str]) -> str:
@@ -95,7 +95,7 @@ def evaluation(
 
 
 def measure(run: Callable[[], np.ndarray], repeat: int) -> tuple[float, np.ndarray]:
-    """Milliseconds, and what it gives."""
+    """Returns the milliseconds of the fastest run, and the result of ``run``."""
     best = math.inf
     for _ in range(repeat):
         start = time.perf_counter()

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""How long a training step of question answering takes, and how much of it waits for features.
+"""Measures the time of a training step of visual question answering, and the share of it that is spent on waiting for
+features.
 
-    benchmarks/vqa.py                                            a table for this machine's processor
-    benchmarks/vqa.py --device cuda --records 120000 --steps 200    one H200: epochs of VQA v2's train
+    benchmarks/vqa.py                                               a table for the processor of this machine
+    benchmarks/vqa.py --device cuda --records 120000 --steps 200    for one H200: epochs of VQA v2's train
 
-Features are drawn at random, with as many boxes an image as asked for, and written once in the flat float16 format
-(--store, which a second run uses again); questions name images at random, as training does. Models have their real
-sizes, with 19,901 words and 3,129 answers. All figures are of one run: the model's step on batches that lie in memory,
-the loader alone, and both together, as training runs them. "waits" is the share of this time in which the step waits
-for its batch; "epoch" is what 443,757 questions take, validation not counted.
+Features are random, with a number of boxes per image between --min-boxes and --max-boxes, and are written once in the
+flat float16 format (--store, which a second run uses again). Questions are about random images, as in training. Models
+have their real sizes, with 19,901 words and 3,129 answers. All numbers are of one run: the step of the model on batches
+in memory, the loader alone, and both together, as in training. "waits" is the share of this time in which the step
+waits for its batch; "epoch" is the time of 443,757 questions, without validation.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from tqdm import trange
 from bua.features import open_writer
 from bua.structures import Regions
 from bua.tasks.region_batches import RegionReader
-from bua.tasks.words import QUESTION_LENGTH, QuestionVocabulary
+from bua.tasks.words import QUESTION_LENGTH, WordVocabulary
 from bua.vqa import BAN, UpDown
 from bua.vqa.answers import AnswerVocabulary, SoftTargets
 from bua.vqa.batches import VqaBatch, VqaLoader
@@ -51,11 +52,11 @@ def main() -> None:
     for kind in (UpDown, BAN):
         if kind.__name__.lower() in args.models:
             measure(kind(WORDS, ANSWERS, feature_dim=DIM).to(device), dataset, reader, args)
-    print(f"memory at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB, mapped files included")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB, mapped files included")
 
 
 def measure(model: nn.Module, dataset: VqaDataset, reader: RegionReader, args: argparse.Namespace) -> None:
-    """Prints a model's line of the table."""
+    """Prints the line of a model in the table."""
     device = next(model.parameters()).device
     optimizer = torch.optim.Adamax(model.parameters(), lr=1e-3)
     loader = VqaLoader(dataset, reader, args.batch_size, seed=0, word_padding=model.word_padding, threads=args.threads)
@@ -81,7 +82,7 @@ def measure(model: nn.Module, dataset: VqaDataset, reader: RegionReader, args: a
 
 
 def seconds(work: Callable, batches: Iterator[VqaBatch], device: torch.device) -> tuple[float, float]:
-    """The mean time that a batch takes, and how much of it goes by until the batch is there; without the first few."""
+    """Returns the mean time per batch, and the mean time of waiting for it, without the first ``WARM_UP`` batches."""
     start = time.perf_counter()
     waiting, count = 0.0, -WARM_UP
     asked = start
@@ -116,14 +117,14 @@ def write_store(path: Path, records: int, min_boxes: int, max_boxes: int) -> Non
 
 
 def draw_questions(images: int, count: int) -> VqaDataset:
-    """Questions of 3 to 12 words with 3 answers each."""
+    """Returns random questions of 3 to 12 words with 3 answers each."""
     rng = np.random.default_rng(0)
     words = rng.integers(0, WORDS, (count, QUESTION_LENGTH), dtype=np.int32)
     words[np.arange(QUESTION_LENGTH) >= rng.integers(3, 13, (count, 1))] = WORDS
     labels = rng.integers(0, ANSWERS, 3 * count, dtype=np.int32)
     targets = SoftTargets(np.arange(count + 1) * 3, labels, np.full(3 * count, 0.6, np.float32))
     vocabularies = (
-        QuestionVocabulary([f"w{i}" for i in range(WORDS)]),
+        WordVocabulary([f"w{i}" for i in range(WORDS)]),
         AnswerVocabulary([f"a{i}" for i in range(ANSWERS)]),
     )
     return VqaDataset("drawn", np.arange(count), rng.integers(0, images, count), words, targets, *vocabularies)
@@ -133,14 +134,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (%(default)s)")
     parser.add_argument("--store", type=Path, default=Path("/tmp/bua_vqa_features"), help="folder (%(default)s)")
-    parser.add_argument("--records", type=int, default=8000, help="images, where the store must be made (%(default)s)")
-    parser.add_argument("--min-boxes", type=int, default=36, help="likewise (%(default)s)")
-    parser.add_argument("--max-boxes", type=int, default=36, help="likewise (%(default)s)")
+    parser.add_argument("--records", type=int, default=8000, help="number of images in a new store (%(default)s)")
+    parser.add_argument("--min-boxes", type=int, default=36, help="boxes per image in a new store (%(default)s)")
+    parser.add_argument("--max-boxes", type=int, default=36, help="boxes per image in a new store (%(default)s)")
     parser.add_argument("--models", nargs="+", default=["updown", "ban"], choices=["updown", "ban"])
-    parser.add_argument("--batch-size", type=int, default=256, help="questions a step (%(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="that are timed (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="that read (%(default)s)")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where training would")
+    parser.add_argument("--batch-size", type=int, default=256, help="questions per step (%(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="number of timed steps (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads that read (%(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="train with autocast to bfloat16")
     return parser.parse_args()
 
 

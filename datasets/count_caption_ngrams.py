@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Counts in how many images' captions each n-gram occurs: what CIDEr-D as a reward weighs words by.
+"""Counts the images in whose captions each n-gram occurs. CIDEr-D weights words by these counts when it is a reward.
 
     python datasets/count_caption_ngrams.py --folder datasets/coco/captions --splits train val test \\
         --output datasets/coco/captions/frequencies.npz
 
-Anderson counts all of train2014 and val2014, as here; without such a file the training splits alone are counted.
+This counts all of train2014 and val2014, as Anderson's code does. Without such a file, training counts the training
+splits alone.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from bua.errors import command, make_folder
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     dataset = CaptionDataset.load(args.folder, *args.splits)
-    # With the end as a word: the n-grams that have none are counted all the same.
+    # The end counts as a word. This adds n-grams with the end, and does not change the counts of the others.
     frequencies = DocumentFrequencies.from_references(dataset.references(end=True))
     make_folder(args.output.parent)
     frequencies.save(args.output)
@@ -29,9 +30,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="what datasets/prepare_captions.py wrote")
-    parser.add_argument("--splits", nargs="+", default=["train"], help="of it; default: train")
-    parser.add_argument("--output", type=Path, required=True, help="npz file")
+    parser.add_argument("--folder", required=True, help="folder that datasets/prepare_captions.py wrote")
+    parser.add_argument("--splits", nargs="+", default=["train"], help="splits of the folder; default: train")
+    parser.add_argument("--output", type=Path, required=True, help="npz file to write")
     return parser.parse_args(argv)
 
 

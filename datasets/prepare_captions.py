@@ -30,9 +30,11 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     splits = dict(args.split)
     if args.karpathy and splits:
-        raise InputError("--split: goes with --coco and --regions; Karpathy's file has its own splits")
+        raise InputError(
+            "--split: only for --coco and --regions; leave it out, since Karpathy's file has its own splits"
+        )
     if not args.karpathy and not splits:
-        raise InputError("--split: none; name a list of images for each split, such as: --split train train.txt")
+        raise InputError("--split: missing; name a list of images for each split, such as: --split train train.txt")
     if args.karpathy:
         captions = load_karpathy(args.karpathy)
     elif args.coco:
@@ -56,7 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--karpathy", type=Path, help="dataset_coco.json, or dataset_flickr30k.json")
-    source.add_argument("--coco", type=Path, nargs="+", help="official files, captions_*.json")
+    source.add_argument("--coco", type=Path, nargs="+", help="COCO's official files, captions_*.json")
     source.add_argument("--regions", type=Path, help="Visual Genome's region_descriptions.json")
     parser.add_argument(
         "--split",
@@ -64,26 +66,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar=("NAME", "LIST"),
-        help="a split and the list of its images, for --coco and --regions; once for each split",
+        help="name of a split and the list of its images, for --coco and --regions; give it once per split",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--tokenizer",
         choices=TOKENIZERS,
         default=TOKENIZERS[0],
-        help="Anderson's words, Karpathy's, or BERT's word pieces; default: %(default)s",
+        help="Anderson's tokeniser, Karpathy's, or BERT's word pieces; default: %(default)s",
     )
     parser.add_argument(
-        "--vocabulary", type=Path, help="file with a word a line, such as train_vocab.txt, in place of counting words"
+        "--vocabulary",
+        type=Path,
+        help="file with one word per line, such as train_vocab.txt, instead of counting words",
     )
     parser.add_argument(
-        "--vocabulary-splits", nargs="+", help="those whose words are counted; default: train, for karpathy all"
+        "--vocabulary-splits", nargs="+", help="splits whose words are counted; default: train; all for karpathy"
     )
     parser.add_argument(
-        "--min-count", type=int, help="how often a word must occur; default: 5 for anderson, 6 for karpathy"
+        "--min-count", type=int, help="number of times that a word must occur; default: 5 for anderson, 6 for karpathy"
     )
     parser.add_argument(
-        "--phrases", type=int, default=PHRASES, help="phrases that make a caption, for --regions; default: %(default)s"
+        "--phrases",
+        type=int,
+        default=PHRASES,
+        help="number of phrases that make a caption, for --regions; default: %(default)s",
     )
     return parser.parse_args(argv)
 

@@ -1,7 +1,7 @@
-"""CIDEr-D: how much a caption is like the references of its image (Vedantam et al. 2015; pycocoevalcap's "CIDEr").
+"""CIDEr-D, the similarity of a caption to the references of its image (Vedantam et al. 2015; pycocoevalcap's "CIDEr").
 
-Words and n-grams are hashes of 64 bits, so that all of it is arithmetic on arrays. Of ten million n-grams, two have
-the same hash with a probability of 3 in a million.
+Words and n-grams are represented by hashes of 64 bits, so that everything is computed on arrays. The probability that
+any two of ten million n-grams have the same hash is 3 in a million.
 """
 
 import hashlib
@@ -15,28 +15,28 @@ from pathlib import Path
 import numpy as np
 
 from bua.errors import InputError
-from bua.io.files import whole_file
+from bua.tasks.prepared import offsets_of, write_arrays
 
-# A caption: words as strings, or as ids.
+# A caption: its words as strings, or as ids.
 Caption = Sequence[str] | Sequence[int]
 
 LONGEST = 4
-# Deviation, in words, of the penalty for another length than the reference's.
+# Standard deviation, in words, of the Gaussian penalty for the difference in length from the reference.
 SIGMA = 6.0
-# Any odd number: what tells a pair of hashes from the same pair turned round.
+# Any odd number. It makes the hash of a pair depend on the order of the two.
 ORDER = np.uint64(0xD1342543DE82EF95)
 
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """In how many images' references each n-gram occurs, for n from 1 to 4.
+    """The number of images in whose references each n-gram occurs, for n from 1 to 4.
 
-    They go with one kind of words: those of strings do not know ids.
+    Frequencies of words given as strings cannot be used for words given as ids, and vice versa.
 
     Attributes:
-        hashes: [M] uint64, of the n-grams, ascending.
-        images: [M] int32, how many images have it.
-        num_images: of how many.
+        hashes: [M] uint64, the hashes of the n-grams in ascending order.
+        images: [M] int32, the number of images whose references have the n-gram.
+        num_images: number of all images.
     """
 
     hashes: np.ndarray
@@ -45,16 +45,18 @@ class DocumentFrequencies:
 
     @classmethod
     def from_references(cls, references: Mapping[Hashable, Iterable[Caption]]) -> "DocumentFrequencies":
-        """Counts the n-grams of references, captions by the id of their image.
+        """Counts the n-grams of references.
 
-        For scores as the COCO evaluation's, the references that are scored against; as rewards, those of the training
-        images. Where the end of a sentence is to be a word, it is in the captions.
+        Args:
+            references: captions by the id of their image. For scores as in the COCO evaluation they are the references
+                that captions are compared with; for rewards they are those of the training images. Where the end of a
+                caption counts as a word, the captions must have it.
         """
         images, found = list(references.values()), [np.empty(0, np.uint64)]
-        # So many at a time that the n-grams before counting stay small.
+        # The images are processed in parts, so that the n-grams before counting take little memory.
         for start in range(0, len(images), 10_000):
             captions, rows = _flatten(images[start : start + 10_000])
-            found.append(_once_an_image(_NGrams.of(captions), rows))
+            found.append(_once_per_image(_NGrams.of(captions), rows))
         return cls._count(np.concatenate(found), len(images))
 
     @classmethod
@@ -64,10 +66,10 @@ class DocumentFrequencies:
 
     @classmethod
     def load(cls, path: str | Path) -> "DocumentFrequencies":
-        """Reads what ``save`` wrote.
+        """Reads a file that ``save`` wrote.
 
         Raises:
-            InputError: no such file, or another file.
+            InputError: there is no such file, or it is of another kind.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -81,20 +83,20 @@ class DocumentFrequencies:
             raise InputError(f"{path}: not a file of document frequencies; write it again") from error
 
     def save(self, path: str | Path) -> None:
-        """Writes an npz file, whole or not at all, by exactly this name."""
-        with whole_file(Path(path)) as file:
-            np.savez(file, hashes=self.hashes, images=self.images, num_images=self.num_images)
+        """Writes an npz file with exactly this name. A write that fails leaves no file."""
+        arrays = {"hashes": self.hashes, "images": self.images, "num_images": np.asarray(self.num_images)}
+        write_arrays(path, arrays)
 
     def has_all(self, captions: Sequence[Caption]) -> bool:
-        """Whether each n-gram of ``captions`` is among those that were counted."""
+        """Returns whether all n-grams of ``captions`` were counted."""
         return bool(np.isin(_NGrams.of(captions).hashes, self.hashes).all())
 
     def idf(self, hashes: np.ndarray) -> np.ndarray:
-        """[K] float64, the logarithm of the images there are for each that has the n-gram; one that none has counts
-        as one that one has."""
+        """Returns [K] float64, the logarithm of the number of all images over the number of images that have the
+        n-gram. An n-gram that no image has counts as one that a single image has."""
         if not len(self.hashes):
             return np.full(len(hashes), np.log(max(1, self.num_images)))
-        # In order, so that what is looked up next is near in memory: three times as fast.
+        # Looking up sorted hashes is three times as fast, since successive accesses are near each other in memory.
         at, order = np.empty(len(hashes), np.int64), np.argsort(hashes)
         at[order] = np.searchsorted(self.hashes, hashes[order])
         at[at == len(self.hashes)] = 0
@@ -102,14 +104,15 @@ class DocumentFrequencies:
 
 
 class CiderD:
-    """Scores captions against references; what does not depend on the captions is computed once.
+    """Scores captions against references. The part that does not depend on the captions is computed once.
 
     Args:
-        references: captions by the id of their image; one at least of each.
-        frequencies: by default those of ``references``. An image alone scores 0 with them.
+        references: captions by the id of their image, at least one per image.
+        frequencies: document frequencies of the n-grams; by default those of ``references``, with which the scores are
+            0 if there is only one image.
 
     Raises:
-        InputError: an image without references.
+        InputError: an image has no references.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class CiderD:
         self.rows = {image_id: row for row, image_id in enumerate(references)}
         captions, images = _flatten(references.values())
         grams = _NGrams.of(captions)
-        self.frequencies = frequencies or DocumentFrequencies._count(_once_an_image(grams, images), len(references))
+        self.frequencies = frequencies or DocumentFrequencies._count(_once_per_image(grams, images), len(references))
         order = np.argsort(images[grams.captions], kind="stable")
         self.captions, self.hashes = grams.captions[order].astype(np.int32), grams.hashes[order]
         self.counts = grams.counts[order].astype(np.int32)
@@ -129,23 +132,24 @@ class CiderD:
         self.words = grams.words
         self.num_references = np.bincount(images, minlength=len(self.rows))
         sizes = np.bincount(images[self.captions], minlength=len(self.rows))
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.starts = offsets_of(sizes)
 
     def score(self, candidates: Sequence[Caption], image_ids: Sequence[Hashable]) -> np.ndarray:
-        """
+        """Scores captions.
+
         Args:
-            candidates: [N] captions, of the references' kind of words.
-            image_ids: [N], the image of each; images may come several times.
+            candidates: N captions, whose words are strings or ids as those of the references.
+            image_ids: N ids of the images of the captions; an image may occur several times.
 
         Returns:
-            [N] float64, 0 to 10; 10 for a caption that is like all references.
+            [N] float64 from 0 to 10; 10 is the score of a caption that is the same as all references.
 
         Raises:
-            InputError: an image that has no references.
+            InputError: an image has no references.
         """
         unknown = [image_id for image_id in image_ids if image_id not in self.rows]
         if unknown:
-            raise InputError(f"image {unknown[0]}: has no reference captions")
+            raise InputError(f"image {unknown[0]}: has no reference captions; score only images that have")
         if not len(candidates):
             return np.zeros(0)
         images, local = np.unique([self.rows[image_id] for image_id in image_ids], return_inverse=True)
@@ -164,9 +168,9 @@ class CiderD:
         entry = entries[_ranges(first, last)]
         candidate, reference = grams.captions[gram], self.captions[entry]
 
-        # The candidate's part of the product is clipped to the reference's; weights are over the vectors' lengths.
+        # Counts of the candidate are clipped to those of the reference. The weights are divided by the norms already.
         common = np.minimum(grams.counts[gram], self.counts[entry]) / grams.counts[gram]
-        # Lengths are counted in pairs of words, of which an empty caption has as many as one of a single word.
+        # pycocoevalcap measures lengths in bigrams, of which an empty caption has as many as one with a single word.
         difference = np.maximum(grams.words[candidate], 1) - np.maximum(self.words[reference], 1)
         products = common * weights[gram] * self.weights[entry] * np.exp(-(difference**2) / (2 * SIGMA**2))
         sums = np.bincount(candidate, weights=products, minlength=len(candidates))
@@ -175,14 +179,14 @@ class CiderD:
 
 @dataclass(frozen=True)
 class _NGrams:
-    """The n-grams of captions, each once a caption.
+    """The different n-grams of each caption.
 
     Attributes:
-        captions: [K] int64, the row of the caption that it is in.
+        captions: [K] int64, the index of the n-gram's caption.
         lengths: [K] int64, n - 1.
         hashes: [K] uint64.
-        counts: [K] int64, how often it is there.
-        words: [captions] int64, their numbers of words.
+        counts: [K] int64, how often the n-gram occurs in its caption.
+        words: [number of captions] int64, the number of words of each caption.
     """
 
     captions: np.ndarray
@@ -196,12 +200,12 @@ class _NGrams:
         words = np.fromiter(map(len, captions), np.int64, len(captions))
         tokens = _hash_words(captions)
         rows = np.repeat(np.arange(len(captions)), words)
-        # Words from each to its caption's end, itself included.
+        # For each word the number of words up to the end of its caption, itself included.
         left = np.repeat(words, words) - _ranges(np.zeros_like(words), words)
         hashes, grams, starts = tokens, [], []
         for n in range(LONGEST):
             if n:
-                # Each is one that is shorter by a word, and the next word.
+                # An n-gram is an (n - 1)-gram and the next word.
                 hashes = _pair(hashes[:-1], tokens[n:])
             fits = np.flatnonzero(left[: len(hashes)] > n)
             starts.append(fits)
@@ -212,7 +216,8 @@ class _NGrams:
         return cls(captions_of[one], lengths[one], hashes[one], counts, words)
 
     def weights(self, frequencies: DocumentFrequencies) -> np.ndarray:
-        """[K] float64, the n-grams' tf-idf over the length of the vector of all of the caption's of that n."""
+        """Returns [K] float64, the tf-idf of each n-gram, divided by the norm of the vector of all n-grams of the same
+        caption with the same n."""
         values = self.counts * frequencies.idf(self.hashes)
         vector = self.captions * LONGEST + self.lengths
         norms = np.sqrt(np.bincount(vector, weights=values**2, minlength=len(self.words) * LONGEST))[vector]
@@ -220,7 +225,7 @@ class _NGrams:
 
 
 def _hash_words(captions: Sequence[Caption]) -> np.ndarray:
-    """[words of all captions] uint64."""
+    """Returns [words of all captions] uint64."""
     if len(captions) and isinstance(captions[0], str):
         raise ValueError(f"caption {captions[0]!r}: a caption is a list of words, not a string")
     words = list(chain.from_iterable(captions))
@@ -231,12 +236,12 @@ def _hash_words(captions: Sequence[Caption]) -> np.ndarray:
 
 @lru_cache(maxsize=1 << 20)
 def _hash_word(word: str) -> int:
-    """The same in every process, unlike ``hash``."""
+    """Returns a hash that is the same in every process, unlike that of ``hash``."""
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
 def _mix(numbers: np.ndarray) -> np.ndarray:
-    """Integers to uint64 that look drawn at random, and differ where the integers do (splitmix64's last steps)."""
+    """Maps integers one-to-one to uint64 that look random (the last steps of splitmix64)."""
     mixed = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -244,31 +249,31 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
 
 
 def _pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pairs of hashes to their own hashes."""
+    """Returns the hashes of pairs of hashes."""
     return _mix(first * ORDER + second)
 
 
 def _groups(hashes: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where one of each pair of a hash and a row is, and how often the pair is there."""
+    """Returns for each different pair of a hash and a row the index of one occurrence and the number of all."""
     keys = _pair(hashes, _mix(rows))
     order = np.argsort(keys)
     starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
     return order[starts], np.diff(starts, append=len(keys))
 
 
-def _once_an_image(grams: _NGrams, images: np.ndarray) -> np.ndarray:
-    """The hashes of the n-grams of each image's captions, each once an image, in any order."""
+def _once_per_image(grams: _NGrams, images: np.ndarray) -> np.ndarray:
+    """Returns the hashes of the n-grams of each image's captions, each once per image, in any order."""
     return grams.hashes[_groups(grams.hashes, images[grams.captions])[0]]
 
 
 def _flatten(images: Iterable[Iterable[Caption]]) -> tuple[list[Caption], np.ndarray]:
-    """All captions, and the row of the image of each."""
-    images = [list(captions) for captions in images]
-    return list(chain.from_iterable(images)), np.repeat(np.arange(len(images)), list(map(len, images)))
+    """Returns all captions in one list, and [captions] int64, the index of the image of each."""
+    lists = [list(captions) for captions in images]
+    return list(chain.from_iterable(lists)), np.repeat(np.arange(len(lists)), list(map(len, lists)))
 
 
 def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """[start, ..., stop - 1] of each pair, one after the other."""
+    """Returns the numbers start, ..., stop - 1 of each pair of a start and a stop, one pair after the other."""
     sizes = stops - starts
     before = np.cumsum(sizes) - sizes
     return np.arange(sizes.sum()) + np.repeat(starts - before, sizes)

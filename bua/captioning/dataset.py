@@ -1,55 +1,61 @@
-"""Captions ready for training: a folder of a vocabulary and arrays, and what is read from it.
+"""Captions prepared for training: writes a folder of a vocabulary and arrays, and reads it.
 
 ``prepare_captions`` writes::
 
-    vocabulary.json                          ``CaptionVocabulary``
-    train.npz, val.npz, test.npz             the captions of a split as ids of words (``CaptionDataset``)
-    captions_{train,val,test}.json           the same as people wrote them, in COCO's format: to score captions by
-    captions.json                            what it was made from, written last
+    vocabulary.json                   ``CaptionVocabulary``
+    train.npz, val.npz, test.npz      the captions of a split as ids of words (``CaptionDataset``)
+    captions_{train,val,test}.json    the same captions as people wrote them, in COCO's format, for computing scores
+    captions.json                     what the folder was made from; written last
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import orjson
 
 from bua.captioning.official import Captions
 from bua.captioning.vocabulary import CaptionVocabulary
-from bua.errors import InputError, first_of, make_folder
-from bua.io.files import whole_file
-from bua.tasks.prepared import prepared_folder, read_split
+from bua.errors import InputError, first_of
+from bua.tasks import prepared
+from bua.tasks.prepared import PreparedDataset
 
 ABOUT = "captions.json"
 PROGRAM = "prepare_captions.py"
 VOCABULARY = "vocabulary.json"
-_ARRAYS = ("image_ids", "caption_offsets", "word_offsets", "words")
 
 logger = logging.getLogger(__name__)
 
 
-class Item(NamedTuple):
-    """An image and its captions: int32 ids of words each, without begin and end."""
+class CaptionItem(NamedTuple):
+    """An image and its captions.
+
+    Attributes:
+        captions: for each caption the int32 ids of its words, without begin and end.
+    """
 
     image_id: int
     captions: list[np.ndarray]
 
 
 @dataclass
-class CaptionDataset:
-    """N images with M captions of T words in all; ``dataset[i]`` is an ``Item``.
+class CaptionDataset(PreparedDataset):
+    """N images with M captions of T words in total; ``dataset[i]`` is a ``CaptionItem``.
 
     Attributes:
-        name: the file, for messages.
+        name: path of the file, for messages.
         image_ids: [N] int64.
-        caption_offsets: [N + 1] int64: image i has the captions from caption_offsets[i] to caption_offsets[i + 1].
-        word_offsets: [M + 1] int64, likewise the words of captions.
-        words: [T] int32.
-        vocabulary: that ``words`` are ids of.
+        caption_offsets: [N + 1] int64; image i has the captions from ``caption_offsets[i]`` to
+            ``caption_offsets[i + 1]`` - 1.
+        word_offsets: [M + 1] int64, the same for the words of the captions.
+        words: [T] int32, ids.
+        vocabulary: the vocabulary that the ids belong to.
     """
+
+    ARRAYS = ("image_ids", "caption_offsets", "word_offsets", "words")
 
     name: str
     image_ids: np.ndarray
@@ -58,12 +64,9 @@ class CaptionDataset:
     words: np.ndarray
     vocabulary: CaptionVocabulary
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> CaptionItem:
         captions = range(self.caption_offsets[index], self.caption_offsets[index + 1])
-        return Item(
+        return CaptionItem(
             int(self.image_ids[index]),
             [self.words[self.word_offsets[caption] : self.word_offsets[caption + 1]] for caption in captions],
         )
@@ -73,7 +76,11 @@ class CaptionDataset:
         return len(self.word_offsets) - 1
 
     def references(self, *, end: bool = False) -> dict[int, list[list[int]]]:
-        """All captions as ids of words by image id, each with its end as a last word where ``end``."""
+        """Returns the captions of each image by image id, as ids of words.
+
+        Args:
+            end: appends the end of a caption to its words.
+        """
         words, last = self.words.tolist(), [self.vocabulary.end] if end else []
         captions = [words[start:stop] + last for start, stop in zip(self.word_offsets[:-1], self.word_offsets[1:])]
         return {
@@ -88,17 +95,16 @@ class CaptionDataset:
         """Reads splits of a folder that ``prepare_captions`` wrote, such as "train", as one data set.
 
         Raises:
-            InputError: no such folder or split, or a damaged one.
+            InputError: there is no such folder or split, or it is damaged.
         """
-        folder = prepared_folder(folder, ABOUT, PROGRAM)
+        folder = prepared.prepared_folder(folder, ABOUT, PROGRAM)
         vocabulary = CaptionVocabulary.load(folder / VOCABULARY)
-        parts = [read_split(folder, split, _ARRAYS, PROGRAM) for split in splits]
-        return _concatenate([cls(name, *(arrays[key] for key in _ARRAYS), vocabulary) for name, arrays in parts])
-
-    def save(self, path: str | Path) -> None:
-        """Writes the arrays, without the vocabulary."""
-        with whole_file(Path(path)) as file:
-            np.savez(file, **{name: getattr(self, name) for name in _ARRAYS})
+        parts = [prepared.read_split(folder, split, cls.ARRAYS, PROGRAM) for split in splits]
+        datasets = [
+            cls(name, **{key: arrays[key] for key in cls.ARRAYS}, vocabulary=vocabulary) for name, arrays in parts
+        ]
+        name, arrays = prepared.concatenate(datasets, offsets=["caption_offsets", "word_offsets"])
+        return cls(name, **arrays, vocabulary=vocabulary)
 
 
 def prepare_captions(
@@ -110,28 +116,27 @@ def prepare_captions(
     vocabulary_splits: Sequence[str] | None = None,
     min_count: int | None = None,
 ) -> dict[str, CaptionDataset]:
-    """Makes a vocabulary and arrays of captions, and writes them to ``output``.
+    """Makes a vocabulary and arrays from captions and writes them to a folder.
 
-    A caption in which no word is left is not trained on; it stays among those that captions are scored by.
+    A caption without words is not used for training, but stays among the references that scores are computed with.
 
     Args:
-        captions: by split, from ``bua.captioning.official``.
-        output: folder; made where it does not exist.
-        tokenizer: "anderson", "karpathy" (which takes the tokens of Karpathy's file, where it was read from one) or
+        captions: the captions of each split, as the functions of ``bua.captioning.official`` return them.
+        output: the folder to write; it is made where it does not exist.
+        tokenizer: "anderson", "karpathy" (which uses the tokens of Karpathy's file where the captions come from it) or
             "wordpiece".
-        vocabulary: a file with a word a line to take instead of counting words; "wordpiece" needs it.
-        vocabulary_splits: those whose words are counted: by default train alone, as Anderson does, for "karpathy" all,
-            as ruotianluo does.
-        min_count: how often a word must occur; ``MIN_COUNT`` by default.
+        vocabulary: a text file with one word per line, which is used instead of counting words; "wordpiece" needs it.
+        vocabulary_splits: the splits whose words are counted. The default is train alone, as in Anderson's code, and
+            all splits for "karpathy", as in ruotianluo's code.
+        min_count: number of times that a word must occur to be in the vocabulary; ``MIN_COUNT`` by default.
 
     Returns:
-        the data sets by split.
+        The data sets by split.
 
     Raises:
-        InputError: an unknown split or tokenizer, a bad vocabulary, or images that are left without captions.
+        InputError: an unknown split or tokenizer, a bad vocabulary, or images of which no caption has words.
     """
-    output = make_folder(output)
-    (output / ABOUT).unlink(missing_ok=True)
+    output = prepared.begin_folder(output, ABOUT)
     if vocabulary is None:
         words = CaptionVocabulary.build(
             (text for part in _counted(captions, tokenizer, vocabulary_splits) for text in _flat(part, tokenizer)),
@@ -145,7 +150,7 @@ def prepare_captions(
     words.save(output / VOCABULARY)
     for split, dataset in datasets.items():
         dataset.save(output / f"{split}.npz")
-        _write_json(output / f"captions_{split}.json", _coco_format(captions[split]))
+        prepared.write_json(output / f"captions_{split}.json", _coco_format(captions[split]), indent=False)
     about = {
         "captions": {split: part.name for split, part in captions.items()},
         "tokenizer": tokenizer,
@@ -154,29 +159,8 @@ def prepare_captions(
         "min_count": min_count,
         "images": {split: len(dataset) for split, dataset in datasets.items()},
     }
-    _write_json(output / ABOUT, about)
+    prepared.write_json(output / ABOUT, about, indent=False)
     return datasets
-
-
-def _concatenate(datasets: Sequence[CaptionDataset]) -> CaptionDataset:
-    if len(datasets) == 1:
-        return datasets[0]
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(dataset, name) for dataset in datasets])
-
-    def joined_offsets(name: str) -> np.ndarray:
-        counts = np.concatenate([np.diff(getattr(dataset, name)) for dataset in datasets])
-        return np.concatenate([[0], counts.cumsum()])
-
-    return CaptionDataset(
-        " + ".join(dataset.name for dataset in datasets),
-        joined("image_ids"),
-        joined_offsets("caption_offsets"),
-        joined_offsets("word_offsets"),
-        joined("words"),
-        datasets[0].vocabulary,
-    )
 
 
 def _counted(captions: Mapping[str, Captions], tokenizer: str, splits: Sequence[str] | None) -> list[Captions]:
@@ -185,15 +169,17 @@ def _counted(captions: Mapping[str, Captions], tokenizer: str, splits: Sequence[
     unknown = [split for split in splits if split not in captions]
     if unknown:
         raise InputError(
-            f"split {unknown[0]!r}: there are no captions of it to count words of; there are {', '.join(captions)}"
+            f"split {unknown[0]!r}: there are no captions of it to count words of; use some of {', '.join(captions)}"
         )
     return [captions[split] for split in splits]
 
 
 def _flat(captions: Captions, tokenizer: str) -> list[str]:
-    """All captions in order, as ``tokenizer`` is to read them."""
-    take_tokens = tokenizer == "karpathy" and captions.tokens is not None
-    return [text for texts in (captions.tokens if take_tokens else captions.texts) for text in texts]
+    """Returns all captions in order, in the form that ``tokenizer`` reads."""
+    texts = captions.texts
+    if tokenizer == "karpathy" and captions.tokens is not None:
+        texts = captions.tokens
+    return list(chain.from_iterable(texts))
 
 
 def _dataset(split: str, captions: Captions, vocabulary: CaptionVocabulary) -> CaptionDataset:
@@ -202,19 +188,19 @@ def _dataset(split: str, captions: Captions, vocabulary: CaptionVocabulary) -> C
     lengths = np.diff(offsets)
     kept = lengths > 0
     if not kept.all():
-        logger.warning("%s: %d captions of %s have no words; left out", captions.name, (~kept).sum(), split)
+        logger.warning("%s: %d captions of %s have no words; they are left out", captions.name, (~kept).sum(), split)
         counts = np.add.reduceat(kept, np.cumsum(counts) - counts, dtype=np.int64)
-        silent = captions.image_ids[counts == 0].tolist()
-        if silent:
+        wordless = captions.image_ids[counts == 0].tolist()
+        if wordless:
             raise InputError(
-                f"{captions.name}: no caption of {len(silent)} of the {len(counts)} images of {split} has words: "
-                f"{first_of(silent)}; leave the images out"
+                f"{captions.name}: no caption of {len(wordless)} of the {len(counts)} images of {split} has words: "
+                f"{first_of(wordless)}; leave the images out"
             )
     return CaptionDataset(
         f"{captions.name} ({split})",
         captions.image_ids,
-        np.concatenate([[0], counts.cumsum()]),
-        np.concatenate([[0], lengths[kept].cumsum()]),
+        prepared.offsets_of(counts),
+        prepared.offsets_of(lengths[kept]),
         words,
         vocabulary,
     )
@@ -229,8 +215,3 @@ def _coco_format(captions: Captions) -> dict:
             {"id": number, "image_id": image_id, "caption": text} for number, (image_id, text) in enumerate(pairs)
         ],
     }
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with whole_file(path) as file:
-        file.write(orjson.dumps(content))

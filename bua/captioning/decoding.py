@@ -1,7 +1,7 @@
-"""From a captioner to captions: the likeliest word each time, words drawn at random, or beam search."""
+"""Generates captions with a captioner: by the most probable word at each step, by sampling, or by beam search."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,15 +11,15 @@ from torch.nn.utils.parametrize import cached
 
 from bua.captioning.updown import SpecialWords, State, UpDownCaptioner
 
-# Anderson's 20 steps, the end included.
+# Number of steps of a caption in Anderson's code, the end included.
 MAX_LENGTH = 20
-# The words that Anderson lets a caption repeat (scripts/create_caption_lstm.py).
+# The words that a caption may repeat in Anderson's code (scripts/create_caption_lstm.py).
 # fmt: off
 REPEATABLE = (
     "a", "the", "of", ",", "on", "in", "with", "and", "is", "an", '"', "to", "some", "at", "are", "it", "that", "'",
     "by",
 )
-# The words that ruotianluo lets no caption end with.
+# The words that captions must not end with in ruotianluo's code.
 BAD_ENDINGS = (
     "a", "an", "the", "in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to", "is", "are", "am",
 )
@@ -28,18 +28,18 @@ BAD_ENDINGS = (
 
 @dataclass(frozen=True)
 class Constraints:
-    """What captions must not say. ``begin`` and ``pad``, where they are not ``end``, are never said.
+    """Constraints on captions. ``begin`` and ``pad`` are never generated, unless they are the same as ``end``.
 
-    Anderson's decoder has ``no_word_twice_in_a_row`` and ``repeatable``; the others are ruotianluo's.
+    Anderson's decoder has ``no_word_twice_in_a_row`` and ``repeatable``; the others are those of ruotianluo's code.
 
     Attributes:
-        no_word_twice_in_a_row: what it says.
-        repeatable: ids of the words that may occur more than once in a caption, such as those of ``REPEATABLE``;
-            None: all words.
-        no_trigram_twice: no three words in a row that were there before.
-        bad_endings: ids of words that the end must not follow, such as those of ``BAD_ENDINGS``. A caption that
-            ``max_length`` cuts may still end so.
-        suppress: ids of words that are never said, such as ``unk``.
+        no_word_twice_in_a_row: whether a word must not follow itself.
+        repeatable: ids of the words that may occur more than once in a caption, such as those of ``REPEATABLE``; None
+            allows this for all words.
+        no_trigram_twice: whether the same three words in a row must not occur twice.
+        bad_endings: ids of words that the end must not follow, such as those of ``BAD_ENDINGS``. A caption that is cut
+            off at ``max_length`` may still end with them.
+        suppress: ids of words that are never generated, such as ``unk``.
     """
 
     no_word_twice_in_a_row: bool = False
@@ -49,16 +49,18 @@ class Constraints:
     suppress: Sequence[int] = ()
 
 
-class Captions(NamedTuple):
-    """K captions of each of B images, in T steps at most.
+class DecodedCaptions(NamedTuple):
+    """K captions of each of B images, in at most T steps.
 
     Attributes:
-        tokens: [B, K, T] int64: words, ``end``, then ``pad``; without ``end`` where ``max_length`` came first.
+        tokens: [B, K, T] int64: words, ``end``, then ``pad``; without ``end`` where a caption is cut off at
+            ``max_length``.
         log_probs: [B, K, T] float32, natural logarithm of the model's probability of each token, before constraints;
             0 after the end.
-        scores: [B, K] float32, what beams compete by, best first: the sum of ``log_probs``, over the length penalty.
-            Minus infinity, for a caption without words, where the constraints leave fewer than K.
-        attention: [B, K, T, n] float32, where each word looked; 0 after the end.
+        scores: [B, K] float32, the sum of ``log_probs`` divided by the length penalty, by which beam search ranks
+            captions, best first. Where the constraints leave fewer than K captions, the others have no words and the
+            score minus infinity.
+        attention: [B, K, T, n] float32, the attention to the regions at each step; 0 after the end.
         mask: [B, K, T] bool, true for words and ``end``.
     """
 
@@ -69,9 +71,14 @@ class Captions(NamedTuple):
     mask: Tensor
 
     def words(self, end: int, with_end: bool = False) -> list[list[list[int]]]:
-        """The ids of each image's captions' words, without ``end`` or, where they have one, with it."""
-        said = self.mask if with_end else self.mask & (self.tokens != end)
-        tokens, lengths = self.tokens.tolist(), said.sum(dim=2).tolist()
+        """Returns for each image and each of its captions the ids of the words.
+
+        Args:
+            end: id of the end.
+            with_end: whether the end of a caption, if it has one, is among its words.
+        """
+        is_word = self.mask if with_end else self.mask & (self.tokens != end)
+        tokens, lengths = self.tokens.tolist(), is_word.sum(dim=2).tolist()
         return [[caption[:length] for caption, length in zip(*image)] for image in zip(tokens, lengths)]
 
 
@@ -82,8 +89,9 @@ def greedy(
     *,
     max_length: int = MAX_LENGTH,
     constraints: Constraints = Constraints(),
-) -> Captions:
-    """The likeliest word at each step; arguments as for ``beam_search``. One caption an image, K = 1."""
+) -> DecodedCaptions:
+    """Generates one caption per image (K = 1) with the most probable word at each step. Arguments are those of
+    ``beam_search``."""
     return _follow(models, features, mask, 1, max_length, constraints, lambda log_probs: log_probs.argmax(dim=-1))
 
 
@@ -97,17 +105,19 @@ def sample(
     max_length: int = MAX_LENGTH,
     constraints: Constraints = Constraints(),
     generator: torch.Generator | None = None,
-) -> Captions:
-    """Words drawn by their probability, independently for each of K = ``samples`` captions of an image, in no order.
+) -> DecodedCaptions:
+    """Generates K = ``samples`` captions per image, independently of each other, with words drawn by their probability.
+
+    Arguments not named here are those of ``beam_search``.
 
     Args:
-        temperature: log-probabilities are divided by it before drawing; those returned are not.
-        generator: on the device of ``features``; torch's global one by default.
-        Others as for ``beam_search``.
+        samples: K. The captions of an image are in no particular order.
+        temperature: log-probabilities are divided by it before words are drawn. The returned ones are not.
+        generator: a generator on the device of ``features``; torch's global generator by default.
     """
 
     def draw(log_probs: Tensor) -> Tensor:
-        # Of exponential variables divided by rates, the first to come is distributed as the rates are.
+        # The probability that an exponential variable is the smallest of several is proportional to its rate.
         waits = torch.empty_like(log_probs).exponential_(generator=generator)
         return ((log_probs / temperature).softmax(dim=-1) / waits).argmax(dim=-1)
 
@@ -125,22 +135,25 @@ def beam_search(
     constraints: Constraints = Constraints(),
     length_penalty: str | None = None,
     alpha: float = 1.0,
-) -> Captions:
-    """The K = ``beam`` captions that are left when at each step the best K go on, all images at once.
+) -> DecodedCaptions:
+    """Generates K = ``beam`` captions per image by beam search, which continues the K best captions at each step. All
+    images are decoded at once.
 
-    A caption that has ended stays among the K as long as no K others are better, and is not continued, as in
-    Anderson's decoder.
+    A caption that has ended is not continued, and stays among the K best until K others are better, as in Anderson's
+    decoder.
 
     Args:
-        models: a captioner, or several with the same vocabulary that predict together: the arithmetic mean of their
-            probabilities, and of their attention. In evaluation mode, unless dropout is wanted.
+        models: a captioner, or several with the same vocabulary, whose probabilities and attention are averaged
+            (arithmetic mean). They should be in evaluation mode, unless dropout is wanted.
         features: [B, n, D] float32.
-        mask: [B, n] bool.
+        mask: [B, n] bool, false for padding.
         beam: K.
-        max_length: most steps, the end included.
-        constraints: words that break them have no probability; what is left is not scaled up.
-        length_penalty: sums of log-probabilities are compared as they are (None, the original), divided by the length
-            ("avg"), or by ((5 + length) / 6) ** ``alpha`` ("wu"; Wu et al. 2016). The end counts in the length.
+        max_length: largest number of steps, the end included.
+        constraints: words that violate them get probability 0; the other probabilities are not rescaled.
+        length_penalty: divisor of the sums of log-probabilities that captions are compared by: none (None, as in the
+            original), the length ("avg"), or ((5 + length) / 6) ** ``alpha`` ("wu"; Wu et al. 2016). The end counts in
+            the length.
+        alpha: see ``length_penalty``.
 
     Raises:
         ValueError: an unknown ``length_penalty``.
@@ -150,7 +163,7 @@ def beam_search(
         decoder = _Decoder(models, features, mask, beam)
         special, rules = decoder.special, _Rules(constraints, decoder, features.device)
         captions = _Unfinished.empty(len(features), beam, max_length, features, special.pad)
-        # At first all K are the same; all but one are left out.
+        # In the first step all K are the same, so that all but one are ruled out.
         sums = torch.full((len(features), beam), -torch.inf, device=features.device)
         sums[:, 0] = 0
         lengths, done = torch.zeros_like(sums), torch.zeros_like(sums, dtype=torch.bool)
@@ -158,7 +171,7 @@ def beam_search(
         for t in range(max_length):
             log_probs, attention = decoder.step(word)
             candidates = sums.unsqueeze(-1) + rules.apply(log_probs, captions.tokens[:, :, :t])
-            # What is done goes on as itself alone, with nothing to say.
+            # A caption that has ended has one continuation, itself with padding.
             candidates = candidates.masked_fill(done.unsqueeze(-1), -torch.inf)
             candidates[:, :, special.pad] = torch.where(done, sums, candidates[:, :, special.pad])
             lengths = torch.where(done, lengths, t + 1)
@@ -188,8 +201,9 @@ def _follow(
     max_length: int,
     constraints: Constraints,
     choose: Callable[[Tensor], Tensor],
-) -> Captions:
-    """K captions of each image that go on, apart from each other, with what ``choose`` takes of [B, K, V]."""
+) -> DecodedCaptions:
+    """Generates K captions per image independently of each other, with the words [B, K] that ``choose`` returns for the
+    log-probabilities [B, K, V]."""
     with cached():
         decoder = _Decoder(models, features, mask, captions_each)
         special, rules = decoder.special, _Rules(constraints, decoder, features.device)
@@ -211,16 +225,18 @@ def _follow(
 
 
 class _Decoder:
-    """One or several models that read the same words."""
+    """One or several models that read the same words, and their states."""
 
-    def __init__(self, models: UpDownCaptioner | Sequence[UpDownCaptioner], features: Tensor, mask: Tensor, captions):
+    def __init__(
+        self, models: UpDownCaptioner | Sequence[UpDownCaptioner], features: Tensor, mask: Tensor, captions: int
+    ):
         self.models = [models] if isinstance(models, UpDownCaptioner) else list(models)
         self.special: SpecialWords = self.models[0].special
         self.num_words = self.models[0].num_words
         self.states: list[State] = [model.start(features, mask, captions) for model in self.models]
 
     def step(self, word: Tensor) -> tuple[Tensor, Tensor]:
-        """Words [B, K] to log-probabilities [B, K, V] and attention [B, K, n]."""
+        """Reads words [B, K] and returns log-probabilities [B, K, V] of the next words and attention [B, K, n]."""
         steps = [model.step(word, state) for model, state in zip(self.models, self.states)]
         self.states = [state for _, _, state in steps]
         log_probs = torch.stack([logits.log_softmax(dim=-1) for logits, _, _ in steps])
@@ -232,7 +248,7 @@ class _Decoder:
 
 
 class _Rules:
-    """``Constraints`` on the device."""
+    """``Constraints`` as tensors on the device."""
 
     def __init__(self, constraints: Constraints, decoder: _Decoder, device: torch.device):
         self.constraints, self.end = constraints, decoder.special.end
@@ -243,29 +259,30 @@ class _Rules:
         if constraints.repeatable is not None:
             self.once = ~_members(constraints.repeatable, decoder.num_words, device)
 
-    def apply(self, log_probs: Tensor, said: Tensor) -> Tensor:
-        """[B, K, V] with minus infinity for what must not follow the words [B, K, t]."""
+    def apply(self, log_probs: Tensor, words: Tensor) -> Tensor:
+        """Returns the log-probabilities [B, K, V] with minus infinity for each word that must not follow the words
+        [B, K, t]."""
         log_probs = log_probs.masked_fill(self.never, -torch.inf)
-        if not said.shape[2]:
+        if not words.shape[2]:
             return log_probs
-        banned = torch.zeros_like(said, dtype=torch.bool)
+        banned = torch.zeros_like(words, dtype=torch.bool)
         if self.once is not None:
-            banned |= self.once[said]
+            banned |= self.once[words]
         if self.constraints.no_word_twice_in_a_row:
             banned[:, :, -1] = True
-        if self.constraints.no_trigram_twice and said.shape[2] > 2:
-            banned[:, :, 2:] |= (said[:, :, :-2] == said[:, :, -2:-1]) & (said[:, :, 1:-1] == said[:, :, -1:])
-        # A word that is there twice may be banned for one of its places only, which sums tell and copies do not.
-        bans = torch.zeros_like(said, dtype=log_probs.dtype).masked_fill(banned, -torch.inf)
-        log_probs = log_probs.scatter_add(2, said, bans)
+        if self.constraints.no_trigram_twice and words.shape[2] > 2:
+            banned[:, :, 2:] |= (words[:, :, :-2] == words[:, :, -2:-1]) & (words[:, :, 1:-1] == words[:, :, -1:])
+        # A word that occurs twice may be banned at one of its places only, so that the bans are added, not assigned.
+        bans = torch.zeros_like(words, dtype=log_probs.dtype).masked_fill(banned, -torch.inf)
+        log_probs = log_probs.scatter_add(2, words, bans)
         if self.constraints.bad_endings:
-            bans = torch.zeros_like(bans[:, :, -1]).masked_fill(self.bad_endings[said[:, :, -1]], -torch.inf)
+            bans = torch.zeros_like(bans[:, :, -1]).masked_fill(self.bad_endings[words[:, :, -1]], -torch.inf)
             log_probs[:, :, self.end] += bans
         return log_probs
 
 
 class _Unfinished(NamedTuple):
-    """Captions with room for all steps; as ``Captions``, without scores."""
+    """DecodedCaptions with room for all steps; the fields are those of ``DecodedCaptions``."""
 
     tokens: Tensor
     log_probs: Tensor
@@ -286,23 +303,24 @@ class _Unfinished(NamedTuple):
         for part, value in zip(self, values):
             part[:, :, step] = value
 
-    def finish(self, steps: int, scores: Tensor, special: SpecialWords) -> Captions:
+    def finish(self, steps: int, scores: Tensor, special: SpecialWords) -> DecodedCaptions:
         tokens, log_probs, attention, mask = (part[:, :, :steps] for part in self)
-        # What the constraints left no way out of.
+        # DecodedCaptions that no word could follow under the constraints.
         dead = scores.isneginf().unsqueeze(-1)
         first = torch.arange(steps, device=tokens.device) == 0
         tokens = torch.where(dead, torch.where(first, special.end, special.pad), tokens)
         log_probs = torch.where(dead, torch.where(first, -torch.inf, 0.0), log_probs)
         mask = torch.where(dead, first, mask)
-        return Captions(tokens, log_probs, scores, attention.masked_fill(dead.unsqueeze(-1), 0), mask)
+        return DecodedCaptions(tokens, log_probs, scores, attention.masked_fill(dead.unsqueeze(-1), 0), mask)
 
 
 def _rows(part: Tensor, captions: Tensor) -> Tensor:
-    """[B, K, ...] with, as row k of b, what was row ``captions[b, k]``."""
+    """Returns [B, K, ...] whose row k of image b is row ``captions[b, k]`` of ``part``."""
     return part[torch.arange(len(part), device=part.device).unsqueeze(1), captions]
 
 
-def _members(ids, size: int, device: torch.device) -> Tensor:
+def _members(ids: Iterable[int], size: int, device: torch.device) -> Tensor:
+    """Returns [size] bool, true at ``ids``."""
     members = torch.zeros(size, dtype=torch.bool, device=device)
     members[list(ids)] = True
     return members

@@ -1,4 +1,5 @@
-"""Reads captions: Karpathy's JSON, COCO's with lists of the images of each split, Visual Genome's region phrases."""
+"""Reads captions from Karpathy's JSON, from COCO's files with a list of images per split, and from the region phrases
+of Visual Genome."""
 
 import logging
 from collections import defaultdict
@@ -13,9 +14,9 @@ from bua.features.ids import image_id_of
 from bua.io.json_records import column, iter_records, read_records, without_gc
 from bua.vocabulary import read_lines
 
-# Karpathy's "restval" are those images of COCO's val2014 that are not his val and test; everybody trains on them.
+# Karpathy's "restval" are the images of COCO's val2014 that are not in his val and test. They are used for training.
 SPLIT_OF = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-# The GRU variant's captions are so many of an image's phrases.
+# Number of an image's phrases that the GRU variant makes a caption of.
 PHRASES = 3
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,11 @@ class Captions:
     """The captions of a split's images.
 
     Attributes:
-        name: the file, for messages.
+        name: path of the file, for messages.
         image_ids: [N] int64, all different.
-        texts: the captions of each, one or more, as people wrote them.
-        tokens: likewise, Karpathy's tokens with blanks between; None where the file has none.
+        texts: for each image its captions, at least one, as people wrote them.
+        tokens: for each image Karpathy's tokens of its captions, with blanks between the tokens; None where the file
+            has no tokens.
     """
 
     name: str
@@ -42,11 +44,11 @@ def load_karpathy(path: str | Path) -> dict[str, Captions]:
     """Reads ``dataset_coco.json``, or ``dataset_flickr30k.json``.
 
     Returns:
-        captions by split: "train", which has "restval" too, "val" and "test", as far as they are there.
+        The captions by split: "train", which includes "restval", "val" and "test", those that the file has.
 
     Raises:
-        InputError: names the file, the image and the field: not such a file, another split, an image twice or
-            without captions.
+        InputError: the file cannot be read or is of another kind, a split is unknown, or an image occurs twice or has
+            no captions. The message names the file, the record and the field.
     """
     name, records = read_records(str(path), "images")
     found: dict[str, list[tuple]] = defaultdict(list)
@@ -66,28 +68,32 @@ def load_karpathy(path: str | Path) -> dict[str, Captions]:
             except (TypeError, KeyError) as error:
                 raise InputError(
                     f"{name}: record {number}: needs sentences with raw and tokens, and cocoid or filename; {error} is "
-                    "wrong or missing; get the file again"
+                    "wrong or missing; download the file again"
                 ) from error
             if type(image_id) is not int:
                 raise InputError(f"{name}: record {number}: the image's id is {image_id!r}; it must be an integer")
             found[SPLIT_OF[split]].append((image_id, texts, tokens))
     captions = {}
     for split, items in found.items():
-        ids, texts, tokens = zip(*items)
-        captions[split] = Captions(name, np.array(ids, np.int64), list(texts), list(tokens))
+        ids, all_texts, all_tokens = zip(*items)
+        captions[split] = Captions(name, np.array(ids, np.int64), list(all_texts), list(all_tokens))
     check_once(name, (image_id for part in captions.values() for image_id in part.image_ids.tolist()))
     return _checked(name, captions)
 
 
 def load_coco(paths: Sequence[str | Path], splits: Mapping[str, str | Path]) -> dict[str, Captions]:
-    """Reads official caption files and lists of images.
+    """Reads official caption files of COCO.
 
     Args:
         paths: such as ``captions_train2014.json`` and ``captions_val2014.json``.
-        splits: a list of images for each split, see ``read_image_list``; an image's captions may be in any file.
+        splits: by split the file that lists its images, see ``read_image_list``. The captions of an image may be in any
+            of the files.
+
+    Returns:
+        The captions by split.
 
     Raises:
-        InputError: damaged files, an image in two splits or without captions.
+        InputError: a file is damaged, or an image is in two splits or has no captions.
     """
     captions_of: dict[int, list[str]] = {}
     for path in paths:
@@ -101,43 +107,49 @@ def load_region_phrases(
     path: str | Path, splits: Mapping[str, str | Path], *, phrases: int = PHRASES, progress: bool = True
 ) -> dict[str, Captions]:
     """Reads Visual Genome's ``region_descriptions.json`` as the GRU variant does (data/make_dict.py): the caption of an
-    image is its first phrases, joined by commas. Images without any are left out.
+    image is its first phrases, joined by commas. Images without phrases are left out.
 
     Args:
         splits: as for ``load_coco``, such as the original's ``splits/train.txt``.
-        phrases: how many.
+        phrases: number of phrases that make a caption.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The captions by split.
     """
     lists = _read_image_lists(splits)
-    wanted = {image_id for ids in lists.values() for image_id in ids}
+    listed = {image_id for ids in lists.values() for image_id in ids}
     captions_of = {}
     for record in iter_records(path, progress):
         image_id = record.get("image_id", record.get("id"))
-        if image_id in wanted:
+        if image_id in listed:
             try:
-                said = [str(region["phrase"]).strip() for region in record["regions"][:phrases]]
+                texts = [str(region["phrase"]).strip() for region in record["regions"][:phrases]]
             except (TypeError, KeyError) as error:
                 raise InputError(
-                    f"{path}: image {image_id}: regions must have phrases ({error}); get it again"
+                    f"{path}: image {image_id}: its regions must have phrases ({error}); download the file again"
                 ) from error
-            if said:
-                captions_of[image_id] = [", ".join(said)]
+            if texts:
+                captions_of[image_id] = [", ".join(texts)]
     captions = {}
     for split, ids in lists.items():
         there = [image_id for image_id in ids if image_id in captions_of]
         if len(there) < len(ids):
             logger.warning(
-                "%s: %d of %d images have no regions; left out", splits[split], len(ids) - len(there), len(ids)
+                "%s: %d of %d images have no regions; they are left out", splits[split], len(ids) - len(there), len(ids)
             )
         captions[split] = _chosen(str(path), there, captions_of)
     return _checked(str(path), captions)
 
 
 def read_image_list(path: str | Path) -> list[int]:
-    """The images of a split. Lines are as in Karpathy's lists ("val2014/COCO_val2014_000000391895.jpg 391895"), as
-    Visual Genome's ("VG_100K/2.jpg xml/2.xml"), or just ids.
+    """Reads the ids of the images of a split.
+
+    A line is as in Karpathy's lists ("val2014/COCO_val2014_000000391895.jpg 391895"), as in Visual Genome's
+    ("VG_100K/2.jpg xml/2.xml"), or an id.
 
     Raises:
-        InputError: another line, an image twice, no images.
+        InputError: a line is of another kind, an image occurs twice, or there are no images.
     """
     ids: dict[int, None] = {}
     for number, line in enumerate(read_lines(path), start=1):
@@ -147,10 +159,10 @@ def read_image_list(path: str | Path) -> list[int]:
         image_id = int(fields[-1]) if fields[-1].isdecimal() else image_id_of(fields[0])
         if type(image_id) is not int:
             raise InputError(
-                f"{path}: line {number} is {line!r:.60}; it must end in an image's id, or begin with its file"
+                f"{path}: line {number} is {line!r:.60}; it must end with an image's id, or begin with its file name"
             )
         if image_id in ids:
-            raise InputError(f"{path}: line {number}: image {image_id} is there twice; remove one")
+            raise InputError(f"{path}: line {number}: image {image_id} is listed twice; remove one line")
         ids[image_id] = None
     if not ids:
         raise InputError(f"{path}: lists no images")
@@ -158,10 +170,16 @@ def read_image_list(path: str | Path) -> list[int]:
 
 
 def load_references(source: str | Path | dict | list) -> dict[int, list[str]]:
-    """Captions by image id from a file in COCO's format, what it holds, or its list of annotations.
+    """Reads captions in COCO's format.
+
+    Args:
+        source: path of the file, its content, or the list of annotations in it.
+
+    Returns:
+        The captions of each image by image id.
 
     Raises:
-        InputError: names the file, the record and the field.
+        InputError: the file is of another kind; the message names the file, the record and the field.
     """
     name, records = read_records(source, "annotations")
     captions: dict[int, list[str]] = {}
@@ -172,10 +190,13 @@ def load_references(source: str | Path | dict | list) -> dict[int, list[str]]:
 
 
 def load_results(source: str | Path | list) -> dict[int, str]:
-    """A caption an image from a file as COCO's server takes it: a list of ``{"image_id", "caption"}``.
+    """Reads one caption per image in the format of COCO's server: a list of ``{"image_id", "caption"}``.
+
+    Returns:
+        The captions by image id.
 
     Raises:
-        InputError: as for ``load_references``; an image twice.
+        InputError: as for ``load_references``; or an image occurs twice.
     """
     name, records = read_records(source, None)
     ids = column(name, records, "image_id", int)
@@ -184,9 +205,10 @@ def load_results(source: str | Path | list) -> dict[int, str]:
 
 
 def check_once(name: str, ids: Iterable[int]) -> None:
-    """
+    """Raises an error where an image id occurs more than once.
+
     Raises:
-        InputError: images that are there more than once; says how many and the first of them.
+        InputError: the message has the number of such images and the first of them.
     """
     different, counts = np.unique(np.array(list(ids), np.int64), return_counts=True)
     doubled = different[counts > 1].tolist()
@@ -206,10 +228,10 @@ def _chosen(name: str, ids: list[int], captions_of: Mapping[int, list[str]]) -> 
 
 def _checked(name: str, captions: dict[str, Captions]) -> dict[str, Captions]:
     for split, part in captions.items():
-        silent = [image_id for image_id, texts in zip(part.image_ids.tolist(), part.texts) if not texts]
-        if silent:
+        missing = [image_id for image_id, texts in zip(part.image_ids.tolist(), part.texts) if not texts]
+        if missing:
             raise InputError(
-                f"{name}: has no captions for {len(silent)} of the {len(part.texts)} images of {split}: "
-                f"{first_of(silent)}; name the files that have them too, or leave the images out"
+                f"{name}: has no captions for {len(missing)} of the {len(part.texts)} images of {split}: "
+                f"{first_of(missing)}; name all files that have them, or leave the images out"
             )
     return captions

@@ -1,4 +1,4 @@
-"""The scores that captions are compared by: BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, by pycocoevalcap."""
+"""Scores of captions: BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, computed by pycocoevalcap."""
 
 import importlib.util
 import logging
@@ -8,7 +8,9 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import orjson
 
@@ -19,7 +21,7 @@ from bua.io.files import whole_file
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "SPICE")
 PTB, REGEX = "PTB", "regex"
 
-# What coco-caption leaves out. Brackets are not among them: the tokeniser writes them in lower case.
+# The punctuation that coco-caption removes. It keeps brackets, since the tokeniser writes them in lower case.
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TOKEN = re.compile(
@@ -33,8 +35,11 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-# Numbers with a decimal comma are no numbers to METEOR, and captions are in UTF-8 whatever the machine's locale is.
+# METEOR cannot parse numbers with a decimal comma, and captions are in UTF-8 whatever the locale of the machine is.
 _JAVA_OPTIONS = ["-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8"]
+
+# Captions of each image by image id, with blanks between their words.
+TokenLists = dict[int, list[str]]
 
 logger = logging.getLogger(__name__)
 
@@ -46,34 +51,33 @@ def caption_scores(
     images: str | Path | None = None,
     metrics: Sequence[str] = METRICS,
 ) -> dict:
-    """The scores of coco-caption, in percent as papers print them (CIDEr-D of 113.5 is 1.135 there).
+    """Computes the scores of coco-caption, in percent as papers print them (a CIDEr-D of 113.5 is 1.135 there).
 
-    Captions are split into words by Stanford's PTB tokeniser, which needs Java; without it by a regular expression
-    that gives the same words but for rare abbreviations. CIDEr-D weighs words by how many of the images at hand have
-    them: it is not comparable between sets of images, and 0 for one image.
+    Captions are split into words by Stanford's PTB tokeniser, which needs Java. Without Java, a regular expression
+    splits them, which gives the same words except for rare abbreviations. CIDEr-D weights words by the number of images
+    whose references have them, so that it cannot be compared between sets of images, and is 0 for a single image.
 
     Args:
-        results: captions as COCO's server takes them: a file, or the list ``{"image_id", "caption"}`` in it. All
-            images of ``references``, and no others, must be there, once.
-        references: what people wrote, in COCO's format: an official file, what ``prepare_captions`` wrote, or what is
-            in it.
-        images: a list of images (``read_image_list``), to score by those of ``references`` alone.
-        metrics: those wanted.
+        results: captions in the format of COCO's server: a file, or the list of ``{"image_id", "caption"}`` in it. It
+            must have each image of ``references`` once, and no others.
+        references: the captions that people wrote, in COCO's format: an official file, a file that
+            ``prepare_captions`` wrote, or the content of such a file.
+        images: a list of images (``read_image_list``); scores are computed with these images of ``references`` alone.
+        metrics: the metrics to compute, some of ``METRICS``.
 
     Returns:
-        percent by metric; "tokenizer": "PTB" or "regex"; "left_out": why, by metric, for those that were wanted and
-        lack Java or a download. The log says so, too.
+        The scores in percent by metric; "tokenizer": "PTB" or "regex"; and "left_out": by metric the reason why it
+        could not be computed, where Java or a download is missing. These metrics are logged, too.
 
     Raises:
-        InputError: pycocoevalcap is not installed, or images that are missing, unknown or there twice, or damaged
-            files, in one line.
+        InputError: pycocoevalcap is not installed; images are missing, unknown or occur twice; or a file is damaged.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
         raise InputError(f"metric {unknown[0]!r}: unknown; use some of {', '.join(METRICS)}")
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise InputError("scores of captions: pycocoevalcap is not installed; pip install 'bua[captioning]'")
-    said, written = _by_image(results, references, images)
+    captions, written = _by_image(results, references, images)
     left_out = {}
     without_java = _why_no_java()
     if without_java is None:
@@ -82,21 +86,21 @@ def caption_scores(
         tokenizer, tokenize = REGEX, regex_tokenize
         logger.warning("captions: words are split by a regular expression, not by the PTB tokeniser: %s", without_java)
         left_out = dict.fromkeys(set(metrics) & {"METEOR", "SPICE"}, without_java)
-    said, written = _tokenized(said, written, tokenize)
+    words, reference_words = _tokenized(captions, written, tokenize)
 
     scores: dict[str, float] = {}
-    for wanted, score in (
+    for names, compute in (
         (METRICS[:4], _bleu),
         (("METEOR",), _meteor),
         (("ROUGE-L",), _rouge),
         (("CIDEr-D",), _cider),
         (("SPICE",), _spice),
     ):
-        if set(wanted) & (set(metrics) - set(left_out)):
+        if set(names) & (set(metrics) - set(left_out)):
             try:
-                scores |= dict(zip(wanted, score(written, said)))
+                scores |= dict(zip(names, compute(reference_words, words)))
             except _NotAvailable as error:
-                left_out |= dict.fromkeys(wanted, str(error))
+                left_out |= dict.fromkeys(names, str(error))
     for metric, reason in left_out.items():
         logger.warning("captions: %s left out: %s", metric, reason)
     percent = {metric: 100 * float(scores[metric]) for metric in METRICS if metric in scores and metric in metrics}
@@ -104,15 +108,18 @@ def caption_scores(
 
 
 def write_results(path: str | Path, captions: Mapping[int, str]) -> None:
-    """Writes captions by image id as COCO's server, and ``caption_scores``, take them."""
+    """Writes captions by image id in the format of COCO's server, which ``caption_scores`` reads."""
     records = [{"image_id": int(image_id), "caption": caption} for image_id, caption in captions.items()]
     with whole_file(Path(path)) as file:
         file.write(orjson.dumps(records))
 
 
 def ptb_tokenize(captions: Sequence[str]) -> list[str]:
-    """Words with blanks between, in lower case, without punctuation, of captions without line breaks, as coco-caption
-    has them (tokenizer/ptbtokenizer.py, which leaves a file in the folder of the package). Needs Java.
+    """Splits captions without line breaks into words as coco-caption does (tokenizer/ptbtokenizer.py, which also leaves
+    a file in the folder of the package). It needs Java.
+
+    Returns:
+        For each caption its words in lower case, without punctuation, with blanks between them.
 
     Raises:
         InputError: the tokeniser fails.
@@ -131,7 +138,7 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
 
 
 def regex_tokenize(captions: Sequence[str]) -> list[str]:
-    """Nearly the same as ``ptb_tokenize``, without Java."""
+    """Splits captions into nearly the same words as ``ptb_tokenize``, without Java."""
     words = []
     for caption in captions:
         text = caption.lower().replace('"', " ")
@@ -142,13 +149,13 @@ def regex_tokenize(captions: Sequence[str]) -> list[str]:
 
 
 class _NotAvailable(Exception):
-    """A metric lacks what it needs; the message says what."""
+    """A program or file that a metric needs is missing or fails; the message says which."""
 
 
 def _by_image(
     results: str | Path | list, references: str | Path | dict | list, images: str | Path | None
 ) -> tuple[dict[int, str], dict[int, list[str]]]:
-    said, written = load_results(results), load_references(references)
+    captions, written = load_results(results), load_references(references)
     results_name = str(results) if isinstance(results, str | Path) else "results"
     references_name = str(references) if isinstance(references, str | Path) else "references"
     if images is not None:
@@ -156,89 +163,108 @@ def _by_image(
         _check_complete(references_name, written, listed, str(images))
         written = {image_id: written[image_id] for image_id in listed}
     if not written:
-        raise InputError(f"{references_name}: has no captions")
-    _check_complete(results_name, said, written, references_name)
-    extra = sorted(said.keys() - written.keys())
+        raise InputError(f"{references_name}: has no captions; name a file in the format of COCO's captions")
+    _check_complete(results_name, captions, written, references_name)
+    extra = sorted(captions.keys() - written.keys())
     if extra:
         raise InputError(
             f"{results_name}: has {len(extra)} images that {references_name if images is None else images} does not "
             f"have: {first_of(extra)}; leave them out"
         )
-    return {image_id: said[image_id] for image_id in written}, written
+    return {image_id: captions[image_id] for image_id in written}, written
 
 
-def _check_complete(name: str, there: Mapping, wanted: Sequence[int] | Mapping, wanted_by: str) -> None:
-    missing = [image_id for image_id in wanted if image_id not in there]
+def _check_complete(name: str, there: Mapping, needed: Sequence[int] | Mapping, needed_by: str) -> None:
+    missing = [image_id for image_id in needed if image_id not in there]
     if missing:
         raise InputError(
-            f"{name}: lacks {len(missing)} of the {len(wanted)} images of {wanted_by}: {first_of(missing)}; "
+            f"{name}: lacks {len(missing)} of the {len(needed)} images of {needed_by}: {first_of(missing)}; "
             "both must be of one split"
         )
 
 
-def _tokenized(said: dict[int, str], written: dict[int, list[str]], tokenize: Callable) -> tuple[dict, dict]:
-    """Captions and references by image id, lists both, with blanks between the words."""
-    flat = [*said.values(), *(text for texts in written.values() for text in texts)]
-    # Whatever breaks a line would make two captions of one.
+def _tokenized(
+    captions: dict[int, str], references: dict[int, list[str]], tokenize: Callable[[Sequence[str]], list[str]]
+) -> tuple[TokenLists, TokenLists]:
+    """Returns the captions (a list of one for each image) and the references, with blanks between the words."""
+    flat = [*captions.values(), *chain.from_iterable(references.values())]
+    # Any white space becomes a blank, since a line break would make two captions of one.
     words = iter(tokenize([" ".join(text.split()) for text in flat]))
-    tokenized_said = {image_id: [next(words)] for image_id in said}
-    return tokenized_said, {image_id: [next(words) for _ in texts] for image_id, texts in written.items()}
+    caption_words = {image_id: [next(words)] for image_id in captions}
+    return caption_words, {image_id: [next(words) for _ in texts] for image_id, texts in references.items()}
 
 
 def _without_punctuation(words: Sequence[str]) -> str:
     return " ".join(word for word in words if word not in _PUNCTUATION)
 
 
-def _bleu(written: dict, said: dict) -> list[float]:
+def _bleu(references: TokenLists, captions: TokenLists) -> list[float]:
     from pycocoevalcap.bleu.bleu import Bleu
 
-    return Bleu(4).compute_score(written, said, verbose=0)[0]
+    return Bleu(4).compute_score(references, captions, verbose=0)[0]
 
 
-def _rouge(written: dict, said: dict) -> list[float]:
+def _rouge(references: TokenLists, captions: TokenLists) -> list[float]:
     from pycocoevalcap.rouge.rouge import Rouge
 
-    return [Rouge().compute_score(written, said)[0]]
+    return [Rouge().compute_score(references, captions)[0]]
 
 
-def _cider(written: dict, said: dict) -> list[float]:
+def _cider(references: TokenLists, captions: TokenLists) -> list[float]:
     from pycocoevalcap.cider.cider import Cider
 
-    return [Cider().compute_score(written, said)[0]]
+    return [Cider().compute_score(references, captions)[0]]
 
 
-def _meteor(written: dict, said: dict) -> list[float]:
+def _meteor(references: TokenLists, captions: TokenLists) -> list[float]:
     from pycocoevalcap.meteor import meteor
 
-    # The program is spoken to here, since pycocoevalcap's class waits for ever when it fails.
     jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
     command = ["java", *_JAVA_OPTIONS, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8"
-        ) as process,
-    ):
-
-        def ask(*fields: str) -> str:
-            process.stdin.write(" ||| ".join(fields) + "\n")
-            process.stdin.flush()
-            return process.stdout.readline().strip()
-
+    with tempfile.TemporaryFile() as errors:
         try:
-            statistics_of = [ask("SCORE", *texts, said[image_id][0]) for image_id, texts in written.items()]
-            # It answers with the score of each image, then with that of all.
-            ask("EVAL", *statistics_of)
-            for _ in statistics_of:
-                score = process.stdout.readline()
-            return [float(score)]
+            return [_ask_meteor(command, references, captions, errors)]
         except (OSError, ValueError) as error:
-            process.kill()
             errors.seek(0)
             raise _NotAvailable(f"METEOR's program ends early: {_last_line(errors.read())}") from error
 
 
-def _spice(written: dict, said: dict) -> list[float]:
+def _ask_meteor(command: list[str], references: TokenLists, captions: TokenLists, errors: IO[bytes]) -> float:
+    """Runs METEOR's program and returns the score that it prints. pycocoevalcap's class for it waits forever where the
+    program fails.
+
+    Args:
+        errors: the file that the program's error messages are written to.
+
+    Raises:
+        OSError, ValueError: the program ends early, or prints something else. Leaving the ``with`` block raises OSError
+            as well, where the block has written to a program that has ended.
+    """
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8"
+    ) as process:
+        given, printed = process.stdin, process.stdout
+        assert given is not None
+        assert printed is not None
+
+        def ask(*fields: str) -> str:
+            given.write(" ||| ".join(fields) + "\n")
+            given.flush()
+            return printed.readline().strip()
+
+        try:
+            statistics_of = [ask("SCORE", *texts, captions[image_id][0]) for image_id, texts in references.items()]
+            # The program prints the score of each image, then the score of all images.
+            ask("EVAL", *statistics_of)
+            for _ in statistics_of:
+                score = printed.readline()
+            return float(score)
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _spice(references: TokenLists, captions: TokenLists) -> list[float]:
     from pycocoevalcap.spice import spice
 
     folder = Path(spice.__file__).parent
@@ -248,7 +274,7 @@ def _spice(written: dict, said: dict) -> list[float]:
         )
     with tempfile.TemporaryDirectory() as scratch:
         given, found = Path(scratch, "captions.json"), Path(scratch, "scores.json")
-        items = [{"image_id": key, "test": said[key][0], "refs": texts} for key, texts in written.items()]
+        items = [{"image_id": key, "test": captions[key][0], "refs": texts} for key, texts in references.items()]
         given.write_bytes(orjson.dumps(items))
         command = [
             "java",
@@ -264,18 +290,18 @@ def _spice(written: dict, said: dict) -> list[float]:
         if done.returncode or not found.is_file():
             raise _NotAvailable(f"SPICE's program fails, as it does with Java after 11: {_last_line(done.stderr)}")
         scores = orjson.loads(found.read_bytes())
-    # Without a number where neither the caption nor the references say anything.
+    # The score is None where neither the caption nor the references contain a proposition.
     return [statistics.fmean(item["scores"]["All"]["f"] or 0.0 for item in scores)]
 
 
 def _why_no_java() -> str | None:
     if shutil.which("java") is None:
         return "there is no java on the PATH"
-    # macOS has a java that only says where to get one.
+    # macOS has a program "java" that only prints where to get Java.
     done = subprocess.run(["java", "-version"], capture_output=True)
     return f"java -version fails: {_last_line(done.stderr)}" if done.returncode else None
 
 
 def _last_line(output: bytes) -> str:
     lines = output.decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it says nothing"
+    return lines[-1].strip() if lines else "it prints no reason"

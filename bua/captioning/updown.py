@@ -1,5 +1,5 @@
-"""The Up-Down captioner: one recurrent cell decides where to look, another what to say (Anderson et al. 2018, section
-3.1; Up-Down-Captioner, scripts/create_caption_lstm.py)."""
+"""The Up-Down captioner: one recurrent cell computes the attention to the regions, a second one predicts the next word
+(Anderson et al. 2018, section 3.1; Up-Down-Captioner, scripts/create_caption_lstm.py)."""
 
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ GATES = {"lstm": 4, "gru": 3}
 
 
 class SpecialWords(NamedTuple):
-    """Ids of the words that are no words; the defaults are Anderson's.
+    """Ids of the special words; the defaults are those of Anderson's code.
 
     Attributes:
-        begin: what the first step reads.
-        end: what ends a caption; may be ``begin``, which is never predicted as such.
-        unk: stands for words outside of the vocabulary; None where there are none.
-        pad: after the end; may be ``end``.
+        begin: the input of the first step.
+        end: ends a caption. It may be the same as ``begin``, which is never predicted in that sense.
+        unk: stands for words that are not in the vocabulary; None where the vocabulary has no such word.
+        pad: the padding after the end; it may be the same as ``end``.
     """
 
     begin: int = 0
@@ -31,13 +31,13 @@ class SpecialWords(NamedTuple):
 
 
 class EncodedRegions(NamedTuple):
-    """What the decoder needs of B images, computed once.
+    """The part of the computation for B images that does not change from step to step.
 
     Attributes:
-        regions: [B, n, D], what is attended to.
-        keys: [B, n, A], the regions' part of the attention.
-        gates: [B, 1, G], the mean feature's part of the attention cell's gates.
-        mask: [B, 1, n] bool.
+        regions: [B, n, D], the features that the attention averages.
+        keys: [B, n, A], the regions' part of the attention's hidden layer.
+        gates: [B, 1, G], the mean feature's part of the gates of the attention cell.
+        mask: [B, 1, n] bool, false for padding.
     """
 
     regions: Tensor
@@ -47,11 +47,11 @@ class EncodedRegions(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where K captions of each of B images are.
+    """The state of K unfinished captions of each of B images.
 
     Attributes:
         encoded: the regions of the B images.
-        attention, language: of the two cells; first the output [B, K, hidden_dim], then, for an LSTM, its memory.
+        attention, language: states of the two cells: the output [B, K, hidden_dim], and for an LSTM its memory.
     """
 
     encoded: EncodedRegions
@@ -59,7 +59,8 @@ class State(NamedTuple):
     language: tuple[Tensor, ...]
 
     def select(self, captions: Tensor) -> "State":
-        """The state whose caption k of image b is what ``captions[b, k]``, int64 [B, K'], was here."""
+        """Returns the state in which caption k of image b is caption ``captions[b, k]`` of this state; ``captions`` is
+        [B, K'] int64."""
         cells = [
             tuple(part.gather(1, captions.unsqueeze(-1).expand(-1, -1, part.shape[2])) for part in cell)
             for cell in (self.attention, self.language)
@@ -68,29 +69,29 @@ class State(NamedTuple):
 
 
 class UpDownCaptioner(nn.Module):
-    """Says what is on an image, a word at a time, attending to its regions anew for each word.
+    """Describes an image word by word, with new attention to the image's regions for each word.
 
-    The defaults are the original's model: no dropout, no projection, no biases in the attention. Its LSTMs have one
-    bias a gate where torch's have two.
+    The defaults are the original model: no dropout, no projection, no biases in the attention. Its LSTMs have one bias
+    per gate, where those of torch have two.
 
     Args:
         num_words: V, size of the vocabulary, special words included.
-        feature_dim: D of the region features.
-        embedding_dim: of a word.
-        hidden_dim: of both recurrent cells.
-        attention_dim: A, of the attention's hidden layer.
+        feature_dim: D, the feature dimension of the regions.
+        embedding_dim: dimension of a word's vector.
+        hidden_dim: dimension of both recurrent cells.
+        attention_dim: A, dimension of the attention's hidden layer.
         cell: "lstm", or "gru" as in ChanningPing's variant.
-        projection_dim: features go through a linear map to so many numbers, ReLU and dropout first, the mean feature
-            through one of its own, and word vectors through ReLU and dropout, as in ruotianluo's and X-modaler's
-            versions; None for features and words as they are.
-        dropout: of the projections, and of what the word is predicted from.
-        attention_dropout: of the attention's hidden layer.
+        projection_dim: output dimension of a linear layer that features pass through first, followed by ReLU and
+            dropout; the mean feature has such a layer of its own, and word vectors pass through ReLU and dropout. These
+            layers are those of ruotianluo's and X-modaler's versions. None leaves all of them out.
+        dropout: dropout probability of the projections, and of the layer that words are predicted from.
+        attention_dropout: dropout probability of the attention's hidden layer.
         attention_activation: "tanh" or "relu".
-        attention_bias: whether the attention's three maps have biases.
-        weight_norm: lengths of their own for the rows of the attention's maps and the prediction's, as in the GRU
-            variant.
-        initial_std: all weights are drawn from a normal distribution with this deviation, with biases of 0, and 1 at
-            the LSTMs' forget gates; None for what torch does with such layers, as in all ports.
+        attention_bias: whether the three linear layers of the attention have biases.
+        weight_norm: whether the linear layers of the attention and of the prediction have weight normalisation with one
+            norm per row, as in the GRU variant.
+        initial_std: standard deviation of the normal distribution that all weights are drawn from; biases are 0, and 1
+            at the forget gates of LSTMs. None keeps torch's initial values, as all ports do.
         special: ids of the special words.
 
     Raises:
@@ -145,21 +146,21 @@ class UpDownCaptioner(nn.Module):
                 normalize_weight(layer)
 
     def forward(self, features: Tensor, mask: Tensor, tokens: Tensor, *, sampling_probability: float = 0.0) -> Tensor:
-        """What follows each word of captions that are known.
+        """Predicts the next word after each word of given captions.
 
         Args:
             features: [B, n, D] float32; finite, also in padding.
-            mask: [B, n] bool, false for padding. An image may have no box at all.
-            tokens: [B, L] int64, what the steps read: ``special.begin``, then the words. Or [B, S, L] for S captions
+            mask: [B, n] bool, false for padding. An image may have no region.
+            tokens: [B, L] int64, the input of the steps: ``special.begin``, then the words. Or [B, S, L] for S captions
                 of each image.
-            sampling_probability: that a step, from the second on, reads a word drawn from what the one before
-                predicts instead (scheduled sampling; Bengio et al. 2015).
+            sampling_probability: probability that a step from the second on reads a word drawn from the prediction of
+                the step before, instead of the given word (scheduled sampling; Bengio et al. 2015).
 
         Returns:
-            Logits [B, L, V] or [B, S, L, V] of the words that follow; float32, in autocast too.
+            Logits [B, L, V] or [B, S, L, V] of the next words; float32, in autocast too.
         """
         captions = tokens if tokens.dim() == 3 else tokens.unsqueeze(1)
-        # Weights with lengths of their own are put together once, not at every step.
+        # Normalised weights are computed once, not at every step.
         with cached():
             state = self.start(features, mask, captions.shape[1])
             if sampling_probability > 0:
@@ -173,7 +174,8 @@ class UpDownCaptioner(nn.Module):
         return logits if tokens.dim() == 3 else logits.squeeze(1)
 
     def start(self, features: Tensor, mask: Tensor, captions: int = 1) -> State:
-        """The state before the first word of K ``captions`` of each image; ``features`` and ``mask`` as above."""
+        """Returns the state before the first word of K = ``captions`` captions of each image; ``features`` and ``mask``
+        are those of ``forward``."""
         mean = (features * mask.unsqueeze(-1)).sum(dim=1, keepdim=True)
         mean = mean / mask.sum(dim=1).clamp(min=1).view(-1, 1, 1)
         if self.projected:
@@ -186,21 +188,21 @@ class UpDownCaptioner(nn.Module):
         return State(encoded, cell, cell)
 
     def step(self, word: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Reads a word and predicts the next.
+        """Reads a word and predicts the next one.
 
         Args:
-            word: [B, K] int64, ``special.begin`` at first.
-            state: from ``start`` or the step before.
+            word: [B, K] int64, ``special.begin`` in the first step.
+            state: the state from ``start`` or from the step before.
 
         Returns:
-            Logits [B, K, V]; attention [B, K, n], which sums to 1, or is 0 for an image without boxes; the new
-            state. All float32, in autocast too.
+            Logits [B, K, V]; attention [B, K, n], which sums to 1, or is 0 for an image without regions; and the new
+            state. All are float32, in autocast too.
         """
         attention, state = self._advance(self._read(word), state)
         return self._predict(state.language[0]), attention, state
 
     def _read(self, tokens: Tensor) -> Tensor:
-        """Words' part of the attention cell's gates."""
+        """Returns the words' part of the gates of the attention cell."""
         vectors = self.words(tokens)
         return self.attention_cell.read(word=self.dropout(F.relu(vectors)) if self.projected else vectors)
 
@@ -223,7 +225,7 @@ class UpDownCaptioner(nn.Module):
         return at_least_float32(self.predict(self.dropout(hidden)))
 
     def _sample_inputs(self, captions: Tensor, state: State, probability: float) -> Tensor:
-        logits = []
+        logits: list[Tensor] = []
         for words in captions.unbind(2):
             if logits:
                 drawn = torch.distributions.Categorical(logits=logits[-1].detach()).sample()
@@ -245,14 +247,15 @@ class UpDownCaptioner(nn.Module):
 
 
 class Cell(nn.Module):
-    """An LSTM or GRU cell whose input comes in parts, so that what does not change from step to step is computed once.
+    """An LSTM or GRU cell whose input is given in parts, so that the parts that do not change from step to step are
+    computed once.
 
-    Gates are in torch's order: input, forget, cell, output; or reset, update, new.
+    The gates are in torch's order: input, forget, cell, output; or reset, update, new.
 
     Args:
         kind: "lstm" or "gru".
-        hidden_dim: H.
-        inputs: sizes of the parts of the input, by name.
+        hidden_dim: H, dimension of the state.
+        inputs: dimensions of the parts of the input, by name.
     """
 
     def __init__(self, kind: str, hidden_dim: int, **inputs: int):
@@ -260,18 +263,20 @@ class Cell(nn.Module):
         self.kind, self.parts = kind, 2 if kind == "lstm" else 1
         gates = GATES[kind] * hidden_dim
         self.inputs = nn.ModuleDict({name: nn.Linear(size, gates, bias=False) for name, size in inputs.items()})
-        # A GRU multiplies a part of this by a gate, bias and all; an LSTM's would only add to the other bias.
+        # A GRU multiplies a part of this layer's output, with its bias, by a gate. In an LSTM the bias would only be
+        # added to ``self.bias``.
         self.recurrent = nn.Linear(hidden_dim, gates, bias=kind == "gru")
         self.bias = nn.Parameter(torch.empty(gates))
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden_dim**-0.5), hidden_dim**-0.5)
 
     def read(self, **inputs: Tensor) -> Tensor:
-        """Some parts of the input, [..., size], to their part of the gates, [..., G]."""
-        return sum(at_least_float32(self.inputs[name](value)) for name, value in inputs.items())
+        """Maps some parts of the input, each [..., size], to their part of the gates, [..., G]."""
+        first, *others = (at_least_float32(self.inputs[name](value)) for name, value in inputs.items())
+        return sum(others, first)
 
     def forward(self, gates: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Gates [..., G], from all parts of the input, and a state to the new state."""
+        """Maps gates [..., G], the sum over all parts of the input, and a state to the new state."""
         gates, recurrent = gates + self.bias, at_least_float32(self.recurrent(state[0]))
         if self.kind == "lstm":
             enter, forget, content, leave = (gates + recurrent).chunk(4, dim=-1)
@@ -292,22 +297,22 @@ def caption_loss(
     weights: Tensor | None = None,
     scale: float = 20.0,
 ) -> Tensor:
-    """Cross-entropy of captions, as the original's ``SoftmaxWithLoss``.
+    """Computes the cross-entropy of captions, as the original's ``SoftmaxWithLoss``.
 
-    ``scale`` times the mean over all words of the batch that count, so that a long caption has more weight than a
-    short one. The original's scale is 20, its number of steps; with SGD it belongs to the learning rate and to the
-    gradients' limit of 10.
+    The loss is ``scale`` times the mean over all words of the batch that count, so that a long caption has more weight
+    than a short one. The original's scale is 20, its number of steps. With SGD, the original's learning rate and its
+    gradient clipping at 10 go with this scale.
 
     Args:
         logits: [..., L, V].
-        targets: [..., L] int64, what follows each word, the end included.
+        targets: [..., L] int64, the next words, the end included.
         mask: [..., L] bool, false after the end.
-        unk: targets of this id do not count; None where there is no such word.
-        weights: of whole captions, [...]; the mean is still over the number of words.
-        scale: see above.
+        unk: id of the unknown word, which does not count as a target; None where the vocabulary has no such word.
+        weights: [...], weights of whole captions. The mean is over the number of words, whatever the weights.
+        scale: factor of the loss.
 
     Returns:
-        A scalar, float32; 0 where nothing counts.
+        A scalar, float32; 0 where no word counts.
     """
     losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
     counts = mask if unk is None else mask & (targets != unk)

@@ -1,38 +1,43 @@
-"""Captions as ids of words: Anderson's words, Karpathy's, or BERT's word pieces."""
+"""Captions as ids of words: by Anderson's tokeniser, by Karpathy's, or as BERT's word pieces."""
 
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import orjson
 
 from bua.errors import InputError
-from bua.io.files import whole_file
+from bua.tasks.prepared import offsets_of, write_json
 from bua.vocabulary import read_lines
 
-# Words that occur less often are unknown: Anderson's 10,010 of the captions he trains on; ruotianluo's 9,487.
+# Words that occur less often are unknown. For the captions that Anderson's code trains on, this gives its 10,010 words;
+# ruotianluo's code has 9,487.
 MIN_COUNT = {"anderson": 5, "karpathy": 6}
 TOKENIZERS = (*MIN_COUNT, "wordpiece")
-# What the seed of the GRU variant adds to BERT's word pieces.
+# The special words that the GRU variant's code (ChanningPing) adds to BERT's word pieces.
 _PIECE_PAD, _PIECE_BEGIN, _PIECE_END = "[pad]", "[start]", "[end]"
 _PIECE_UNKNOWN = "[UNK]"
 
-# Python 2 took letters beyond ASCII for punctuation here.
+# Anderson's code runs in Python 2, whose \W matches letters outside of ASCII.
 _NO_WORDS = re.compile(r"(\W+)", re.ASCII)
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _PUNCTUATION = frozenset(string.punctuation)
-# "man ' s", "t - shirt", as people write them.
+# The blanks of "man ' s" and "t - shirt", which people write without blanks.
 _GLUE = re.compile(r"(?<=\w) (?:(') (?=(?:s|t|re|ve|ll|d|m)\b)|(-) (?=\w))")
 _BLANK_BEFORE_MARK = re.compile(r" (?=[,.;:!?])")
 
 
 def anderson_words(text: str) -> list[str]:
-    """The words of a caption as Up-Down-Captioner has them (scripts/preprocess_coco.py): lower case, split between
-    letters and others, a run of punctuation into its marks but for full stops; without a last full stop."""
-    words = []
+    """Splits a caption into words as Up-Down-Captioner does (scripts/preprocess_coco.py).
+
+    The text is lower-cased and split where letters and other characters meet. Runs of punctuation are split into single
+    marks, except for runs of full stops. A full stop at the end is removed.
+    """
+    words: list[str] = []
     for part in _NO_WORDS.split(text):
         part = part.strip().lower()
         if _PUNCTUATION.issuperset(part) and part.strip("."):
@@ -43,7 +48,7 @@ def anderson_words(text: str) -> list[str]:
 
 
 def karpathy_words(text: str) -> list[str]:
-    """The words of a caption by the rule of Karpathy's tokens: lower case, without punctuation, split at blanks."""
+    """Splits a caption into words as Karpathy's tokens: in lower case, without punctuation, split at white space."""
     return text.lower().translate(_WITHOUT_PUNCTUATION).split()
 
 
@@ -51,21 +56,21 @@ _WORDS_OF = {"anderson": anderson_words, "karpathy": karpathy_words}
 
 
 class CaptionVocabulary:
-    """The words of captions and their ids, from 0.
+    """The words of captions and their ids, which count from 0.
 
-    Words of "anderson" and "karpathy" begin with ".", which stands for begin, end and padding, and "<unk>", which
-    stands for words that are not there. Word pieces have "[UNK]" for what cannot be put together from them, and
+    With the tokenisers "anderson" and "karpathy" the first words are ".", which stands for begin, end and padding, and
+    "<unk>", which stands for unknown words. Word pieces have "[UNK]" for text that cannot be composed of them, and
     "[pad]", "[start]" and "[end]".
 
     Args:
-        words: in the order of their ids.
+        words: the words in the order of their ids.
         tokenizer: "anderson", "karpathy" or "wordpiece".
 
     Attributes:
-        begin, end, unk, pad: ids.
+        begin, end, unk, pad: ids of the special words.
 
     Raises:
-        InputError: a word twice, or no special words.
+        InputError: a word occurs twice, or a special word is missing.
     """
 
     def __init__(self, words: Sequence[str], tokenizer: str = "anderson"):
@@ -75,7 +80,7 @@ class CaptionVocabulary:
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) < len(self.words):
             twice = Counter(self.words).most_common(1)[0][0]
-            raise InputError(f"caption vocabulary: has {twice!r} twice; keep one")
+            raise InputError(f"caption vocabulary: has {twice!r} twice; remove one")
         if tokenizer == "wordpiece":
             names = (_PIECE_BEGIN, _PIECE_END, _PIECE_UNKNOWN, _PIECE_PAD)
         elif self.words[:2] == [".", "<unk>"]:
@@ -91,21 +96,21 @@ class CaptionVocabulary:
     def build(
         cls, captions: Iterable[str], tokenizer: str = "anderson", min_count: int | None = None
     ) -> "CaptionVocabulary":
-        """The words that occur ``min_count`` times or more (default: ``MIN_COUNT``), the most frequent first, those
-        as frequent as each other by the alphabet."""
+        """Returns the vocabulary of the words that occur at least ``min_count`` times (default: ``MIN_COUNT``), the
+        most frequent first, and equally frequent ones in alphabetical order."""
         if tokenizer not in _WORDS_OF:
             raise InputError(f"tokenizer {tokenizer}: its words are not counted; give a vocabulary file")
-        least = MIN_COUNT[tokenizer] if min_count is None else min_count
+        min_count = MIN_COUNT[tokenizer] if min_count is None else min_count
         counts: Counter[str] = Counter()
         for caption in captions:
             counts.update(_WORDS_OF[tokenizer](caption))
-        frequent = sorted((-count, word) for word, count in counts.items() if count >= least)
+        frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         return cls([".", "<unk>", *(word for _, word in frequent if word not in (".", "<unk>"))], tokenizer)
 
     @classmethod
     def read(cls, path: str | Path, tokenizer: str = "anderson") -> "CaptionVocabulary":
-        """From a text file with a word a line, such as Anderson's train_vocab.txt or BERT's vocab.txt, to whose end
-        what the seed adds is added."""
+        """Reads a text file with one word per line, such as Anderson's train_vocab.txt or BERT's vocab.txt. The special
+        words that the GRU variant adds are appended to word pieces."""
         words = [line.strip() for line in read_lines(path)]
         if tokenizer == "wordpiece":
             words += [word for word in (_PIECE_PAD, _PIECE_BEGIN, _PIECE_END) if word not in words]
@@ -116,7 +121,7 @@ class CaptionVocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "CaptionVocabulary":
-        """From what ``save`` wrote."""
+        """Reads a file that ``save`` wrote."""
         try:
             content = orjson.loads(Path(path).read_bytes())
             return cls(content["words"], content["tokenizer"])
@@ -128,31 +133,33 @@ class CaptionVocabulary:
             raise InputError(f"{path}: damaged ({error}); prepare it again with prepare_captions.py") from error
 
     def save(self, path: str | Path) -> None:
-        """As JSON: ``{"tokenizer": ..., "words": [...]}``."""
-        content = {"tokenizer": self.tokenizer, "words": self.words}
-        with whole_file(Path(path)) as file:
-            file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        """Writes JSON: ``{"tokenizer": ..., "words": [...]}``."""
+        write_json(path, {"tokenizer": self.tokenizer, "words": self.words})
 
     def __len__(self) -> int:
         return len(self.words)
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, CaptionVocabulary) and (self.tokenizer, self.words) == (other.tokenizer, other.words)
 
     def encode(self, caption: str) -> np.ndarray:
-        """int32 ids of a caption's words, without begin and end."""
+        """Returns the int32 ids of a caption's words, without begin and end."""
         return self.encode_all([caption])[0]
 
     def encode_all(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Likewise for M captions, one after the other: [T] int32 ids, [M + 1] int64 where each begins and ends."""
+        """Encodes M captions.
+
+        Returns:
+            [T] int32, the ids of the words of all captions, one caption after the other; and [M + 1] int64 offsets:
+            caption i has the ids from ``offsets[i]`` to ``offsets[i + 1]`` - 1.
+        """
         ids_of = self._pieces if self.tokenizer == "wordpiece" else self._words
         encoded = ids_of(captions)
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
-        return np.fromiter((number for ids in encoded for number in ids), np.int32, offsets[-1]), offsets
+        offsets = offsets_of([len(ids) for ids in encoded])
+        return np.fromiter(chain.from_iterable(encoded), np.int32, offsets[-1]), offsets
 
     def decode(self, ids: Iterable[int]) -> str:
-        """A caption of words' ids, begin and end left out, as people write it, in lower case."""
+        """Returns the caption of words' ids without begin and end, in lower case, with blanks as people write them."""
         text = " ".join(self.words[number] for number in ids)
         if self.tokenizer == "wordpiece":
             text = text.replace(" ##", "")

@@ -1,69 +1,69 @@
-"""Flickr30k Entities ready for training: a folder of a vocabulary and arrays, and what is read from it.
+"""Flickr30k Entities prepared for training: writes a folder of a vocabulary and arrays, and reads it.
 
 ``prepare_flickr30k`` writes::
 
-    vocabulary.json                 JSON list of words, in the order of ids
-    phrase_tags.json                for each word, where in phrases it stands (``bua.grounding.phrases``)
+    vocabulary.json                 JSON list of words, in the order of the ids
+    phrase_tags.json                for each word, where in phrases it usually stands (``bua.grounding.phrases``)
     train.npz, val.npz, test.npz    sentences, phrases and boxes of a split (``GroundingDataset``)
-    word_vectors.npz                GloVe's, where they were given
-    flickr30k.json                  what it was made from, and what was left out; written last
+    word_vectors.npz                GloVe's vectors of the words, where GloVe's file was given
+    flickr30k.json                  what the folder was made from, and what was left out; written last
 """
 
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import orjson
 import torch
 from tqdm import tqdm
 
-from bua.errors import InputError, make_folder
+from bua.errors import InputError
 from bua.grounding.official import (
     TYPES,
     Boxes,
     Phrase,
     Sentence,
+    authors_span,
     load_boxes,
     load_sentences,
     load_split,
-    seed_span,
 )
 from bua.grounding.phrases import phrase_tags
-from bua.io.files import whole_file
+from bua.tasks import prepared
 from bua.tasks.glove import load_glove
-from bua.tasks.prepared import VECTORS, prepared_folder, read_arrays, read_split
-from bua.tasks.words import QuestionVocabulary, read_strings, write_strings
+from bua.tasks.prepared import PreparedDataset
+from bua.tasks.words import WordVocabulary, read_strings, write_strings
 
 SPLITS = ("train", "val", "test")
 ABOUT = "flickr30k.json"
 PROGRAM = "prepare_flickr30k.py"
 
-ARRAYS = ("image_ids", "sizes", "words", "phrase_offsets", "spans", "chains", "types", "box_offsets", "boxes")
-
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class GroundingDataset:
-    """N sentences about images, their P phrases and these phrases' boxes, as arrays.
+class GroundingDataset(PreparedDataset):
+    """N sentences about images, with P phrases in total and the boxes of the phrases, as arrays.
 
     Attributes:
-        name: the file, for messages.
+        name: path of the file, for messages.
         image_ids: [N] int64.
         sizes: [N, 2] int32, width and height of the image in pixels.
-        words: [N, L] int32 ids, padded at the end with ``len(vocabulary)``.
-        phrase_offsets: [N + 1] int64; the phrases of sentence i are those from ``phrase_offsets[i]`` to the next. A
-            sentence has at least one.
-        spans: [P, 2] int32, the phrase's first word and the one behind its last.
-        chains: [P] int64, the phrases with the same number in one image mean the same.
-        types: [P, 8] bool, which of ``TYPES`` it is.
-        box_offsets: [P + 1] int64, likewise of boxes. A phrase has at least one.
+        words: [N, L] int32, ids of the words, padded at the end with ``len(vocabulary)``.
+        phrase_offsets: [N + 1] int64; sentence i has the phrases from ``phrase_offsets[i]`` to
+            ``phrase_offsets[i + 1]`` - 1, at least one.
+        spans: [P, 2] int32, the place of the phrase's first word in the sentence, and the place behind its last word.
+        chains: [P] int64; phrases of one image with the same number mean the same thing.
+        types: [P, 8] bool, which of ``TYPES`` the phrase has.
+        box_offsets: [P + 1] int64, the same for the boxes of the phrases. A phrase has at least one box.
         boxes: [G, 4] float32 x1y1x2y2 in pixels of the image.
-        vocabulary: that the ids are of.
+        vocabulary: the vocabulary that the ids belong to.
     """
+
+    ARRAYS = ("image_ids", "sizes", "words", "phrase_offsets", "spans", "chains", "types", "box_offsets", "boxes")
 
     name: str
     image_ids: np.ndarray
@@ -75,10 +75,7 @@ class GroundingDataset:
     types: np.ndarray
     box_offsets: np.ndarray
     boxes: np.ndarray
-    vocabulary: QuestionVocabulary
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
+    vocabulary: WordVocabulary
 
     @property
     def sentence_of(self) -> np.ndarray:
@@ -86,7 +83,7 @@ class GroundingDataset:
         return np.repeat(np.arange(len(self)), np.diff(self.phrase_offsets))
 
     def boxes_of(self, phrase: int) -> np.ndarray:
-        """[g, 4] float32, the boxes of a phrase."""
+        """Returns [g, 4] float32, the boxes of a phrase."""
         return self.boxes[self.box_offsets[phrase] : self.box_offsets[phrase + 1]]
 
     @classmethod
@@ -94,58 +91,51 @@ class GroundingDataset:
         """Reads a split of a folder that ``prepare_flickr30k`` wrote: "train", "val" or "test".
 
         Raises:
-            InputError: no such folder or split, or a damaged one.
+            InputError: there is no such folder or split, or it is damaged.
         """
         vocabulary = load_vocabulary(folder)
-        name, arrays = read_split(Path(folder), split, ARRAYS, PROGRAM)
-        return cls(name, *(arrays[name] for name in ARRAYS), vocabulary=vocabulary)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the arrays, without the vocabulary."""
-        with whole_file(Path(path)) as file:
-            np.savez(file, **{name: getattr(self, name) for name in ARRAYS})
+        name, arrays = prepared.read_split(Path(folder), split, cls.ARRAYS, PROGRAM)
+        return cls(name, **{key: arrays[key] for key in cls.ARRAYS}, vocabulary=vocabulary)
 
     @classmethod
     def concatenate(cls, datasets: Sequence["GroundingDataset"]) -> "GroundingDataset":
-        """One data set of several from one folder, such as train and val."""
+        """Joins data sets of one folder, such as train and val."""
+        vocabulary = datasets[0].vocabulary
         longest = max(dataset.words.shape[1] for dataset in datasets)
-        arrays = {name: [getattr(dataset, name) for dataset in datasets] for name in ARRAYS}
-        padding = len(datasets[0].vocabulary)
-        arrays["words"] = [
-            np.pad(words, ((0, 0), (0, longest - words.shape[1])), constant_values=padding) for words in arrays["words"]
+        padded = [
+            replace(dataset, words=_pad_columns(dataset.words, longest, padding=len(vocabulary)))
+            for dataset in datasets
         ]
-        for name in ("phrase_offsets", "box_offsets"):
-            arrays[name] = [_offsets(np.concatenate([np.diff(offsets) for offsets in arrays[name]]))]
-        joined = (np.concatenate(parts) for parts in arrays.values())
-        return cls(" + ".join(dataset.name for dataset in datasets), *joined, vocabulary=datasets[0].vocabulary)
+        name, arrays = prepared.concatenate(padded, offsets=["phrase_offsets", "box_offsets"])
+        return cls(name, **arrays, vocabulary=vocabulary)
 
-    def in_vocabulary(self, vocabulary: QuestionVocabulary) -> "GroundingDataset":
-        """The same sentences in another vocabulary, such as a checkpoint's; unknown words become its last one."""
-        new_ids = np.array([*map(vocabulary.id_of, self.vocabulary.words), len(vocabulary)], np.int32)
-        arrays = {name: getattr(self, name) for name in ARRAYS} | {"words": new_ids[self.words]}
-        return GroundingDataset(self.name, **arrays, vocabulary=vocabulary)
+    def in_vocabulary(self, vocabulary: WordVocabulary) -> "GroundingDataset":
+        """Returns the same sentences in another vocabulary, such as that of a checkpoint. Words that are not in it
+        become its last word."""
+        return replace(self, words=vocabulary.recode(self.words, self.vocabulary), vocabulary=vocabulary)
 
 
-def load_vocabulary(folder: str | Path) -> QuestionVocabulary:
-    """The vocabulary of a folder that ``prepare_flickr30k`` wrote."""
-    return QuestionVocabulary.load(_prepared(folder) / "vocabulary.json")
+def load_vocabulary(folder: str | Path) -> WordVocabulary:
+    """Reads the vocabulary of a folder that ``prepare_flickr30k`` wrote."""
+    return WordVocabulary.load(_prepared(folder) / "vocabulary.json")
 
 
 def load_phrase_tags(folder: str | Path) -> list[str]:
-    """For each word of the vocabulary, a tag of ``bua.grounding.phrases``."""
+    """Reads the tag of each word of the vocabulary, see ``bua.grounding.phrases``."""
     return read_strings(_prepared(folder) / "phrase_tags.json")
 
 
 def load_word_vectors(folder: str | Path) -> torch.Tensor:
-    """[V, dim] float32, GloVe's vectors of the vocabulary, zeros for words without one.
+    """Reads GloVe's vectors of the vocabulary.
+
+    Returns:
+        [V, dim] float32; zeros for words that GloVe's file does not have.
 
     Raises:
-        InputError: they are not there, or damaged.
+        InputError: the folder has no word vectors, or they are damaged.
     """
-    path = _prepared(folder) / VECTORS
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; prepare_flickr30k.py --glove makes it")
-    return torch.from_numpy(read_arrays(path, ("glove",), PROGRAM)["glove"])
+    _, arrays = prepared.read_word_vectors(_prepared(folder), PROGRAM)
+    return torch.from_numpy(arrays["glove"])
 
 
 def prepare_flickr30k(
@@ -153,87 +143,85 @@ def prepare_flickr30k(
     output: str | Path,
     *,
     zero_based: bool = False,
-    seed_positions: bool = False,
+    authors_positions: bool = False,
     vocabulary: str | Path | None = None,
     glove: str | Path | None = None,
     glove_dim: int = 300,
 ) -> tuple[dict[str, GroundingDataset], dict[str, dict]]:
-    """Makes a vocabulary and arrays of the official files, as the seed does, and writes them to ``output``.
+    """Makes a vocabulary and arrays from the official files, as ban-vqa does, and writes them to a folder.
 
-    The words are those of all sentences of train, val and test, in the order of the splits' files. Phrases without a
-    box (scenes, things that are not there, chain 0) are left out, as are the sentences that then have none.
+    The words are those of all sentences of train, val and test, in the order of the files that list the splits.
+    Phrases without a box (scenes, things that are not in the image, chain 0) are left out, and so are sentences in
+    which no phrase remains.
 
     Args:
         root: folder with ``Annotations``, ``Sentences``, ``train.txt``, ``val.txt`` and ``test.txt``.
-        output: folder; made where it does not exist.
-        zero_based: takes 1 from the boxes' corners, as the data set's own program does, because its pixels count from
-            1 and the detector's from 0. The seed takes them as they are.
-        seed_positions: takes a phrase to be where the seed does, see ``seed_span``.
-        vocabulary: JSON list of words in the order of their ids, such as ``idx2word`` of the seed's
-            ``dictionary.pkl``, for its checkpoints: the seed goes through images in the order of a Python set.
-        glove: text file of ``glove_dim`` numbers a word, such as ``glove.6B.300d.txt``.
+        output: the folder to write; it is made where it does not exist.
+        zero_based: subtracts 1 from the corners of the boxes, as the data set's own program does, because pixels count
+            from 1 in the data set and from 0 in the detector. ban-vqa uses the corners as they are.
+        authors_positions: takes the place of a phrase that ban-vqa's code finds, see ``authors_span``.
+        vocabulary: JSON list of words in the order of their ids, such as ``idx2word`` of ban-vqa's ``dictionary.pkl``.
+            ban-vqa's checkpoints need it, since the code goes through the images in the order of a Python set.
+        glove: text file with a word and ``glove_dim`` numbers per line, such as ``glove.6B.300d.txt``.
 
     Returns:
-        the data sets; and counts of what is in them ("sentences", "phrases") and of what was left out
-        ("sentences_left_out", and "phrases_left_out" by their first type); both by split.
+        The data sets by split; and by split the counts of what is in them ("sentences", "phrases") and of what was
+        left out ("sentences_left_out", and "phrases_left_out" by their first type).
 
     Raises:
-        InputError: a file that is not there, or damaged.
+        InputError: a file is missing or damaged.
     """
-    root, output = Path(root), make_folder(output)
-    # What an earlier run left is of another vocabulary.
-    for name in (ABOUT, VECTORS, *(f"{split}.npz" for split in SPLITS)):
-        (output / name).unlink(missing_ok=True)
+    root = Path(root)
+    output = prepared.begin_folder(output, ABOUT, (prepared.VECTORS, *(f"{split}.npz" for split in SPLITS)))
     ids = {split: load_split(root / f"{split}.txt") for split in SPLITS}
     sentences, boxes = {}, {}
     for image_id in tqdm([image_id for split in SPLITS for image_id in ids[split]], unit=" images"):
         sentences[image_id] = load_sentences(root / "Sentences" / f"{image_id}.txt")
         boxes[image_id] = load_boxes(root / "Annotations" / f"{image_id}.xml")
-    words = QuestionVocabulary.load(vocabulary) if vocabulary else _all_words(sentences.values())
+    words = WordVocabulary.load(vocabulary) if vocabulary else _all_words(sentences.values())
     words.save(output / "vocabulary.json")
     marked = (sentence for image_id in ids["train"] for sentence in sentences[image_id])
-    tags = phrase_tags(((said.words, [phrase[-2:] for phrase in said.phrases]) for said in marked), words)
+    tags = phrase_tags(((sentence.words, [phrase[-2:] for phrase in sentence.phrases]) for sentence in marked), words)
     write_strings(output / "phrase_tags.json", tags)
 
     datasets, counts = {}, {}
     for split in SPLITS:
         images = [(image_id, sentences[image_id], boxes[image_id]) for image_id in ids[split]]
         path = output / f"{split}.npz"
-        datasets[split], counts[split] = _dataset(str(path), images, words, zero_based, seed_positions)
+        datasets[split], counts[split] = _dataset(str(path), images, words, zero_based, authors_positions)
         datasets[split].save(path)
     if glove is not None:
-        with whole_file(output / VECTORS) as file:
-            np.savez(file, glove=load_glove(glove, words.words, glove_dim).numpy())
+        prepared.write_arrays(output / prepared.VECTORS, {"glove": load_glove(glove, words.words, glove_dim).numpy()})
     about = {
         "root": str(root.absolute()),
         "zero_based": zero_based,
-        "seed_positions": seed_positions,
+        # The name of the option in version 0.1.0.
+        "seed_positions": authors_positions,
         "splits": counts,
     }
-    with whole_file(output / ABOUT) as file:
-        file.write(orjson.dumps(about, option=orjson.OPT_INDENT_2))
+    prepared.write_json(output / ABOUT, about)
     return datasets, counts
 
 
 def _prepared(folder: str | Path) -> Path:
-    return prepared_folder(folder, ABOUT, PROGRAM)
+    return prepared.prepared_folder(folder, ABOUT, PROGRAM)
 
 
-def _all_words(images: Iterable[list[Sentence]]) -> QuestionVocabulary:
-    return QuestionVocabulary(
-        list(dict.fromkeys(word for sentences in images for sentence in sentences for word in sentence.words))
-    )
+def _all_words(images: Iterable[list[Sentence]]) -> WordVocabulary:
+    words = chain.from_iterable(sentence.words for sentence in chain.from_iterable(images))
+    return WordVocabulary(list(dict.fromkeys(words)))
 
 
 def _dataset(
     name: str,
     images: list[tuple[int, list[Sentence], Boxes]],
-    words: QuestionVocabulary,
+    words: WordVocabulary,
     zero_based: bool,
-    seed_positions: bool,
+    authors_positions: bool,
 ) -> tuple[GroundingDataset, dict]:
+    """Returns the data set of a split and its counts, see ``prepare_flickr30k``."""
     left_out: Counter[str] = Counter()
-    image_ids, sizes, said, phrase_counts, spans, phrases, found = [], [], [], [], [], [], []
+    image_ids, sizes, word_lists, phrase_counts, spans, phrases, found = [], [], [], [], [], [], []
     for image_id, sentences, boxes in images:
         for sentence in sentences:
             kept = [phrase for phrase in sentence.phrases if _is_boxed(phrase, boxes)]
@@ -242,37 +230,39 @@ def _dataset(
                 continue
             image_ids.append(image_id)
             sizes.append((boxes.width, boxes.height))
-            said.append(sentence.words)
+            word_lists.append(sentence.words)
             phrase_counts.append(len(kept))
             phrases += kept
             found += [boxes.of_chain[phrase.chain] for phrase in kept]
-            spans += [_seed_span(image_id, sentence, p) if seed_positions else (p.start, p.end) for p in kept]
+            spans += [_authors_span(image_id, sentence, p) if authors_positions else (p.start, p.end) for p in kept]
     if not phrases:
         raise InputError(f"{name}: no phrase of the split has a box; unpack annotations.zip again")
-    length = max(end for _, end in spans + [(0, len(sentence)) for sentence in said])
-    ids = np.full((len(said), length), len(words), np.int32)
-    for row, sentence in enumerate(said):
-        ids[row, : len(sentence)] = [words.id_of(word) for word in sentence]
+    length = max(*(end for _, end in spans), *map(len, word_lists))
     dataset = GroundingDataset(
         name,
         image_ids=np.array(image_ids, np.int64),
         sizes=np.array(sizes, np.int32),
-        words=ids,
-        phrase_offsets=_offsets(phrase_counts),
+        words=words.encode_words(word_lists, length),
+        phrase_offsets=prepared.offsets_of(phrase_counts),
         spans=np.array(spans, np.int32),
         chains=np.array([phrase.chain for phrase in phrases], np.int64),
         types=np.array([_one_hot(name, phrase) for phrase in phrases]),
-        box_offsets=_offsets([len(boxes) for boxes in found]),
+        box_offsets=prepared.offsets_of([len(boxes) for boxes in found]),
         boxes=np.concatenate(found) - np.float32(zero_based),
         vocabulary=words,
     )
     counts = {
-        "sentences": len(said),
+        "sentences": len(word_lists),
         "phrases": len(phrases),
-        "sentences_left_out": sum(len(sentences) for _, sentences, _ in images) - len(said),
+        "sentences_left_out": sum(len(sentences) for _, sentences, _ in images) - len(word_lists),
         "phrases_left_out": dict(left_out.most_common()),
     }
     return dataset, counts
+
+
+def _pad_columns(words: np.ndarray, length: int, padding: int) -> np.ndarray:
+    """Returns [N, length] ids, with ``padding`` after those of [N, L]."""
+    return np.pad(words, ((0, 0), (0, length - words.shape[1])), constant_values=padding)
 
 
 def _is_boxed(phrase: Phrase, boxes: Boxes) -> bool:
@@ -283,9 +273,9 @@ def _first_type(phrase: Phrase) -> str:
     return phrase.types[0] if phrase.types else "without type"
 
 
-def _seed_span(image_id: int, sentence: Sentence, phrase: Phrase) -> tuple[int, int]:
+def _authors_span(image_id: int, sentence: Sentence, phrase: Phrase) -> tuple[int, int]:
     try:
-        return seed_span(sentence.text, phrase.text)
+        return authors_span(sentence.text, phrase.text)
     except InputError as error:
         raise InputError(f"Sentences/{image_id}.txt: {error}") from error
 
@@ -296,7 +286,3 @@ def _one_hot(name: str, phrase: Phrase) -> list[bool]:
             f"{name}: [{phrase.text}] has a box and the type {'/'.join(phrase.types)!r}; use some of {', '.join(TYPES)}"
         )
     return [kind in phrase.types for kind in TYPES]
-
-
-def _offsets(counts: Sequence[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -1,7 +1,8 @@
-"""Reads the official files of Flickr30k Entities (Plummer et al., ICCV 2015): marked sentences and boxes.
+"""Reads the official files of Flickr30k Entities (Plummer et al., ICCV 2015): sentences with marked phrases, and boxes.
 
-A line of ``Sentences/<id>.txt`` is a sentence with its phrases marked, ``[/EN#<chain>/<type>/... words]``. All phrases
-about one thing, or one group of things, have the same chain. ``Annotations/<id>.xml`` has the boxes of each chain.
+A line of ``Sentences/<id>.txt`` is a sentence whose phrases are marked as ``[/EN#<chain>/<type>/... words]``. All
+phrases about the same thing, or group of things, have the same chain number. ``Annotations/<id>.xml`` has the boxes of
+each chain.
 """
 
 import re
@@ -24,10 +25,11 @@ class Phrase(NamedTuple):
     """A marked phrase.
 
     Attributes:
-        chain: 0 where nothing in the image is meant.
-        types: as a rule of ``TYPES``, or "notvisual".
-        text: as it is written.
-        start, end: its words are ``words[start:end]`` of the sentence; none where it has no word but commas.
+        chain: number of the chain; 0 where the phrase means nothing in the image.
+        types: usually some of ``TYPES``, or "notvisual".
+        text: the phrase as it is written.
+        start, end: the words of the phrase are ``words[start:end]`` of the sentence; empty where the phrase consists of
+            commas.
     """
 
     chain: int
@@ -38,7 +40,7 @@ class Phrase(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A sentence without its marks, its words by the VQA seeds' rule (``tokenize``), its phrases from left to right."""
+    """A sentence without marks, its words as ``tokenize`` splits them, and its phrases from left to right."""
 
     text: str
     words: list[str]
@@ -49,8 +51,8 @@ class Boxes(NamedTuple):
     """The boxes of an image.
 
     Attributes:
-        width, height: of the image in pixels.
-        of_chain: [g, 4] float32 x1y1x2y2 as in the file, for each chain that has boxes.
+        width, height: size of the image in pixels.
+        of_chain: for each chain that has boxes [g, 4] float32 x1y1x2y2, as in the file.
     """
 
     width: int
@@ -59,12 +61,13 @@ class Boxes(NamedTuple):
 
 
 def parse_sentence(line: str) -> Sentence:
-    """A line of a file of sentences.
+    """Parses a line of ``Sentences/<id>.txt``.
 
     Raises:
-        InputError: brackets that are not a phrase's.
+        InputError: there are brackets without the mark of a phrase.
     """
-    text, marks, done = "", [], 0
+    text, done = "", 0
+    marks: list[tuple[str, str, int]] = []
     for match in _MARKED.finditer(line):
         text += line[done : match.start()] + match[2]
         marks.append((match[1], match[2], len(text)))
@@ -73,9 +76,14 @@ def parse_sentence(line: str) -> Sentence:
     return Sentence(text, tokenize(text), [_phrase(mark, words, text[:end]) for mark, words, end in marks])
 
 
-def seed_span(text: str, phrase: str) -> tuple[int, int]:
-    """The place that ban-vqa gives a phrase (utils.py, find_sublist): where its words occur first, also for a phrase
-    that is said a second time, counted in blanks, though commas are no words. It may lie behind the sentence.
+def authors_span(text: str, phrase: str) -> tuple[int, int]:
+    """Returns the place of a phrase in a sentence as ban-vqa's code finds it (utils.py, find_sublist).
+
+    The code has two errors. It counts the parts between blanks, so that commas count as words, and the place may lie
+    behind the last word. It also takes the first occurrence of the words, even for a phrase that occurs a second time.
+
+    Returns:
+        The place of the first word, and the place behind the last word.
 
     Raises:
         InputError: the phrase does not begin and end at a blank.
@@ -84,14 +92,14 @@ def seed_span(text: str, phrase: str) -> tuple[int, int]:
     for first in range(len(every) - len(wanted) + 1):
         if every[first : first + len(wanted)] == wanted:
             return first, first + len(wanted)
-    raise InputError(f"[{phrase}]: no blanks around it, which the seed's positions need; do without them")
+    raise InputError(f"[{phrase}]: no blanks around it, which --authors-positions needs; prepare without this option")
 
 
 def load_sentences(path: str | Path) -> list[Sentence]:
-    """The sentences of ``Sentences/<id>.txt``.
+    """Reads the sentences of ``Sentences/<id>.txt``.
 
     Raises:
-        InputError: no such file, or a line that is damaged.
+        InputError: there is no such file, or a line is damaged.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -109,10 +117,10 @@ def load_sentences(path: str | Path) -> list[Sentence]:
 
 
 def load_boxes(path: str | Path) -> Boxes:
-    """The boxes of ``Annotations/<id>.xml``; chains of scenes and of what has no box are not in it.
+    """Reads the boxes of ``Annotations/<id>.xml``. Chains of scenes and of things without a box are left out.
 
     Raises:
-        InputError: no such file, or a damaged one; names the field.
+        InputError: there is no such file, or it is damaged; the message names the field.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -131,17 +139,17 @@ def load_boxes(path: str | Path) -> Boxes:
 
 
 def load_split(path: str | Path) -> list[int]:
-    """The images of a split: a number a line.
+    """Reads the ids of the images of a split, a file with one number per line.
 
     Raises:
-        InputError: no such file, something else than numbers, or an image twice.
+        InputError: there is no such file, it has other lines, or an image occurs twice.
     """
     try:
         ids = [int(line) for line in Path(path).read_text().split()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; take it from flickr30k_entities") from error
     except ValueError as error:
-        raise InputError(f"{path}: not a number a line ({error}); take it from flickr30k_entities") from error
+        raise InputError(f"{path}: must have one number per line ({error}); take it from flickr30k_entities") from error
     if len(set(ids)) < len(ids):
         raise InputError(f"{path}: has an image twice; take it from flickr30k_entities")
     return ids
@@ -151,7 +159,7 @@ def _phrase(mark: str, words: str, text_to_its_end: str) -> Phrase:
     chain = _CHAIN.match(mark)
     if chain is None:
         raise InputError(f"[{mark} {words}]: no mark /EN#<chain>/<type>; unpack annotations.zip again")
-    # Counted in what the rule leaves of the text: commas are no words, and "'s" is one.
+    # Places are counted in the words that ``tokenize`` makes of the text: a comma is not a word, and "'s" is one.
     end = len(tokenize(text_to_its_end))
     return Phrase(int(chain[1]), tuple(mark.split("/")[2:]), words, end - len(tokenize(words)), end)
 
@@ -160,7 +168,7 @@ def _integer(path: str | Path, node: ElementTree.Element, field: str) -> int:
     found = node.find(field)
     text = None if found is None else found.text
     try:
-        return int(text)
-    except (TypeError, ValueError):
+        return int(text or "")
+    except ValueError:
         name = node.tag if field == "." else f"{node.tag}/{field}"
         raise InputError(f"{path}: {name} is {text!r}, not a number; unpack annotations.zip again") from None

@@ -1,9 +1,9 @@
-"""Phrases in a sentence that has no marks, by where words stand in those that have.
+"""Finds phrases in a sentence without marks, by the places at which words stand in the marked sentences of training.
 
-No tagger of parts of speech is needed: a word is in a phrase where most of its occurrences in the training sentences
-are, as in the baseline of chunking (Tjong Kim Sang and Buchholz, CoNLL 2000), but for words in place of their parts of
-speech. Adjectives behind their noun, nouns that are verbs too and "a black and white dog" go wrong; brackets in the
-sentence say it exactly.
+No part-of-speech tagger is needed: a word is taken to be in a phrase if most of its occurrences in the training
+sentences are. This is the baseline of the chunking task (Tjong Kim Sang and Buchholz, CoNLL 2000), with words instead
+of their parts of speech. It fails for adjectives after their noun, for nouns that are verbs as well, and for "a black
+and white dog". With brackets in the sentence, users mark the phrases themselves.
 """
 
 import re
@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bua.errors import InputError
-from bua.tasks.words import QuestionVocabulary, tokenize
+from bua.tasks.words import WordVocabulary, tokenize
 
-# A word that begins a phrase, as "a", one within, as "red" or "dog", and one outside, as "holds".
+# The tags of words that begin a phrase, such as "a"; of words inside of one, such as "red" or "dog"; and of words
+# outside of phrases, such as "holds".
 BEGIN, INSIDE, OUTSIDE = "B", "I", "O"
 
-# Of its occurrences in phrases, how many a word that begins them has to begin.
+# The share of its occurrences in phrases that must be the first word of one, for a word to get the tag BEGIN.
 _BEGINS = 0.8
 
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
@@ -25,17 +26,20 @@ _PUNCTUATION = re.compile(r"(?<=[^\s.])([.!;:]+)(?=\s|$)")
 
 
 def phrase_tags(
-    sentences: Iterable[tuple[Sequence[str], Sequence[tuple[int, int]]]], vocabulary: QuestionVocabulary
+    sentences: Iterable[tuple[Sequence[str], Sequence[tuple[int, int]]]], vocabulary: WordVocabulary
 ) -> list[str]:
-    """For each word of a vocabulary where it most often stands.
+    """Returns the tag of each word of a vocabulary by the places at which it stands most often.
 
     Args:
-        sentences: the words of each, and the first and the end of each of its phrases.
+        sentences: for each sentence its words, and for each of its phrases the place of the first word and the place
+            behind the last word.
 
     Returns:
-        BEGIN, INSIDE or OUTSIDE for each word; INSIDE for one that does not occur, as most rare words are nouns.
+        BEGIN, INSIDE or OUTSIDE for each word. Words that do not occur get INSIDE, since most rare words are nouns.
     """
-    inside, begins, outside = Counter(), Counter(), Counter()
+    inside: Counter[str] = Counter()
+    begins: Counter[str] = Counter()
+    outside: Counter[str] = Counter()
     for words, spans in sentences:
         within = {place for start, end in spans for place in range(start, end)}
         inside.update(words[place] for place in within)
@@ -50,23 +54,29 @@ def phrase_tags(
     return tags
 
 
-def find_phrases(sentence: str, vocabulary: QuestionVocabulary, tags: Sequence[str]) -> tuple[list[str], list[tuple]]:
-    """The words of a sentence, and the first and the end of each phrase.
+def find_phrases(
+    sentence: str, vocabulary: WordVocabulary, tags: Sequence[str]
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """Finds the phrases of a sentence.
 
-    Where there are brackets, as in "[a man] in [a hat]", they are the phrases. Otherwise a phrase is a run of words
-    that most often stand in one; it ends at a comma, and before a word that most often begins one.
+    Where the sentence has brackets, as in "[a man] in [a hat]", they mark the phrases. Otherwise a phrase is a sequence
+    of words whose tags are not OUTSIDE; it ends at a comma, and before a word with the tag BEGIN.
+
+    Returns:
+        The words of the sentence, and for each phrase the place of its first word and the place behind its last word.
 
     Raises:
-        InputError: brackets without a word, or no phrase at all.
+        InputError: there are brackets without a word, or there is no phrase.
     """
     sentence = _PUNCTUATION.sub(r" \1", sentence)
     if "[" in sentence or "]" in sentence:
         return _bracketed(sentence)
-    words, spans = [], []
+    words: list[str] = []
+    spans: list[tuple[int, int]] = []
     for clause in re.split(r",(?=\s|$)", sentence):
         is_open = False
-        for word in tokenize(clause):
-            tag = tags[vocabulary.id_of(word)] if word in vocabulary else INSIDE
+        clause_words = tokenize(clause)
+        for word, tag in zip(clause_words, _clause_tags(clause_words, vocabulary, tags)):
             if tag == BEGIN or (tag == INSIDE and not is_open):
                 spans.append((len(words), len(words) + 1))
             elif tag == INSIDE:
@@ -80,16 +90,36 @@ def find_phrases(sentence: str, vocabulary: QuestionVocabulary, tags: Sequence[s
     return words, spans
 
 
-def _bracketed(sentence: str) -> tuple[list[str], list[tuple]]:
-    text, spans, done = "", [], 0
+def _clause_tags(words: Sequence[str], vocabulary: WordVocabulary, tags: Sequence[str]) -> list[str]:
+    """Returns a tag for each word of a clause.
+
+    A word that the vocabulary lacks is taken for a noun or an adjective, unless the next word begins a phrase: two
+    phrases do not stand side by side, so that the word between them is a verb or a preposition, as in "a red hat holds
+    a dog". Directly after a word that begins a phrase it is a noun nevertheless, since a phrase needs one.
+    """
+    known = [tags[vocabulary.id_of(word)] if word in vocabulary else None for word in words]
+    found: list[str] = []
+    for place, tag in enumerate(known):
+        if tag is None:
+            is_between = place + 1 < len(known) and known[place + 1] == BEGIN and (not found or found[-1] != BEGIN)
+            tag = OUTSIDE if is_between else INSIDE
+        found.append(tag)
+    return found
+
+
+def _bracketed(sentence: str) -> tuple[list[str], list[tuple[int, int]]]:
+    text, done = "", 0
+    spans: list[tuple[int, int]] = []
     for match in _BRACKETED.finditer(sentence):
         text += sentence[done : match.start()] + match[1]
         end, count = len(tokenize(text)), len(tokenize(match[1]))
         if not count:
-            raise InputError(f"sentence {sentence!r}: brackets without a word between them")
+            raise InputError(
+                f"sentence {sentence!r}: brackets without a word between them; remove them, or put words into them"
+            )
         spans.append((end - count, end))
         done = match.end()
     text += sentence[done:]
     if "[" in text or "]" in text:
-        raise InputError(f"sentence {sentence!r}: a bracket without its other half")
+        raise InputError(f"sentence {sentence!r}: unmatched or nested brackets; write as in '[a man] in [a hat]'")
     return tokenize(text), spans

@@ -1,4 +1,4 @@
-"""The official accuracy of VQA v2, and the soft score that training goes by."""
+"""The official accuracy of VQA v2, and the soft score that training is validated with."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,27 +22,27 @@ def vqa_accuracy(
     *,
     revision: str = "2021",
 ) -> dict:
-    """The accuracy of the official script (GT-Vision-Lab/VQA, vqaEval.py), rounded as there to two decimals.
+    """Computes the accuracy of the official script (GT-Vision-Lab/VQA, vqaEval.py), rounded to two decimals as there.
 
-    An answer scores, for each of the ten people, min(1, n / 3), where n of the nine others gave it; the mean over
-    the ten is its accuracy: 0, 30, 60, 90 or 100 percent. Answers are compared as ``normalize_answer`` makes them,
-    with an exception on which revisions differ.
+    For each of the ten people, an answer scores min(1, n / 3), where n of the nine other people gave it. The mean over
+    the ten people is the accuracy of the answer: 0, 30, 60, 90 or 100 percent. Answers are normalised by
+    ``normalize_answer`` before they are compared, with an exception in which the revisions differ.
 
     Args:
-        results: answers as the test server takes them: a file, or the list ``{"question_id", "answer"}`` in it. All
-            questions of ``annotations``, and no others, must be there.
-        annotations: official file, or what it holds.
-        questions: likewise; if given, it must have the questions of ``annotations``.
-        revision: "2021", the script as it is since then: where all people agree to the letter, an answer scores only
-            if it is theirs to the letter. "2016", the script before, which visualqa.org describes: the answer is
-            always normalised; of people's answers only punctuation is, and not even that where all agree, so that
-            nothing matches what they wrote with an article or a number in words.
+        results: answers in the format of the test server: a file, or the list of ``{"question_id", "answer"}`` in it.
+            All questions of ``annotations`` must be in it, and no others.
+        annotations: an official file, or its content.
+        questions: an official file, or its content; if given, it must have the questions of ``annotations``.
+        revision: "2021" is the current script: where all people gave literally the same answer, only literally this
+            answer scores. "2016" is the script before it, which visualqa.org describes: the answer is always
+            normalised. The answers of people are only stripped of punctuation, and not even of that where all of them
+            are the same, so that an answer with an article or a number in words is never matched.
 
     Returns:
-        percent: "overall", "per_question_type" and "per_answer_type" by type, "per_question" by id.
+        The accuracies in percent: "overall"; "per_question_type" and "per_answer_type" by type; "per_question" by id.
 
     Raises:
-        InputError: questions that are missing, unknown or there twice, or damaged files, in one line.
+        InputError: questions are missing, unknown or occur twice, or a file is damaged.
     """
     if revision not in REVISIONS:
         raise InputError(f"revision {revision!r}: unknown; use one of {', '.join(REVISIONS)}")
@@ -63,21 +63,22 @@ def vqa_accuracy(
 
 
 def soft_score(labels: np.ndarray, targets: SoftTargets) -> float:
-    """Mean score in percent of the answers ``labels`` [N] to the questions of ``targets``: what the seeds report."""
+    """Returns the mean score in percent of the answers ``labels`` [N] to the questions of ``targets``, the score that
+    the authors' code reports."""
     return 100 * float(targets.score_of(labels).mean())
 
 
 def upper_bound(targets: SoftTargets) -> float:
-    """Soft score in percent of who always gives the best answer of the vocabulary."""
+    """Returns the soft score in percent that giving the best answer of the vocabulary to each question would have."""
     return 100 * float(targets.best().mean())
 
 
 def soft_scores(
     results: str | Path | list, annotations: str | Path | dict | list, vocabulary: AnswerVocabulary
 ) -> dict[str, float]:
-    """ "soft_score" and "upper_bound" in percent of answers in a file, for soft targets from normalised answers.
+    """Computes "soft_score" and "upper_bound" in percent for answers in a file, with targets from normalised answers.
 
-    Arguments and errors as for ``vqa_accuracy``; an answer that is not in the vocabulary scores 0.
+    Arguments and errors are those of ``vqa_accuracy``. An answer that is not in the vocabulary scores 0.
     """
     truth = load_annotations(annotations)
     targets = soft_targets(truth.answers, vocabulary)
@@ -88,7 +89,7 @@ def soft_scores(
 
 
 def write_results(path: str | Path, question_ids: Sequence[int], answers: Sequence[str]) -> None:
-    """Writes answers as the test server, and ``vqa_accuracy``, take them."""
+    """Writes answers in the format of the test server, which ``vqa_accuracy`` reads."""
     records = [{"question_id": int(number), "answer": answer} for number, answer in zip(question_ids, answers)]
     with whole_file(Path(path)) as file:
         file.write(orjson.dumps(records))
@@ -99,7 +100,7 @@ def _answers_in_order(results: str | Path | list, truth: Annotations) -> list[st
     name = str(results) if isinstance(results, str | Path) else "results"
     wanted = truth.question_ids.tolist()
     if not wanted:
-        raise InputError(f"{truth.name}: no questions in it; give the official file")
+        raise InputError(f"{truth.name}: no questions in it; name the official file")
     missing = [number for number in wanted if number not in given]
     if missing:
         raise InputError(
@@ -115,7 +116,7 @@ def _answers_in_order(results: str | Path | list, truth: Annotations) -> list[st
 
 
 def _matches_2021(given: list[str], answers: list[list[str]]) -> np.ndarray:
-    """How many people gave each of the answers ``given``."""
+    """Returns [N], the number of people who gave each of the answers ``given``."""
     plain = Memo(_without_breaks)
     normal = Memo(lambda answer: normalize_answer(plain[answer]))
     counts = np.zeros(len(given), np.int64)
@@ -141,7 +142,7 @@ def _without_breaks(answer: str) -> str:
 
 
 def _leave_one_out(matches: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """The mean over people of min(1, matches among the others / 3), exactly rounded."""
+    """Returns the mean over people of min(1, matches among the other people / 3), computed with a single rounding."""
     for_those_who_match = np.minimum(3, matches - 1)
     for_the_others = np.minimum(3, matches)
     return (matches * for_those_who_match + (people - matches) * for_the_others) / (3 * people)

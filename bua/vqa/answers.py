@@ -1,4 +1,4 @@
-"""Answers as the official evaluation compares them, as classes, and as soft targets of training."""
+"""Answers: normalised as in the official evaluation, as classes of a model, and as soft targets for training."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 from bua.errors import InputError
 from bua.tasks.words import read_strings, write_strings
 
-# The seeds': answers that are the most frequent one of so many questions; 3,129 of VQA v2's train and val.
+# The authors' code keeps answers that are the most frequent answer of 9 questions: 3,129 of VQA v2's train and val.
 MIN_COUNT = 9
-# The official accuracy of an answer that 0, 1, 2, 3 or more of ten people gave (vqa_accuracy says why).
+# The official accuracy of an answer that 0, 1, 2, 3, or 4 and more of ten people gave; see vqa_accuracy.
 SCORES = np.array([0, 0.3, 0.6, 0.9, 1.0], np.float32)
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-# The official script passes a flag, whose value is 32, in the place of the number of replacements.
+# The official script passes a flag, whose value is 32, as the maximal number of replacements.
 _MAX_PERIODS = 32
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -32,7 +32,7 @@ _CONTRACTIONS = """
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-# A contraction that lacks one of its apostrophes gets it back; the script has one that goes the other way.
+# A contraction that lacks one of its apostrophes gets it back. The script has one entry that does the opposite.
 _APOSTROPHES = {
     word[:place] + word[place + 1 :]: word
     for word in _CONTRACTIONS.split()
@@ -42,26 +42,33 @@ _APOSTROPHES = {
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer as the official evaluation compares it: lower case, without punctuation and articles, digits for
-    "none" and the numbers to ten, contractions with their apostrophes (vqaEval.py, processPunctuation and
-    processDigitArticle; the seeds' preprocess_answer gives the same)."""
+    """Normalises an answer as the official evaluation does before it compares answers.
+
+    The result is in lower case, without punctuation and articles, with digits for "none" and the numbers up to ten, and
+    with the apostrophes of contractions (vqaEval.py, processPunctuation and processDigitArticle; preprocess_answer in
+    hengyuan-hu's code gives the same).
+    """
     words = [_DIGITS.get(word, word) for word in strip_punctuation(answer).lower().split()]
     return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def strip_punctuation(answer: str) -> str:
-    """The official evaluation's rule for punctuation: a mark goes, where it stands beside a blank anywhere in the
-    answer, or the answer has a number such as 1,000; else a blank takes its place. A period goes unless a digit follows
-    it. Apostrophes, colons and other marks stay."""
+    """Removes punctuation from an answer by the rule of the official evaluation.
+
+    A mark is removed if it stands beside a blank anywhere in the answer, or if the answer has a number such as 1,000;
+    otherwise it is replaced by a blank. A period is removed unless a digit follows it. Apostrophes, colons and other
+    marks are kept.
+    """
     has_thousands = _THOUSANDS.search(answer) is not None
-    goes = {mark: has_thousands or f"{mark} " in answer or f" {mark}" in answer for mark in _MARKS if mark in answer}
-    if goes:
-        answer = answer.translate({ord(mark): "" if gone else " " for mark, gone in goes.items()})
+    removed = {mark: has_thousands or f"{mark} " in answer or f" {mark}" in answer for mark in _MARKS if mark in answer}
+    if removed:
+        answer = answer.translate({ord(mark): "" if is_removed else " " for mark, is_removed in removed.items()})
     return _PERIOD.sub("", answer, count=_MAX_PERIODS)
 
 
-class Memo(dict):
-    """Keeps what a function of a string gives: of millions of answers few are different."""
+class Memo(dict[str, str]):
+    """The values of a function of a string, computed once per string, since millions of answers are few different
+    strings."""
 
     def __init__(self, function: Callable[[str], str]):
         super().__init__()
@@ -73,34 +80,36 @@ class Memo(dict):
 
 
 class AnswerVocabulary:
-    """The answers that a model can give, and their ids (labels) from 0.
+    """The answers that a model can give, and their ids (labels), which count from 0.
 
-    The seeds' order is that of a dictionary, which depends on the version of Python: weights belong to one list.
+    In the authors' code the order is that of a Python dictionary, which depends on the version of Python. Weights must
+    be used with the list that they were trained with.
 
     Attributes:
-        answers: in the order of their labels (the seeds' ``label2ans``).
+        answers: the answers in the order of their labels (``label2ans`` in the authors' code).
 
     Raises:
-        InputError: no answers, or one of them twice.
+        InputError: there are no answers, or an answer occurs twice.
     """
 
     def __init__(self, answers: Sequence[str]):
         self.answers = list(answers)
         self._labels = {answer: label for label, answer in enumerate(self.answers)}
         if not self.answers:
-            raise InputError("answer vocabulary: no answers; prepare it with a smaller least count")
+            raise InputError("answer vocabulary: no answers; prepare it with a smaller --min-count")
         if len(self._labels) < len(self.answers):
             raise InputError("answer vocabulary: has an answer twice; prepare it again")
 
     @classmethod
     def build(cls, answers: Iterable[str], min_count: int = MIN_COUNT) -> "AnswerVocabulary":
-        """The answers that are the most frequent one (``multiple_choice_answer``) of at least ``min_count`` questions,
-        normalised, in the order in which they appear first.
+        """Returns the vocabulary of the normalised answers that are the most frequent answer of at least ``min_count``
+        questions, in the order in which they appear first.
 
         Args:
-            answers: the most frequent answer of each question, of train and val together.
+            answers: the most frequent answer (``multiple_choice_answer``) of each question of train and val.
         """
-        normal, counts = Memo(normalize_answer), {}
+        normal = Memo(normalize_answer)
+        counts: dict[str, int] = {}
         for answer in answers:
             answer = normal[answer]
             counts[answer] = counts.get(answer, 0) + 1
@@ -108,30 +117,32 @@ class AnswerVocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "AnswerVocabulary":
-        """From a JSON list of answers."""
+        """Reads a JSON list of answers."""
         return cls(read_strings(path))
 
     def save(self, path: str | Path) -> None:
+        """Writes a JSON list of the answers."""
         write_strings(path, self.answers)
 
     def __len__(self) -> int:
         return len(self.answers)
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, AnswerVocabulary) and self.answers == other.answers
 
     def label(self, answer: str) -> int | None:
-        """The label of a normalised answer; None where it is not there."""
+        """Returns the label of a normalised answer, or None where the answer is not in the vocabulary."""
         return self._labels.get(answer)
 
 
 @dataclass
 class SoftTargets:
-    """What each of N questions' answers score, 0 to 1, where that is not 0.
+    """The answers to each of N questions that have a score above 0, and their scores.
 
     Attributes:
-        offsets: [N + 1] int64: question i has the entries from offsets[i] to offsets[i + 1].
-        labels: [T] int32. scores: [T] float32.
+        offsets: [N + 1] int64; question i has the entries from ``offsets[i]`` to ``offsets[i + 1]`` - 1.
+        labels: [T] int32, the answer of each entry.
+        scores: [T] float32, its score, at most 1.
     """
 
     offsets: np.ndarray
@@ -146,20 +157,21 @@ class SoftTargets:
         return self.labels[entries], self.scores[entries]
 
     def entries(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The entries of chosen questions: the place in ``indices`` that each belongs to, and its own number."""
+        """Returns the entries of the questions ``indices`` [B]: the place in ``indices`` that each belongs to, and its
+        number among all T entries."""
         counts = self.offsets[indices + 1] - self.offsets[indices]
         places = np.repeat(np.arange(len(indices)), counts)
         first = np.repeat(self.offsets[indices] - (counts.cumsum() - counts), counts)
         return places, first + np.arange(len(places))
 
     def score_of(self, labels: np.ndarray) -> np.ndarray:
-        """[N] float64: what giving the answers ``labels`` [N] scores, a question each."""
+        """Returns [N] float64, the scores of the answers ``labels`` [N], one answer per question."""
         rows, entries = self.entries(np.arange(len(self)))
         hits = self.labels[entries] == np.asarray(labels)[rows]
         return np.bincount(rows, weights=self.scores[entries] * hits, minlength=len(self))
 
     def best(self) -> np.ndarray:
-        """[N] float32: what the best answer of the vocabulary scores."""
+        """Returns [N] float32, the score of the best answer of the vocabulary."""
         rows, entries = self.entries(np.arange(len(self)))
         best = np.zeros(len(self), np.float32)
         np.maximum.at(best, rows, self.scores[entries])
@@ -169,15 +181,15 @@ class SoftTargets:
 def soft_targets(
     answers: Iterable[Sequence[str]], vocabulary: AnswerVocabulary, *, normalize: bool = True
 ) -> SoftTargets:
-    """The scores of the answers that people gave, by how many gave each.
+    """Returns the scores of the answers that people gave, by the number of people who gave each.
 
     Args:
-        answers: what people answered, a sequence for each question.
-        normalize: count answers that are the same when normalised as one. The seeds do not (compute_softscore.py),
-            though their vocabulary is normalised: False gives their targets.
+        answers: for each question the answers that people gave.
+        normalize: whether answers are normalised before they are counted. False gives the targets of the authors' code
+            (compute_softscore.py), which does not normalise them, though its vocabulary is normalised.
 
     Returns:
-        SoftTargets, entries in the order in which the answers appear first.
+        The entries of a question are in the order in which its answers appear first.
     """
     normal = Memo(normalize_answer if normalize else str)
     offsets, labels, scores = [0], [], []

@@ -1,5 +1,6 @@
-"""Word vectors to start from: BAN's second table (its option "c"), in which a word is the mean of the
-words that it occurs with (ban-vqa, dataset.py, tfidf_from_questions, and language_model.py, init_embedding)."""
+"""Initial word vectors: GloVe's, and BAN's second table (its option "c"), in which the vector of a word is a weighted
+mean of the vectors of the words that it occurs with (ban-vqa, dataset.py, tfidf_from_questions, and language_model.py,
+init_embedding)."""
 
 import logging
 from array import array
@@ -12,17 +13,18 @@ import numpy as np
 import torch
 
 from bua.errors import InputError
-from bua.io.files import whole_file
 from bua.io.json_records import iter_records, read_records
 from bua.tasks.glove import load_glove
-from bua.tasks.prepared import VECTORS, read_arrays
-from bua.tasks.words import QuestionVocabulary, tokenize
+from bua.tasks.prepared import VECTORS, read_word_vectors, write_arrays
+from bua.tasks.words import WordVocabulary, tokenize
 from bua.vqa.dataset import PROGRAM, SUBSETS, load_vocabularies, question_file
 from bua.vqa.official import load_questions
 
-WEIGHTINGS = ("seed", "tfidf")
+WEIGHTINGS = ("authors", "tfidf")
+# The name of "authors" in word_vectors.npz and in settings of version 0.1.0.
+_OLD_NAME = "seed"
 
-# Pairs that are held before those that are alike are counted together: an eighth of a gigabyte.
+# Number of pairs that are held in memory before equal ones are counted together: an eighth of a gigabyte.
 _PAIRS_HELD = 2**24
 
 logger = logging.getLogger(__name__)
@@ -30,15 +32,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Pairs:
-    """The pairs of words of many sentences. Every two words of a sentence make a pair, in both directions; the first
-    of a direction (the row) is one of the vocabulary.
+    """The pairs of words of many sentences.
+
+    Every two words of a sentence make a pair in both directions. The first word of a pair (its row) is always in the
+    vocabulary.
 
     Attributes:
-        words: M words: the N of the vocabulary, then the others of the sentences.
+        words: M words: the N words of the vocabulary, then the other words of the sentences.
         num_rows: N.
-        rows, columns, counts: [P] int64, different pairs of ids and how often each occurs.
-        said: [M] int64, how often each word occurs. sentences: [M] int64, in how many sentences.
-        first: the first M pairs as they occur, (row, column).
+        rows, columns, counts: [P] int64, the ids of the different pairs and how often each pair occurs.
+        occurrences: [M] int64, how often each word occurs.
+        sentences: [M] int64, the number of sentences that each word occurs in.
+        first: the first M pairs (row, column) in the order in which they occur.
     """
 
     words: list[str]
@@ -46,20 +51,20 @@ class Pairs:
     rows: np.ndarray
     columns: np.ndarray
     counts: np.ndarray
-    said: np.ndarray
+    occurrences: np.ndarray
     sentences: np.ndarray
     first: list[tuple[int, int]]
 
 
-def count_pairs(sentences: Iterable[str], vocabulary: QuestionVocabulary) -> Pairs:
-    """Counts the pairs of words of sentences; memory grows with their words, not with their pairs."""
+def count_pairs(sentences: Iterable[str], vocabulary: WordVocabulary) -> Pairs:
+    """Counts the pairs of words of sentences. The memory in use grows with the number of words, not of pairs."""
     ids = {word: number for number, word in enumerate(vocabulary.words)}
-    flat, lengths = array("i"), array("i")
+    all_words, all_lengths = array("i"), array("i")
     for sentence in sentences:
         words = [ids.setdefault(word, len(ids)) for word in tokenize(sentence)]
-        flat.extend(words)
-        lengths.append(len(words))
-    flat, lengths = np.array(flat, np.int64), np.array(lengths, np.int64)
+        all_words.extend(words)
+        all_lengths.append(len(words))
+    flat, lengths = np.array(all_words, np.int64), np.array(all_lengths, np.int64)
     sentence_of = np.repeat(np.arange(len(lengths)), lengths)
     keys, counts = _count_alike(_pair_keys(flat, lengths, len(vocabulary)))
     return Pairs(
@@ -68,31 +73,32 @@ def count_pairs(sentences: Iterable[str], vocabulary: QuestionVocabulary) -> Pai
         rows=keys >> 32,
         columns=keys & 0xFFFFFFFF,
         counts=counts,
-        said=np.bincount(flat, minlength=len(ids)),
+        occurrences=np.bincount(flat, minlength=len(ids)),
         sentences=np.bincount(np.unique(sentence_of << 32 | flat) & 0xFFFFFFFF, minlength=len(ids)),
         first=list(islice(_pairs_in_order(flat, lengths, len(vocabulary)), len(ids))),
     )
 
 
 def cooccurrence(pairs: Pairs, weighting: str = "tfidf") -> torch.Tensor:
-    """How much of each word is in the mean for each word of the vocabulary.
+    """Returns the weights of the words whose mean is the vector of each word of the vocabulary.
 
     Args:
-        weighting: "tfidf": counts over the number of sentences that have the column's word, which is what BAN means
-            to do. "seed": what BAN does. It takes the column for a place in its list of pairs and the number of
-            occurrences for that of sentences: of all pairs in the order in which they occur, number i counts 1 over
-            the occurrences of word i, to the power of how often word i is a column, and those from M on count 1.
+        weighting: "tfidf" weights a pair by its count over the number of sentences that the column's word occurs in,
+            which is what the authors of BAN describe. "authors" is what their code (ban-vqa) computes. It takes the
+            column for a place in its list of pairs, and the number of occurrences for the number of sentences: of all
+            pairs in the order in which they occur, pair i counts 1 over the number of occurrences of word i, to the
+            power of the number of times that word i is a column; pairs from M on count 1.
 
     Returns:
-        sparse [N, M] float32; rows sum to 1, or are empty for words that are always alone.
+        Sparse [N, M] float32. Rows sum to 1, or are empty for words that never occur with another word.
 
     Raises:
-        InputError: another weighting.
+        InputError: an unknown weighting.
     """
     if weighting == "tfidf":
         values = pairs.counts / pairs.sentences[pairs.columns]
-    elif weighting == "seed":
-        values = _seed_values(pairs)
+    elif weighting == "authors":
+        values = _authors_values(pairs)
     else:
         raise InputError(f"weighting {weighting!r}: unknown; use one of {', '.join(WEIGHTINGS)}")
     sums = np.bincount(pairs.rows, values, minlength=pairs.num_rows)[pairs.rows]
@@ -107,10 +113,10 @@ def cooccurrence(pairs: Pairs, weighting: str = "tfidf") -> torch.Tensor:
 
 
 def tfidf_embedding(pairs: Pairs, vectors: torch.Tensor, weighting: str = "tfidf") -> torch.Tensor:
-    """BAN's second table, [N, dim] float32.
+    """Returns BAN's second table, [N, dim] float32.
 
     Args:
-        vectors: [M, dim] float32 of ``pairs.words``, such as ``load_glove`` gives.
+        vectors: [M, dim] float32, the vectors of ``pairs.words``, such as ``load_glove`` returns.
         weighting: see ``cooccurrence``.
     """
     return torch.sparse.mm(cooccurrence(pairs, weighting), vectors)
@@ -125,20 +131,23 @@ def prepare_word_vectors(
     captions: Sequence[str | Path] = (),
     dim: int = 300,
 ) -> None:
-    """Adds ``word_vectors.npz`` to a folder that ``prepare_vqa`` wrote: "glove" [N, dim] float32, and the second table
-    by either weighting, "seed" and "tfidf".
+    """Adds ``word_vectors.npz`` to a folder that ``prepare_vqa`` wrote.
 
-    The seed's sentences are the questions of train, val and test, all of Visual Genome's, and COCO's captions of 2017.
+    Its arrays are "glove" [N, dim] float32, and the second table in the same shape by each weighting, "authors" and
+    "tfidf".
+
+    ban-vqa counts pairs in the questions of train, val and test, all questions of Visual Genome, and COCO's captions of
+    2017.
 
     Args:
         glove: text file of vectors, such as ``glove.6B.300d.txt``.
         root: folder of VQA's official files.
-        visual_genome: folder with ``question_answers.json``; None goes without.
-        captions: files such as ``captions_train2017.json``, in the seed's order train, val.
+        visual_genome: folder with ``question_answers.json``; None leaves Visual Genome's questions out.
+        captions: files such as ``captions_train2017.json``; ban-vqa's order is train, val.
     """
     words, _ = load_vocabularies(folder)
     subsets = [question_file(root, subset) for subset in SUBSETS.values()]
-    sentences = [load_questions(path).texts for path in subsets if path.exists()]
+    sentences: list[Iterable[str]] = [load_questions(path).texts for path in subsets if path.exists()]
     if visual_genome is not None:
         sentences.append(_visual_genome_sentences(Path(visual_genome) / "question_answers.json"))
     sentences += [load_captions(path) for path in captions]
@@ -146,27 +155,31 @@ def prepare_word_vectors(
     logger.info("%d words occur with %d words in %d different pairs", len(words), len(pairs.words), len(pairs.rows))
     vectors = load_glove(glove, pairs.words, dim)
     tables = {weighting: tfidf_embedding(pairs, vectors, weighting).numpy() for weighting in WEIGHTINGS}
-    with whole_file(Path(folder) / VECTORS) as file:
-        np.savez(file, glove=vectors[: len(words)].numpy(), **tables)
+    write_arrays(Path(folder) / VECTORS, {"glove": vectors[: len(words)].numpy(), **tables})
 
 
-def load_word_vectors(folder: str | Path, weighting: str = "tfidf") -> tuple[torch.Tensor, torch.Tensor]:
-    """GloVe's vectors and BAN's second table, both [N, dim] float32, that ``prepare_word_vectors`` wrote.
+def load_embedding_tables(folder: str | Path, weighting: str = "tfidf") -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads the tables that ``prepare_word_vectors`` wrote.
+
+    Returns:
+        GloVe's vectors and BAN's second table, both [N, dim] float32.
 
     Raises:
-        InputError: they are not there, damaged, or another weighting.
+        InputError: the folder has no word vectors, they are damaged, or the weighting is unknown.
     """
-    path = Path(folder) / VECTORS
+    if weighting == _OLD_NAME:
+        weighting = "authors"
     if weighting not in WEIGHTINGS:
         raise InputError(f"weighting {weighting!r}: unknown; use one of {', '.join(WEIGHTINGS)}")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; prepare_vqa.py --glove makes it")
-    arrays = read_arrays(path, ("glove", weighting), PROGRAM)
-    return torch.from_numpy(arrays["glove"]), torch.from_numpy(arrays[weighting])
+    path, arrays = read_word_vectors(Path(folder), PROGRAM)
+    key = _OLD_NAME if weighting == "authors" and _OLD_NAME in arrays else weighting
+    if key not in arrays:
+        raise InputError(f"{path}: lacks {key}; prepare it again with datasets/{PROGRAM} --glove")
+    return torch.from_numpy(arrays["glove"]), torch.from_numpy(arrays[key])
 
 
 def load_captions(path: str | Path) -> list[str]:
-    """The sentences of a file in the format of COCO's captions."""
+    """Reads the sentences of a file in the format of COCO's captions."""
     _, records = read_records(path, "annotations")
     try:
         return [record["caption"] for record in records]
@@ -183,7 +196,7 @@ def _visual_genome_sentences(path: Path) -> Iterator[str]:
 
 
 def _pair_keys(flat: np.ndarray, lengths: np.ndarray, num_rows: int) -> Iterator[np.ndarray]:
-    """All pairs as row << 32 | column, in pieces."""
+    """Yields all pairs as ``row << 32 | column``, in arrays of limited size."""
     starts = lengths.cumsum() - lengths
     for length in np.unique(lengths).tolist():
         left, right = np.triu_indices(length, 1)
@@ -200,7 +213,7 @@ def _pair_keys(flat: np.ndarray, lengths: np.ndarray, num_rows: int) -> Iterator
 
 
 def _count_alike(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The different numbers in arrays, in order, and how often each occurs."""
+    """Returns the different numbers in arrays, in ascending order, and how often each occurs."""
     numbers, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for piece in pieces:
         new, new_counts = np.unique(piece, return_counts=True)
@@ -220,17 +233,17 @@ def _pairs_in_order(flat: np.ndarray, lengths: np.ndarray, num_rows: int) -> Ite
         start += length
 
 
-def _seed_values(pairs: Pairs) -> np.ndarray:
+def _authors_values(pairs: Pairs) -> np.ndarray:
     values = pairs.counts.astype(np.float64)
     if not pairs.first:
         return values
     number = np.arange(len(pairs.first))
     as_column = np.bincount(pairs.columns, pairs.counts, minlength=len(pairs.words))[number]
     # A word that never occurs is never a column either.
-    shares = np.maximum(pairs.said[number], 1.0) ** -as_column
+    shares = np.maximum(pairs.occurrences[number], 1.0) ** -as_column
     rows, columns = np.array(pairs.first).T
     places = np.searchsorted(pairs.rows << 32 | pairs.columns, rows << 32 | columns)
-    # All are taken off before their shares come in, as these may be too small to add to a count.
+    # All ones are subtracted before the shares are added, since a share may be too small to change a count.
     np.subtract.at(values, places, 1)
     np.add.at(values, places, shares)
     return values

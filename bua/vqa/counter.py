@@ -1,4 +1,4 @@
-"""Counting things by their boxes (Zhang, Hare and Prügel-Bennett, ICLR 2018; ban-vqa, counting.py)."""
+"""A layer that counts things by their boxes (Zhang, Hare and Prügel-Bennett, ICLR 2018; ban-vqa, counting.py)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +10,23 @@ PIECES = 16
 
 
 class Counter(nn.Module):
-    """How many things an image's attended boxes show, without counting a thing twice that has several boxes.
+    """Counts the things that the attended boxes of an image show; a thing with several boxes is counted once.
 
-    Boxes are vertices of a graph whose edges are weighted by attention; edges within a thing and copies between
-    boxes of one thing are removed by learned functions, and the number of things is the root of what is left.
+    Boxes are the vertices of a graph whose edges are weighted by attention. Learned functions remove the edges between
+    boxes of the same thing and scale down duplicate boxes; the number of things is the square root of the sum of the
+    edges that remain.
 
-    It is always computed in float32: bfloat16 is off by half a thing, and the small numbers that keep it from
-    dividing by zero are 0 in float16.
+    The count is always computed in float32: in bfloat16 it is off by half a thing, and the small constants that prevent
+    a division by zero are 0 in float16.
 
     Args:
-        objects: the greatest number; as many boxes, the most attended, are looked at.
+        objects: the largest number that can be counted, and the number of boxes that are used, those with the highest
+            attention.
 
     Attributes:
-        weight: [16, 17]; function i is piecewise linear with 16 pieces on [0, 1], from 0 to 1, and piece j of it
-            rises in proportion to |weight[i, j]|. The paper's numbers; the seed has functions 8 to 15 too and never
-            calls them, which its checkpoints and its count of parameters include.
+        weight: [16, 17]; function i is piecewise linear with 16 pieces on [0, 1] and rises from 0 to 1, piece j in
+            proportion to |weight[i, j]|. The functions have the paper's numbers. Functions 8 to 15 are never used; they
+            are in ban-vqa's code, and so in its checkpoints and its number of parameters.
     """
 
     def __init__(self, objects: int = 10):
@@ -38,11 +40,11 @@ class Counter(nn.Module):
         """
         Args:
             boxes: [N, n, 4] float32 x1y1x2y2 in any unit; zeros for padding.
-            logits: [N, n] of attention, any sign; minus infinity, or nearly, for padding.
+            logits: [N, n], logits of the attention; minus infinity, or the lowest finite value, for padding.
 
         Returns:
-            [N, objects + 1] float32: the number, between two of them by linear interpolation, as a one-hot vector
-            times the confidence in it.
+            [N, objects + 1] float32, the number as a one-hot vector times the confidence in it. A number between two
+            integers is divided between both by linear interpolation.
         """
         with torch.autocast(logits.device.type, enabled=False):
             return self._count(at_least_float32(boxes), at_least_float32(logits))
@@ -62,7 +64,7 @@ class Counter(nn.Module):
         copies = self._copies(attention, self._function(3, relevance) * self._function(4, distance))
         edges = (within / (copies.unsqueeze(2) * copies.unsqueeze(1))).sum(dim=(1, 2))
         loops = (self._function(0, attention * attention) / copies).sum(dim=1)
-        # The small number keeps the gradient of the root finite where nothing is attended.
+        # The constant keeps the gradient of the square root finite where no box is attended.
         number = (edges + loops + 1e-20).sqrt().clamp(max=self.objects)
 
         attention_doubt = (self._function(5, attention) - 0.5).abs().mean(dim=1)
@@ -71,7 +73,7 @@ class Counter(nn.Module):
         return self._one_hot(number) * confidence.unsqueeze(1)
 
     def _copies(self, attention: Tensor, edges: Tensor) -> Tensor:
-        """[N, k] and [N, k, k] to [N, k]: how many boxes look like each, itself included."""
+        """Maps [N, k] and [N, k, k] to [N, k], the number of boxes that resemble each box, itself included."""
         alike = self._function(2, 1 - (attention.unsqueeze(2) - attention.unsqueeze(1)).abs())
         same_edges = self._function(2, 1 - (edges.unsqueeze(3) - edges.unsqueeze(2)).abs()).prod(dim=1)
         return (alike * same_edges).sum(dim=2)
@@ -91,7 +93,7 @@ class Counter(nn.Module):
 
 
 def _iou(boxes: Tensor) -> Tensor:
-    """[N, k, 4] to [N, k, k]."""
+    """Maps boxes [N, k, 4] to the intersection over union of all pairs, [N, k, k]."""
     first, second = boxes.unsqueeze(2), boxes.unsqueeze(1)
     sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
     intersection = sides.clamp(min=0).prod(dim=-1)

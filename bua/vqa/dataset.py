@@ -1,12 +1,13 @@
-"""VQA v2 ready for training: a folder of vocabularies and arrays, and what is read from it.
+"""VQA v2 prepared for training: writes a folder of vocabularies and arrays, and reads it.
 
 ``prepare_vqa`` writes::
 
-    question_vocabulary.json, answer_vocabulary.json   JSON lists, in the order of ids
+    question_vocabulary.json, answer_vocabulary.json   JSON lists, in the order of the ids
     train.npz, val.npz, test.npz                       the questions of a split (``VqaDataset``)
-    vg_train.npz, vg_val.npz                           Visual Genome's about the same images
-    word_vectors.npz                                   GloVe's vectors, and BAN's second table (``load_word_vectors``)
-    vqa.json                                           what it was made from, written last
+    vg_train.npz, vg_val.npz                           Visual Genome's questions about the images of train and val
+    vqa.json                                           what the folder was made from; written last
+
+and ``bua.vqa.cooccurrence.prepare_word_vectors`` adds ``word_vectors.npz``.
 """
 
 import logging
@@ -16,12 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import orjson
 
-from bua.errors import InputError, make_folder
-from bua.io.files import whole_file
-from bua.tasks.prepared import VECTORS, prepared_folder, read_split
-from bua.tasks.words import QUESTION_LENGTH, QuestionVocabulary
+from bua.errors import InputError
+from bua.tasks import prepared
+from bua.tasks.prepared import PreparedDataset
+from bua.tasks.words import QUESTION_LENGTH, WordVocabulary
 from bua.vqa.answers import MIN_COUNT, AnswerVocabulary, SoftTargets, soft_targets
 from bua.vqa.official import (
     Annotations,
@@ -33,25 +33,25 @@ from bua.vqa.official import (
 )
 
 SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015"}
-# A part of test2015; the seeds take its words into the vocabulary after the others'.
+# A part of test2015. The authors' code adds its words to the vocabulary after those of the other subsets.
 TEST_DEV = "test-dev2015"
 ABOUT = "vqa.json"
 PROGRAM = "prepare_vqa.py"
 
-# Fields of VqaDataset and of its SoftTargets.
-ARRAYS = ("question_ids", "image_ids", "questions")
+# The fields of SoftTargets, which are in a split's file where the answers are known.
 TARGETS = ("offsets", "labels", "scores")
 NO_TARGETS = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 logger = logging.getLogger(__name__)
 
 
-class Item(NamedTuple):
+class VqaItem(NamedTuple):
     """A question.
 
     Attributes:
-        words: [L] int32 ids, padded at the end with the number of words.
-        labels: [t] int32, scores: [t] float32: the answers that score, none where they are not known.
+        words: [L] int32, ids of the words, padded at the end with the size of the vocabulary.
+        labels: [t] int32, the answers with a score above 0; empty where the answers are not known.
+        scores: [t] float32, their scores.
     """
 
     question_id: int
@@ -62,59 +62,49 @@ class Item(NamedTuple):
 
 
 @dataclass
-class VqaDataset:
-    """Questions as arrays; ``dataset[i]`` is an ``Item``.
+class VqaDataset(PreparedDataset):
+    """Questions as arrays; ``dataset[i]`` is a ``VqaItem``.
 
     Attributes:
-        name: the file, for messages.
+        name: path of the file, for messages.
         question_ids, image_ids: [N] int64.
-        questions: [N, L] int32 ids of words, padded at the end with ``len(words)``.
-        targets: None where the answers are not known.
-        words, answers: the vocabularies that the ids are of.
+        questions: [N, L] int32, ids of the words, padded at the end with ``len(words)``.
+        targets: scores of the answers; None where the answers are not known.
+        words, answers: the vocabularies that the ids belong to.
     """
+
+    ARRAYS = ("question_ids", "image_ids", "questions")
 
     name: str
     question_ids: np.ndarray
     image_ids: np.ndarray
     questions: np.ndarray
     targets: SoftTargets | None
-    words: QuestionVocabulary
+    words: WordVocabulary
     answers: AnswerVocabulary
 
-    def __len__(self) -> int:
-        return len(self.question_ids)
-
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> VqaItem:
         labels, scores = NO_TARGETS if self.targets is None else self.targets[index]
         ids = int(self.question_ids[index]), int(self.image_ids[index])
-        return Item(*ids, self.questions[index], labels, scores)
+        return VqaItem(*ids, self.questions[index], labels, scores)
 
     @classmethod
     def load(cls, folder: str | Path, split: str) -> "VqaDataset":
         """Reads a split of a folder that ``prepare_vqa`` wrote: "train", "val", "test", "vg_train" or "vg_val".
 
         Raises:
-            InputError: no such folder or split, or a damaged one.
+            InputError: there is no such folder or split, or it is damaged.
         """
         words, answers = load_vocabularies(folder)
-        name, arrays = read_split(Path(folder), split, ARRAYS, PROGRAM)
-        targets = SoftTargets(*(arrays.pop(key) for key in TARGETS)) if "offsets" in arrays else None
-        return cls(name, **arrays, targets=targets, words=words, answers=answers)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the arrays, without the vocabularies."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        if self.targets is not None:
-            arrays |= {name: getattr(self.targets, name) for name in TARGETS}
-        with whole_file(Path(path)) as file:
-            np.savez(file, **arrays)
+        name, arrays = prepared.read_split(Path(folder), split, cls.ARRAYS, PROGRAM)
+        return cls._from_arrays(name, arrays, words, answers)
 
     @classmethod
     def concatenate(cls, datasets: Sequence["VqaDataset"]) -> "VqaDataset":
-        """One data set of several that have the same vocabularies, such as train, val and Visual Genome's.
+        """Joins data sets that have the same vocabularies, such as train, val and Visual Genome's.
 
         Raises:
-            InputError: the vocabularies differ, or only some have targets.
+            InputError: the vocabularies differ, or only some of the data sets have targets.
         """
         first = datasets[0]
         for other in datasets[1:]:
@@ -122,39 +112,45 @@ class VqaDataset:
                 raise InputError(f"{other.name}: has other vocabularies than {first.name}; prepare them together")
             if (other.targets is None) != (first.targets is None):
                 raise InputError(f"{other.name} and {first.name}: only one of them has answers; use splits that do")
-        targets = None
-        if first.targets is not None:
-            every = [dataset.targets for dataset in datasets]
-            counts = np.concatenate([np.diff(targets.offsets) for targets in every])
-            targets = SoftTargets(
-                np.concatenate([[0], counts.cumsum()]).astype(np.int64),
-                np.concatenate([targets.labels for targets in every]),
-                np.concatenate([targets.scores for targets in every]),
-            )
-        arrays = (np.concatenate([getattr(dataset, name) for dataset in datasets]) for name in ARRAYS)
-        names = " + ".join(dataset.name for dataset in datasets)
-        return cls(names, *arrays, targets, first.words, first.answers)
+        name, arrays = prepared.concatenate(datasets, offsets=["offsets"])
+        return cls._from_arrays(name, arrays, first.words, first.answers)
 
-    def in_vocabularies(self, words: QuestionVocabulary, answers: AnswerVocabulary) -> "VqaDataset":
-        """The same questions in other vocabularies, such as those of a checkpoint: unknown words become the last one,
-        as in ``QuestionVocabulary``, and answers that are not there no longer score."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = super().arrays()
+        if self.targets is not None:
+            arrays |= {name: getattr(self.targets, name) for name in TARGETS}
+        return arrays
+
+    def in_vocabularies(self, words: WordVocabulary, answers: AnswerVocabulary) -> "VqaDataset":
+        """Returns the same questions in other vocabularies, such as those of a checkpoint.
+
+        Words that are not in ``words`` become its last word, as in ``WordVocabulary``. Answers that are not in
+        ``answers`` no longer have a score.
+        """
         if (words, answers) == (self.words, self.answers):
             return self
-        new_ids = np.array([*map(words.id_of, self.words.words), len(words)], np.int32)
         targets = self.targets
         if targets is not None:
             known = [answers.label(answer) for answer in self.answers.answers]
             new_labels = np.array([-1 if label is None else label for label in known], np.int32)[targets.labels]
             kept = new_labels >= 0
-            before = np.concatenate([[0], kept.cumsum()])
+            before = prepared.offsets_of(kept)
             targets = SoftTargets(before[targets.offsets], new_labels[kept], targets.scores[kept])
-        return replace(self, questions=new_ids[self.questions], targets=targets, words=words, answers=answers)
+        questions = words.recode(self.questions, self.words)
+        return replace(self, questions=questions, targets=targets, words=words, answers=answers)
+
+    @classmethod
+    def _from_arrays(
+        cls, name: str, arrays: dict[str, np.ndarray], words: WordVocabulary, answers: AnswerVocabulary
+    ) -> "VqaDataset":
+        targets = SoftTargets(*(arrays.pop(key) for key in TARGETS)) if "offsets" in arrays else None
+        return cls(name, **arrays, targets=targets, words=words, answers=answers)
 
 
-def load_vocabularies(folder: str | Path) -> tuple[QuestionVocabulary, AnswerVocabulary]:
-    """The vocabularies of a folder that ``prepare_vqa`` wrote."""
-    folder = prepared_folder(folder, ABOUT, PROGRAM)
-    words = QuestionVocabulary.load(folder / "question_vocabulary.json")
+def load_vocabularies(folder: str | Path) -> tuple[WordVocabulary, AnswerVocabulary]:
+    """Reads the vocabularies of a folder that ``prepare_vqa`` wrote."""
+    folder = prepared.prepared_folder(folder, ABOUT, PROGRAM)
+    words = WordVocabulary.load(folder / "question_vocabulary.json")
     return words, AnswerVocabulary.load(folder / "answer_vocabulary.json")
 
 
@@ -167,34 +163,34 @@ def prepare_vqa(
     normalize_targets: bool = True,
     visual_genome: str | Path | None = None,
 ) -> dict[str, VqaDataset]:
-    """Makes vocabularies and arrays of the official files, as the seeds do, and writes them to ``output``.
+    """Makes vocabularies and arrays from the official files, as the authors' code does, and writes them to a folder.
 
-    Words are those of all questions, answers those of train and val; without the files of test, its words are left
-    out.
+    The words are those of all questions; the words of test are left out where its files are missing. The answers are
+    those of train and val.
 
     Args:
-        root: folder of the official files, unpacked; those of train and val must be there.
-        output: folder; made where it does not exist.
-        min_count: questions that an answer of the vocabulary must be the most frequent one of.
-        length: words that are kept of a question.
+        root: folder of the official files, unpacked. Those of train and val must be in it.
+        output: the folder to write; it is made where it does not exist.
+        min_count: number of questions that an answer must be the most frequent answer of, to be in the vocabulary.
+        length: number of words of a question that are kept.
         normalize_targets: see ``soft_targets``.
-        visual_genome: folder with ``image_data.json`` and ``question_answers.json``; None goes without.
+        visual_genome: folder with ``image_data.json`` and ``question_answers.json``, for the splits "vg_train" and
+            "vg_val"; None leaves these splits out.
 
     Returns:
-        the data sets by split.
+        The data sets by split.
 
     Raises:
-        InputError: a file that is not there, or damaged, or of another split.
+        InputError: a file is missing or damaged, or belongs to another split.
     """
-    root, output = Path(root), make_folder(output)
-    # What an earlier run left is of other vocabularies.
-    for name in (ABOUT, VECTORS, *(f"{split}.npz" for split in (*SUBSETS, "vg_train", "vg_val"))):
-        (output / name).unlink(missing_ok=True)
+    root = Path(root)
+    outdated = (prepared.VECTORS, *(f"{split}.npz" for split in (*SUBSETS, "vg_train", "vg_val")))
+    output = prepared.begin_folder(output, ABOUT, outdated)
     questions = _load_all_questions(root)
     splits = {split: questions[subset] for split, subset in SUBSETS.items() if subset in questions}
-    words = QuestionVocabulary.build(text for part in questions.values() for text in part.texts)
+    words = WordVocabulary.build(text for part in questions.values() for text in part.texts)
     annotations = {split: _load_annotations(root, split) for split in splits}
-    answered = [part.frequent for split, part in annotations.items() if split != "test"]
+    answered = [part.frequent for split, part in annotations.items() if part is not None and split != "test"]
     answers = AnswerVocabulary.build((answer for part in answered for answer in part), min_count)
     words.save(output / "question_vocabulary.json")
     answers.save(output / "answer_vocabulary.json")
@@ -219,18 +215,17 @@ def prepare_vqa(
         "normalize_targets": normalize_targets,
         "questions": {split: len(dataset) for split, dataset in datasets.items()},
     }
-    with whole_file(output / ABOUT) as file:
-        file.write(orjson.dumps(about, option=orjson.OPT_INDENT_2))
+    prepared.write_json(output / ABOUT, about)
     return datasets
 
 
 def question_file(root: str | Path, subset: str) -> Path:
-    """The official questions of a subset, such as "val2014"."""
+    """Returns the path of the official questions of a subset, such as "val2014"."""
     return Path(root) / f"v2_OpenEnded_mscoco_{subset}_questions.json"
 
 
 def annotation_file(root: str | Path, subset: str) -> Path:
-    """The official annotations of a subset; there is none of test2015 but that of Shapes."""
+    """Returns the path of the official annotations of a subset. Only Shapes has such a file for test2015."""
     return Path(root) / f"v2_mscoco_{subset}_annotations.json"
 
 
@@ -242,7 +237,7 @@ def _load_all_questions(root: Path) -> dict[str, Questions]:
             loaded[subset] = load_questions(path)
             logger.info("%s: %d questions", path, len(loaded[subset].texts))
         else:
-            logger.info("%s: not there; goes without", path)
+            logger.info("%s: no such file; its questions are left out", path)
     return loaded
 
 
@@ -264,7 +259,7 @@ def _targets(
 def _dataset(
     questions: Questions,
     targets: SoftTargets | None,
-    words: QuestionVocabulary,
+    words: WordVocabulary,
     answers: AnswerVocabulary,
     length: int,
 ) -> VqaDataset:

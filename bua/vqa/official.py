@@ -1,4 +1,4 @@
-"""Reads the official files of VQA v2, and Visual Genome's questions in their place."""
+"""Reads the official files of VQA v2, and Visual Genome's questions as further training data."""
 
 import sys
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Questions:
     """The questions of a split, in the order of the file.
 
     Attributes:
-        name: the file, for messages.
+        name: path of the file, for messages.
         question_ids, image_ids: [N] int64.
-        texts: N questions.
+        texts: the N questions.
     """
 
     name: str
@@ -30,14 +30,15 @@ class Questions:
 
 @dataclass
 class Annotations:
-    """What people answered, in the order of the file.
+    """The answers that people gave to the questions of a split, in the order of the file.
 
     Attributes:
-        name: the file, for messages.
+        name: path of the file, for messages.
         question_ids, image_ids: [N] int64.
-        answers: of each question, as a rule ten.
-        frequent: the most frequent answer of each (``multiple_choice_answer``).
-        question_types: a question's first words. answer_types: "yes/no", "number" or "other".
+        answers: for each question its answers, usually ten.
+        frequent: for each question its most frequent answer (``multiple_choice_answer``).
+        question_types: for each question its first words.
+        answer_types: for each question "yes/no", "number" or "other".
     """
 
     name: str
@@ -53,11 +54,11 @@ def load_questions(source: str | Path | dict | list) -> Questions:
     """Reads ``v2_OpenEnded_mscoco_*_questions.json``.
 
     Args:
-        source: the file, what it holds, or its list of questions.
+        source: path of the file, its content, or the list of questions in it.
 
     Raises:
-        InputError: names the file, the record and the field: not such a file, a field that is missing or of another
-            type, a question twice.
+        InputError: the file cannot be read or is of another kind, a field is missing or of another type, or a question
+            occurs twice. The message names the file, the record and the field.
     """
     name, records = read_records(source, "questions")
     with without_gc():
@@ -66,13 +67,13 @@ def load_questions(source: str | Path | dict | list) -> Questions:
 
 
 def load_annotations(source: str | Path | dict | list) -> Annotations:
-    """Reads ``v2_mscoco_*_annotations.json``; arguments and errors as for ``load_questions``."""
+    """Reads ``v2_mscoco_*_annotations.json``. The argument and the errors are those of ``load_questions``."""
     name, records = read_records(source, "annotations")
     with without_gc():
         answers = []
         for number, given in enumerate(column(name, records, "answers", list)):
             try:
-                # Few answers are different: one string for all that are the same.
+                # Millions of answers are few different strings: equal ones share one object.
                 answers.append([sys.intern(item["answer"]) for item in given])
             except (TypeError, KeyError) as error:
                 raise InputError(f"{name}: record {number}: answers: an entry has no answer; get it again") from error
@@ -91,7 +92,10 @@ def load_annotations(source: str | Path | dict | list) -> Annotations:
 
 
 def load_results(source: str | Path | list) -> dict[int, str]:
-    """Answers by question id from a file as the test server takes it: a list of ``{"question_id", "answer"}``.
+    """Reads answers in the format of the test server: a list of ``{"question_id", "answer"}``.
+
+    Returns:
+        The answers by question id.
 
     Raises:
         InputError: as for ``load_questions``.
@@ -102,14 +106,14 @@ def load_results(source: str | Path | list) -> dict[int, str]:
 
 
 def rows_of(question_ids: np.ndarray, wanted: np.ndarray, name: str, wanted_by: str) -> np.ndarray:
-    """Where each id of ``wanted`` is in ``question_ids``.
+    """Returns [M] int64, the place of each id of ``wanted`` in ``question_ids``.
 
     Args:
-        question_ids: [N] int64, all different, of the file ``name``.
-        wanted: [M] int64, of the file ``wanted_by``.
+        question_ids: [N] int64, the ids of the file ``name``, all different.
+        wanted: [M] int64, the ids of the file ``wanted_by``.
 
     Raises:
-        InputError: how many are missing and the first of them.
+        InputError: some ids are missing. The message has their number and the first of them.
     """
     order = np.argsort(question_ids)
     places = np.searchsorted(question_ids, wanted, sorter=order)
@@ -127,16 +131,18 @@ def rows_of(question_ids: np.ndarray, wanted: np.ndarray, name: str, wanted_by: 
 def visual_genome_questions(
     folder: str | Path, images: Sequence[np.ndarray], vocabulary: AnswerVocabulary
 ) -> list[tuple[Questions, np.ndarray]]:
-    """Visual Genome's questions about images of COCO, by BAN's rule (ban-vqa, dataset.py, _load_visualgenome): those
-    whose image is in the split, and whose normalised answer is in the vocabulary.
+    """Reads Visual Genome's questions about images of COCO, selected as in ban-vqa (dataset.py, _load_visualgenome).
+
+    The image of a question must be in the split, and its normalised answer in the vocabulary.
 
     Args:
-        folder: with ``image_data.json`` and ``question_answers.json``.
-        images: for each split the COCO ids of its images; those that VQA asks about are those that have features.
-        vocabulary: of VQA's answers.
+        folder: folder with ``image_data.json`` and ``question_answers.json``.
+        images: for each split the COCO ids of the images that VQA's questions are about, since these images have
+            features.
+        vocabulary: the vocabulary of VQA's answers.
 
     Returns:
-        For each split the questions, with COCO's image ids, and their labels [N] int32.
+        For each split the questions, with COCO's image ids, and the labels of their answers, [N] int32.
     """
     folder = Path(folder)
     split_of_coco = {image_id: split for split, ids in enumerate(images) for image_id in np.unique(ids).tolist()}
@@ -149,6 +155,7 @@ def visual_genome_questions(
         split = split_of_coco.get(coco_id)
         if split is None:
             continue
+        assert coco_id is not None
         for item in _value(name, record, "qas", list):
             label = vocabulary.label(normal[_value(name, item, "answer", str)])
             if label is not None:
@@ -171,13 +178,13 @@ def _question_ids(name: str, records: list) -> np.ndarray:
 
 
 def _coco_ids(path: Path) -> dict[int, int]:
-    """Visual Genome's image id -> COCO's, where the image is in COCO."""
+    """Returns COCO's image id by Visual Genome's, for images that are in COCO."""
     pairs = ((_either(path, item, "image_id", "id"), item.get("coco_id")) for item in iter_records(path))
     return {image_id: coco_id for image_id, coco_id in pairs if coco_id is not None}
 
 
 def _either(name: str | Path, record: dict, field: str, other: str) -> int:
-    """A field that versions of Visual Genome have under one name or the other."""
+    """Returns a field that has one name or the other, depending on the version of Visual Genome."""
     return _value(name, record, field if field in record else other, int)
 
 

@@ -3,17 +3,17 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from feature_files import write_features
 
 from bua.captioning.batches import CaptionLoader, image_batches
 from bua.captioning.dataset import CaptionDataset
 from bua.captioning.vocabulary import CaptionVocabulary
 from bua.errors import InputError
-from bua.features import open_writer
 from bua.structures import Regions
 from bua.tasks.region_batches import RegionReader
 
 DIM = 3
-PICTURES = 23
+NUM_IMAGES = 23
 VOCABULARY = CaptionVocabulary([".", "<unk>", *(f"word{number}" for number in range(2, 50))])
 PIECES = CaptionVocabulary(
     [f"word{number}" for number in range(46)] + ["[UNK]", "[pad]", "[start]", "[end]"], "wordpiece"
@@ -21,7 +21,7 @@ PIECES = CaptionVocabulary(
 
 
 def image(image_id: int) -> Regions:
-    """An image of 0 to 16 boxes."""
+    """Returns an image with 0 to 16 boxes."""
     rng = np.random.default_rng(image_id)
     count = (image_id * 7) % 17
     corners = rng.integers(0, 50, (count, 4)).astype(np.float32)
@@ -29,26 +29,22 @@ def image(image_id: int) -> Regions:
 
 
 def write(path, image_ids, format="flat-fp16"):
-    with open_writer(path, format) as writer:
-        for image_id in image_ids:
-            writer.append(image(image_id))
-        writer.finish()
-    return path
+    return write_features(path, map(image, image_ids), format)
 
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("flat") / "features", range(100, 100 + PICTURES))
+    return write(tmp_path_factory.mktemp("flat") / "features", range(100, 100 + NUM_IMAGES))
 
 
 @pytest.fixture(scope="module", params=[VOCABULARY, PIECES], ids=["words", "pieces"])
 def dataset(request) -> CaptionDataset:
     """Image i has 1 + i % 4 captions; caption j has 1 + j % 7 words, the first of which is 2 + j % 44."""
-    counts = 1 + np.arange(PICTURES) % 4
+    counts = 1 + np.arange(NUM_IMAGES) % 4
     lengths = 1 + np.arange(counts.sum()) % 7
     words = np.concatenate([2 + (caption + np.arange(length)) % 44 for caption, length in enumerate(lengths)])
     offsets = [np.concatenate([[0], sizes.cumsum()]) for sizes in (counts, lengths)]
-    image_ids = 100 + np.arange(PICTURES)
+    image_ids = 100 + np.arange(NUM_IMAGES)
     return CaptionDataset("toy", image_ids, *offsets, words.astype(np.int32), request.param)
 
 
@@ -56,8 +52,8 @@ def expected_steps(words: list[int], vocabulary, max_length: int) -> tuple[list[
     return [vocabulary.begin, *words][:max_length], [*words, vocabulary.end][:max_length]
 
 
-def said(batch) -> list[list[tuple[int, ...]]]:
-    """The targets of each image's captions."""
+def targets_of(batch) -> list[list[tuple[int, ...]]]:
+    """Returns the targets of each image's captions."""
     return [
         [tuple(targets[mask].tolist()) for targets, mask in zip(*rows) if mask.any()]
         for rows in zip(batch.targets, batch.target_mask)
@@ -97,11 +93,11 @@ def check_regions(batch, max_boxes=None):
 @pytest.mark.parametrize("max_length", [20, 4])
 def test_an_epoch_of_all_captions(flat, dataset, threads, max_length):
     options = {"captions_per_image": None, "threads": threads, "max_length": max_length}
-    loader = CaptionLoader(dataset, RegionReader.open([flat]), PICTURES, seed=1, **options)
+    loader = CaptionLoader(dataset, RegionReader.open([flat]), NUM_IMAGES, seed=1, **options)
     batch = next(iter(loader))
     assert sorted(batch.image_ids.tolist()) == dataset.image_ids.tolist()
     check(batch, dataset, max_length)
-    for image_id, captions in zip(batch.image_ids.tolist(), said(batch)):
+    for image_id, captions in zip(batch.image_ids.tolist(), targets_of(batch)):
         expected = [
             tuple(expected_steps(words.tolist(), dataset.vocabulary, max_length)[1])
             for words in dataset[image_id - 100].captions
@@ -123,7 +119,7 @@ def make_loader(flat, dataset, **options):
 
 
 def seen(batches):
-    return [(batch.image_ids.tolist(), said(batch)) for batch in batches]
+    return [(batch.image_ids.tolist(), targets_of(batch)) for batch in batches]
 
 
 @pytest.mark.parametrize("captions_per_image", [1, 2, None])
@@ -152,7 +148,7 @@ def test_each_caption_is_drawn_as_often_as_the_others(flat, dataset):
     loader = make_loader(flat, dataset)
     drawn = {}
     for batch in islice(loader, 100 * loader.batches_per_epoch):
-        for image_id, captions in zip(batch.image_ids.tolist(), said(batch)):
+        for image_id, captions in zip(batch.image_ids.tolist(), targets_of(batch)):
             drawn.setdefault(image_id, []).extend(captions)
     for image_id, captions in drawn.items():
         share = 1 / len(dataset[image_id - 100].captions)
@@ -169,7 +165,7 @@ def test_processes_share_each_batch(flat, dataset):
         assert sorted(zip(ids, captions)) == sorted(pair for part in parts for pair in zip(*part))
 
 
-def test_the_first_boxes_only(flat, dataset):
+def test_only_the_first_boxes_are_read(flat, dataset):
     reader = RegionReader.open([flat])
     for batch in image_batches(dataset.image_ids, reader, 6, max_boxes=5):
         assert batch.features.shape[1] <= 5
@@ -179,8 +175,11 @@ def test_the_first_boxes_only(flat, dataset):
 
 
 def test_several_files_of_any_format(tmp_path, dataset):
-    half = 100 + PICTURES // 2
-    paths = [write(tmp_path / "a", range(100, half), "tsv"), write(tmp_path / "b", range(half, 100 + PICTURES), "npz")]
+    half = 100 + NUM_IMAGES // 2
+    paths = [
+        write(tmp_path / "a", range(100, half), "tsv"),
+        write(tmp_path / "b", range(half, 100 + NUM_IMAGES), "npz"),
+    ]
     for batch in islice(CaptionLoader(dataset, RegionReader.open(paths), 6, seed=1), 8):
         check(batch, dataset)
 
@@ -193,9 +192,9 @@ def test_to_a_device(flat, dataset):
     check(moved, dataset)
 
 
-def test_captions_without_images_have_their_line(tmp_path, dataset):
-    reader = RegionReader.open([write(tmp_path / "some", range(103, 100 + PICTURES))])
-    message = r"lacks 3 of the 23 images of toy: 100, 101, 102; extract them, or name"
+def test_images_without_features_are_reported_in_one_line(tmp_path, dataset):
+    reader = RegionReader.open([write(tmp_path / "some", range(103, 100 + NUM_IMAGES))])
+    message = r"lacks 3 of the 23 images of toy: 100, 101, 102; extract features of"
     with pytest.raises(InputError, match=message):
         CaptionLoader(dataset, reader, 4, seed=0)
     with pytest.raises(InputError, match=message):

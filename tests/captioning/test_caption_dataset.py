@@ -1,4 +1,4 @@
-"""Captions: from the files of others (Shapes writes them too) to arrays."""
+"""Captions are read from official files, which Shapes writes too, and prepared as arrays."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def write(path: Path, content) -> Path:
 
 @pytest.fixture
 def lists(karpathy, tmp_path) -> dict[str, Path]:
-    """Images of each split, as Anderson lists Karpathy's."""
+    """Lists of the images of each split, in the format in which Anderson lists Karpathy's splits."""
     lines = {
         split: [f"{i['filepath']}/{i['filename']} {i['cocoid']}\n" for i in of_split(karpathy, split)]
         for split in SPLITS
@@ -63,7 +63,7 @@ def lists(karpathy, tmp_path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("tokenizer", "words_of"), [("anderson", anderson_words), ("karpathy", karpathy_words)])
-def test_prepared_from_karpathys_file(shapes, karpathy, tmp_path, script, capsys, tokenizer, words_of):
+def test_karpathys_file_is_prepared(shapes, karpathy, tmp_path, script, capsys, tokenizer, words_of):
     assert any(image["split"] == "restval" for image in karpathy)
     arguments = ["--karpathy", str(shapes / "captions/dataset_coco.json"), "--output", str(tmp_path / "out")]
     assert script.main([*arguments, "--tokenizer", tokenizer]) == 0
@@ -141,7 +141,7 @@ def test_region_phrases_as_word_pieces(shapes, tmp_path, script, capsys):
     assert dataset.vocabulary.words[-3:] == ["[pad]", "[start]", "[end]"]
 
 
-def test_a_vocabulary_of_others(shapes, tmp_path):
+def test_a_given_vocabulary_is_used(shapes, tmp_path):
     captions = load_karpathy(shapes / "captions/dataset_coco.json")
     file = write(tmp_path / "train_vocab.txt", ".\n<unk>\nred\na\n")
     datasets = prepare_captions(captions, tmp_path / "out", vocabulary=file)
@@ -154,15 +154,15 @@ def test_images_without_regions_are_left_out(tmp_path, caplog):
     file = write(tmp_path / "regions.json", records)
     captions = load_region_phrases(file, {"train": write(tmp_path / "train.txt", "1\n2\n3\n")}, progress=False)
     assert captions["train"].texts == [["a cat"]]
-    assert "train.txt: 2 of 3 images have no regions; left out" in caplog.text
+    assert "train.txt: 2 of 3 images have no regions; they are left out" in caplog.text
 
 
 def test_captions_without_words_are_not_trained_on(tmp_path, caplog):
     captions = {"train": Captions("file", np.array([7, 8]), [["a cat", " . "], ["", "a dog"]])}
     dataset = prepare_captions(captions, tmp_path, min_count=1)["train"]
-    assert "file: 2 captions of train have no words; left out" in caplog.text
-    said = [[dataset.vocabulary.decode(caption) for caption in item.captions] for item in dataset]
-    assert said == [["a cat"], ["a dog"]]
+    assert "file: 2 captions of train have no words; they are left out" in caplog.text
+    kept = [[dataset.vocabulary.decode(caption) for caption in item.captions] for item in dataset]
+    assert kept == [["a cat"], ["a dog"]]
     assert load_references(tmp_path / "captions_train.json") == {7: ["a cat", " . "], 8: ["", "a dog"]}
     captions["train"].texts[1] = ["."]
     with pytest.raises(InputError, match=r"^file: no caption of 1 of the 2 images of train has words: 8; leave"):
@@ -187,7 +187,7 @@ def image(**changes) -> dict:
         ([image(), image(cocoid=2, sentences=[])], "has no captions for 1 of the 2 images of train: 2; name"),
     ],
 )
-def test_bad_files_of_karpathy_have_their_line(tmp_path, images, message):
+def test_errors_in_karpathys_file_are_reported_in_one_line(tmp_path, images, message):
     path = write(tmp_path / "dataset.json", {"images": images})
     with pytest.raises(InputError, match=f"^{path}: {message}") as error:
         load_karpathy(path)
@@ -201,15 +201,15 @@ def test_flickr30k_has_file_names_for_ids(tmp_path):
     assert captions["train"].image_ids.tolist() == [1000092795]
 
 
-def test_bad_official_files_have_their_line(tmp_path):
+def test_errors_in_official_files_are_reported_in_one_line(tmp_path):
     captions = write(tmp_path / "c.json", {"annotations": [{"image_id": 5, "caption": "a cat"}]})
     some = write(tmp_path / "some.txt", "val2014/COCO_val2014_000000000005.jpg 5\n6\n")
-    with pytest.raises(InputError, match=f"^{captions}: has no captions for 1 of the 2 images of val: 6; name the"):
+    with pytest.raises(InputError, match=f"^{captions}: has no captions for 1 of the 2 images of val: 6; name all"):
         load_coco([captions], {"val": some})
     with pytest.raises(InputError, match=r"some.txt: has 2 images more than once: 5, 6; keep one"):
         load_coco([captions], {"val": some, "test": some})
     for text, message in [
-        ("5\n5\n", "line 2: image 5 is there twice"),
+        ("5\n5\n", "line 2: image 5 is listed twice"),
         ("cat.jpg x\n", "line 1 is 'cat.jpg x'"),
         ("", ""),
     ]:
@@ -221,7 +221,7 @@ def test_bad_official_files_have_their_line(tmp_path):
         load_results([{"image_id": 5, "caption": "a"}, {"image_id": 5, "caption": "b"}])
 
 
-def test_unknown_splits_have_their_line(shapes, tmp_path, script, capsys):
+def test_unknown_splits_are_reported_in_one_line(shapes, tmp_path, script, capsys):
     file = str(shapes / "captions/dataset_coco.json")
     prepare_captions(load_karpathy(file), tmp_path)
     with pytest.raises(InputError, match=f"^{tmp_path}/restval.npz: no such split; {tmp_path} has test, train, val$"):
@@ -232,12 +232,12 @@ def test_unknown_splits_have_their_line(shapes, tmp_path, script, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("; ")[0] for line in lines] == [
         "error: split 'dev': there are no captions of it to count words of",
-        "error: --split: goes with --coco and --regions",
-        "error: --split: none",
+        "error: --split: only for --coco and --regions",
+        "error: --split: missing",
     ]
 
 
-def test_damaged_folders_have_their_line(shapes, tmp_path):
+def test_damaged_folders_are_reported_in_one_line(shapes, tmp_path):
     prepare_captions(load_karpathy(shapes / "captions/dataset_coco.json"), tmp_path)
     path = tmp_path / "val.npz"
     path.write_bytes(path.read_bytes()[:100])
@@ -246,7 +246,7 @@ def test_damaged_folders_have_their_line(shapes, tmp_path):
 
 
 def test_andersons_vocabulary_is_read(tmp_path):
-    """Its words hold blanks, and end the file without more."""
+    """Words in this file can contain blanks, and no special words are appended to them."""
     file = write(tmp_path / "train_vocab.txt", '.\n<unk>\na\n, "\n. .\n')
     vocabulary = CaptionVocabulary.read(file)
     assert vocabulary.encode('a, "b. .').tolist() == [2, 3, 1, 4]

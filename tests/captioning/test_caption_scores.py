@@ -1,6 +1,7 @@
 import json
 import shutil
 import stat
+import subprocess
 from collections import Counter
 
 import numpy as np
@@ -184,6 +185,22 @@ def test_programs_that_fail_are_left_out_or_said(tmp_path, monkeypatch):
         caption_scores(as_results(RESULTS), as_references(REFERENCES))
 
 
+def test_a_meteor_that_ends_before_anything_is_written_to_it(tmp_path, monkeypatch):
+    fake_java(tmp_path / "bin", 'case "$*" in *PTBTokenizer*) cat;; *-version*);; *) echo broken >&2; exit 1;; esac')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+
+    class Ended(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__(command, **options)
+            if "-stdio" in command:
+                self.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    scores = caption_scores(as_results(RESULTS), as_references(REFERENCES), metrics=["METEOR", "CIDEr-D"])
+    assert scores["left_out"] == {"METEOR": "METEOR's program ends early: broken"}
+    assert "CIDEr-D" in scores
+
+
 def test_spice_where_it_was_downloaded(tmp_path, monkeypatch):
     from pycocoevalcap.spice import spice
 
@@ -242,7 +259,9 @@ def test_bad_input_has_its_line():
         caption_scores([*results, results[0]], as_references(REFERENCES))
     with pytest.raises(InputError, match=r"^metric 'CIDEr': unknown; use some of BLEU-1, .*"):
         caption_scores(results, as_references(REFERENCES), metrics=["CIDEr"])
-    with pytest.raises(InputError, match=r"^references: has no captions$"):
+    with pytest.raises(
+        InputError, match=r"^references: has no captions; name a file in the format of COCO's captions$"
+    ):
         caption_scores([], {"annotations": []})
     with pytest.raises(InputError, match="record 0: caption is 5; it must be a string"):
         caption_scores([{"image_id": 1, "caption": 5}], as_references(REFERENCES))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bua.captioning import Constraints, beam_search, greedy, sample
-from bua.captioning.decoding import Captions
+from bua.captioning.decoding import DecodedCaptions
 
 LENGTH = 6
 # In double precision nothing depends on how sums are rounded.
@@ -69,7 +69,7 @@ def slow_beam_search(models, image: int, beam: int, rules: Constraints, penalty)
     return [(words, score((words, total))) for words, total in captions]
 
 
-def said(captions: Captions, image: int, caption: int) -> list[int]:
+def said(captions: DecodedCaptions, image: int, caption: int) -> list[int]:
     return captions.tokens[image, caption][captions.mask[image, caption]].tolist()
 
 

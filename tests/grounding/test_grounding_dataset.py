@@ -1,4 +1,4 @@
-"""Flickr30k Entities: what is read from its files, what is prepared from them, and the batches made of that."""
+"""Flickr30k Entities: its official files, the prepared folder, phrases of sentences without marks, and batches."""
 
 import json
 import logging
@@ -16,13 +16,13 @@ from bua.errors import InputError
 from bua.features import open_writer
 from bua.grounding.batches import GroundingLoader, evaluation_batches, region_boxes, right_regions
 from bua.grounding.dataset import GroundingDataset, load_phrase_tags, load_word_vectors, prepare_flickr30k
-from bua.grounding.official import TYPES, load_boxes, parse_sentence, seed_span
+from bua.grounding.official import TYPES, authors_span, load_boxes, parse_sentence
 from bua.grounding.phrases import find_phrases, phrase_tags
 from bua.structures import Regions
 from bua.tasks.region_batches import RegionReader
-from bua.tasks.words import QuestionVocabulary, tokenize
+from bua.tasks.words import WordVocabulary, tokenize
 
-# Two images to learn from, one for each other split.
+# Two images for training, and one for each other split.
 SENTENCES = {
     11: [
         "[/EN#1/people A man] , wearing [/EN#2/clothing a hat] , holds [/EN#3/animals a dog] .",
@@ -75,13 +75,13 @@ def prepared(root, tmp_path_factory) -> Path:
 
 
 def phrases_of(dataset: GroundingDataset) -> list[tuple]:
-    """Image, words, types and boxes of each phrase."""
+    """Returns the image, the words, the types and the boxes of each phrase."""
     found = []
     for phrase, sentence in enumerate(dataset.sentence_of):
         ids = dataset.words[sentence, slice(*dataset.spans[phrase])]
-        said = " ".join(dataset.vocabulary.words[i] if i < len(dataset.vocabulary) else "-" for i in ids)
+        text = " ".join(dataset.vocabulary.words[i] if i < len(dataset.vocabulary) else "-" for i in ids)
         types = [kind for kind, is_one in zip(TYPES, dataset.types[phrase]) if is_one]
-        found.append((int(dataset.image_ids[sentence]), said, types, dataset.boxes_of(phrase).tolist()))
+        found.append((int(dataset.image_ids[sentence]), text, types, dataset.boxes_of(phrase).tolist()))
     return found
 
 
@@ -96,14 +96,14 @@ def test_places_are_counted_in_words():
     assert [(p.chain, p.types) for p in sentence.phrases] == [(1, ("people",)), (2, ("clothing",)), (3, ("animals",))]
 
 
-def test_the_places_of_the_seed():
-    """Its two defects: commas count though they are no words, and what is said twice is found once."""
+def test_authors_positions_have_the_two_errors_of_ban_vqa():
+    """Commas count as words, and a phrase that occurs twice is found at its first place."""
     sentence = parse_sentence(SENTENCES[11][0])
-    last = [seed_span(sentence.text, phrase.text)[1] - 1 for phrase in sentence.phrases]
+    last = [authors_span(sentence.text, phrase.text)[1] - 1 for phrase in sentence.phrases]
     assert [sentence.words[place] for place in last[:2]] == ["man", "holds"]
     assert last[2] >= len(sentence.words)
     twice = parse_sentence("[/EN#1/people a man] and [/EN#2/people a man]")
-    assert [seed_span(twice.text, phrase.text) for phrase in twice.phrases] == [(0, 2), (0, 2)]
+    assert [authors_span(twice.text, phrase.text) for phrase in twice.phrases] == [(0, 2), (0, 2)]
     assert [(phrase.start, phrase.end) for phrase in twice.phrases] == [(0, 2), (3, 5)]
 
 
@@ -112,7 +112,7 @@ TEXT = st.lists(st.sampled_from(["A", "man", ",", "dog's", "'s", "red", "t-shirt
 
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
 def test_every_phrase_is_found_again(parts):
-    """Whatever commas and genitives are around."""
+    """It does not matter which commas and genitives stand around it."""
     line = " ".join(
         f"{' '.join(before)} [/EN#{number}/other {' '.join(inside)}]" for number, (before, inside) in enumerate(parts)
     )
@@ -178,11 +178,11 @@ def test_zero_based(root, tmp_path):
     assert load_boxes(root / "Annotations/11.xml").of_chain[1].tolist() == [[10, 10, 50, 90]]
 
 
-def test_seed_positions(root, tmp_path):
-    """They differ, and a place behind the sentence is one of the array."""
-    datasets, _ = prepare_flickr30k(root, tmp_path, seed_positions=True)
-    said = [words for _, words, _, _ in phrases_of(datasets["train"])]
-    assert said == ["a man", "hat holds", ". -", "a man", "a man", "two people", "a woman 's hand"]
+def test_datasets_with_authors_positions(root, tmp_path):
+    """They differ from the right places, and the words are padded up to a place behind the sentence."""
+    datasets, _ = prepare_flickr30k(root, tmp_path, authors_positions=True)
+    found = [words for _, words, _, _ in phrases_of(datasets["train"])]
+    assert found == ["a man", "hat holds", ". -", "a man", "a man", "two people", "a woman 's hand"]
     assert [words for _, words, _, _ in phrases_of(datasets["val"])] == ["a man", "a red striped hat ."]
 
 
@@ -209,14 +209,14 @@ def test_concatenated_and_in_another_vocabulary(prepared):
     both = GroundingDataset.concatenate(parts)
     assert len(both) == 4
     assert phrases_of(both) == phrases_of(parts[0]) + phrases_of(parts[1])
-    other = both.in_vocabulary(QuestionVocabulary([*reversed(both.vocabulary.words), "more"]))
+    other = both.in_vocabulary(WordVocabulary([*reversed(both.vocabulary.words), "more"]))
     assert phrases_of(other) == phrases_of(both)
-    few = both.in_vocabulary(QuestionVocabulary(["a", "man", "rare"]))
+    few = both.in_vocabulary(WordVocabulary(["a", "man", "rare"]))
     assert phrases_of(few)[1][1] == "a rare"
     assert ((few.words == 3) == (both.words == len(both.vocabulary))).all()
 
 
-def test_bad_files(root, prepared, tmp_path):
+def test_errors_in_files_are_reported(root, prepared, tmp_path):
     def assert_error(name: str, content: str | None, message: str):
         folder = tmp_path / "bad"
         shutil.rmtree(folder, ignore_errors=True)
@@ -232,7 +232,7 @@ def test_bad_files(root, prepared, tmp_path):
 
     annotation = (root / "Annotations/11.xml").read_text()
     assert_error("val.txt", None, "cannot be read")
-    assert_error("val.txt", "21\nx\n", "not a number a line")
+    assert_error("val.txt", "21\nx\n", "must have one number per line")
     assert_error("val.txt", "21\n21\n", "an image twice")
     assert_error("Sentences/21.txt", None, "cannot be read")
     assert_error("Sentences/21.txt", "fine\n[/E#3/people a man]", "line 2: .*no mark")
@@ -248,7 +248,7 @@ def test_bad_files(root, prepared, tmp_path):
         prepare_flickr30k(tmp_path / "empty", tmp_path / "out")
     (tmp_path / "empty/Sentences/21.txt").write_text("[/EN#8/people a man]-like\n")
     with pytest.raises(InputError, match=r"Sentences/21.txt: \[a man\]: no blanks around it"):
-        prepare_flickr30k(tmp_path / "empty", tmp_path / "out", seed_positions=True)
+        prepare_flickr30k(tmp_path / "empty", tmp_path / "out", authors_positions=True)
     with pytest.raises(InputError, match=r"no such split; .* has test, train, val"):
         GroundingDataset.load(prepared, "dev")
     with pytest.raises(InputError, match=r"prepare it with datasets/prepare_flickr30k.py"):
@@ -264,7 +264,7 @@ def test_tags(prepared):
     assert {word for word, tag in tags.items() if tag == "B"} >= {"a", "two"}
     assert {"man", "hat", "people", "'s"} <= {word for word, tag in tags.items() if tag == "I"}
     assert {"wearing", "holds", ".", "and", "in", "it"} <= {word for word, tag in tags.items() if tag == "O"}
-    # Only in val: taken for a noun.
+    # This word occurs only in val, and is taken for a noun.
     assert tags["striped"] == "I"
 
 
@@ -285,6 +285,24 @@ def test_phrases_of_a_free_sentence(prepared, sentence, phrases):
     assert [" ".join(words[start:end]) for start, end in spans] == phrases
 
 
+@pytest.mark.parametrize(
+    ("sentence", "phrases"),
+    [
+        ("a man in a red hat clutches a dog", ["a man", "a red hat", "a dog"]),
+        ("a woman carries two dogs", ["a woman", "two dogs"]),
+        ("people clutch a dog", ["people", "a dog"]),
+        ("a man, clutching a dog", ["a man", "a dog"]),
+        # Nouns that the vocabulary lacks stay in their phrase.
+        ("a zebra, a giraffe and a polar bear in a park", ["a zebra", "a giraffe", "a polar bear", "a park"]),
+        ("a man holds a yellow umbrella", ["a man", "a yellow umbrella"]),
+    ],
+)
+def test_an_unknown_word_between_two_phrases_is_in_neither(prepared, sentence, phrases):
+    vocabulary = GroundingDataset.load(prepared, "train").vocabulary
+    words, spans = find_phrases(sentence, vocabulary, load_phrase_tags(prepared))
+    assert [" ".join(words[start:end]) for start, end in spans] == phrases
+
+
 @pytest.mark.parametrize("sentence", ["", "it rains .", "[]", "[ , ]", "[a man", "a man]", "[[a man]]"])
 def test_sentences_without_phrases(prepared, sentence):
     vocabulary = GroundingDataset.load(prepared, "train").vocabulary
@@ -293,7 +311,7 @@ def test_sentences_without_phrases(prepared, sentence):
 
 
 def test_tags_are_where_a_word_stands_most_often():
-    words = QuestionVocabulary(["the", "people", "walk", "new"])
+    words = WordVocabulary(["the", "people", "walk", "new"])
     sentences = [
         (["people", "walk", "the", "walk"], [(0, 1), (2, 4)]),
         (["the", "people", "walk"], [(0, 2)]),
@@ -381,8 +399,8 @@ def test_evaluation_has_every_sentence_once(prepared, reader):
     assert all(batch.targets().sum() == 0 for batch in batches)
 
 
-def test_places_of_the_seed_behind_the_sentence(root, tmp_path, reader):
-    datasets, _ = prepare_flickr30k(root, tmp_path, seed_positions=True)
+def test_batches_have_the_authors_positions_behind_the_sentence(root, tmp_path, reader):
+    datasets, _ = prepare_flickr30k(root, tmp_path, authors_positions=True)
     (batch,) = evaluation_batches(datasets["val"], reader, 4)
     assert batch.positions.max() < batch.words.shape[1]
 

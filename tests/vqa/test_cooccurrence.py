@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import bua.vqa.cooccurrence
 from bua.errors import InputError
 from bua.tasks.glove import load_glove
-from bua.tasks.words import QuestionVocabulary, tokenize
+from bua.tasks.words import WordVocabulary, tokenize
 from bua.vqa.cooccurrence import (
     cooccurrence,
     count_pairs,
     load_captions,
-    load_word_vectors,
+    load_embedding_tables,
     tfidf_embedding,
 )
 
@@ -45,7 +45,7 @@ def normalized(entries, values, shape):
 @settings(max_examples=60, deadline=None)
 @given(sentences=SENTENCES, known=st.integers(1, 12))
 def test_cooccurrence(sentences, known, held):
-    vocabulary = QuestionVocabulary.build(["a", *sentences[:known]])
+    vocabulary = WordVocabulary.build(["a", *sentences[:known]])
     words, entries = list_pairs(sentences, vocabulary)
     shape = (len(vocabulary), len(words))
     with pytest.MonkeyPatch.context() as patch:
@@ -58,17 +58,17 @@ def test_cooccurrence(sentences, known, held):
     tfidf = cooccurrence(pairs, "tfidf").to_dense().numpy()
     assert np.allclose(tfidf, normalized(entries, values, shape), rtol=1e-6)
 
-    said = Counter(word for sentence in sentences for word in tokenize(sentence))
+    occurrences = Counter(word for sentence in sentences for word in tokenize(sentence))
     values = [1.0] * len(entries)
     for _, column in entries:
         if column < len(values):
-            values[column] /= said[words[column]]
-    seed = cooccurrence(pairs, "seed").to_dense().numpy()
-    assert np.allclose(seed, normalized(entries, values, shape), rtol=1e-5, atol=1e-12)
+            values[column] /= occurrences[words[column]]
+    authors = cooccurrence(pairs, "authors").to_dense().numpy()
+    assert np.allclose(authors, normalized(entries, values, shape), rtol=1e-5, atol=1e-12)
 
 
-def test_embedding_is_the_mean_of_the_company():
-    vocabulary = QuestionVocabulary.build(["red ball", "alone"])
+def test_embedding_is_the_mean_of_the_words_beside_it():
+    vocabulary = WordVocabulary.build(["red ball", "alone"])
     pairs = count_pairs(["red ball", "red ball", "red box", "alone"], vocabulary)
     assert pairs.words == ["red", "ball", "alone", "box"]
     vectors = torch.tensor([[1.0, 0], [0, 1], [5, 5], [0, 4]])
@@ -77,25 +77,38 @@ def test_embedding_is_the_mean_of_the_company():
 
 
 def test_no_pairs_at_all():
-    pairs = count_pairs(["alone", ""], QuestionVocabulary(["alone"]))
+    pairs = count_pairs(["alone", ""], WordVocabulary(["alone"]))
     for weighting in bua.vqa.cooccurrence.WEIGHTINGS:
         assert tfidf_embedding(pairs, torch.ones(1, 2), weighting).tolist() == [[0, 0]]
 
 
 def test_bad_input_is_named(tmp_path):
-    pairs = count_pairs(["a b"], QuestionVocabulary(["a", "b"]))
-    with pytest.raises(InputError, match="weighting 'idf': unknown; use one of seed, tfidf"):
+    pairs = count_pairs(["a b"], WordVocabulary(["a", "b"]))
+    with pytest.raises(InputError, match="weighting 'idf': unknown; use one of authors, tfidf"):
         cooccurrence(pairs, "idf")
     with pytest.raises(InputError, match="weighting 'idf': unknown"):
-        load_word_vectors(tmp_path, "idf")
+        load_embedding_tables(tmp_path, "idf")
     with pytest.raises(InputError, match=r"word_vectors\.npz: no such file; prepare_vqa\.py --glove makes it"):
-        load_word_vectors(tmp_path)
+        load_embedding_tables(tmp_path)
+    np.savez(tmp_path / "word_vectors.npz", glove=np.ones((2, 3), np.float32))
+    with pytest.raises(InputError, match=r"word_vectors\.npz: lacks tfidf; prepare it again with .*vqa\.py --glove"):
+        load_embedding_tables(tmp_path)
     (tmp_path / "word_vectors.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match="damaged"):
-        load_word_vectors(tmp_path)
+        load_embedding_tables(tmp_path)
     (tmp_path / "captions.json").write_text('{"annotations": [{"id": 1}]}')
     with pytest.raises(InputError, match="one has no caption"):
         load_captions(tmp_path / "captions.json")
+
+
+@pytest.mark.parametrize("name", ["authors", "seed"])
+def test_tables_of_version_0_1_0_are_read(tmp_path, name):
+    """That version called the table of the authors' weighting "seed", in the file and in settings."""
+    tables = {key: np.full((2, 3), number, np.float32) for number, key in enumerate(("glove", name, "tfidf"))}
+    np.savez(tmp_path / "word_vectors.npz", **tables)
+    for weighting in ("authors", "seed"):
+        assert load_embedding_tables(tmp_path, weighting)[1].unique().tolist() == [1]
+    assert load_embedding_tables(tmp_path, "tfidf")[1].unique().tolist() == [2]
 
 
 def write(path, text: str):

@@ -3,47 +3,43 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from feature_files import write_features
 
 from bua.errors import InputError
-from bua.features import open_writer
 from bua.structures import Regions
 from bua.tasks.region_batches import BOXES_PER_BUCKET, RegionReader
-from bua.tasks.words import QuestionVocabulary
+from bua.tasks.words import WordVocabulary
 from bua.vqa.answers import AnswerVocabulary, SoftTargets
 from bua.vqa.batches import VqaLoader, evaluation_batches
 from bua.vqa.dataset import VqaDataset
 
 DIM = 3
-PICTURES = 30
+NUM_IMAGES = 30
 
 
 def image(image_id: int) -> Regions:
-    """An image of 0 to 29 boxes, with numbers that float16 holds."""
+    """Returns an image with 0 to 29 boxes, and features that float16 represents exactly."""
     rng = np.random.default_rng(image_id)
-    count = (image_id * 7) % PICTURES
+    count = (image_id * 7) % NUM_IMAGES
     corners = rng.integers(0, 50, (count, 4)).astype(np.float32)
     features = rng.integers(-99, 99, (count, DIM)).astype(np.float32)
     return Regions(image_id, 100 + image_id, 50 + image_id, corners, features)
 
 
 def write(path, image_ids, format="flat-fp16"):
-    with open_writer(path, format) as writer:
-        for image_id in image_ids:
-            writer.append(image(image_id))
-        writer.finish()
-    return path
+    return write_features(path, map(image, image_ids), format)
 
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("flat") / "features", range(PICTURES))
+    return write(tmp_path_factory.mktemp("flat") / "features", range(NUM_IMAGES))
 
 
 @pytest.fixture(scope="module")
 def dataset() -> VqaDataset:
-    """Three questions an image, with 0, 1 and 2 answers."""
-    words = QuestionVocabulary(["a", "b", "c"])
-    number = np.arange(3 * PICTURES)
+    """Three questions per image, with 0, 1 and 2 answers."""
+    words = WordVocabulary(["a", "b", "c"])
+    number = np.arange(3 * NUM_IMAGES)
     counts = number % 3
     labels = np.concatenate([(np.arange(count) + index) % 5 for index, count in enumerate(counts)]).astype(np.int32)
     targets = SoftTargets(
@@ -95,7 +91,7 @@ def test_evaluation_has_every_question_once(flat, dataset, threads):
 
 @pytest.mark.parametrize("format", ["flat", "tsv", "npz"])
 def test_any_format_gives_the_same(tmp_path, flat, dataset, format):
-    reader = RegionReader.open([write(tmp_path / "features", range(PICTURES), format)])
+    reader = RegionReader.open([write(tmp_path / "features", range(NUM_IMAGES), format)])
     for batch in evaluation_batches(dataset, reader, 16, word_padding="end"):
         assert batch.features.dtype == torch.float32
         check(batch, dataset)
@@ -103,7 +99,7 @@ def test_any_format_gives_the_same(tmp_path, flat, dataset, format):
 
 @pytest.mark.parametrize("formats", [("flat-fp16", "flat-fp16"), ("flat", "flat-fp16"), ("flat-fp16", "npz")])
 def test_several_files(tmp_path, dataset, formats):
-    parts = range(0, PICTURES, 2), range(1, PICTURES, 2)
+    parts = range(0, NUM_IMAGES, 2), range(1, NUM_IMAGES, 2)
     paths = [write(tmp_path / str(i), ids, format) for i, (ids, format) in enumerate(zip(parts, formats))]
     reader = RegionReader.open(paths)
     for batch in islice(VqaLoader(dataset, reader, 7, seed=1, word_padding="end"), 30):
@@ -134,7 +130,7 @@ def test_training_has_every_question_in_an_epoch_and_goes_on_anywhere(flat, data
         assert questions(islice(second, 40 - taken)) == expected[taken:]
 
 
-def test_batches_are_of_like_images(flat, dataset):
+def test_images_of_a_batch_have_similar_numbers_of_boxes(flat, dataset):
     loader = make_loader(flat, dataset)
     batches = list(islice(loader, loader.batches_per_epoch))
     # Each range of numbers of boxes has a multiple of 6 questions here.
@@ -163,22 +159,22 @@ def test_to_a_device(flat, dataset):
     check(moved, dataset)
 
 
-def test_missing_images_are_named(tmp_path, dataset):
-    reader = RegionReader.open([write(tmp_path / "some", range(3, PICTURES))])
-    message = r"^/.*/some: lacks 3 of the 30 images of toy: 0, 1, 2; extract them, or name"
+def test_images_without_features_are_reported_in_one_line(tmp_path, dataset):
+    reader = RegionReader.open([write(tmp_path / "some", range(3, NUM_IMAGES))])
+    message = r"^/.*/some: lacks 3 of the 30 images of toy: 0, 1, 2; extract features of"
     with pytest.raises(InputError, match=message):
         evaluation_batches(dataset, reader, 4, word_padding="end")
     with pytest.raises(InputError, match=message):
         VqaLoader(dataset, reader, 4, seed=0, word_padding="end")
     reader = RegionReader([{29: image(29)}])
     with pytest.raises(
-        InputError, match=r"^features: lacks 29 of the 30 images of toy: 0, 1, 2, 3, 4, \.\.\.; extract"
+        InputError, match=r"^features: lacks 29 of the 30 images of toy: 0, 1, 2, 3, 4, \.\.\.; extract features"
     ):
         evaluation_batches(dataset, reader, 4, word_padding="end")
 
 
-def test_a_damaged_file_is_named_in_one_line(tmp_path, dataset):
-    path = write(tmp_path / "features.tsv", range(PICTURES), "tsv")
+def test_a_damaged_file_is_reported_in_one_line(tmp_path, dataset):
+    path = write(tmp_path / "features.tsv", range(NUM_IMAGES), "tsv")
     path.write_bytes(path.read_bytes().replace(b"\n5\t105\t55\t5\t", b"\n5\t105\t55\t8\t"))
     loader = VqaLoader(dataset, RegionReader.open([path]), 6, seed=0, word_padding="end")
     with pytest.raises(InputError, match=r"features\.tsv: line 6: boxes: 80 bytes do not fit"):

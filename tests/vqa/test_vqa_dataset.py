@@ -11,7 +11,7 @@ from script_loading import load_script
 
 from bua.errors import InputError
 from bua.shapes.make import make_shapes
-from bua.tasks.words import QuestionVocabulary, tokenize
+from bua.tasks.words import WordVocabulary, tokenize
 from bua.vqa.answers import AnswerVocabulary, normalize_answer
 from bua.vqa.dataset import VqaDataset, prepare_vqa
 from bua.vqa.official import load_annotations, load_questions
@@ -112,7 +112,7 @@ def test_only_what_belongs_together_is_joined(prepared):
 def test_in_the_vocabularies_of_a_checkpoint(prepared):
     train = VqaDataset.load(prepared, "train")
     assert train.in_vocabularies(train.words, train.answers) is train
-    words = QuestionVocabulary([*reversed(train.words.words[3:]), "more", "last"])
+    words = WordVocabulary([*reversed(train.words.words[3:]), "more", "last"])
     answers = AnswerVocabulary([*reversed(train.answers.answers[2:]), "more"])
     other = train.in_vocabularies(words, answers)
     for new, old in zip(other, train):
@@ -220,7 +220,7 @@ def test_bad_records_are_named(tmp_path, load, content, message):
             load(source)
         assert "\n" not in str(caught.value)
     path.write_text("[{")
-    with pytest.raises(InputError, match=r"file\.json: not JSON"):
+    with pytest.raises(InputError, match=r"file\.json: is not JSON"):
         load(path)
 
 
@@ -237,6 +237,6 @@ def test_the_command(shapes, tmp_path, capsys):
     assert "upper bound" in printed
     with np.load(tmp_path / "out" / "word_vectors.npz") as arrays:
         words = VqaDataset.load(tmp_path / "out", "train").words
-        assert arrays["glove"].shape == arrays["seed"].shape == arrays["tfidf"].shape == (len(words), 3)
+        assert arrays["glove"].shape == arrays["authors"].shape == arrays["tfidf"].shape == (len(words), 3)
         assert arrays["glove"][words.id_of("red")].tolist() == [0.5, 1, -1]
     assert script.main(["--root", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out2")]) == 2

@@ -1,0 +1,16 @@
+"""Files of features for tests."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bua.features import open_writer
+from bua.structures import Regions
+
+
+def write_features(path: Path, images: Iterable[Regions], format: str = "flat-fp16") -> Path:
+    """Writes the regions of images to a file or folder, and returns its path."""
+    with open_writer(path, format) as writer:
+        for regions in images:
+            writer.append(regions)
+        writer.finish()
+    return path
