@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Times the evaluation at the size of Visual Genome's validation set against the loops that it replaces.
+"""Compares the time of the evaluation with that of plain loops, at the size of Visual Genome's validation set.
 
     python benchmarks/evaluation.py
 
-One run, random data: 4,945 images with 400 detections each, 1,600 classes that are as unequal as Visual Genome's.
-Both ways of each line get the same arrays and must agree.
+It makes random data once: 4,945 images with 400 detections each, and 1,600 classes as unequal as Visual Genome's. Both
+implementations get the same arrays, and their results must agree.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from bua.structures import RegionPredictions
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=4945, help="images")
-    parser.add_argument("--detections", type=int, default=400, help="detections an image")
-    parser.add_argument("--boxes", type=int, default=31, help="boxes of the ground truth an image")
-    parser.add_argument("--classes", type=int, default=1600, help="classes")
-    parser.add_argument("--regions", type=int, default=300, help="regions an image, where they become detections")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--images", type=int, default=4945, help="number of images")
+    parser.add_argument("--detections", type=int, default=400, help="number of detections per image")
+    parser.add_argument("--boxes", type=int, default=31, help="number of boxes of the ground truth per image")
+    parser.add_argument("--classes", type=int, default=1600, help="number of classes")
+    parser.add_argument("--regions", type=int, default=300, help="number of regions for object_detections")
+    parser.add_argument("--threads", type=int, default=1, help="number of torch threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(0)
@@ -49,8 +49,10 @@ def main() -> None:
 
 
 def loop_over_classes_and_detections(detections, ground_truth, num_classes: int, protocol: str) -> np.ndarray:
-    """The baseline: class by class, detection by detection, as in the original (lib/datasets/vg_eval.py),
-    but from arrays: without its result files, and without looking through every image for every class."""
+    """The baseline: a loop over classes and detections as in the original (lib/datasets/vg_eval.py).
+
+    Unlike the original, it takes arrays instead of result files, and does not visit every image for every class.
+    """
     one = 1.0 if protocol == "original" else 0.0
     result = np.zeros(num_classes)
     for label in range(num_classes):
@@ -64,7 +66,7 @@ def loop_over_classes_and_detections(detections, ground_truth, num_classes: int,
             boxes = np.array([[float(f"{value + 1:.1f}") for value in box] for box in boxes])
         boxes_in = {image: truth[truth[:, 0] == image, 2:] for image in np.unique(truth[:, 0])}
         taken = {image: np.zeros(len(rows), dtype=bool) for image, rows in boxes_in.items()}
-        right = np.zeros(len(found))
+        correct = np.zeros(len(found))
         for rank, row in enumerate(np.argsort(-scores, kind="stable")):
             image, box = found[row, 0], boxes[row]
             if image not in boxes_in:
@@ -79,15 +81,15 @@ def loop_over_classes_and_detections(detections, ground_truth, num_classes: int,
             best = np.argmax(overlap)
             if overlap[best] > 0.5 and not taken[image][best]:
                 taken[image][best] = True
-                right[rank] = 1
-        hits = np.cumsum(right)
+                correct[rank] = 1
+        hits = np.cumsum(correct)
         precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
-        result[label] = np.sum(precision * right) / len(truth)
+        result[label] = np.sum(precision * correct) / len(truth)
     return result
 
 
 def loop_over_classes_with_torchvision(predictions: RegionPredictions) -> np.ndarray:
-    """The baseline: torchvision's nms class by class, then the 400 best."""
+    """The baseline: torchvision's nms for each class, then the 400 best detections."""
     rows = []
     for label in range(predictions.class_probs.shape[1]):
         scores, boxes = predictions.class_probs[:, label], predictions.boxes[:, label]
@@ -98,7 +100,7 @@ def loop_over_classes_with_torchvision(predictions: RegionPredictions) -> np.nda
 
 
 def random_evaluation(rng, images: int, per_image: int, boxes: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ground truth, and detections of which a quarter lie near a box of their class."""
+    """Returns detections, a quarter of which are near a box of their class, and the ground truth."""
     frequency = 1 / (np.arange(num_classes) + 10.0)
     frequency /= frequency.sum()
     total = images * boxes
@@ -128,7 +130,7 @@ def random_boxes(rng, number: int) -> np.ndarray:
 
 
 def random_predictions(rng, regions: int, num_classes: int) -> RegionPredictions:
-    """Regions in heaps of ten round the same place, each sure of a few classes."""
+    """Returns regions in groups of ten that overlap each other, with high scores for a few classes."""
     corner = np.repeat(rng.random((regions // 10 + 1, 1, 2)) * 400, 10, axis=0)[:regions]
     size = np.repeat(20 + rng.random((regions // 10 + 1, 1, 2)) * 200, 10, axis=0)[:regions]
     boxes = np.concatenate((corner, corner + size), axis=2) + rng.normal(0, 8, (regions, num_classes, 4))

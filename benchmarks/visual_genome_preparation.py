@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Time and memory of preparing the whole of Visual Genome, on made-up files of its size and format.
+"""Measures time and memory of preparing the whole of Visual Genome, with synthetic files of its size and format.
 
-Makes objects.json (or scene_graphs.json), attributes.json, image_data.json, vocabularies and splits with 108,077
-images, 3.8 million objects and 2.8 million attributes in a temporary folder (1.1 GB), then measures, each in a
-process of its own: reading the two large files with ``json.load``, which is what the original's preparation begins
-with and our baseline; ``bua.visual_genome.prepare.prepare``; reading the train split into a ``DetectionDataset``.
+It makes objects.json (or scene_graphs.json), attributes.json, image_data.json, vocabularies and splits with 108,077
+images, 3.8 million objects and 2.8 million attributes in a temporary folder (1.1 GB). Then it measures, each in a
+process of its own, reading the two large files with ``json.load`` (the baseline, with which the original's preparation
+begins), ``bua.visual_genome.prepare.prepare``, and reading the train split into a ``DetectionDataset``.
 
     python benchmarks/visual_genome_preparation.py            # about 4 minutes, 1.5 GB on disk, 7 GB of memory
 """
@@ -24,15 +24,17 @@ import numpy as np
 from bua.detection.annotations import DetectionDataset
 from bua.visual_genome.prepare import prepare
 
-TIME_LIMIT, MEMORY_LIMIT = 180, 6.0  # seconds and GB: what the project promises for prepare
+TIME_LIMIT, MEMORY_LIMIT = 180, 6.0  # seconds and GB that prepare may use
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=108_077)
-    parser.add_argument("--source", choices=("objects", "scene_graphs"), default="objects")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made; the system's by default")
-    parser.add_argument("--skip-baseline", action="store_true", help="it takes more memory than all the rest")
+    parser.add_argument("--images", type=int, default=108_077, help="number of images")
+    parser.add_argument(
+        "--source", choices=("objects", "scene_graphs"), default="objects", help="file with the objects"
+    )
+    parser.add_argument("--folder", type=Path, help="where the temporary folder is created; by default the system's")
+    parser.add_argument("--skip-baseline", action="store_true", help="leave out the baseline, which uses most memory")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -42,7 +44,7 @@ def main() -> None:
             print(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB")
         rows = []
         if not args.skip_baseline:
-            rows.append(("json.load of the two", *measure(load_whole, root, args.source)))
+            rows.append(("json.load of both", *measure(load_whole, root, args.source)))
         rows.append(("prepare", *measure(prepare_quietly, root)))
         rows.append(("load train", *measure(load_train, root)))
         written = root / "annotations" / "visual_genome_train.json"
@@ -53,14 +55,15 @@ def main() -> None:
 def print_table(rows: list[tuple[str, float, float, float]]) -> None:
     baseline, baseline_seconds, _, baseline_memory = rows[0]
     print(
-        f"\n{'step':22}{'seconds':>10}{'CPU s':>10}{'peak GB':>10}{'x time':>10}{'x memory':>10}   (x: of {baseline!r})"
+        f"\n{'step':22}{'seconds':>10}{'CPU s':>10}{'peak GB':>10}{'x time':>10}{'x memory':>10}   "
+        f"(x: relative to {baseline!r})"
     )
     for step, seconds, cpu, memory in rows:
         ratios = f"{seconds / baseline_seconds:10.2f}{memory / baseline_memory:10.2f}"
         print(f"{step:22}{seconds:10.1f}{cpu:10.1f}{memory:10.2f}{ratios}")
     _, seconds, _, memory = next(row for row in rows if row[0] == "prepare")
     kept = seconds < TIME_LIMIT and memory < MEMORY_LIMIT
-    print(f"prepare: promised under {TIME_LIMIT} s and {MEMORY_LIMIT:.0f} GB: {'kept' if kept else 'NOT KEPT'}")
+    print(f"prepare: limits of {TIME_LIMIT} s and {MEMORY_LIMIT:.0f} GB {'kept' if kept else 'EXCEEDED'}")
 
 
 def load_whole(root: Path, source: str) -> None:
@@ -79,7 +82,7 @@ def load_train(root: Path) -> None:
 
 
 def measure(function: Callable, *args) -> tuple[float, float, float]:
-    """Seconds, seconds of processor and peak resident GB of a call, in a new process."""
+    """Returns seconds, CPU seconds and peak resident memory in GB of a call in a new process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(sender, function, args))
@@ -102,7 +105,7 @@ def _call(sender, function: Callable, args: tuple) -> None:
 
 
 def make_files(root: Path, num_images: int, source: str) -> None:
-    """Files as of version 1.4: 35 objects an image, 85 % of them of the 1600 classes, one in two with attributes."""
+    """Writes files of version 1.4 with 35 objects per image, 85 % of them of the 1600 classes, half with attributes."""
     rng = np.random.default_rng(0)
     words = np.array([f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("an", "el", "ir", "o", "ut") for c in WORD_ENDS])
     rng.shuffle(words)

@@ -1,10 +1,11 @@
-"""Configuration in Detectron2's schema: the keys that bua reads, and bua's own under ``MODEL.BUA``.
+"""The configuration in Detectron2's schema: the keys that bua reads, and bua's own keys under ``MODEL.BUA``.
 
-The YAML files in ``configs/`` serve both engines: ``get_cfg()`` gives the torch engine's defaults, and
-``add_bua_config(cfg)`` adds bua's own keys to a configuration that Detectron2 made.
+Both engines read the YAML files in ``configs/``: ``get_cfg()`` returns the torch engine's defaults, and
+``add_bua_config(cfg)`` adds bua's own keys to a configuration of Detectron2.
 """
 
 import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,17 +34,20 @@ NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCH
 def add_bua_config(cfg: CfgNode) -> None:
     """Adds bua's own keys, with the original's values as defaults, to ``cfg`` in place."""
     bua = cfg.MODEL.BUA = CfgNode()
-    # "caffe": widths x2-x1+1, rounded ratio-major anchors, clip to W-1, minimum size before top-k, suppression at
-    # IoU >= threshold. "detectron2": none of these. Weights trained in one do not fit the other.
+    # "caffe": a box is x2-x1+1 wide, anchors are rounded and ordered by ratio, boxes are clipped to W-1, small boxes
+    # are removed before the top k are taken, and boxes are suppressed at IoU >= the threshold. "detectron2": none of
+    # these. Weights that were trained with one convention do not work with the other.
     bua.BOX_CONVENTION = "detectron2"
-    # "caffe": float image, cv2 linear, one scale for both axes. "detectron2": uint8 image, PIL bilinear.
+    # "caffe": cv2's linear interpolation of a float image, the same scale for both axes. "detectron2": PIL's bilinear
+    # interpolation of a uint8 image.
     bua.RESIZE = "detectron2"
-    # The stem's 3x3 max pooling. "caffe": no padding, ceil mode. "detectron2": padding 1, floor.
+    # 3x3 max pooling of the stem. "caffe": no padding, and the size is rounded up. "detectron2": padding 1, and the
+    # size is rounded down.
     bua.STEM_POOL = "detectron2"
-    # 1: ResNet as first published, and as in all other released detectors. 2: normalisation before each convolution, as
-    # in MILVLG's ResNet-152.
+    # 2: normalisation before each convolution, as in MILVLG's ResNet-152. 1: ResNet as first published, which all other
+    # released detectors use.
     bua.RESNET_VERSION = 1
-    # Parameters that do not learn, besides BACKBONE.FREEZE_AT: prefixes of their names.
+    # Prefixes of the names of frozen parameters, in addition to BACKBONE.FREEZE_AT.
     bua.FREEZE = []
 
     bua.ATTRIBUTES = CfgNode()
@@ -53,18 +57,19 @@ def add_bua_config(cfg: CfgNode) -> None:
     bua.ATTRIBUTES.HIDDEN_DIM = 512
     bua.ATTRIBUTES.LOSS_WEIGHT = 0.5
     bua.ATTRIBUTES.MAX_PER_BOX = 16
-    # True: the head has a further class, "no attribute", and boxes without attributes are trained on it, as in
-    # the original. False: no such class, and such boxes are left out of the loss, as in grid-feats-vqa.
+    # True: the attribute head has an additional class "no attribute", which is the target of boxes without attributes,
+    # as in the original. False: there is no such class, and the loss ignores these boxes, as in grid-feats-vqa.
     bua.ATTRIBUTES.NO_ATTRIBUTE_CLASS = True
 
-    # "SGD", as all published detectors, or "AdamW", which learns faster from scratch; its decay is decoupled.
+    # "SGD", with which all published detectors were trained, or "Adam", "Adamax" or "AdamW". AdamW, whose weight decay
+    # is decoupled, learns faster from scratch.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # What mixed precision computes in, where SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling).
+    # Precision of the forward pass if SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
 
 
 def get_cfg() -> CfgNode:
-    """A new configuration with Detectron2's defaults for every key that bua's own engine reads."""
+    """Returns a new configuration with every key that the torch engine reads, with Detectron2's defaults."""
     cfg = engine_cfg()
     cfg.VERSION = 2
     cfg.CUDNN_BENCHMARK = False
@@ -78,7 +83,7 @@ def get_cfg() -> CfgNode:
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
 
-    # Of FPN, the torch engine says that it has none; the keys are here so that its files can be read.
+    # The torch engine does not support FPN. These keys are here so that it can read such a file and say so.
     cfg.MODEL.FPN = CfgNode()
     cfg.MODEL.FPN.IN_FEATURES = []
     cfg.MODEL.FPN.OUT_CHANNELS = 256
@@ -173,7 +178,7 @@ def get_cfg() -> CfgNode:
 
 
 def engine_cfg() -> CfgNode:
-    """A new configuration with the keys that training reads whatever it trains, and Detectron2's defaults."""
+    """Returns a new configuration with the keys that training any model reads, with Detectron2's defaults."""
     cfg = CfgNode()
     cfg.OUTPUT_DIR = "./output"
     cfg.SEED = -1
@@ -216,14 +221,18 @@ def engine_cfg() -> CfgNode:
     return cfg
 
 
-def load_cfg(config_file: str | Path, overrides: list[str] = (), *, defaults: CfgNode | None = None) -> CfgNode:
-    """Reads a YAML file, and the files it names as ``_BASE_``, over the defaults, then ``KEY VALUE`` pairs.
+def load_cfg(config_file: str | Path, overrides: Sequence[str] = (), *, defaults: CfgNode | None = None) -> CfgNode:
+    """Reads a configuration from a YAML file and from overrides.
 
     Args:
-        defaults: a configuration to change in place; ``get_cfg()`` by default.
+        config_file: The file. Its keys replace the defaults. If it names another file as ``_BASE_``, the keys of that
+            file are applied before its own.
+        overrides: ``KEY VALUE`` pairs, which are applied last.
+        defaults: Configuration that is changed in place, by default ``get_cfg()``.
 
     Raises:
-        InputError: names the file and the key: no such file, not YAML, an unknown key, a value of another type.
+        InputError: The file does not exist or is not YAML, or a key is unknown, or a value has the wrong type or is out
+            of range. The message names the file and the key.
     """
     cfg = get_cfg() if defaults is None else defaults
     merge(cfg, config_file, overrides)
@@ -231,28 +240,29 @@ def load_cfg(config_file: str | Path, overrides: list[str] = (), *, defaults: Cf
     return cfg
 
 
-def merge(cfg: CfgNode, config_file: str | Path, overrides: list[str] = ()) -> None:
-    """Changes ``cfg`` in place by a YAML file and ``KEY VALUE`` pairs; errors as for ``load_cfg``."""
+def merge(cfg: CfgNode, config_file: str | Path, overrides: Sequence[str] = ()) -> None:
+    """Applies a YAML file and ``KEY VALUE`` pairs to ``cfg`` in place. The errors are those of ``load_cfg``."""
     _merge_file(cfg, Path(config_file))
     _merge_overrides(cfg, list(overrides))
 
 
 def check_device(device: str) -> None:
-    """
+    """Checks that this machine has a device.
+
     Raises:
-        InputError: ``device`` is no device of torch, or a GPU that is not here.
+        InputError: torch does not know the device, or it is a GPU that this machine does not have.
     """
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"MODEL.DEVICE is {device!r}, which is no device; use cpu, cuda or cuda:N") from error
+        raise InputError(f"MODEL.DEVICE is {device!r}, which is not a device; use cpu, cuda or cuda:N") from error
     found = torch.cuda.device_count()
     if parsed.type == "cuda" and (parsed.index or 0) >= found:
-        raise InputError(f"MODEL.DEVICE is {device!r}, and there are {found} GPUs here; use cpu or another GPU")
+        raise InputError(f"MODEL.DEVICE is {device!r}, but this machine has {found} GPUs; use cpu or another GPU")
 
 
 def _check_values(cfg: CfgNode, source: str) -> None:
-    values = dict(_leaves(cfg))
+    values: dict = dict(_leaves(cfg))
     for key in ("BOX_CONVENTION", "RESIZE", "STEM_POOL"):
         value = cfg.MODEL.BUA[key]
         if value not in CONVENTIONS:
@@ -262,18 +272,18 @@ def _check_values(cfg: CfgNode, source: str) -> None:
             raise InputError(f"{source}: {key} is {values[key]}; it must be 1 or more")
     for key in NOT_EMPTY:
         if not values[key] or [] in list(values[key]):
-            raise InputError(f"{source}: {key} is {values[key]}; it must have a value")
+            raise InputError(f"{source}: {key} is {values[key]}; it must not be empty")
 
 
 def _merge_file(cfg: CfgNode, path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"{path}: no such config file")
+        raise InputError(f"{path}: this config file does not exist")
     try:
         tree = CfgNode.load_yaml_with_base(str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise InputError(f"{path}: _BASE_ leads back to the file itself") from error
+        raise InputError(f"{path}: its _BASE_ refers back to the file itself") from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: _BASE_ names {error.filename}, which does not exist") from error
     if not isinstance(tree, dict):
@@ -284,12 +294,13 @@ def _merge_file(cfg: CfgNode, path: Path) -> None:
 
 def _merge_overrides(cfg: CfgNode, pairs: list[str]) -> None:
     if len(pairs) % 2:
-        raise InputError(f"command line: KEY VALUE overrides come in pairs; {pairs[-1]!r} has no value")
+        raise InputError(f"command line: overrides must be pairs KEY VALUE; {pairs[-1]!r} has no value")
     for key, text in zip(pairs[::2], pairs[1::2]):
         _set(cfg, key, CfgNode._decode_cfg_value(text), "command line")
 
 
-def _leaves(tree: dict, prefix: str = ""):
+def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields the dotted key and the value of every leaf."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -297,7 +308,7 @@ def _leaves(tree: dict, prefix: str = ""):
             yield f"{prefix}{key}", value
 
 
-def _set(cfg: CfgNode, key: str, value, source: str) -> None:
+def _set(cfg: CfgNode, key: str, value: object, source: str) -> None:
     known = [name for name, _ in _leaves(cfg)]
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)

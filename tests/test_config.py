@@ -15,7 +15,7 @@ def test_every_config_file_loads(path):
 
 
 @pytest.mark.parametrize("task", ["vqa", "captioning", "grounding"])
-def test_every_config_file_of_a_head_loads(task):
+def test_every_config_file_of_a_task_loads(task):
     load = importlib.import_module(f"bua.{task}.config").load_cfg
     files = sorted(Path("configs", task).glob("*.yaml"))
     assert files
@@ -23,7 +23,7 @@ def test_every_config_file_of_a_head_loads(task):
         assert load(path).OUTPUT_DIR.startswith("output/")
 
 
-def test_a_file_and_then_overrides_go_over_the_defaults():
+def test_a_file_and_then_overrides_replace_the_defaults():
     overrides = ["SOLVER.BASE_LR", "0.5", "MODEL.WEIGHTS", "", "DATASETS.TRAIN", "('a', 'b')"]
     cfg = load_cfg("configs/vg_r101.yaml", overrides)
     assert cfg.MODEL.RESNETS.DEPTH == 101
@@ -42,14 +42,14 @@ def test_a_file_and_then_overrides_go_over_the_defaults():
         ("MODEL: [\n", "not a YAML file"),
         ("- a\n- b\n", "not a config file"),
         ("_BASE_: missing.yaml\n", "_BASE_ names"),
-        ("_BASE_: mine.yaml\n", "_BASE_ leads back to the file itself"),
+        ("_BASE_: mine.yaml\n", "its _BASE_ refers back to the file itself"),
         ("SOLVER:\n  CHECKPOINT_PERIOD: 0\n", "SOLVER.CHECKPOINT_PERIOD is 0; it must be 1 or more"),
-        ("INPUT:\n  MIN_SIZE_TRAIN: ()\n", "INPUT.MIN_SIZE_TRAIN is (); it must have a value"),
+        ("INPUT:\n  MIN_SIZE_TRAIN: ()\n", "INPUT.MIN_SIZE_TRAIN is (); it must not be empty"),
         ("MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: [[]]\n", "MODEL.ANCHOR_GENERATOR.SIZES is [[]]"),
         ("MODEL:\n  BUA:\n    BOX_CONVENTION: pascal\n", "MODEL.BUA.BOX_CONVENTION is 'pascal'"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_named(tmp_path, text, message):
+def test_the_error_names_the_file_and_what_is_wrong_with_it(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as error:
@@ -60,15 +60,15 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nothing\.yaml: no such config file"):
+    with pytest.raises(InputError, match=r"nothing\.yaml: this config file does not exist"):
         load_cfg(tmp_path / "nothing.yaml")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(["SOLVER.BASE_LR"], "come in pairs"), (["SOLVER.BASE_RL", "1"], "unknown config key SOLVER.BASE_RL")],
+    [(["SOLVER.BASE_LR"], "must be pairs"), (["SOLVER.BASE_RL", "1"], "unknown config key SOLVER.BASE_RL")],
 )
-def test_what_is_wrong_with_an_override_is_named(overrides, message):
+def test_the_error_names_what_is_wrong_with_an_override(overrides, message):
     with pytest.raises(InputError, match=f"command line: .*{message}"):
         load_cfg("configs/shapes.yaml", overrides)
 
@@ -81,8 +81,8 @@ def test_bua_keys_can_be_added_to_another_configuration():
     assert expected == cfg.MODEL.BUA
 
 
-@pytest.mark.parametrize(("device", "message"), [("gpu", "no device"), ("cuda:99", "GPUs here")])
-def test_a_device_that_is_not_there_is_named(device, message):
+@pytest.mark.parametrize(("device", "message"), [("gpu", "not a device"), ("cuda:99", "this machine has")])
+def test_a_missing_device_is_named(device, message):
     check_device("cpu")
     with pytest.raises(InputError, match=f"MODEL.DEVICE is '{device}'.*{message}"):
         check_device(device)

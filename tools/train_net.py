@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Trains a detector, or evaluates one, as a configuration says."""
+"""Trains or evaluates a detector, as a configuration describes."""
 
 import argparse
 import importlib.util
 import sys
+from collections.abc import Callable
+
+from fvcore.common.config import CfgNode
 
 from bua.engine import NonFiniteLoss
 from bua.errors import InputError, command
@@ -15,6 +18,7 @@ TRAINING_FAILED = 1
 @command
 def main(argv: list[str] | None = None) -> int | None:
     args = parse_arguments(argv)
+    train_detector: Callable[[CfgNode, bool], object]
     if choose_engine(args.engine) == "detectron2":
         from bua.d2.config import load_cfg
         from bua.d2.launch import launch
@@ -43,24 +47,24 @@ def main(argv: list[str] | None = None) -> int | None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="YAML file, such as configs/vg_r101.yaml")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
-    parser.add_argument("--engine", choices=ENGINES, help="default: detectron2 where it is installed, else torch")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one a GPU (or on the CPU)")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="tcp://host:port of the first of several machines")
+    parser.add_argument("--engine", choices=ENGINES, help="default: detectron2 if it is installed, else torch")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://host:port of the first machine, if there are several")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides")
     return parser.parse_intermixed_args(argv)
 
 
 def choose_engine(requested: str | None) -> str:
-    """The engine to train on: the requested one, or Detectron2 where it is installed."""
+    """Returns the engine to train with: the requested one, or else Detectron2 if it is installed."""
     spec = importlib.util.find_spec("detectron2")
-    # A folder of this name, such as that of its repository, can be imported too, and has no file of its own.
+    # A mere folder of this name, such as a checkout of its repository, can be imported too, but has no file as origin.
     has_detectron2 = spec is not None and spec.origin is not None
     if requested == "detectron2" and not has_detectron2:
-        raise InputError("--engine detectron2: Detectron2 is not installed; README.md says how, or use --engine torch")
+        raise InputError("--engine detectron2: Detectron2 is not installed; see README.md, or use --engine torch")
     return requested or ("detectron2" if has_detectron2 else "torch")
 
 

@@ -1,4 +1,4 @@
-"""bua as an extension of Detectron2; importing it registers all of its parts there."""
+"""bua as an extension of Detectron2. Importing this package registers its parts with Detectron2."""
 
 from bua.config import add_bua_config
 from bua.d2.anchors import BUAAnchorGenerator
@@ -7,7 +7,7 @@ from bua.d2.config import load_cfg
 from bua.d2.datasets import register_datasets
 from bua.d2.evaluation import VisualGenomeEvaluator
 from bua.d2.feature_dumper import FeatureDumper
-from bua.d2.mapper import InferenceMapper, TrainingMapper
+from bua.d2.mapper import AttributeDatasetMapper, InferenceMapper
 from bua.d2.proposals import BUAProposalGenerator
 from bua.d2.rcnn import AttributeRCNN
 from bua.d2.roi_heads import AttributeRes5ROIHeads, AttributeStandardROIHeads
@@ -16,6 +16,7 @@ from bua.d2.trainer import Trainer
 register_datasets()
 
 __all__ = [
+    "AttributeDatasetMapper",
     "AttributeRCNN",
     "AttributeRes5ROIHeads",
     "AttributeStandardROIHeads",
@@ -24,7 +25,6 @@ __all__ = [
     "FeatureDumper",
     "InferenceMapper",
     "Trainer",
-    "TrainingMapper",
     "VisualGenomeEvaluator",
     "add_bua_config",
     "build_bua_resnet_backbone",

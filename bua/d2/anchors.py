@@ -1,4 +1,4 @@
-"""Anchors in either convention for Detectron2."""
+"""Anchors in either box convention, for Detectron2."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY
@@ -10,7 +10,10 @@ from bua.modeling.anchors import AnchorGenerator
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class BUAAnchorGenerator(AnchorGenerator):
-    """Unlike Detectron2's ``DefaultAnchorGenerator`` it also has the original's anchors (MODEL.BUA.BOX_CONVENTION)."""
+    """Generates anchors in the convention MODEL.BUA.BOX_CONVENTION.
+
+    Unlike Detectron2's ``DefaultAnchorGenerator`` it can also generate the original's anchors.
+    """
 
     box_dim = 4
 
@@ -18,4 +21,5 @@ class BUAAnchorGenerator(AnchorGenerator):
         super().__init__(cfg, [shape.stride for shape in input_shape])
 
     def forward(self, features: list[Tensor]) -> list[Boxes]:
+        """Returns the anchors of each feature map."""
         return [Boxes(anchors) for anchors in super().forward(features)]

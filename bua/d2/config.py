@@ -1,5 +1,6 @@
-"""Configuration: Detectron2's, with bua's own keys, and what of it goes together."""
+"""Detectron2's configuration with bua's own keys, and a check that its parts support them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import detectron2.config
@@ -10,25 +11,23 @@ from bua.config import add_bua_config
 from bua.errors import InputError
 
 
-def load_cfg(config_file: str | Path, overrides: list[str] = ()) -> CfgNode:
-    """As ``bua.config.load_cfg``, with all of Detectron2's keys."""
+def load_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """Reads a configuration as ``bua.config.load_cfg`` does, but with all of Detectron2's keys."""
     cfg = detectron2.config.get_cfg()
     add_bua_config(cfg)
-    # The few defaults that are not Detectron2's own, so that a file means the same to both engines.
+    # A few defaults of bua differ from Detectron2's. They are set here, so that a file means the same to both engines.
     own = bua.config.get_cfg()
     cfg.MODEL.DEVICE = own.MODEL.DEVICE
-    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.NUM_CLASSES = (
-        own.MODEL.ROI_HEADS.NAME,
-        own.MODEL.ROI_HEADS.NUM_CLASSES,
-    )
+    cfg.MODEL.ROI_HEADS.NAME = own.MODEL.ROI_HEADS.NAME
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = own.MODEL.ROI_HEADS.NUM_CLASSES
     return bua.config.load_cfg(config_file, overrides, defaults=cfg)
 
 
 def check_parts(cfg: CfgNode) -> None:
-    """Whether the parts that ``cfg`` names can do what it asks of them.
+    """Checks that the parts that ``cfg`` names support its settings under MODEL.BUA.
 
     Raises:
-        InputError: one of Detectron2's own parts, which know nothing of MODEL.BUA, would ignore it.
+        InputError: A part of Detectron2's own would ignore a setting under MODEL.BUA.
     """
     model = cfg.MODEL
     needed = {}

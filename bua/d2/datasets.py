@@ -1,4 +1,4 @@
-"""bua's data sets in Detectron2's catalogs."""
+"""Registers bua's data sets in Detectron2's catalogs."""
 
 import functools
 
@@ -9,10 +9,10 @@ from bua.detection.catalog import dataset_names, get_dataset
 
 
 def register_datasets() -> None:
-    """Registers the data sets of ``bua.detection.catalog`` that Detectron2's catalog does not have.
+    """Registers the data sets of ``bua.detection.catalog`` that are not in Detectron2's catalog yet.
 
-    Called when ``bua.d2`` is imported, and to be called again after ``bua.detection.catalog.register_dataset``. Once a
-    data set has been read, its metadata has ``thing_classes`` and ``attribute_classes``, the names by id.
+    This is called when ``bua.d2`` is imported. Call it again after ``bua.detection.catalog.register_dataset``. When a
+    data set has been read, its metadata has ``thing_classes`` and ``attribute_classes``, which list the names by id.
     """
     for name in dataset_names():
         if name not in DatasetCatalog:

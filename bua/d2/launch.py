@@ -1,4 +1,4 @@
-"""Detectron2's launcher, with bua's errors as they are."""
+"""Starts processes with Detectron2's launcher and raises bua's own errors unchanged."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from torch.multiprocessing import ProcessRaisedException
 
 from bua.engine import NonFiniteLoss, rendezvous
-from bua.engine.launch import share_cores
+from bua.engine.launch import check_counts, share_cores
 from bua.errors import InputError
 
 _OWN_ERRORS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (InputError, NonFiniteLoss)}
@@ -19,16 +19,15 @@ def launch(
     function: Callable,
     args: tuple = (),
     *,
-    num_processes: int = 1,
-    num_machines: int = 1,
-    machine_rank: int = 0,
     address: str = "auto",
+    machine_rank: int = 0,
+    num_machines: int = 1,
+    num_processes: int = 1,
 ) -> None:
-    """As ``bua.engine.launch``, through ``detectron2.engine.launch``."""
-    if num_processes < 1 or num_machines < 1:
-        raise InputError(f"--num-gpus {num_processes}, --num-machines {num_machines}: must be 1 or more")
+    """Does the same as ``bua.engine.launch`` with ``detectron2.engine.launch``."""
+    check_counts(num_processes, num_machines)
     if num_processes > 1 and torch.cuda.is_available() and torch.cuda.device_count() < num_processes:
-        raise InputError(f"--num-gpus {num_processes}: there are {torch.cuda.device_count()} here")
+        raise InputError(f"--num-gpus {num_processes}: this machine has {torch.cuda.device_count()} GPUs; lower it")
     host, port = rendezvous(address, num_machines, machine_rank)
     try:
         detectron2.engine.launch(
@@ -40,7 +39,7 @@ def launch(
             args=(function, args, num_processes),
         )
     except (InputError, NonFiniteLoss, ProcessRaisedException) as error:
-        # Data loaders and processes hand on an error as the text of its traceback, which ends with the error itself.
+        # Data loaders and processes pass on an error as the text of its traceback, which ends with the error itself.
         found = _OWN_ERROR.findall(str(error))
         if not found:
             raise

@@ -1,49 +1,54 @@
-"""From dataset dicts to what ``AttributeRCNN`` takes, for Detectron2's data loaders."""
+"""Makes inputs of ``AttributeRCNN`` from dataset dicts, for Detectron2's data loaders."""
 
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-import bua.detection.mapper
+from bua.detection.mapper import TrainingMapper
 from bua.io.images import Resize, read_image
 from bua.structures import DetectorInput
 
 
-class TrainingMapper:
-    """Images with ``instances``: ``gt_boxes``, ``gt_classes`` and ``gt_attributes`` ([G, M] int64, padded with -1).
+class AttributeDatasetMapper:
+    """Makes training inputs whose ``instances`` have ``gt_boxes``, ``gt_classes`` and ``gt_attributes``.
 
-    Flips and sizes are ``bua.detection.mapper.TrainingMapper``'s, drawn from torch's generator, which Detectron2 seeds
-    in every worker.
+    ``gt_attributes`` is [G, M] int64, padded with -1. Images are flipped and resized by
+    ``bua.detection.mapper.TrainingMapper``. Its random seeds are drawn from torch's generator, whose own seed
+    Detectron2 sets in every worker.
+
+    Args:
+        mapper: For example ``bua.detection.mapper.build_mapper(cfg, objects, attributes)``.
     """
 
-    def __init__(self, mapper: bua.detection.mapper.TrainingMapper):
-        """
-        Args:
-            mapper: for example ``bua.detection.mapper.build_mapper(cfg, objects, attributes)``.
-        """
+    def __init__(self, mapper: TrainingMapper):
         self.mapper = mapper
 
     def __call__(self, record: dict) -> dict:
-        seed = torch.randint(2**31, ()).item()
-        picture = self.mapper(record, np.random.default_rng(seed))
+        """Reads the image of a dataset dict and makes the input."""
+        seed = int(torch.randint(2**31, ()).item())
+        sample = self.mapper(record, np.random.default_rng(seed))
         instances = Instances(
-            tuple(picture.image.shape[-2:]),
-            gt_boxes=Boxes(picture.boxes),
-            gt_classes=picture.classes,
-            gt_attributes=picture.attributes,
+            tuple(sample.image.shape[-2:]),
+            gt_boxes=Boxes(sample.boxes),
+            gt_classes=sample.classes,
+            gt_attributes=sample.attributes,
         )
-        return {**_input(record, picture), "instances": instances}
+        return {**_input(record, sample), "instances": instances}
 
 
 class InferenceMapper:
-    """Images at test size; with ``boxes``, those of the ground truth in pixels of the original image, where they
-    are to have their attributes predicted."""
+    """Makes inputs for inference, with images at test size.
+
+    If the model has attributes and the image is annotated, the input has ``boxes``: the boxes of the ground truth in
+    pixels of the original image, for which attributes are predicted.
+    """
 
     def __init__(self, cfg):
         self.resize = Resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.MODEL.BUA.RESIZE)
         self.with_boxes = cfg.MODEL.BUA.ATTRIBUTES.ENABLED
 
     def __call__(self, record: dict) -> dict:
+        """Reads the image of a dataset dict and makes the input."""
         image = self.resize(read_image(record["file_name"]), record["image_id"])
         mapped = _input(record, image)
         if self.with_boxes and record.get("annotations"):
@@ -51,12 +56,12 @@ class InferenceMapper:
         return mapped
 
 
-def _input(record: dict, picture: DetectorInput) -> dict:
+def _input(record: dict, image: DetectorInput) -> dict:
     return {
         "file_name": record["file_name"],
-        "image_id": picture.image_id,
-        "image": picture.image,
-        "width": picture.width,
-        "height": picture.height,
-        "scale": picture.scale,
+        "image_id": image.image_id,
+        "image": image.image,
+        "width": image.width,
+        "height": image.height,
+        "scale": image.scale,
     }

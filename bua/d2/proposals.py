@@ -1,4 +1,4 @@
-"""The region proposal network of bua's C4 detectors for Detectron2."""
+"""The region proposal network of bua's C4 detectors, for Detectron2."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
@@ -11,10 +11,10 @@ from bua.modeling.rpn import RPN
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class BUAProposalGenerator(RPN):
-    """``bua.modeling.rpn.RPN`` behind Detectron2's interface.
+    """``bua.modeling.rpn.RPN`` with Detectron2's interface.
 
-    Unlike Detectron2's ``RPN`` it also has the original's box code, order of filtering and suppression
-    (MODEL.BUA.BOX_CONVENTION "caffe"). It works on one feature map.
+    Unlike Detectron2's ``RPN`` it can also code, filter and suppress boxes as the original does
+    (MODEL.BUA.BOX_CONVENTION "caffe"). It takes one feature map.
     """
 
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
@@ -24,18 +24,27 @@ class BUAProposalGenerator(RPN):
         super().__init__(cfg, shape.channels, build_anchor_generator(cfg, [shape]))
         self.in_feature = in_feature
 
-    def forward(
+    # Detectron2 gives images and targets too, and wants Instances and losses.
+    def forward(  # type: ignore[override]
         self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances] | None = None
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Proposals (``proposal_boxes`` in network pixels, ``objectness_logits``), and in training the losses.
+        """Proposes regions.
 
         Args:
-            images: in the "caffe" convention with ``scales``, as ``AttributeRCNN`` gives them.
+            images: The images. In the "caffe" convention they need ``scales``, which ``AttributeRCNN`` sets.
+            features: Feature maps by their names.
+            gt_instances: Ground truth of each image, for training.
+
+        Returns:
+            The proposals of each image (``proposal_boxes`` in network pixels, ``objectness_logits``), and the losses,
+            which are empty except in training.
         """
+        anchors: Boxes  # of the anchor generator, which is one for Detectron2
         anchors, objectness, deltas = super().forward(features[self.in_feature])
         predictions = (anchors.tensor, objectness, deltas)
         losses = {}
         if self.training:
+            assert gt_instances is not None
             losses = self.losses(*predictions, images.image_sizes, [x.gt_boxes.tensor for x in gt_instances])
         scales = images.scales if self.convention == "caffe" else [1.0] * len(images)
         proposals = self.propose(*predictions, images.image_sizes, scales)

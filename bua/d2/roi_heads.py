@@ -1,13 +1,13 @@
-"""ROI heads with attributes for Detectron2.
+"""ROI heads with attributes, for Detectron2.
 
-In training they take ``gt_attributes`` ([G, M] int64, padded with -1) beside ``gt_boxes`` and ``gt_classes``, and
-return ``loss_attr`` beside Detectron2's losses. Their detections carry, beside Detectron2's fields:
+In training they take ``gt_attributes`` ([G, M] int64, padded with -1) in addition to ``gt_boxes`` and ``gt_classes``,
+and return ``loss_attr`` in addition to Detectron2's losses. Detections have these fields in addition to Detectron2's:
 
-- ``features`` [n, D]: of the region that the detection comes from.
-- ``proposal_boxes``: that region's box, which the features were pooled from; ``pred_boxes`` is it regressed for the
-  class. In the frame of ``pred_boxes`` under ``AttributeRCNN``; Detectron2's ``GeneralizedRCNN`` brings only
-  ``pred_boxes`` back to the original image and leaves these in network pixels.
-- ``attribute_classes`` [n] int64, ``attribute_scores`` [n]: the region's most probable attribute.
+- ``features`` [n, D]: Features of the region that the detection comes from.
+- ``proposal_boxes``: Box of this region, from which the features were pooled. ``pred_boxes`` is this box regressed for
+  the class. With ``AttributeRCNN`` both are in pixels of the original image. Detectron2's ``GeneralizedRCNN`` converts
+  only ``pred_boxes`` to these and leaves ``proposal_boxes`` in network pixels.
+- ``attribute_classes`` [n] int64, ``attribute_scores`` [n]: The most probable attribute of the region.
 """
 
 import torch
@@ -27,33 +27,72 @@ from bua.structures import DetectorInput, RegionPredictions
 
 
 class AttributeROIHeads:
-    """What both kinds of heads share: from ``describe_regions`` to predictions and detections."""
+    """Base of both kinds of ROI heads: turns the outputs of ``describe_regions`` into predictions and detections."""
+
+    training: bool  # of torch.nn.Module, which the subclasses derive from as well
 
     def configure(self, cfg) -> None:
+        """Reads the settings of predictions and detections."""
         self.box_weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
-        self.detection = {
-            "convention": cfg.MODEL.BUA.BOX_CONVENTION,
-            "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        }
+        self.convention = cfg.MODEL.BUA.BOX_CONVENTION
+        self.nms_threshold = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+        self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+        self.score_threshold = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Returns detections in network pixels and no losses, or in training what ``training_step`` returns."""
+        if not self.training:
+            return self.detect_resized(images, features, proposals), {}
+        assert targets is not None
+        return self.training_step(features, proposals, targets)
+
+    def training_step(
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Returns proposals for heads that may follow, and the losses.
+
+        Args:
+            features: Feature maps by their names.
+            proposals: Proposals of each image.
+            targets: Ground truth of each image.
+        """
+        raise NotImplementedError
 
     def describe_regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> RegionOutputs:
-        """What there is in boxes [N, 4] an image, in network pixels; the regions of all images together."""
+        """Runs the heads on boxes [N, 4] of each image, in network pixels.
+
+        Returns:
+            The outputs for the regions of all images, one image after another.
+        """
         raise NotImplementedError
 
     def predict_regions(
         self, images: list[DetectorInput], features: dict[str, Tensor], regions: list[RegionBoxes]
     ) -> list[RegionPredictions]:
-        """All that can be said about the given regions of each image."""
+        """Returns the predictions for the given regions of each image."""
         outputs = self.describe_regions(features, [boxes.network for boxes in regions])
-        outputs = outputs.split([len(boxes.network) for boxes in regions])
-        options = (self.box_weights, self.detection["convention"])
-        return [region_predictions(*parts, *options) for parts in zip(images, regions, outputs)]
+        parts = zip(images, regions, outputs.split([len(boxes.network) for boxes in regions]))
+        return [
+            region_predictions(image, boxes, output, self.box_weights, self.convention)
+            for image, boxes, output in parts
+        ]
 
     def detect(self, predictions: RegionPredictions) -> Instances:
-        """The objects among the regions of an image; see the module for the fields."""
-        regions, classes = find_objects(predictions, **self.detection)
+        """Returns the detections in an image, with the fields that the module's docstring describes."""
+        regions, classes = find_objects(
+            predictions,
+            convention=self.convention,
+            nms_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+            score_threshold=self.score_threshold,
+        )
+        assert predictions.boxes is not None
         instances = Instances(
             (predictions.height, predictions.width),
             pred_boxes=Boxes(predictions.boxes[regions, classes]),
@@ -69,19 +108,18 @@ class AttributeROIHeads:
     def detect_resized(
         self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
     ) -> list[Instances]:
-        """As ``detect``, in network pixels, for Detectron2's own meta-architectures."""
-        pictures = [
+        """Returns the detections in network pixels, for Detectron2's own meta-architectures."""
+        inputs = [
             DetectorInput(images[i], width=width, height=height, scale=(1.0, 1.0))
             for i, (height, width) in enumerate(images.image_sizes)
         ]
         regions = [
-            proposed_regions(image, x.proposal_boxes.tensor, x.objectness_logits)
-            for image, x in zip(pictures, proposals)
+            proposed_regions(image, x.proposal_boxes.tensor, x.objectness_logits) for image, x in zip(inputs, proposals)
         ]
-        return [self.detect(predictions) for predictions in self.predict_regions(pictures, features, regions)]
+        return [self.detect(predictions) for predictions in self.predict_regions(inputs, features, regions)]
 
     def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
-        """Adds ``features``, ``attribute_classes`` and ``attribute_scores`` of ``pred_boxes`` in network pixels."""
+        """Adds ``features``, ``attribute_classes`` and ``attribute_scores`` of ``pred_boxes``, in network pixels."""
         outputs = self.describe_regions(features, [x.pred_boxes.tensor for x in instances])
         for x, output in zip(instances, outputs.split([len(x) for x in instances])):
             x.features = output.features
@@ -92,10 +130,10 @@ class AttributeROIHeads:
 
 @ROI_HEADS_REGISTRY.register()
 class AttributeRes5ROIHeads(AttributeROIHeads, bua.modeling.roi_heads.AttributeRes5ROIHeads):
-    """``bua.modeling.roi_heads.AttributeRes5ROIHeads`` behind Detectron2's interface.
+    """``bua.modeling.roi_heads.AttributeRes5ROIHeads`` with Detectron2's interface.
 
-    Unlike Detectron2's ``Res5ROIHeads`` its res5 keeps the resolution where MODEL.RESNETS.RES5_DILATION is 2, and it
-    has both box conventions.
+    Unlike in Detectron2's ``Res5ROIHeads``, res5 keeps the resolution if MODEL.RESNETS.RES5_DILATION is 2, and both box
+    conventions are supported.
     """
 
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
@@ -105,16 +143,10 @@ class AttributeRes5ROIHeads(AttributeROIHeads, bua.modeling.roi_heads.AttributeR
         (self.in_feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
         self.stride = input_shape[self.in_feature].stride
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
+    def training_step(
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Detections in network pixels, or in training the losses."""
-        if not self.training:
-            return self.detect_resized(images, features, proposals), {}
+        """Returns the losses, and no proposals, because nothing after these heads needs them."""
         regions = [
             self.sample(x.proposal_boxes.tensor, target.gt_boxes.tensor, target.gt_classes, _gt_attributes(target))
             for x, target in zip(proposals, targets)
@@ -127,9 +159,9 @@ class AttributeRes5ROIHeads(AttributeROIHeads, bua.modeling.roi_heads.AttributeR
 
 @ROI_HEADS_REGISTRY.register()
 class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
-    """Detectron2's ``StandardROIHeads`` with attributes: for FPN and whatever else has a box head of its own.
+    """Detectron2's ``StandardROIHeads`` with attributes, for FPN and other models with a box head.
 
-    The feature of a region is the box head's output.
+    The features of a region are the box head's output.
     """
 
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
@@ -143,16 +175,10 @@ class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
         )
         self.attribute_loss_weight = cfg.MODEL.BUA.ATTRIBUTES.LOSS_WEIGHT
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
+    def training_step(
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Detections in network pixels, or in training the drawn proposals and the losses."""
-        if not self.training:
-            return self.detect_resized(images, features, proposals), {}
+        """Returns the sampled proposals and the losses."""
         for target in targets:
             target.gt_attributes = _gt_attributes(target)
         proposals = self.label_and_sample_proposals(proposals, targets)
@@ -175,9 +201,10 @@ class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
         return self.box_head(pooled).flatten(1)
 
     def _attribute_loss(self, region_features: Tensor, proposals: list[Instances]) -> Tensor:
+        assert self.attribute_predictor is not None
         foreground, masks = select_foreground_proposals(proposals, self.num_classes)
         classes = torch.cat([x.gt_classes for x in foreground])
-        # Proposals of an image without ground truth have no gt_attributes, and none of them is foreground.
+        # Proposals of an image without ground truth do not have gt_attributes, and none of them is foreground.
         attributes = [x.gt_attributes for x in foreground if x.has("gt_attributes")] or [classes[:0, None]]
         return self.attribute_predictor.loss(region_features[torch.cat(masks)], classes, torch.cat(attributes))
 
@@ -202,4 +229,4 @@ def _check_standard_heads(cfg) -> None:
     }
     for key, value in switches.items():
         if value:
-            raise InputError(f"config: {key} is True, which AttributeStandardROIHeads does not have; set it to False")
+            raise InputError(f"config: {key} is True, which AttributeStandardROIHeads does not support; use False")

@@ -1,8 +1,10 @@
-"""Training and evaluation by Detectron2's trainer, from a configuration."""
+"""Trains and evaluates the detector with Detectron2's trainer, as a configuration describes."""
 
 import argparse
 import time
 import weakref
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -11,13 +13,19 @@ from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from bua.checkpoint import load_weights
 from bua.d2.evaluation import VisualGenomeEvaluator
-from bua.d2.mapper import InferenceMapper, TrainingMapper
+from bua.d2.mapper import AttributeDatasetMapper, InferenceMapper
 from bua.detection.catalog import get_dataset
-from bua.detection.training import build_evaluator, print_metrics, start_from, training_set, weights_to_evaluate
+from bua.detection.training import (
+    build_evaluator,
+    load_initial_weights,
+    print_metrics,
+    training_set,
+    weights_to_evaluate,
+)
 from bua.engine import (
     NonFiniteLoss,
     autocast_dtype,
@@ -26,20 +34,26 @@ from bua.engine import (
     build_scheduler,
     last_checkpoint,
 )
+from bua.engine.loader import check_batch_size
+from bua.engine.trainer import describe_existing_run, describe_non_finite_losses
 from bua.errors import InputError
 from bua.weights.zoo import fetch
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's trainer with bua's data, optimiser and evaluation.
+    """Detectron2's trainer with bua's data, optimizer and evaluation.
 
-    It goes on from checkpoints of the torch engine, and that from its own. Unlike ``DefaultTrainer`` it takes its
-    steps itself, because that one's inner trainer trains on one GPU a process or a single CPU, and in float16 or
-    float32 only: here several CPU processes train too, and SOLVER.AMP.DTYPE is heeded.
+    It can continue from checkpoints of the torch engine, and the torch engine from its checkpoints. Unlike
+    ``DefaultTrainer`` it has its own ``run_step``, because the inner trainer of ``DefaultTrainer`` supports only one
+    GPU per process or a single process on the CPU, and only float16 or float32. This trainer also supports several
+    processes on the CPU, and SOLVER.AMP.DTYPE.
     """
 
-    # DefaultTrainer shows those of its inner trainer under these names.
-    model = data_loader = optimizer = None
+    # Under these names DefaultTrainer has properties that read its inner trainer. Attributes of this class hide them,
+    # and the constructor sets their values.
+    model: torch.nn.Module = None  # type: ignore[assignment]
+    data_loader: Iterable[list[dict]] = None  # type: ignore[assignment]
+    optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)
@@ -60,9 +74,13 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Goes on from the newest checkpoint in OUTPUT_DIR, of either engine, or starts from MODEL.WEIGHTS."""
+        """Loads the newest checkpoint in OUTPUT_DIR, of either engine, or else MODEL.WEIGHTS.
+
+        Args:
+            resume: Whether to look for a checkpoint in OUTPUT_DIR.
+        """
         if not (resume and self.checkpointer.has_checkpoint()):
-            self._start_from(self.cfg.MODEL.WEIGHTS)
+            self._load_initial_weights(self.cfg.MODEL.WEIGHTS)
             return
         rest = self.checkpointer.resume_or_load("", resume=True)
         if "optimizer" in rest:  # the torch engine's
@@ -72,19 +90,21 @@ class Trainer(DefaultTrainer):
         else:
             self.start_iter = self.iter + 1
 
-    def _start_from(self, weights: str) -> None:
+    def _load_initial_weights(self, weights: str) -> None:
         catalog = weights.startswith("catalog://")
         if weights and self.cfg.MODEL.ROI_HEADS.NAME == "AttributeRes5ROIHeads" and not catalog:
-            start_from(self.checkpointer.model, weights, verbose=comm.is_main_process())
+            load_initial_weights(self.checkpointer.model, weights, verbose=comm.is_main_process())
         elif weights:
-            # Other detectors, and Detectron2's own catalogue, need its rules of matching names.
+            # For other detectors and for weights of Detectron2's catalogue, its rules of matching names are needed.
             self.checkpointer.load(weights if catalog else str(fetch(weights)), checkpointables=[])
 
     def before_train(self) -> None:
+        """Starts the data loader."""
         super().before_train()
         self.batches = iter(self.data_loader)
 
     def run_step(self) -> None:
+        """Runs one iteration."""
         start = time.perf_counter()
         batch = next(self.batches)
         data_time = time.perf_counter() - start
@@ -92,11 +112,7 @@ class Trainer(DefaultTrainer):
             losses = self.model(batch)
         bad = [name for name, loss in losses.items() if not loss.isfinite()]
         if bad:
-            ids = ", ".join(str(x["image_id"]) for x in batch)
-            raise NonFiniteLoss(
-                f"iteration {self.iter + 1}: {', '.join(bad)} not finite in the batch of {ids}; "
-                "look at their annotations or lower the learning rate"
-            )
+            raise NonFiniteLoss(describe_non_finite_losses(self.iter + 1, bad, [str(x["image_id"]) for x in batch]))
         self.optimizer.zero_grad()
         self.scaler.scale(sum(losses.values())).backward()
         self.after_backward()
@@ -108,18 +124,22 @@ class Trainer(DefaultTrainer):
         self.scaler.update()
 
     def state_dict(self) -> dict:
+        """Returns the state that checkpoints hold besides the model."""
         parts = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         return {**TrainerBase.state_dict(self), **parts}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Restores a state that ``state_dict`` returned."""
         TrainerBase.load_state_dict(self, state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.scaler.load_state_dict(state_dict["scaler"])
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> dict:
-        """As ``DefaultTrainer.test``, with the first process's statistics of normalisation, which checkpoints have, in
-        all of them."""
+        """Evaluates as ``DefaultTrainer.test`` does.
+
+        All processes use the normalisation statistics of the first process, which are the ones in checkpoints.
+        """
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -127,49 +147,54 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """Builds the model on MODEL.DEVICE."""
         model = super().build_model(cfg)
         if cfg.MODEL.DEVICE == "cpu":
-            # As the torch engine does: its convolutions are faster in this order of the elements.
+            # Convolutions on the CPU are faster in this order of the elements. The torch engine uses it too.
             model.to(memory_format=torch.channels_last)
         return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """The torch engine's, so that a run can change engines."""
+        """Builds the same optimizer as the torch engine, so that a run can be continued by the other engine."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """Builds the same scheduler as the torch engine."""
         return build_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """Detectron2's loader over DATASETS.TRAIN; images without a box are left out where the torch engine does."""
-        batch_size, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
-        if batch_size < 1 or batch_size % processes:
-            raise InputError(f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a multiple of {processes} processes")
-        dataset, mapper, keep = training_set(cfg)
-        if keep is not None:
-            dataset = Subset(dataset, keep)
-        return build_detection_train_loader(cfg, mapper=TrainingMapper(mapper), dataset=dataset)
+        """Builds Detectron2's loader of DATASETS.TRAIN. It uses the same images as the torch engine."""
+        check_batch_size(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+        data = training_set(cfg)
+        dataset: Dataset = data.dataset
+        if data.keep is not None:
+            dataset = Subset(dataset, cast(Sequence[int], data.keep))
+        return build_detection_train_loader(cfg, mapper=AttributeDatasetMapper(data.mapper), dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """Detectron2's loader, one image a batch; each process gets its share."""
+        """Builds Detectron2's loader with one image per batch. Each process gets its share of the images."""
         return build_detection_test_loader(
             dataset=get_dataset(dataset_name), mapper=InferenceMapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> VisualGenomeEvaluator:
+        """Builds the evaluator of a data set."""
         return build_evaluator(cfg, dataset_name, VisualGenomeEvaluator)
 
 
 def train_detector(cfg: CfgNode, resume: bool = False) -> None:
-    """As ``bua.detection.training.train_detector``; ``bua.d2.launch`` runs it on several devices."""
+    """Does the same as ``bua.detection.training.train_detector`` with Detectron2, without returning metrics.
+
+    To train on several devices, run this function by ``bua.d2.launch.launch``.
+    """
     _check_device(cfg)
     if not resume and (last := last_checkpoint(cfg.OUTPUT_DIR)):
-        raise InputError(f"{cfg.OUTPUT_DIR}: holds a run already ({last.name}); --resume it or set OUTPUT_DIR")
+        raise InputError(describe_existing_run(cfg.OUTPUT_DIR, last))
     comm.synchronize()
     default_setup(cfg, argparse.Namespace(resume=resume))
     trainer = Trainer(cfg)
@@ -178,8 +203,10 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> None:
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
-    """As ``bua.detection.training.evaluate_checkpoint``; all processes share the images, and the first one has the
-    metrics."""
+    """Does the same as ``bua.detection.training.evaluate_checkpoint`` with Detectron2.
+
+    Each process evaluates its share of the images. The first one returns the metrics, the others an empty dict.
+    """
     _check_device(cfg)
     weights = weights_to_evaluate(cfg)
     default_setup(cfg, argparse.Namespace(eval_only=True))
@@ -194,6 +221,6 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
 def _check_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
         raise InputError(
-            "MODEL.DEVICE is cpu: on a machine with GPUs Detectron2 has several processes talk through these; "
-            "hide them with CUDA_VISIBLE_DEVICES=''"
+            "MODEL.DEVICE is cpu: on a machine with GPUs, processes of Detectron2 communicate through the GPUs; hide "
+            "these with CUDA_VISIBLE_DEVICES=''"
         )

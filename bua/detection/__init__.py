@@ -1,0 +1,1 @@
+"""The detector's data sets, training and evaluation."""

@@ -1,15 +1,16 @@
-"""The annotation file of a detection data set: COCO's JSON with attributes, in memory as numpy arrays.
+"""Reads and writes the annotation file of a detection data set: COCO's JSON with attributes.
 
 The file has ``images`` (id, file_name relative to the data set's folder, width, height), ``annotations`` (id,
 image_id, category_id from 0, bbox as x, y, width, height in pixels, area, iscrowd, attribute_ids from 0),
-``categories`` and ``attribute_categories`` (id from 0, name, aliases). Programs that read COCO files read it, and
-so does grid-feats-vqa, whose field ``attribute_ids`` is.
+``categories`` and ``attribute_categories`` (id from 0, name, aliases). Programs that read COCO files can read it. The
+field ``attribute_ids`` is named as in grid-feats-vqa, which can read the file too.
 """
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import orjson
@@ -19,30 +20,36 @@ from bua.io.files import whole_file
 from bua.io.json_records import without_gc
 from bua.vocabulary import Vocabulary
 
-MAX_ATTRIBUTES = 16  # of a box; the original's (lib/datasets/vg.py)
+MAX_ATTRIBUTES = 16  # per box, as in the original (lib/datasets/vg.py)
 XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS
 
 
-class DetectionDataset(Sequence):
+class DetectionDataset(Sequence[dict]):
     """Images with boxes, object classes and attributes, as a sequence of Detectron2's standard dataset dicts.
 
-    The data is held in a few numpy arrays (about 50 bytes a box), which worker processes share by fork; the
-    dicts are made when asked for.
+    The data is held in a few numpy arrays (about 50 bytes per box), which forked worker processes share with their
+    parent. A dict is only created when it is accessed.
 
     Args:
-        annotation_file: see the module.
-        image_folder: what the file names in it are relative to.
-        name: what messages and logs call the data set; the file's name by default.
+        annotation_file: The file, in the format that the module's docstring describes.
+        image_folder: Folder that the file names in the annotation file are relative to.
+        name: Name of the data set in messages and logs. By default this is the file's name without its suffix.
 
     Attributes:
-        name: as given.
-        objects, attribute_names: the vocabularies of ``category_id`` and ``attribute_ids``.
+        name: Name of the data set.
+        objects, attribute_names: Vocabularies of ``category_id`` and ``attribute_ids``.
         image_ids: [N] int64.
         sizes: [N, 2] int64, (height, width) in pixels.
 
     Raises:
-        InputError: the file is missing, truncated or of another format, or an id in it is out of range.
+        InputError: The file is missing, truncated or has another format, or an id in it is out of range.
     """
+
+    name: str
+    objects: Vocabulary
+    attribute_names: Vocabulary
+    image_ids: np.ndarray
+    sizes: np.ndarray
 
     def __init__(self, annotation_file: str | Path, image_folder: str | Path, name: str | None = None):
         path = Path(annotation_file)
@@ -54,9 +61,20 @@ class DetectionDataset(Sequence):
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, index: int) -> dict:
-        """The image's ``file_name``, ``image_id``, ``height``, ``width`` and ``annotations``, a list of ``bbox``
-        ([x1, y1, x2, y2] in pixels), ``bbox_mode``, ``category_id`` and ``attribute_ids`` (without padding)."""
+    @overload
+    def __getitem__(self, index: int) -> dict: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict]: ...
+
+    def __getitem__(self, index: int | slice) -> dict | list[dict]:
+        """Returns a dict with ``file_name``, ``image_id``, ``height``, ``width`` and ``annotations`` for one image.
+
+        ``annotations`` is a list of dicts with ``bbox`` ([x1, y1, x2, y2] in pixels), ``bbox_mode``, ``category_id``
+        and ``attribute_ids`` (without padding).
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
         height, width = self.sizes[index].tolist()
         rows = zip(self.boxes(index).tolist(), self.classes(index).tolist(), self.attributes(index).tolist())
@@ -77,19 +95,19 @@ class DetectionDataset(Sequence):
         }
 
     def boxes(self, index: int) -> np.ndarray:
-        """[G, 4] float32 x1y1x2y2 in pixels."""
+        """Returns the boxes of an image, [G, 4] float32 x1y1x2y2 in pixels."""
         return self._boxes[self._rows(index)]
 
     def classes(self, index: int) -> np.ndarray:
-        """[G] int64."""
+        """Returns the class ids of an image's boxes, [G] int64."""
         return self._classes[self._rows(index)].astype(np.int64)
 
     def attributes(self, index: int) -> np.ndarray:
-        """[G, 16] int64, padded with -1."""
+        """Returns the attribute ids of an image's boxes, [G, 16] int64, padded with -1."""
         return self._attributes[self._rows(index)].astype(np.int64)
 
     def file_name(self, index: int) -> str:
-        """The path of the image."""
+        """Returns the path of an image."""
         return os.path.join(self._image_folder, str(self._file_names[index]))
 
     def _rows(self, index: int) -> slice:
@@ -110,11 +128,11 @@ class DetectionDataset(Sequence):
         ).T
         position_of = {image_id: position for position, image_id in enumerate(self.image_ids.tolist())}
         if len(position_of) < len(images):
-            raise InputError(f"{path}: images: an id is there twice; each image needs its own")
+            raise InputError(f"{path}: images: the same id appears twice; give each image an id of its own")
 
         image_ids = _column(annotations, "image_id", int, path, "annotations")
         positions = np.array([position_of.get(image_id, -1) for image_id in image_ids], dtype=np.int32)
-        _check(positions >= 0, path, "image_id", "is of no image in images")
+        _check(positions >= 0, path, "image_id", "no entry of images has this id")
         classes = np.array(_column(annotations, "category_id", int, path, "annotations"), dtype=np.int64)
         _check(
             (classes >= 0) & (classes < len(self.objects)), path, "category_id", f"not in 0..{len(self.objects) - 1}"
@@ -132,10 +150,12 @@ class DetectionDataset(Sequence):
 
 @dataclass
 class ImageAnnotations:
-    """One image and its boxes, to be written.
+    """One image and its boxes, as ``write_annotations`` writes them.
 
     Attributes:
-        image_id, file_name, width, height: of the image; the name is relative to the data set's folder.
+        image_id: The image's id in the data set.
+        file_name: Name of the image file, relative to the data set's folder.
+        width, height: Size of the image in pixels.
         boxes: [G, 4] int x1y1x2y2 in pixels.
         classes: G class ids.
         attributes: G sequences of at most 16 attribute ids.
@@ -153,13 +173,13 @@ class ImageAnnotations:
 def write_annotations(
     path: str | Path, images: Iterable[ImageAnnotations], objects: Vocabulary, attributes: Vocabulary
 ) -> None:
-    """Writes an annotation file; an older one stays in place until the new one is whole."""
+    """Writes an annotation file. An older file of this name is replaced only when the new one is complete."""
     path = Path(path)
     make_folder(path.parent)
     described = []
     count = 0
     with whole_file(path) as file:
-        # A line an image, so that the file can be looked at with head and grep.
+        # Each image gets a line of its own, so that the file can be inspected with head and grep.
         file.write(b'{"annotations":[')
         for image in images:
             described.append(
@@ -207,13 +227,14 @@ def _parse(path: Path) -> dict:
     try:
         tree = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such annotation file") from error
+        raise InputError(f"{path}: this annotation file does not exist") from error
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}: not a whole JSON file ({error}); write it again") from error
+        raise InputError(f"{path}: not a complete JSON file ({error}); create it again") from error
     for field in ("images", "annotations", "categories", "attribute_categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(field), list):
             raise InputError(
-                f"{path}: no list {field!r}: not an annotation file of bua; make one with prepare_visual_genome.py"
+                f"{path}: has no list {field!r}, so it is not an annotation file of bua; create one with "
+                "datasets/prepare_visual_genome.py"
             )
     return tree
 
@@ -222,7 +243,7 @@ def _vocabulary(categories: list, path: Path, field: str) -> Vocabulary:
     ids = _column(categories, "id", int, path, field)
     names = _column(categories, "name", str, path, field)
     if ids != list(range(len(ids))):
-        raise InputError(f"{path}: {field}: ids must be 0, 1, 2, ... in this order")
+        raise InputError(f"{path}: {field}: the ids must be 0, 1, 2, ... in this order")
     aliases = [category.get("aliases", ()) for category in categories]
     return Vocabulary([",".join([name, *more]) for name, more in zip(names, aliases)], source=f"{path}: {field}")
 
@@ -244,9 +265,9 @@ def _boxes(annotations: list, path: Path) -> np.ndarray:
     try:
         boxes = np.array(column, dtype=np.float32).reshape(len(column), 4)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: annotations: a bbox is not four numbers x, y, width, height") from error
-    good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= 0).all(axis=1)
-    _check(good, path, "bbox", "not four numbers x, y, width >= 0, height >= 0")
+        raise InputError(f"{path}: annotations: a bbox does not consist of four numbers x, y, width, height") from error
+    good = np.isfinite(boxes) & (boxes >= [-np.inf, -np.inf, 0, 0])
+    _check(np.asarray(good.all(axis=1)), path, "bbox", "not four numbers x, y, width >= 0, height >= 0")
     boxes[:, 2:] += boxes[:, :2]
     return boxes
 
@@ -258,7 +279,7 @@ def _attributes(annotations: list, num_classes: int, path: Path) -> np.ndarray:
     try:
         flat = np.array([number for ids in lists for number in ids[:MAX_ATTRIBUTES]], dtype=np.int64)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: annotations: attribute_ids are not all whole numbers") from error
+        raise InputError(f"{path}: annotations: attribute_ids must all be whole numbers") from error
     good = (flat >= 0) & (flat < num_classes)
     rows = np.repeat(np.arange(len(lists)), lengths)
     if not good.all():

@@ -1,4 +1,4 @@
-"""From an annotated image to what the detector trains on: reading, a random flip, a random size."""
+"""Makes a training sample of an annotated image: reads it, flips it at random and resizes it to a random size."""
 
 import re
 from collections.abc import Sequence
@@ -14,20 +14,21 @@ from bua.vocabulary import Vocabulary
 
 _SIDES = {"left": "right", "right": "left"}
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+# In ``mirrored``: the vocabulary has no class for the mirror image.
 DROPPED = -1
 
 
 def mirror_words(text: str) -> str:
-    """Exchanges the words "left" and "right", as an image's flip does to what is said of it."""
+    """Exchanges the words "left" and "right", so that a text about an image describes the flipped image."""
     return _SIDE.sub(lambda match: _SIDES[match[0].lower()], text)
 
 
 def mirrored(vocabulary: Vocabulary) -> np.ndarray:
-    """What each class of a vocabulary is called after a horizontal flip.
+    """Returns for each class of a vocabulary the class that it becomes when the image is flipped horizontally.
 
     Returns:
-        [len(vocabulary)] int64: a class's own id where its name has neither "left" nor "right" as a word, the id of
-        the class with the other word where it has, and ``DROPPED`` where the vocabulary has no such class.
+        [len(vocabulary)] int64: a class's own id if its name contains neither "left" nor "right" as a word, otherwise
+        the id of the class with the other word, or ``DROPPED`` if the vocabulary has no such class.
     """
     ids = [vocabulary.id(mirror_words(name)) for name in vocabulary.names]
     return np.array([DROPPED if id is None else id for id in ids], dtype=np.int64)
@@ -36,18 +37,20 @@ def mirrored(vocabulary: Vocabulary) -> np.ndarray:
 class TrainingMapper:
     """Makes a ``DetectorInput`` with ground truth from a dataset dict (Detectron2's standard form).
 
-    Half the images are flipped. What is said of a flipped thing must stay true: classes and attributes with "left"
-    or "right" in their name become their mirror image; where the vocabulary lacks that, the attribute is left out,
-    and so is the box of the class.
+    Half of the images are flipped horizontally. Classes and attributes with "left" or "right" in their name are then
+    exchanged for their mirror image. If the vocabulary has no mirror image, the attribute is left out, and a box of
+    such a class is left out.
 
     Args:
-        short_sides, sampling, long_side: the short side in pixels is one of ``short_sides`` ("choice") or a whole
-            number from the first to the second ("range"), less where the long side would exceed ``long_side``.
-        resize: "caffe" or "detectron2", as ``bua.io.images.resize_image``.
-        convention: of the boxes, "caffe" or "detectron2".
-        flip: whether to flip at all.
-        max_attributes: of a box; the first ones count.
-        class_mirror, attribute_mirror: ``mirrored(vocabulary)``; None where no name has a side.
+        short_sides: Lengths in pixels that the short side is drawn from.
+        long_side: Maximum length of the long side in pixels. If it would be longer, the short side becomes smaller.
+        resize: Method of resizing, "caffe" or "detectron2", as in ``bua.io.images.resize_image``.
+        convention: Box convention, "caffe" or "detectron2".
+        sampling: "choice" draws one of ``short_sides``, "range" a whole number from the first to the second of them.
+        flip: Whether images are flipped.
+        max_attributes: Maximum number of attributes per box. Further ones are ignored.
+        class_mirror, attribute_mirror: ``mirrored(vocabulary)`` of the classes and of the attributes. None if no name
+            contains "left" or "right".
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class TrainingMapper:
         if sampling not in ("choice", "range") or (sampling == "range" and len(short_sides) != 2):
             raise InputError(
                 f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r} with sizes {tuple(short_sides)}; "
-                "use 'choice' with any number of sizes or 'range' with the least and the greatest"
+                "use 'choice' with any number of sizes or 'range' with the smallest and the largest size"
             )
         self.short_sides, self.long_side, self.sampling = tuple(short_sides), long_side, sampling
         self.resize, self.convention, self.flip = resize, convention, flip
@@ -74,17 +77,17 @@ class TrainingMapper:
         self.class_mirror, self.attribute_mirror = class_mirror, attribute_mirror
 
     def __call__(self, record: dict, rng: np.random.Generator) -> DetectorInput:
-        """Reads the image of ``record`` and draws its flip and size from ``rng``.
+        """Reads the image of ``record``; ``rng`` decides whether it is flipped, and its size.
 
         Raises:
-            InputError: the image cannot be read, or is of another size than ``record`` says.
+            InputError: The image cannot be read, or its size differs from the one in ``record``.
         """
         image = read_image(record["file_name"])
         height, width = image.shape[:2]
         if (height, width) != (record["height"], record["width"]):
             raise InputError(
-                f"{record['file_name']}: is {width}x{height} pixels and its annotations are for "
-                f"{record['width']}x{record['height']}; prepare the data set anew from these images"
+                f"{record['file_name']}: the image has {width}x{height} pixels, but its annotations are for "
+                f"{record['width']}x{record['height']}; prepare the data set again from these images"
             )
         boxes, classes, attributes = self._ground_truth(record["annotations"])
         short = self._short_side(rng)
@@ -93,10 +96,10 @@ class TrainingMapper:
             boxes = flip_boxes(boxes, width, self.convention)
             boxes, classes, attributes = self._mirror(boxes, classes, attributes)
         if self.convention == "detectron2":
-            # Of no area here, they cannot be regressed to; in "caffe" the same boxes are a pixel wide.
+            # Boxes without area cannot be regression targets. In "caffe" the same boxes are one pixel wide.
             boxes, classes, attributes = _select(boxes[:, 2:] > boxes[:, :2], boxes, classes, attributes)
         sample = Resize(short, self.long_side, self.resize)(image, record["image_id"])
-        sample.boxes = torch.from_numpy(boxes * np.float32([*sample.scale, *sample.scale]))
+        sample.boxes = torch.from_numpy(boxes * np.array([*sample.scale, *sample.scale], dtype=np.float32))
         sample.classes = torch.from_numpy(classes)
         sample.attributes = torch.from_numpy(attributes)
         return sample
@@ -125,7 +128,7 @@ class TrainingMapper:
 
 
 def build_mapper(cfg: CfgNode, objects: Vocabulary, attributes: Vocabulary) -> TrainingMapper:
-    """The mapper that ``cfg.INPUT`` and ``cfg.MODEL.BUA`` describe, for a data set with these vocabularies."""
+    """Builds the mapper that ``cfg.INPUT`` and ``cfg.MODEL.BUA`` describe, for a data set with these vocabularies."""
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
         raise InputError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; use 'horizontal' or 'none'")
     return TrainingMapper(
@@ -142,10 +145,10 @@ def build_mapper(cfg: CfgNode, objects: Vocabulary, attributes: Vocabulary) -> T
 
 
 def flip_boxes(boxes: np.ndarray, width: int, convention: str) -> np.ndarray:
-    """Boxes [G, 4] in an image ``width`` pixels wide, after its horizontal flip.
+    """Returns boxes [G, 4] as they are after a horizontal flip of an image that is ``width`` pixels wide.
 
-    Pixel x becomes ``width - 1 - x``, which is what a "caffe" box counts in (lib/datasets/imdb.py); the edges that a
-    "detectron2" box counts in go from x to ``width - x``.
+    The coordinates of a "caffe" box are pixels, and pixel x becomes ``width - 1 - x`` (lib/datasets/imdb.py). Those of
+    a "detectron2" box are edges between pixels, and edge x becomes ``width - x``.
     """
     edge = width - 1 if convention == "caffe" else width
     x1, y1, x2, y2 = boxes.T
@@ -153,6 +156,6 @@ def flip_boxes(boxes: np.ndarray, width: int, convention: str) -> np.ndarray:
 
 
 def _select(keep: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-    """The rows of each array in which all of ``keep`` [G, n] is true."""
+    """Returns the rows of each array for which the whole row of ``keep`` [G, n] is true."""
     rows = keep.all(axis=1)
     return [array[rows] for array in arrays]

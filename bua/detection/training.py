@@ -1,7 +1,9 @@
-"""Training and evaluation of the detector on the torch engine, from a configuration."""
+"""Trains and evaluates the detector on the torch engine, as a configuration describes."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,16 +30,38 @@ from bua.engine.loader import TrainingLoader, aspect_groups
 from bua.errors import InputError
 from bua.modeling.detector import Detector, build_detector
 
+Evaluator = TypeVar("Evaluator", bound=VisualGenomeEvaluator)
+
+
+@dataclass
+class TrainingSet:
+    """The images of ``DATASETS.TRAIN``.
+
+    Attributes:
+        dataset: All data sets, one after another.
+        mapper: Makes a training sample of an item of ``dataset``.
+        keep: Indices of the images to train on. None stands for all images.
+        sizes: [N, 2] int64, (height, width) of each image in pixels.
+    """
+
+    dataset: ConcatDataset
+    mapper: TrainingMapper
+    keep: np.ndarray | None
+    sizes: np.ndarray
+
 
 def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
-    """Trains on ``DATASETS.TRAIN`` from ``MODEL.WEIGHTS`` into ``OUTPUT_DIR``, and evaluates on ``DATASETS.TEST``
-    every ``TEST.EVAL_PERIOD`` iterations and at the end. ``bua.engine.launch`` runs it on several devices.
+    """Trains a detector on ``DATASETS.TRAIN`` and writes its checkpoints to ``OUTPUT_DIR``.
+
+    Training starts from ``MODEL.WEIGHTS``. The detector is evaluated on ``DATASETS.TEST`` every ``TEST.EVAL_PERIOD``
+    iterations and at the end. To train on several devices, run this function by ``bua.engine.launch``.
 
     Args:
-        resume: goes on from the newest checkpoint in ``OUTPUT_DIR`` where there is one.
+        cfg: The configuration.
+        resume: Whether to continue from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
 
     Returns:
-        the metrics of the last evaluation; empty without one.
+        The metrics of the last evaluation. The dict is empty if there was none.
     """
     accelerator = connect(cfg.MODEL.DEVICE)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -46,7 +70,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     evaluators = build_evaluators(cfg) if accelerator.is_main_process else []
     detector = build_detector(cfg)
     if cfg.MODEL.WEIGHTS and not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
-        start_from(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
+        load_initial_weights(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
     optimizer = build_optimizer(cfg, detector)
     trainer = Trainer(
         detector,
@@ -68,11 +92,14 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
-    """Evaluates ``MODEL.WEIGHTS``, or else the newest checkpoint in ``OUTPUT_DIR``, on ``DATASETS.TEST``, in the first
-    of the processes that ``bua.engine.launch`` started, and prints the metrics.
+    """Evaluates a checkpoint on ``DATASETS.TEST`` and prints the metrics.
+
+    The checkpoint is ``MODEL.WEIGHTS`` or, if that is empty, the newest one in ``OUTPUT_DIR``. If ``bua.engine.launch``
+    started several processes, only the first of them evaluates.
 
     Returns:
-        the metrics of ``VisualGenomeEvaluator``; with several data sets, under ``<data set>/<metric>``.
+        The metrics of ``VisualGenomeEvaluator``, named ``<data set>/<metric>`` if there are several data sets. The dict
+        is empty in all processes but the first.
     """
     if not connect(cfg.MODEL.DEVICE).is_main_process:
         return {}
@@ -86,16 +113,16 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-    """Prints fractions as a table of percentages."""
+    """Prints metrics, which are fractions, as a table of percentages."""
     for name, value in metrics.items():
         print(f"{name:40s} {100 * value:6.2f} %", flush=True)
 
 
 def weights_to_evaluate(cfg: CfgNode) -> str:
-    """``MODEL.WEIGHTS``, or else the newest checkpoint in ``OUTPUT_DIR``.
+    """Returns ``MODEL.WEIGHTS`` or, if that is empty, the newest checkpoint in ``OUTPUT_DIR``.
 
     Raises:
-        InputError: neither is there, or nothing to evaluate them on.
+        InputError: There is neither of them, or ``DATASETS.TEST`` is empty.
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST: empty; name a data set to evaluate on")
@@ -106,29 +133,27 @@ def weights_to_evaluate(cfg: CfgNode) -> str:
 
 
 def training_loader(cfg: CfgNode, seed: int, process_index: int = 0, num_processes: int = 1) -> TrainingLoader:
-    """Batches of ``DetectorInput`` from all of ``DATASETS.TRAIN``."""
-    dataset, mapper, keep = training_set(cfg)
-    groups = None
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = aspect_groups(np.concatenate([part.sizes for part in dataset.datasets]))
+    """Returns a loader of batches of ``DetectorInput`` from all data sets in ``DATASETS.TRAIN``."""
+    data = training_set(cfg)
     return TrainingLoader(
-        dataset,
-        mapper,
+        data.dataset,
+        data.mapper,
         cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
-        groups=groups,
-        keep=keep,
+        groups=aspect_groups(data.sizes) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        keep=data.keep,
         num_workers=_workers(cfg),
         process_index=process_index,
         num_processes=num_processes,
     )
 
 
-def training_set(cfg: CfgNode) -> tuple[ConcatDataset, TrainingMapper, np.ndarray | None]:
-    """All of ``DATASETS.TRAIN``, the mapper for it, and the indices of the images to train on; None is all.
+def training_set(cfg: CfgNode) -> TrainingSet:
+    """Reads all data sets in ``DATASETS.TRAIN``.
 
     Raises:
-        InputError: no data set, one that is not there, or vocabularies that differ or have other sizes than ``cfg``.
+        InputError: There is no data set, or one does not exist, or their vocabularies differ from each other or have
+            other sizes than ``cfg`` says.
     """
     datasets = [_dataset(cfg, name) for name in cfg.DATASETS.TRAIN]
     if not datasets:
@@ -137,22 +162,28 @@ def training_set(cfg: CfgNode) -> tuple[ConcatDataset, TrainingMapper, np.ndarra
     for other in datasets[1:]:
         if (other.objects, other.attribute_names) != (first.objects, first.attribute_names):
             raise InputError(
-                f"DATASETS.TRAIN: {first.name} and {other.name} have different vocabularies; prepare alike"
+                f"DATASETS.TRAIN: {first.name} and {other.name} have different vocabularies; prepare both with the same"
             )
     keep = None
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         keep = np.concatenate([_has_boxes(dataset, cfg.MODEL.BUA.BOX_CONVENTION) for dataset in datasets]).nonzero()[0]
-    return ConcatDataset(datasets), build_mapper(cfg, first.objects, first.attribute_names), keep
+    return TrainingSet(
+        # ConcatDataset is annotated to take torch's Datasets; it works with all that have a length and items.
+        ConcatDataset(datasets),  # type: ignore[arg-type]
+        build_mapper(cfg, first.objects, first.attribute_names),
+        keep,
+        np.concatenate([dataset.sizes for dataset in datasets]),
+    )
 
 
 def build_evaluators(cfg: CfgNode) -> list[VisualGenomeEvaluator]:
-    """One for each of ``DATASETS.TEST``."""
-    return [build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+    """Builds one evaluator for each data set in ``DATASETS.TEST``."""
+    return [build_evaluator(cfg, name, VisualGenomeEvaluator) for name in cfg.DATASETS.TEST]
 
 
-def build_evaluator(cfg: CfgNode, name: str, kind: type[VisualGenomeEvaluator] = VisualGenomeEvaluator):
-    """An evaluator of the class ``kind`` for a data set; its tables go to ``OUTPUT_DIR/evaluation/<data set>``."""
-    return kind(
+def build_evaluator(cfg: CfgNode, name: str, evaluator_class: type[Evaluator]) -> Evaluator:
+    """Builds the evaluator of a data set, which writes its tables to ``OUTPUT_DIR/evaluation/<data set>``."""
+    return evaluator_class(
         _dataset(cfg, name),
         convention=cfg.MODEL.BUA.BOX_CONVENTION,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
@@ -162,8 +193,8 @@ def build_evaluator(cfg: CfgNode, name: str, kind: type[VisualGenomeEvaluator] =
     )
 
 
-def start_from(model: nn.Module, weights: str, verbose: bool = True) -> None:
-    """Copies what fits from a checkpoint, and says what does not."""
+def load_initial_weights(model: nn.Module, weights: str, verbose: bool = True) -> None:
+    """Copies the parameters that fit from a checkpoint, and prints which ones do not fit."""
     report = load_weights(model, weights, allow_missing=True)
     for line in report.lines() if verbose else ():
         print(f"{weights}: {line}", flush=True)
@@ -190,12 +221,12 @@ def _dataset(cfg: CfgNode, name: str) -> DetectionDataset:
         sizes["MODEL.BUA.ATTRIBUTES.NUM_CLASSES"] = (found, wanted)
     for key, (found, wanted) in sizes.items():
         if found != wanted:
-            raise InputError(f"{key} is {wanted}, and the vocabulary of {name} has {found} classes; set it to {found}")
+            raise InputError(f"{key} is {wanted}, but the vocabulary of {name} has {found} classes; set it to {found}")
     return dataset
 
 
 def _has_boxes(dataset: DetectionDataset, convention: str) -> np.ndarray:
-    """[N] bool: whether an image has a box to train on."""
+    """Returns [N] bool: whether each image has a box to train on."""
     least = 0 if convention == "caffe" else np.finfo(np.float32).tiny
     sides = (dataset.boxes(index) for index in range(len(dataset)))
     return np.array([(boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1).any() for boxes in sides], dtype=bool)

@@ -1,4 +1,4 @@
-"""Training of any model on any number of devices: it knows batches and losses, and nothing of what they mean."""
+"""Training of any model on any number of devices. Nothing here depends on what the model computes."""
 
 from bua.engine.launch import connect, launch, rendezvous
 from bua.engine.optimizer import build_clip, build_optimizer, build_scheduler

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request that is answered where nothing gets lost."""
+"""Handles Ctrl-C so that training stops after an iteration, when it can be saved."""
 
 import os
 import signal
@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STDERR = 2
-NOTE = "stopping after this iteration; Ctrl-C again stops at once, without saving"
+MESSAGE = "stopping after this iteration; press Ctrl-C again to stop at once, without saving"
 
 
 class Interruption:
-    """While entered, the first Ctrl-C only sets ``requested``; a second one raises KeyboardInterrupt.
+    """A context in which the first Ctrl-C only sets ``requested``, and a second one raises KeyboardInterrupt.
 
-    Signals reach the main thread alone; in other threads this does nothing.
+    Python handles signals in the main thread only. In other threads this context does nothing.
+
+    Attributes:
+        requested: Whether Ctrl-C was pressed.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
-        self._waits = True
+        self._deferred = True
 
     def __enter__(self) -> "Interruption":
         self._previous = None
@@ -32,20 +35,23 @@ class Interruption:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, Ctrl-C raises KeyboardInterrupt at once; so does one that came before and was not yet answered."""
-        self._waits = False
+        """A context in which Ctrl-C raises KeyboardInterrupt at once.
+
+        If Ctrl-C was pressed before and has not been handled yet, KeyboardInterrupt is raised on entering.
+        """
+        self._deferred = False
         try:
             if self.requested:
                 raise KeyboardInterrupt
             yield
         finally:
-            self._waits = True
+            self._deferred = True
 
     def _handle(self, signal_number, frame) -> None:
-        if self.requested or not self._waits:
+        if self.requested or not self._deferred:
             raise KeyboardInterrupt
         self.requested = True
         if os.environ.get("RANK", "0") != "0":
             return
-        # print() may be what the signal interrupted, and does not bear being entered again.
-        os.write(STDERR, f"\n{NOTE}\n".encode())
+        # The signal may have interrupted print(), which must not be called again before it returns.
+        os.write(STDERR, f"\n{MESSAGE}\n".encode())

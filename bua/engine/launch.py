@@ -1,4 +1,4 @@
-"""One process a device: starting them, and joining them to one group."""
+"""Starts one process per device and connects the processes to one group."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from bua.config import check_device
 from bua.errors import InputError
 
-# Processes wait for each other while one of them evaluates.
-PATIENCE = timedelta(hours=12)
-GRACE_SECONDS = 10
+# All processes but the first wait while the first one evaluates.
+COLLECTIVE_TIMEOUT = timedelta(hours=12)
+EXIT_TIMEOUT_SECONDS = 10
 
 
 def launch(
@@ -29,21 +29,24 @@ def launch(
 ) -> None:
     """Runs ``function(*args)`` in this process, or in ``num_processes`` new ones on each of ``num_machines``.
 
-    Ctrl-C in this process reaches the others once; what they then do, such as saving, is waited for, and
-    KeyboardInterrupt raised. A second Ctrl-C ends them.
+    Ctrl-C in this process is passed on to the others once. This process waits until they are done, for example with
+    saving, and raises KeyboardInterrupt. A second Ctrl-C terminates them.
 
     Args:
-        function: can be pickled; calls ``connect`` first.
-        machine_rank: of this machine, from 0.
-        address: "tcp://host:port" of machine 0, the same on all machines; "auto" takes a free port where there is
+        function: A function that can be pickled and calls ``connect`` first.
+        args: Arguments of ``function``.
+        num_processes: Number of processes on each machine.
+        num_machines: Number of machines.
+        machine_rank: Number of this machine, from 0.
+        address: "tcp://host:port" of machine 0, the same on all machines. "auto" takes a free port, if there is only
             one machine.
 
     Raises:
-        InputError: arguments that do not go together.
-        bua's own errors as ``function`` raised them; others as torch's ProcessRaisedException with the traceback.
+        InputError: The arguments contradict each other.
+        Exception: An error of ``function``: bua's own errors as they are, all others as torch's ProcessRaisedException
+            with the traceback.
     """
-    if num_processes < 1 or num_machines < 1:
-        raise InputError(f"--num-gpus {num_processes}, --num-machines {num_machines}: must be 1 or more")
+    check_counts(num_processes, num_machines)
     if num_processes * num_machines == 1:
         function(*args)
         return
@@ -54,10 +57,10 @@ def launch(
         "WORLD_SIZE": str(num_processes * num_machines),
         "LOCAL_WORLD_SIZE": str(num_processes),
     }
-    # torch hands on a failure as the text of its traceback; bua's own errors come by this queue as they are.
+    # torch passes on an error as the text of its traceback. bua's own errors arrive unchanged through this queue.
     errors = mp.get_context("spawn").SimpleQueue()
     processes = mp.start_processes(
-        _process,
+        _run_process,
         (function, args, world, machine_rank * num_processes, errors),
         nprocs=num_processes,
         join=False,
@@ -76,13 +79,13 @@ def launch(
 
 
 def connect(device: str) -> Accelerator:
-    """Joins the group of processes that ``launch`` (or torchrun) started this one in; alone, a group of one.
+    """Connects this process to the group that ``launch`` or torchrun started. A single process is a group of one.
 
     Args:
-        device: a torch device. Several processes share "cpu", or take one GPU each where it is "cuda".
+        device: A torch device. With "cpu", all processes use the CPU. With "cuda", each process uses one GPU.
 
     Raises:
-        InputError: no such device here.
+        InputError: This machine does not have the device.
     """
     check_device(device)
     kind = torch.device(device).type
@@ -90,7 +93,7 @@ def connect(device: str) -> Accelerator:
         needed = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if torch.cuda.device_count() < needed:
             raise InputError(
-                f"MODEL.DEVICE {device}: {needed} GPUs needed and {torch.cuda.device_count()} found; "
+                f"MODEL.DEVICE is {device!r}: {needed} GPUs are needed, but {torch.cuda.device_count()} found; "
                 "lower --num-gpus or add MODEL.DEVICE cpu to the command"
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else torch.device(device))
@@ -98,14 +101,15 @@ def connect(device: str) -> Accelerator:
         cpu=kind == "cpu" and "LOCAL_RANK" in os.environ,
         device_placement=False,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=PATIENCE),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
 
 
-def _process(local_rank: int, function: Callable, args: tuple, world: dict, first_rank: int, errors) -> None:
-    # Out of the terminal's reach: Ctrl-C there comes once, by way of the process that started this one.
+def _run_process(local_rank: int, function: Callable, args: tuple, world: dict, first_rank: int, errors) -> None:
+    # In a process group of its own, this process does not get Ctrl-C from the terminal. The process that started it
+    # passes it on, once.
     os.setpgrp()
     os.environ.update(world, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
     share_cores(int(world["LOCAL_WORLD_SIZE"]))
@@ -121,7 +125,8 @@ def _process(local_rank: int, function: Callable, args: tuple, world: dict, firs
 
 
 def _stop(processes) -> None:
-    """Asks all to stop and waits for the first, which saves; the others may be waiting for it in vain."""
+    """Sends SIGINT to all processes and waits for the first one, which saves. The others are terminated soon after it,
+    because they may be waiting for a process that has ended."""
     for process in processes.processes:
         if process.is_alive():
             os.kill(process.pid, signal.SIGINT)
@@ -129,30 +134,38 @@ def _stop(processes) -> None:
     try:
         first.join()
         for process in others:
-            process.join(GRACE_SECONDS)
+            process.join(EXIT_TIMEOUT_SECONDS)
     finally:
         for process in processes.processes:
             process.terminate()
 
 
 def share_cores(num_processes: int) -> None:
-    """Gives this process its part of the cores, where OMP_NUM_THREADS does not say another: with a thread on every core
-    in each of several processes, a step takes twice as long."""
+    """Limits the threads of this process to its share of the cores, unless OMP_NUM_THREADS is set.
+
+    If each of several processes had a thread on every core, an iteration would take twice as long.
+    """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, os.cpu_count() // num_processes))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+
+
+def check_counts(num_processes: int, num_machines: int) -> None:
+    """Raises an InputError if a number of processes or machines is less than 1."""
+    if num_processes < 1 or num_machines < 1:
+        raise InputError(f"--num-gpus {num_processes}, --num-machines {num_machines}: both must be 1 or more")
 
 
 def rendezvous(address: str, num_machines: int, machine_rank: int) -> tuple[str, int]:
-    """The host and the port where the processes meet; arguments and errors as for ``launch``."""
+    """Returns the host and the port at which the processes connect. Arguments and errors are those of ``launch``."""
     if not 0 <= machine_rank < num_machines:
-        raise InputError(f"--machine-rank {machine_rank}: must be from 0 to {num_machines - 1} for --num-machines")
+        raise InputError(f"--machine-rank {machine_rank}: must be from 0 to {num_machines - 1}, as --num-machines says")
     if address == "auto":
         if num_machines > 1:
-            raise InputError("--dist-url auto: several machines need tcp://host:port of the first one")
+            raise InputError("--dist-url auto: for several machines, set it to tcp://host:port of the first one")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             return "127.0.0.1", free.getsockname()[1]
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     if not address.startswith("tcp://") or not host or not port.isdigit():
-        raise InputError(f"--dist-url {address}: write it as tcp://host:port")
+        raise InputError(f"--dist-url {address}: it must have the form tcp://host:port")
     return host, int(port)

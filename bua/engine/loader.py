@@ -1,7 +1,8 @@
-"""Batches for training without end, in an order that can be taken up again where it was left."""
+"""Loads batches for training, in an order that a resumed run continues where it stopped."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,31 +11,41 @@ from torch.utils.data import DataLoader, Dataset
 from bua.errors import InputError
 
 
-class TrainingLoader:
-    """Yields batches of a data set, epoch after epoch, each epoch in another order.
+class IndexedDataset(Protocol):
+    """A data set whose items are accessed by their index."""
 
-    What it yields depends on ``seed`` and on how many batches it has yielded, and on nothing else: not on the number
-    of workers or processes, nor on any global random state. Every epoch has every item; its last batch is filled up
-    with items from the epoch's start.
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class TrainingLoader:
+    """Yields batches of a data set without end, each epoch in another order.
+
+    The batches depend on ``seed`` and on the number of batches yielded so far, and on nothing else: not on the number
+    of workers or processes, nor on any global random state. Every epoch contains every item. If the last batch of an
+    epoch is not full, items from the start of the epoch are added to it.
 
     Args:
-        dataset: ``dataset[i]`` is handed to ``mapper``.
-        mapper: ``mapper(dataset[i], rng)`` makes an item; runs in worker processes, and draws from ``rng``, which is
-            seeded by ``seed``, the epoch and i.
-        batch_size: over all processes; each gets its share of every batch.
-        groups: [len(dataset)] ints; a batch is from one group, but for an epoch's last ones. None is one group.
-        keep: ids of the items to use; all by default.
-        num_workers: processes that make items ahead of time; 0 makes them when they are asked for.
-        collate: makes a batch of a list of items.
-        process_index, num_processes: which share of the batches this process gets.
+        dataset: The data set.
+        mapper: ``mapper(dataset[i], rng)`` makes item i of a batch. It runs in worker processes. If it needs random
+            numbers, it draws them from ``rng``, whose random seed is made of ``seed``, the epoch and i.
+        batch_size: Number of items in a batch, over all processes. Each process gets its share of every batch.
+        seed: Random seed.
+        groups: [len(dataset)] ints. The items of a batch are from the same group, except in the last batches of an
+            epoch. None means that all items are in one group.
+        keep: Indices of the items to use. By default all are used.
+        num_workers: Number of processes that make items in advance. With 0, this process makes them when it needs them.
+        collate: Makes a batch of a list of items.
+        process_index, num_processes: Determine the share of this process.
 
     Raises:
-        InputError: no items, or a batch that cannot be shared evenly. Iterating raises what ``mapper`` raises.
+        InputError: There are no items, or a batch cannot be shared evenly. Iterating raises the errors of ``mapper``.
     """
 
     def __init__(
         self,
-        dataset: Sequence,
+        dataset: IndexedDataset,
         mapper: Callable,
         batch_size: int,
         *,
@@ -46,14 +57,12 @@ class TrainingLoader:
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        if batch_size < 1 or batch_size % num_processes:
-            raise InputError(
-                f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a multiple of {num_processes} processes"
-            )
+        check_batch_size(batch_size, num_processes)
         self.keep = np.arange(len(dataset)) if keep is None else np.asarray(keep)
         if not len(self.keep):
             raise InputError(
-                "training set: no items, or none with annotations; see DATASETS.TRAIN, or DATA.TRAIN of a head"
+                "training set: it has no items, or none with annotations; check DATASETS.TRAIN (for a detector) or "
+                "DATA.TRAIN (for a task)"
             )
         self.dataset, self.mapper, self.collate = dataset, mapper, collate
         self.groups = None if groups is None else np.asarray(groups)[self.keep]
@@ -62,14 +71,15 @@ class TrainingLoader:
         self.epoch, self.position = 0, 0
 
     def __iter__(self) -> Iterator:
-        """Goes on after the last batch that was taken; what workers had made beyond it is made again."""
+        """Continues after the last batch that was yielded. Items that workers made in advance are made again."""
         loader = DataLoader(
             _Mapped(self.dataset, self.mapper, self.seed),
             batch_sampler=self._batches(self.epoch, self.position),
             num_workers=self.num_workers,
             collate_fn=_Collate(self.collate),
             worker_init_fn=_init_worker,
-            # Its own, because starting workers draws from it, and torch's global one belongs to the model.
+            # DataLoader draws from its generator when it starts workers. If this were torch's global generator, the
+            # model would draw other random numbers.
             generator=torch.Generator(),
         )
         for batch in loader:
@@ -80,19 +90,23 @@ class TrainingLoader:
 
     @property
     def batches_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
         return -(-len(self.keep) // self.batch_size)
 
     def state_dict(self) -> dict:
-        """Where the batches that were taken end: ``epoch``, ``items`` taken in it, and the ``seed``."""
+        """Returns the ``seed``, the current ``epoch`` and the number of ``items`` of it that were yielded."""
         return {"seed": self.seed, "epoch": self.epoch, "items": self.position * self.batch_size}
 
     def load_state_dict(self, state: dict) -> None:
-        """Makes the next ``iter`` go on there, at the start of the batch where the batch size is another."""
+        """Makes the next ``iter`` continue from ``state``.
+
+        If the batch size has changed, it starts with the batch that contains the next item.
+        """
         self.seed, self.epoch = state["seed"], state["epoch"]
         self.position = min(state["items"] // self.batch_size, self.batches_per_epoch - 1)
 
     def plan(self, epoch: int) -> np.ndarray:
-        """All batches of an epoch: [batches_per_epoch, batch_size] indices into the data set."""
+        """Returns all batches of an epoch: [batches_per_epoch, batch_size] indices into the data set."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.keep))
         size = self.batch_size
@@ -107,7 +121,7 @@ class TrainingLoader:
         return self.keep[rng.permutation(batches)]
 
     def _advance(self) -> None:
-        """Counts a batch that is taken."""
+        """Counts a batch that is yielded."""
         self.position += 1
         if self.position == self.batches_per_epoch:
             self.epoch, self.position = self.epoch + 1, 0
@@ -121,17 +135,34 @@ class TrainingLoader:
             epoch, position = epoch + 1, 0
 
 
+def check_batch_size(batch_size: int, num_processes: int) -> None:
+    """Raises an InputError if the processes cannot share a batch evenly."""
+    if batch_size < 1 or batch_size % num_processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH is {batch_size}; it must be a multiple of {num_processes}, the number of processes"
+        )
+
+
 def aspect_groups(sizes: np.ndarray) -> np.ndarray:
-    """Groups images of [N, 2] (height, width) into tall (0) and wide (1), as Detectron2, so that batches need
-    little padding."""
+    """Groups images into tall (0) and wide (1) ones, as Detectron2 does, so that batches need little padding.
+
+    Args:
+        sizes: [N, 2] (height, width) of the images.
+
+    Returns:
+        [N] int64.
+    """
     return (sizes[:, 1] > sizes[:, 0]).astype(np.int64)
 
 
 class _Mapped(Dataset):
-    """Makes the item (epoch, index). An InputError is an item, because a data loader would turn one that is raised in
-    a worker into many lines."""
+    """Makes items by their (epoch, index).
 
-    def __init__(self, dataset: Sequence, mapper: Callable, seed: int):
+    If ``mapper`` raises an InputError, this error is the item, because a data loader would add the worker's traceback
+    to an error that is raised in a worker.
+    """
+
+    def __init__(self, dataset: IndexedDataset, mapper: Callable, seed: int):
         self.dataset, self.mapper, self.seed = dataset, mapper, seed
 
     def __getitem__(self, key: tuple[int, int]):
@@ -143,6 +174,8 @@ class _Mapped(Dataset):
 
 
 class _Collate:
+    """Makes a batch of items, or returns the first InputError among them."""
+
     def __init__(self, collate: Callable):
         self.collate = collate
 
@@ -151,5 +184,5 @@ class _Collate:
 
 
 def _init_worker(worker: int) -> None:
-    # Ctrl-C reaches workers too; the process that they work for decides when they end.
+    # Workers get Ctrl-C from the terminal too, but the process that started them decides when they end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

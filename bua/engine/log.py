@@ -1,4 +1,4 @@
-"""What training says while it runs: lines on the console, ``metrics.json``, TensorBoard."""
+"""Logs the progress of training to the console, ``metrics.json`` and TensorBoard."""
 
 import json
 import resource
@@ -17,19 +17,20 @@ METRICS_FILE = "metrics.json"
 
 
 class TrainingLog:
-    """Collects what each iteration gives, and every ``period`` iterations writes the means.
+    """Collects the losses of each iteration, and writes their means every ``period`` iterations.
 
-    ``metrics.json`` gets one JSON object a line: ``{"iteration": n, "total_loss": ..., <each loss>, "lr": ...,
-    "images_per_second": ..., "data_seconds": ...}`` after n iterations, ``data_seconds`` being what an iteration
-    waited for its batch; and ``{"iteration": n, <metrics>}`` for each evaluation. TensorBoard gets the same.
+    Each line of ``metrics.json`` is a JSON object. After n iterations it is ``{"iteration": n, "total_loss": ..., <each
+    loss>, "lr": ..., "images_per_second": ..., "data_seconds": ...}``, where ``data_seconds`` is the mean time that an
+    iteration waited for its batch. For an evaluation after n iterations it is ``{"iteration": n, <metrics>}``.
+    TensorBoard gets the same values.
 
     Args:
-        output_dir: where the files go.
-        max_iter: for the time left.
-        start: iterations that are done. Lines of later ones are taken out of ``metrics.json``: the run that wrote
-            them did not live to save what it learned there.
-        period: iterations between lines.
-        unit: what is counted in the rate, in the name of ``images_per_second`` too.
+        output_dir: Folder of the files.
+        max_iter: Number of iterations of the run, from which the time left is estimated.
+        start: Number of iterations done before. Lines of later iterations are removed from ``metrics.json``: they are
+            of a run that was killed before its next checkpoint.
+        period: Number of iterations between two lines.
+        unit: Name of the items of a batch. It also replaces "images" in ``images_per_second``.
     """
 
     def __init__(
@@ -37,17 +38,26 @@ class TrainingLog:
     ):
         self.path = Path(output_dir) / METRICS_FILE
         self.max_iter, self.period, self.unit = max_iter, period, unit
-        self._sums, self._count = defaultdict(float), 0
+        self._sums: dict[str, float] = defaultdict(float)
+        self._count = 0
         _drop_lines_after(self.path, start)
         self._board = SummaryWriter(str(output_dir), purge_step=start + 1 if start else None)
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves the time since the last line, and the items in it, out of the rates."""
+        """Excludes the time since the last line, and its items, from the rates."""
         self._clock, self._items, self._data_seconds, self._timed = time.perf_counter(), 0, 0.0, 0
 
     def step(self, iteration: int, losses: dict[str, float], lr: float, items: int, data_seconds: float) -> None:
-        """Takes in what iteration number ``iteration`` (from 1) gave."""
+        """Adds the results of an iteration.
+
+        Args:
+            iteration: Number of the iteration, from 1.
+            losses: Losses by their names.
+            lr: Learning rate.
+            items: Number of items in the batch.
+            data_seconds: Time that the iteration waited for its batch.
+        """
         for name, value in losses.items():
             self._sums[name] += value
         self._count += 1
@@ -58,24 +68,26 @@ class TrainingLog:
             self._write_means(iteration, lr)
 
     def metrics(self, iteration: int, metrics: dict[str, float]) -> None:
-        """Writes the outcome of an evaluation after ``iteration`` iterations."""
+        """Writes the metrics of an evaluation after ``iteration`` iterations."""
         self._write({"iteration": iteration, **metrics})
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         print(f"evaluation after {iteration} iterations: {values}", flush=True)
 
     def has_metrics(self, iteration: int) -> bool:
-        """Whether an evaluation after ``iteration`` iterations is written already."""
+        """Returns whether the metrics of an evaluation after ``iteration`` iterations have been written."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         return any(line["iteration"] == iteration and "total_loss" not in line for line in map(json.loads, lines))
 
     def state_dict(self) -> dict:
-        """What has been collected since the last line."""
+        """Returns the sums of the losses since the last line."""
         return {"sums": dict(self._sums), "count": self._count}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restores a state that ``state_dict`` returned."""
         self._sums, self._count = defaultdict(float, state["sums"]), state["count"]
 
     def close(self) -> None:
+        """Closes TensorBoard's file."""
         self._board.close()
 
     def _write_means(self, iteration: int, lr: float) -> None:
@@ -94,7 +106,7 @@ class TrainingLog:
             }
         )
         left = timedelta(seconds=round(seconds / self._timed * (self.max_iter - iteration)))
-        # Of a single loss the total says all.
+        # A single loss equals the total, so it is not printed again.
         parts = losses if len(losses) > 1 else {}
         values = "".join(f"  {name.removeprefix('loss_')} {value:.3f}" for name, value in parts.items())
         print(
@@ -122,7 +134,7 @@ def _drop_lines_after(path: Path, iteration: int) -> None:
         try:
             done = json.loads(line)["iteration"]
         except (ValueError, KeyError, TypeError):
-            # The last line of a run that was killed while writing it.
+            # A run that is killed while it writes a line leaves an incomplete last line.
             continue
         if done <= iteration:
             kept.append(line + "\n")
@@ -131,7 +143,7 @@ def _drop_lines_after(path: Path, iteration: int) -> None:
 
 
 def _memory_megabytes() -> int:
-    """The most that was used so far: of the GPU where one is in use, else of this process."""
+    """Returns the peak memory so far: of the GPU if one is in use, otherwise of this process."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() >> 20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Optimiser, schedule and gradient clipping from ``cfg.SOLVER``, with Detectron2's meaning of the keys."""
+"""Builds the optimizer, the schedule and gradient clipping from ``cfg.SOLVER``, whose keys are Detectron2's."""
 
 import math
 from bisect import bisect_right
@@ -12,19 +12,20 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from bua.errors import InputError
 
-# With the learning rate as their only setting.
+# Of these, only the learning rate is configured.
 ADAPTIVE = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "Adamax": torch.optim.Adamax}
-# One kernel for all parameters, which torch has for these.
-FASTER = {"Adam": {"fused": True}, "AdamW": {"fused": True}}
+# For these, torch can update all parameters with one kernel, which is faster.
+FUSED = {"Adam": {"fused": True}, "AdamW": {"fused": True}}
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """``SOLVER.OPTIMIZER`` over the parameters that learn, in one group for each learning rate and weight decay.
+    """Builds ``SOLVER.OPTIMIZER`` for the parameters that require gradients.
 
-    Biases learn at ``BASE_LR * BIAS_LR_FACTOR`` (2 in the original's train.prototxt) and decay by
-    ``WEIGHT_DECAY_BIAS`` where that is not None; normalisation layers decay by ``WEIGHT_DECAY_NORM``.
+    The parameters with the same learning rate and weight decay form a group. Biases have the learning rate
+    ``BASE_LR * BIAS_LR_FACTOR`` (the factor is 2 in the original's train.prototxt), and the weight decay
+    ``WEIGHT_DECAY_BIAS`` if that is not None. Normalisation layers have the weight decay ``WEIGHT_DECAY_NORM``.
     """
     solver = cfg.SOLVER
     groups = defaultdict(list)
@@ -45,22 +46,23 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(parameters, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER in ADAPTIVE:
-        return ADAPTIVE[solver.OPTIMIZER](parameters, lr=solver.BASE_LR, **FASTER.get(solver.OPTIMIZER, {}))
+        return ADAPTIVE[solver.OPTIMIZER](parameters, lr=solver.BASE_LR, **FUSED.get(solver.OPTIMIZER, {}))
     raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of SGD, {', '.join(ADAPTIVE)}")
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-    """Multiplies every group's learning rate by ``lr_factor``, to be stepped once an iteration."""
-    lr_factor(cfg, 0)
+    """Builds a scheduler that multiplies every group's learning rate by ``lr_factor``. Step it once per iteration."""
+    lr_factor(cfg, 0)  # raises the InputError for an unknown name now, not in the first iteration
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: lr_factor(cfg, iteration))
 
 
 def lr_factor(cfg: CfgNode, iteration: int) -> float:
-    """The learning rate in step ``iteration`` (from 0) over ``BASE_LR``.
+    """Returns the learning rate in ``iteration`` (from 0) divided by ``BASE_LR``.
 
-    Steps (times ``GAMMA`` at each of ``STEPS``), half a cosine or a straight line down to ``BASE_LR_END``, or times
-    ``GAMMA`` in each iteration; before ``WARMUP_ITERS``, ``WARMUP_FACTOR`` of it, constant or growing linearly to
-    where the schedule is at the end of the warm-up.
+    ``LR_SCHEDULER_NAME`` decides whether the learning rate is multiplied by ``GAMMA`` at each of ``STEPS``, falls to
+    ``BASE_LR_END`` like half a cosine or linearly, or is multiplied by ``GAMMA`` in each iteration. During the first
+    ``WARMUP_ITERS`` iterations it starts at ``WARMUP_FACTOR`` times the schedule's first value, and stays there or
+    grows linearly to the schedule's value at the end of the warm-up.
     """
     solver = cfg.SOLVER
     if iteration >= solver.WARMUP_ITERS:
@@ -75,9 +77,10 @@ def lr_factor(cfg: CfgNode, iteration: int) -> float:
 
 
 def build_clip(cfg: CfgNode) -> Callable[[list[nn.Parameter]], object] | None:
-    """What ``cfg.SOLVER.CLIP_GRADIENTS`` does to the gradients of a list of parameters, or None where disabled.
+    """Returns a function that clips the gradients of a list of parameters in place, or None if this is disabled.
 
-    ``CLIP_TYPE`` is "value" (each element), "norm" (each parameter's gradient) or "full_model" (the norm over all).
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` is "value" (limits each element), "norm" (limits the norm of each parameter's
+    gradient) or "full_model" (limits the norm over all gradients).
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED:
@@ -93,6 +96,7 @@ def build_clip(cfg: CfgNode) -> Callable[[list[nn.Parameter]], object] | None:
 
 
 def _schedule(solver: CfgNode, iteration: int) -> float:
+    """Returns the learning rate without warm-up divided by ``BASE_LR``."""
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         return solver.GAMMA ** bisect_right(sorted(solver.STEPS), iteration)
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":

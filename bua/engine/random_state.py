@@ -1,4 +1,4 @@
-"""All random number generators that training draws from: their seed, and their state as what a checkpoint can hold."""
+"""Sets the random seed of all generators that training draws from, and saves and restores their state."""
 
 import random
 import secrets
@@ -12,8 +12,13 @@ from accelerate.utils import broadcast_object_list
 
 
 def random_state() -> dict:
-    """Of python, numpy, torch, and torch's current GPU where it is in use; only plain values and tensors."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - libraries draw from the global generator
+    """Returns the state of the generators of Python, numpy, torch, and of torch's current GPU if it is in use.
+
+    The state consists of plain values and tensors only, so that a checkpoint can hold it.
+    """
+    numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries draw from the global generator
+    assert isinstance(numpy_state, tuple)
+    name, keys, *rest = numpy_state
     state = {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), *rest),
@@ -25,7 +30,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Puts back what ``random_state`` gave."""
+    """Restores a state that ``random_state`` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
@@ -36,19 +41,21 @@ def set_random_state(state: dict) -> None:
 
 
 def seed_everything(seed: int) -> None:
+    """Sets the random seed of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
 
 
 def seed_run(seed: int, accelerator: Accelerator) -> int:
-    """Seeds the processes of a run, each otherwise.
+    """Sets the random seed of each process of a run, a different one in each.
 
     Args:
-        seed: of the run; below 0 for one that is drawn.
+        seed: The run's random seed. If it is negative, a random one is used.
+        accelerator: The group of processes, from ``connect``.
 
     Returns:
-        the run's seed, the same in all processes.
+        The run's random seed, which is the same in all processes.
     """
     shared = broadcast_object_list([seed if seed >= 0 else secrets.randbits(31)])[0]
     seed_everything(shared + accelerator.process_index)
@@ -56,8 +63,11 @@ def seed_run(seed: int, accelerator: Accelerator) -> int:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """What runs inside may draw random numbers; those drawn after it are as if it had not."""
+def preserved_random_state() -> Iterator[None]:
+    """A context that restores the random state when it ends.
+
+    Random numbers drawn in the context do not change those that are drawn after it.
+    """
     state = random_state()
     try:
         yield

@@ -1,11 +1,12 @@
-"""The training loop: of any model whose forward takes a batch and returns a dict of losses."""
+"""The training loop for any model whose forward pass takes a batch and returns a dict of losses."""
 
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +17,7 @@ from torch import nn
 from bua.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from bua.engine.interruption import Interruption
 from bua.engine.log import TrainingLog
-from bua.engine.random_state import random_state, set_random_state, undisturbed
+from bua.engine.random_state import preserved_random_state, random_state, set_random_state
 from bua.errors import InputError, make_folder
 from bua.io.files import whole_file
 
@@ -27,47 +28,49 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss, or a weight, became infinite or not a number. The message is one line with the iteration and, for a
-    loss, the batch's ids."""
+    """A loss or a parameter is infinite or not a number.
+
+    The message is one line, which contains the iteration and, for a loss, the ids of the batch's items.
+    """
 
 
 class Trainer:
-    """Trains a model, saves, evaluates and logs on the way.
+    """Trains a model, saves checkpoints, evaluates and logs.
 
-    Every iteration's losses, and with them all that is learned, follow from the arguments and the global random state
-    at the start: a run that was killed and resumed gives the same ones as one that was not, and evaluation leaves no
-    trace in them.
+    The losses of every iteration depend only on the arguments and on the global random state at the start. A run that
+    was killed and resumed has the same losses as one that was not, and evaluations do not change them.
 
-    Files in ``output_dir``: ``model_0000999.pth`` after 1000 iterations (Detectron2 counts from 0), at the end
-    ``model_final.pth``, the name of the newest in ``last_checkpoint``, what ``TrainingLog`` writes, and, with ``best``,
-    ``model_best.pth``.
+    The files in ``output_dir`` are ``model_0000999.pth`` after 1000 iterations (Detectron2 counts from 0) and so on,
+    ``model_final.pth`` at the end, ``last_checkpoint`` with the name of the newest checkpoint, the files of
+    ``TrainingLog``, and, if ``best`` is given, ``model_best.pth``.
 
     Args:
-        model: on its device.
-        loader: yields this process's share of each batch, without end; iterated anew, it goes on after what was
-            taken; has ``state_dict`` and ``load_state_dict``.
-        optimizer: over the parameters of ``model`` that learn.
-        scheduler: stepped once an iteration.
-        accelerator: from ``bua.engine.connect``.
-        output_dir: made where it does not exist.
-        max_iter: iterations in all.
-        ids: of the items in a batch, for messages and rates.
-        losses: of the model and a batch, a dict of scalars whose sum is minimised. By default ``model(batch)``, which
-            moves the batch to its device by itself.
-        accumulate: batches whose gradients make one step together.
-        checkpoint_period, eval_period: in iterations; with an ``eval_period`` of 0 only the end is evaluated.
-        evaluate: gives metrics; called in the main process; None never evaluates.
-        best: the metric by which the best model is kept, the higher the better; None keeps none.
-        keep_all: every checkpoint; otherwise the newest alone, and the best.
-        clip: changes the gradients of a list of parameters in place.
-        precision: of the forward pass: "float32", "bfloat16", or "float16" with scaled losses, on a GPU.
-        log_period: iterations between two lines of the log.
-        config: what the run was made from; written to ``config.yaml``.
-        extra: what else every checkpoint is to hold, such as a vocabulary.
-        unit: what the log calls the items of a batch.
+        model: The model, on its device.
+        loader: Yields this process's share of each batch, without end. When it is iterated again, it continues after
+            the last batch that was taken. It has ``state_dict`` and ``load_state_dict``.
+        optimizer: Optimizer of the parameters of ``model`` that require gradients.
+        scheduler: Scheduler that is stepped once per iteration.
+        accelerator: The group of processes, from ``bua.engine.connect``.
+        output_dir: Folder of the run. It is created if it does not exist.
+        max_iter: Number of iterations of the run.
+        ids: Returns the ids of the items in a batch, for messages and rates.
+        losses: Takes the model and a batch, and returns a dict of scalars whose sum is minimised. By default this is
+            ``model(batch)``. It moves the batch to the model's device.
+        accumulate: Number of batches whose gradients are accumulated for one step.
+        checkpoint_period, eval_period: Number of iterations between two checkpoints, and between two evaluations. With
+            an ``eval_period`` of 0, the model is evaluated only at the end.
+        evaluate: Returns metrics. It is called in the main process. With None, the model is never evaluated.
+        best: Metric by which the best model is saved, the one with the highest value. With None, it is not saved.
+        keep_all: Whether all checkpoints are kept. Otherwise only the newest and the best are kept.
+        clip: Clips the gradients of a list of parameters in place.
+        precision: Precision of the forward pass: "float32", "bfloat16", or "float16" (with loss scaling, on a GPU).
+        log_period: Number of iterations between two lines of the log.
+        config: Configuration of the run, which is written to ``config.yaml``.
+        extra: Further content of every checkpoint, such as a vocabulary.
+        unit: Name of the items of a batch in the log.
 
     Raises:
-        InputError: a precision that the device does not have.
+        InputError: The device does not support the precision.
     """
 
     def __init__(
@@ -80,8 +83,8 @@ class Trainer:
         accelerator: Accelerator,
         output_dir: str | Path,
         max_iter: int,
-        ids: Callable[[object], list],
-        losses: Callable[[nn.Module, object], dict[str, torch.Tensor]] = lambda model, batch: model(batch),
+        ids: Callable[[Any], list],
+        losses: Callable[[nn.Module, Any], dict[str, torch.Tensor]] = lambda model, batch: model(batch),
         accumulate: int = 1,
         checkpoint_period: int = 5000,
         evaluate: Callable[[], dict[str, float]] | None = None,
@@ -102,6 +105,10 @@ class Trainer:
         self.losses, self.accumulate, self.extra, self.unit = losses, accumulate, extra or {}, unit
         self.best, self.best_value, self.keep_all = best, -math.inf, keep_all
         self.device = next(model.parameters()).device
+        # Mixed precision is torch's. Accelerator.autocast() and its loss scaling depend on a setting that the first
+        # Accelerator of a process fixes, while a process may train several models, on different devices and in
+        # different precisions. With that setting, prepare_model() would also replace model.forward: evaluation would
+        # run in the low precision too, and losses would be computed from outputs that were converted to float32.
         self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.parallel = accelerator.prepare_model(model)
@@ -109,19 +116,20 @@ class Trainer:
         self.iteration = 0
 
     def run(self, resume: bool = False) -> dict[str, float]:
-        """Trains up to ``max_iter``.
+        """Trains until ``max_iter`` iterations are done.
 
-        Ctrl-C saves at the end of the iteration and raises KeyboardInterrupt; a second one does not wait for that.
+        After Ctrl-C, a checkpoint is saved at the end of the iteration and KeyboardInterrupt is raised. A second Ctrl-C
+        raises it at once.
 
         Args:
-            resume: goes on from the newest checkpoint in ``output_dir`` where there is one.
+            resume: Whether to continue from the newest checkpoint in ``output_dir``, if there is one.
 
         Returns:
-            the metrics of the last evaluation; empty without one, and outside of the main process.
+            The metrics of the last evaluation. The dict is empty if there was none, and outside of the main process.
 
         Raises:
-            NonFiniteLoss: before the parameters take harm of it.
-            InputError: a checkpoint that does not fit; a run in ``output_dir`` that is not to be resumed.
+            NonFiniteLoss: A loss is not finite. The parameters have not been updated with it.
+            InputError: A checkpoint does not fit, or ``output_dir`` contains a run and ``resume`` is False.
         """
         saved = self._find_run(resume)
         if saved:
@@ -135,7 +143,7 @@ class Trainer:
             )
             self.log.load_state_dict(saved.get("log", self.log.state_dict()))
         self.model.train()
-        # Last, because what comes before may draw random numbers.
+        # The random state is restored last, because the code above may draw random numbers.
         if self.accelerator.process_index < len(saved.get("random", ())):
             set_random_state(saved["random"][self.accelerator.process_index])
         with Interruption() as interruption:
@@ -145,7 +153,7 @@ class Trainer:
                 try:
                     stop = self._step(batches, interruption)
                 except InputError:
-                    # An image that cannot be read. With several processes the others wait for this one elsewhere.
+                    # An image cannot be read. With several processes, the others would not take part in saving.
                     if self.accelerator.num_processes == 1 and self.iteration > 0:
                         self._save(self._snapshot())
                     raise
@@ -160,21 +168,23 @@ class Trainer:
         return metrics
 
     def _step(self, batches, interruption: Interruption) -> bool:
-        """One iteration; whether it is to be the last, in all processes alike."""
-        values, items, data_seconds, stop = defaultdict(float), 0, 0.0, False
+        """Runs one iteration and returns whether to stop after it. The answer is the same in all processes."""
+        values: dict[str, float] = defaultdict(float)
+        items, data_seconds, stop = 0, 0.0, False
         self.optimizer.zero_grad()
         for part in range(self.accumulate):
             start = time.perf_counter()
             batch = next(batches)
             data_seconds += time.perf_counter() - start
-            # Processes exchange gradients once a step.
-            with self._exchange(part == self.accumulate - 1):
+            with self._gradient_exchange(enabled=part == self.accumulate - 1):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                     losses = self.losses(self.parallel, batch)
-                means, stop = self._share(losses, interruption.requested)
+                means, stop = self._average(losses, interruption.requested)
                 if not all(map(math.isfinite, means)):
                     raise NonFiniteLoss(self._describe_failure(losses, batch))
-                self.scaler.scale(sum(losses.values()) / self.accumulate).backward()
+                total = sum(losses.values())
+                assert isinstance(total, torch.Tensor)
+                self.scaler.scale(total / self.accumulate).backward()
             for name, mean in zip(losses, means):
                 values[name] += mean / self.accumulate
             items += len(self.ids(batch)) * self.accelerator.num_processes
@@ -190,11 +200,15 @@ class Trainer:
             self.log.step(self.iteration, values, lr, items, data_seconds)
         return stop
 
-    def _exchange(self, now: bool) -> AbstractContextManager:
-        return nullcontext() if now else self.accelerator.no_sync(self.parallel)
+    def _gradient_exchange(self, enabled: bool) -> AbstractContextManager:
+        """Returns a context in which ``backward`` averages the gradients over all processes, or does not.
 
-    def _share(self, losses: dict[str, torch.Tensor], stop: bool) -> tuple[list[float], bool]:
-        """The losses' means over all processes, and whether any is asked to stop."""
+        This is needed only once per step, for the last of the accumulated batches.
+        """
+        return nullcontext() if enabled else self.accelerator.no_sync(self.parallel)
+
+    def _average(self, losses: dict[str, torch.Tensor], stop: bool) -> tuple[list[float], bool]:
+        """Returns the losses' means over all processes, and whether any process is to stop."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         if self.accelerator.num_processes == 1:
             return values.tolist(), stop
@@ -203,14 +217,11 @@ class Trainer:
         return means, stops > 0
 
     def _describe_failure(self, losses: dict[str, torch.Tensor], batch) -> str:
-        names = [name for name, loss in losses.items() if not torch.isfinite(loss)]
-        failures = gather_object([(names, self.ids(batch))])
-        names = dict.fromkeys(name for names, _ in failures for name in names)
+        own_names = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+        failures = gather_object([(own_names, self.ids(batch))])
+        all_names = dict.fromkeys(name for names, _ in failures for name in names)
         ids = [str(item) for names, items in failures if names for item in items]
-        return (
-            f"iteration {self.iteration + 1}: {', '.join(names)} not finite in the batch of {', '.join(ids)}; "
-            "look at their annotations or lower the learning rate" + self._last_checkpoint_hint()
-        )
+        return describe_non_finite_losses(self.iteration + 1, all_names, ids) + self._last_checkpoint_hint()
 
     def _last_checkpoint_hint(self) -> str:
         last = last_checkpoint(self.output_dir)
@@ -222,17 +233,20 @@ class Trainer:
         return self.iteration == self.max_iter or (self.eval_period > 0 and self.iteration % self.eval_period == 0)
 
     def _catch_up(self, interruption: Interruption) -> dict[str, float]:
-        """Evaluates where a run ended between a checkpoint and the evaluation that follows it."""
+        """Evaluates if the run ended between a checkpoint and the evaluation that follows it."""
         missing = self.log is not None and self._evaluation_due() and not self.log.has_metrics(self.iteration)
         return self._evaluate(interruption) if broadcast_object_list([missing])[0] else {}
 
     def _evaluate(self, interruption: Interruption) -> dict[str, float]:
-        # Taken while all processes are there; Ctrl-C during the evaluation then needs the main one alone.
+        # The snapshot needs all processes. It is taken first, so that the main process can save without the others if
+        # Ctrl-C is pressed during the evaluation.
         state = self._snapshot()
-        metrics = {}
+        metrics: dict[str, float] = {}
         if self.accelerator.is_main_process:
+            assert self.evaluate is not None
+            assert self.log is not None
             try:
-                with undisturbed(), interruption.at_once():
+                with preserved_random_state(), interruption.at_once():
                     metrics = self.evaluate()
             except KeyboardInterrupt:
                 self._save(state)
@@ -253,6 +267,7 @@ class Trainer:
         save_checkpoint(self.output_dir / BEST, **content)
 
     def _parts(self) -> dict:
+        """Returns the objects whose state a checkpoint contains, by their keys in the checkpoint."""
         return {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -262,10 +277,14 @@ class Trainer:
         }
 
     def _snapshot(self) -> dict:
-        """What a checkpoint holds, in the main process; empty in the others, which have to call it too."""
+        """Returns the content of a checkpoint in the main process, and an empty dict in the others.
+
+        All processes must call it, because each contributes its random state.
+        """
         random_states = gather_object([random_state()])
         if not self.accelerator.is_main_process:
             return {}
+        assert self.log is not None
         state = {name: part.state_dict() for name, part in self._parts().items()}
         return {
             **self.extra,
@@ -276,13 +295,14 @@ class Trainer:
         }
 
     def _save(self, state: dict) -> None:
+        """Saves what ``_snapshot`` returned. It does nothing outside of the main process."""
         if not state:
             return
         broken = [name for name, value in state["model"].items() if not torch.isfinite(value).all()]
         if broken:
             raise NonFiniteLoss(
-                f"iteration {self.iteration}: {len(broken)} parameters are not finite, such as {broken[0]}, and are "
-                "not saved; lower the learning rate or clip gradients" + self._last_checkpoint_hint()
+                f"iteration {self.iteration}: {len(broken)} parameters are not finite, such as {broken[0]}, so no "
+                "checkpoint is saved; lower the learning rate or clip gradients" + self._last_checkpoint_hint()
             )
         name = FINAL if self.iteration == self.max_iter else f"model_{self.iteration - 1:07d}.pth"
         before = last_checkpoint(self.output_dir)
@@ -294,17 +314,17 @@ class Trainer:
         print(f"saved {self.output_dir / name}", flush=True)
 
     def _find_run(self, resume: bool) -> dict:
-        """The newest checkpoint's content, its weights in the model already; empty where there is none."""
+        """Loads the newest checkpoint's weights into the model and returns its content, or {} if there is none."""
         path = last_checkpoint(self.output_dir)
         if path is None:
             return {}
         if not resume:
-            raise InputError(f"{self.output_dir}: holds a run already ({path.name}); --resume it or set OUTPUT_DIR")
+            raise InputError(describe_existing_run(self.output_dir, path))
         load_weights(self.model, path)
         saved = _from_detectron2(read_checkpoint(path))
         needed = {*self._parts(), "iteration"} - {"data"}
         if not needed <= set(saved):
-            raise InputError(f"{path}: holds weights only and cannot be resumed; name it in MODEL.WEIGHTS instead")
+            raise InputError(f"{path}: contains only weights and cannot be resumed; set MODEL.WEIGHTS to it instead")
         if self.accelerator.is_main_process:
             print(f"resumed {path} after {saved['iteration']} iterations", flush=True)
         return saved
@@ -327,10 +347,10 @@ class Trainer:
 
 
 def _from_detectron2(saved: dict) -> dict:
-    """A checkpoint of ``bua.d2.Trainer`` as one of this trainer; any other as it is.
+    """Converts a checkpoint of ``bua.d2.Trainer`` to one of this trainer. Returns any other checkpoint as it is.
 
-    Detectron2 counts the last iteration, from 0, where this trainer counts those done. Its data loader cannot say how
-    far it was: the images begin anew.
+    Detectron2 saves the number of the last iteration, from 0, while this trainer saves how many are done. Detectron2's
+    data loader does not save its position, so the images start from the beginning.
     """
     if "LRScheduler" not in saved.get("trainer", {}).get("hooks", {}):
         return saved
@@ -345,13 +365,26 @@ def _from_detectron2(saved: dict) -> dict:
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint of the run in ``output_dir``, or None where nothing was saved."""
+    """Returns the newest checkpoint of the run in ``output_dir``, or None if nothing was saved."""
     pointer = Path(output_dir) / POINTER
     return pointer.with_name(pointer.read_text().strip()) if pointer.is_file() else None
 
 
+def describe_existing_run(output_dir: str | Path, checkpoint: Path) -> str:
+    """Returns the error message for a new run in a folder that contains the checkpoint of another one."""
+    return f"{output_dir}: already contains a run ({checkpoint.name}); continue it with --resume or change OUTPUT_DIR"
+
+
+def describe_non_finite_losses(iteration: int, names: Iterable[str], ids: Iterable[str]) -> str:
+    """Returns the error message for losses that are not finite, computed in ``iteration`` from the items ``ids``."""
+    return (
+        f"iteration {iteration}: {', '.join(names)} not finite in the batch of {', '.join(ids)}; "
+        "check the annotations of these or lower the learning rate"
+    )
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What ``torch.autocast`` computes in; None for float32, which needs none."""
+    """Returns the dtype for ``torch.autocast``, or None for float32, which needs no autocast."""
     if precision not in DTYPES:
         raise InputError(f"SOLVER.AMP.DTYPE is {precision!r}; use one of {', '.join(DTYPES)}")
     if precision == "float16" and device.type == "cpu":

@@ -1,7 +1,7 @@
 import pytest
 import torch
+from short_training import short_training_values
 
-from bua.detection.catalog import get_dataset
 from bua.shapes.make import make_shapes
 from bua.visual_genome.prepare import prepare
 
@@ -16,25 +16,10 @@ def shapes_root(tmp_path_factory):
 
 @pytest.fixture
 def shapes(shapes_root, monkeypatch):
-    """Overrides of configs/shapes.yaml that make a run over a few images short; the data sets are there."""
+    """Returns a function that makes overrides of configs/shapes.yaml for a short run on a few images."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes_root))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    dataset = get_dataset("shapes_train")
-    values = {
-        "DATASETS.TRAIN": "('shapes_train', 'shapes_val')",
-        "DATASETS.TEST": "('shapes_test',)",
-        "MODEL.DEVICE": "cpu",
-        "MODEL.ROI_HEADS.NUM_CLASSES": len(dataset.objects),
-        "MODEL.BUA.ATTRIBUTES.NUM_CLASSES": len(dataset.attribute_names),
-        "INPUT.MIN_SIZE_TRAIN": "(64, 80)",
-        "INPUT.MIN_SIZE_TEST": "64",
-        "DATALOADER.NUM_WORKERS": "0",
-        "SOLVER.IMS_PER_BATCH": "2",
-        "SOLVER.MAX_ITER": "4",
-        "SOLVER.CHECKPOINT_PERIOD": "2",
-        "TEST.EVAL_PERIOD": "0",
-        "SEED": "1",
-    }
+    values = short_training_values(max_iter=4, checkpoint_period=2)
 
     def overrides(**changes):
         merged = {**values, **{key.replace("__", "."): value for key, value in changes.items()}}

@@ -18,7 +18,7 @@ from bua.io.images import Resize, read_image
 CONFIG = "configs/shapes.yaml"
 
 
-def test_data_sets_are_in_detectron2s_catalogs(shapes, tmp_path, monkeypatch):
+def test_data_sets_are_registered_in_detectron2s_catalogs(shapes, tmp_path, monkeypatch):
     assert {"visual_genome_train", "shapes_test"} <= set(DatasetCatalog)
     assert MetadataCatalog.get("visual_genome_val").evaluator_type == "visual_genome"
     expected = get_dataset("shapes_test")
@@ -27,21 +27,21 @@ def test_data_sets_are_in_detectron2s_catalogs(shapes, tmp_path, monkeypatch):
     assert MetadataCatalog.get("shapes_test").thing_classes == expected.objects.names
     assert MetadataCatalog.get("shapes_test").attribute_classes == expected.attribute_names.names
 
-    monkeypatch.setattr(bua.detection.catalog, "_places", dict(bua.detection.catalog._places))
+    monkeypatch.setattr(bua.detection.catalog, "_locations", dict(bua.detection.catalog._locations))
     bua.detection.catalog.register_dataset("mine", "shapes", "shapes/annotations/shapes_val.json")
     bua.d2.register_datasets()
     assert len(DatasetCatalog.get("mine")) == 3
     DatasetCatalog.remove("mine")
 
 
-def test_training_mapper_gives_what_the_torch_engine_trains_on(shapes):
+def test_training_mapper_makes_the_samples_of_the_torch_engine(shapes):
     cfg = bua.d2.load_cfg(CONFIG, shapes())
     dataset = get_dataset("shapes_train")
     mapper = build_mapper(cfg, dataset.objects, dataset.attribute_names)
     seen = set()
     for seed in range(8):
         torch.manual_seed(seed)
-        mapped = bua.d2.TrainingMapper(mapper)(dataset[0])
+        mapped = bua.d2.AttributeDatasetMapper(mapper)(dataset[0])
         torch.manual_seed(seed)
         expected = mapper(dataset[0], np.random.default_rng(torch.randint(2**31, ()).item()))
         instances = mapped["instances"]
@@ -64,7 +64,7 @@ def test_training_loader_leaves_out_images_without_boxes(shapes):
     assert seen == usable
 
 
-def test_inference_mapper(shapes):
+def test_inference_mapper_resizes_the_image_and_adds_boxes(shapes):
     cfg = bua.d2.load_cfg(CONFIG, shapes())
     dataset = get_dataset("shapes_test")
     (mapped,), *_ = Trainer.build_test_loader(cfg, "shapes_test")
@@ -76,13 +76,13 @@ def test_inference_mapper(shapes):
     assert "boxes" not in without(dataset[0])
 
 
-def test_detectron2s_coco_evaluator_takes_the_outputs(shapes, tmp_path):
+def test_detectron2s_coco_evaluator_accepts_the_outputs(shapes, tmp_path):
     cfg = bua.d2.load_cfg(CONFIG, shapes())
     evaluator = COCOEvaluator("shapes_test", output_dir=str(tmp_path))
     results = inference_on_dataset(Trainer.build_model(cfg), Trainer.build_test_loader(cfg, "shapes_test"), evaluator)
     assert results["bbox"]["AP"] >= 0
 
 
-def test_vocabularies_of_another_size_are_named(shapes):
-    with pytest.raises(InputError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES is 3, and the vocabulary of shapes_train"):
+def test_a_vocabulary_of_another_size_is_an_error(shapes):
+    with pytest.raises(InputError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES is 3, but the vocabulary of shapes_train"):
         Trainer.build_train_loader(bua.d2.load_cfg(CONFIG, shapes(MODEL__ROI_HEADS__NUM_CLASSES=3)))

@@ -1,4 +1,4 @@
-"""Detectron2's engine against the golden data: what the original's functions and the public port compute."""
+"""Compares Detectron2's engine with the golden data, which the original's functions and the public port computed."""
 
 import numpy as np
 import pytest
@@ -41,19 +41,19 @@ def test_every_stage_agrees_with_the_public_port(shared_data):
         model.get_submodule(name).register_forward_hook(
             lambda _, inputs, output, name=name: seen.update({name: output})
         )
-    picture = Resize(240, 400, "caffe")(read_image(shared_data / "images" / str(golden["image"])))
-    keys = {"image": picture.image, "width": picture.width, "height": picture.height, "scale": picture.scale}
-    pixels = model.preprocess_image([keys]).tensor
+    image = Resize(240, 400, "caffe")(read_image(shared_data / "images" / str(golden["image"])))
+    inputs = {"image": image.image, "width": image.width, "height": image.height, "scale": image.scale}
+    pixels = model.preprocess_image([inputs]).tensor
     np.testing.assert_allclose(pixels[0, :, :8, :8].permute(1, 2, 0), golden["input_top_left"], atol=1e-4)
     with torch.no_grad():
-        predictions = model([keys])[0]["objects"]
+        predictions = model([inputs])[0]["objects"]
     assert seen["backbone"]["res4"].shape == tuple(golden["res4_shape"])
     rows, columns = golden["res4_shape"][-2:]
     objectness, deltas = seen["proposal_generator.rpn_head"]
     assert_close(objectness.view(rows, columns, 12).permute(2, 0, 1), golden["objectness_logits"])
     deltas = deltas.view(rows, columns, 12, 4).permute(2, 3, 0, 1)
     assert_close(deltas.reshape(48, rows, columns), golden["anchor_deltas"])
-    assert_close(predictions.proposals * np.float32(picture.scale[0]), golden["proposals"])
+    assert_close(predictions.proposals * np.float32(image.scale[0]), golden["proposals"])
     assert_close(predictions.features, golden["proposal_features"])
     logits, box_deltas = seen["roi_heads.box_predictor"]
     assert_close(logits, golden["object_logits"])
@@ -72,8 +72,8 @@ def test_proposals_agree_with_the_original(shared_data, monkeypatch, case, limit
     overrides = ["MODEL.RPN.PRE_NMS_TOPK_TEST", str(limits[0]), "MODEL.RPN.POST_NMS_TOPK_TEST", str(limits[1])]
     cfg = bua.d2.load_cfg("configs/vg_r101.yaml", overrides)
     generator = build_proposal_generator(cfg, {"res4": ShapeSpec(channels=8, stride=16)}).eval()
-    said = (probs.permute(1, 2, 0).flatten()[None], deltas.permute(2, 3, 0, 1).reshape(1, -1, 4))
-    monkeypatch.setattr(generator.rpn_head, "forward", lambda features: said)
+    outputs = (probs.permute(1, 2, 0).flatten()[None], deltas.permute(2, 3, 0, 1).reshape(1, -1, 4))
+    monkeypatch.setattr(generator.rpn_head, "forward", lambda features: outputs)
     images = ImageList(torch.zeros(1, 3, int(height), int(width)), [(int(height), int(width))])
     images.scales = [scale]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The two engines, and Detectron2's own parts, on the same weights and images."""
+"""Compares the two engines, and Detectron2's own parts, on the same weights and images."""
 
 import pickle
 
@@ -38,18 +38,18 @@ STOCK = [
 
 
 def engines(config, *overrides):
-    """Detectron2's model and the torch engine's, with the same random weights, which say something."""
+    """Returns Detectron2's model and the torch engine's, with the same random weights."""
     torch.manual_seed(0)
     model = build_model(bua.d2.load_cfg(config, [*SLIM, *overrides]))
     detector = build_detector(load_cfg(config, [*SLIM, *overrides]))
-    spread(model)
+    amplify_outputs(model)
     assert list(model.state_dict()) == list(detector.state_dict())
     detector.load_state_dict(model.state_dict())
     return model, detector
 
 
-def spread(model):
-    """The heads begin close to nothing, where everything would agree."""
+def amplify_outputs(model):
+    """Increases the weights of the output layers, because with their small initial weights all outputs are alike."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in name for part in ("rpn_head", "predictor")):
@@ -60,19 +60,19 @@ def random_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def as_input(picture, **more):
+def as_input(image, **more):
     return {
-        "image": picture.image,
-        "width": picture.width,
-        "height": picture.height,
-        "scale": picture.scale,
-        "image_id": picture.image_id,
+        "image": image.image,
+        "width": image.width,
+        "height": image.height,
+        "scale": image.scale,
+        "image_id": image.image_id,
         **more,
     }
 
 
 def assert_same(ours, theirs):
-    """To 1e-4 of the largest value."""
+    """Asserts that two tensors differ by at most 1e-4 of the largest value."""
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()) if len(theirs) else 0)
 
@@ -91,10 +91,10 @@ def training_batch(detector):
 
 def with_instances(batch):
     inputs = []
-    for picture in batch:
-        instances = Instances(tuple(picture.image.shape[-2:]), gt_boxes=Boxes(picture.boxes))
-        instances.gt_classes, instances.gt_attributes = picture.classes, picture.attributes
-        inputs.append(as_input(picture, instances=instances))
+    for image in batch:
+        instances = Instances(tuple(image.image.shape[-2:]), gt_boxes=Boxes(image.boxes))
+        instances.gt_classes, instances.gt_attributes = image.classes, image.attributes
+        inputs.append(as_input(image, instances=instances))
     return inputs
 
 
@@ -119,7 +119,7 @@ def test_engines_predict_the_same(config, convention):
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_engines_lose_the_same(convention):
+def test_engines_compute_the_same_losses(convention):
     model, detector = engines("configs/vg_r101.yaml", "MODEL.BUA.BOX_CONVENTION", convention)
     batch = training_batch(detector)
     torch.manual_seed(3)
@@ -133,7 +133,7 @@ def test_engines_lose_the_same(convention):
     assert not model.backbone.res4[0].shortcut.weight.requires_grad
 
 
-def test_detections_carry_their_region():
+def test_detections_have_the_fields_of_their_region():
     model, detector = engines("configs/vg_r101.yaml")
     image = detector.prepare(random_image(100, 130))
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_detections_carry_their_region():
         assert found.attribute_classes[i] == regions.attribute_probs[region].argmax()
 
 
-def test_the_detectron2_convention_is_detectron2s_own():
+def test_the_detectron2_convention_agrees_with_detectron2():
     everything = [
         *["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100000"],
         *["MODEL.RPN.CONV_DIMS", "[-1]", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "100"],
@@ -182,14 +182,14 @@ def test_the_detectron2_convention_is_detectron2s_own():
         assert losses[name].item() == pytest.approx(expected[name].item(), rel=1e-4), name
 
 
-def test_heads_serve_detectron2s_own_meta_architecture():
+def test_heads_work_with_detectron2s_own_meta_architecture():
     model, detector = engines("configs/vg_r50.yaml")
     stock = build_model(bua.d2.load_cfg("configs/vg_r50.yaml", [*SLIM, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]))
     stock.load_state_dict(model.state_dict())
     image = as_input(detector.prepare(random_image(100, 130)))
     with torch.no_grad():
         (expected,), (output,) = model.eval()([image]), stock.eval()([image])
-        # In network pixels here, where AttributeRCNN has them in those of the original image.
+        # These boxes are in network pixels, while those of AttributeRCNN are in pixels of the original image.
         boxes = output["instances"].proposal_boxes
         given = Instances((1, 1), pred_boxes=boxes, pred_classes=output["instances"].pred_classes)
         (at_boxes,) = stock.inference([image], detected_instances=[given], do_postprocess=False)
@@ -213,7 +213,7 @@ def test_standard_heads_add_attributes_to_fpn():
     ]
     torch.manual_seed(0)
     model = build_model(bua.d2.load_cfg("configs/vg_r101_fpn.yaml", overrides))
-    spread(model)
+    amplify_outputs(model)
     stock_heads = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
     stock = build_model(bua.d2.load_cfg("configs/vg_r101_fpn.yaml", [*overrides, *stock_heads]))
     stock.load_state_dict({k: v for k, v in model.state_dict().items() if "attribute" not in k})
@@ -245,7 +245,7 @@ def test_standard_heads_add_attributes_to_fpn():
     assert found.attribute_scores.shape == (len(found),)
 
 
-def test_default_predictor(tmp_path):
+def test_detectron2s_default_predictor_runs_the_model(tmp_path):
     model, detector = engines("configs/vg_r50.yaml")
     weights = tmp_path / "weights.pth"
     torch.save({"model": model.state_dict()}, weights)
@@ -260,7 +260,7 @@ def test_default_predictor(tmp_path):
 
 
 def test_pretrained_backbones_load_into_backbone_and_heads(tmp_path):
-    """As Detectron2's ImageNet weights come: a pickle with names without prefix, to be matched by their ends."""
+    """Detectron2's ImageNet weights are a pickle with names without prefix, which are matched by their ends."""
     model, _ = engines("configs/vg_r50.yaml")
     own = model.state_dict()
     stages = ("backbone.", "roi_heads.res5")
@@ -289,11 +289,13 @@ def test_pretrained_backbones_load_into_backbone_and_heads(tmp_path):
         ("vg_r101_fpn", ["MODEL.MASK_ON", "True"], "MODEL.MASK_ON is True"),
     ],
 )
-def test_parts_that_do_not_go_together_are_named(config, overrides, message):
+def test_the_error_names_parts_that_do_not_support_the_configuration(config, overrides, message):
     with pytest.raises(InputError, match=message):
         build_model(bua.d2.load_cfg(f"configs/{config}.yaml", [*SLIM, *overrides]))
 
 
-def test_the_torch_engine_says_that_it_has_no_fpn():
-    with pytest.raises(InputError, match=r"MODEL\.BACKBONE\.NAME is 'build_resnet_fpn_backbone'; the torch engine supports"):
+def test_the_torch_engine_does_not_support_fpn():
+    with pytest.raises(
+        InputError, match=r"MODEL\.BACKBONE\.NAME is 'build_resnet_fpn_backbone'; the torch engine supports"
+    ):
         build_detector(load_cfg("configs/vg_r101_fpn.yaml"))

@@ -1,4 +1,4 @@
-"""tools/train_net.py on Detectron2's engine, over a few images."""
+"""Runs tools/train_net.py with Detectron2 on a few images."""
 
 import json
 from pathlib import Path
@@ -28,16 +28,13 @@ KINDS = ("object", "attribute")
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "train_net.py"
 
 
-def load_tool():
-    return load_script(TOOL)
-
-
-train_net = load_tool()
+train_net = load_script(TOOL)
 
 
 @pytest.fixture
 def run(shapes, tmp_path):
-    """Calls the tool with an engine and changes to the short run's configuration; output in ``tmp_path / "run"``."""
+    """Returns a function that calls the tool with an engine and with changes to the short run's configuration. The
+    output is in ``tmp_path / "run"``."""
 
     def call(engine, *flags, **changes):
         overrides = shapes(**{"OUTPUT_DIR": tmp_path / "run", **changes})
@@ -61,7 +58,7 @@ def test_train_resume_evaluate(run, tmp_path, capsys):
 
     capsys.readouterr()
     assert run("detectron2") == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
     tables = []
     for engine in ("detectron2", "torch"):
         assert run(engine, "--eval-only") == 0
@@ -71,8 +68,8 @@ def test_train_resume_evaluate(run, tmp_path, capsys):
     assert float(table["attributes/mAP50"]) == pytest.approx(100 * metrics["attributes/mAP50"], abs=0.01)
 
 
-def test_engines_go_on_from_each_others_checkpoints(run, tmp_path):
-    """Iterations, learning rate and the optimiser's state go on whichever engine takes which turn."""
+def test_engines_continue_from_each_others_checkpoints(run, tmp_path):
+    """Iterations, learning rate and the optimizer's state continue in any order of the engines."""
     turns = {"torch_last": ["torch", "detectron2", "torch"], "detectron2_last": ["detectron2", "torch", "detectron2"]}
     saved = {}
     for name, engines in turns.items():
@@ -96,9 +93,9 @@ def test_features_dumped_by_one_process_are_the_extracted_ones(shapes, shapes_ro
     dumped = tmp_path / "dumped"
     folder = vocabulary_folder("shapes_test")
     about = {f"{kind}_vocabulary": Vocabulary.read(folder / f"{kind}s_vocab.txt").names for kind in KINDS}
-    least = 7 if format == "hdf5" else 5  # which holds one number of boxes
+    least = 7 if format == "hdf5" else 5  # hdf5 needs the same number of boxes in every image
     dumper = bua.d2.FeatureDumper(dumped, format, about, min_boxes=least, max_boxes=7, convention="caffe")
-    dumper.reset()  # a run that was stopped
+    dumper.reset()  # simulates a run that was stopped
     dumper.parts.joinpath("7").write_text("old")
     assert inference_on_dataset(model, Trainer.build_test_loader(cfg, "shapes_test"), dumper) == {}
     assert not dumper.parts.exists()
@@ -109,9 +106,9 @@ def test_features_dumped_by_one_process_are_the_extracted_ones(shapes, shapes_ro
     annotations = folder / "annotations" / "shapes_test.json"
     overrides = shapes(MODEL__WEIGHTS=tmp_path / "weights.pth")
     extract(annotations, extracted, config_file=CONFIG, overrides=overrides, **options)
-    # Two numbers that differ in the last bit of float32 may round to neighbours in float16.
+    # Two numbers that differ in the last bit of float32 may be rounded to different float16 numbers.
     assert_same_features(dumped, extracted, tolerance=1e-3 if format == "flat-fp16" else 1e-4)
-    with pytest.raises(InputError, match="dumped: exists"):
+    with pytest.raises(InputError, match="dumped: already exists"):
         dumper.reset()
 
 
@@ -138,7 +135,7 @@ def train_evaluate_and_dump(config, overrides, folder):
 
 
 def test_two_processes_train_evaluate_and_dump(shapes, shapes_root, tmp_path, capsys):
-    """Three images for two processes: neither has as many as the other."""
+    """Two processes share three images, so one has more images than the other."""
     overrides = shapes(OUTPUT_DIR=tmp_path / "run")
     launch(train_evaluate_and_dump, (CONFIG, overrides, tmp_path), num_processes=2)
     assert (tmp_path / "rank0").exists()
@@ -172,9 +169,9 @@ def fail(error):
     comm.synchronize()
 
 
-def test_errors_come_back_from_processes_and_workers_as_they_are(run, shapes_root, tmp_path, capsys):
-    with pytest.raises(NonFiniteLoss, match=r"^a line$"):
-        launch(fail, (NonFiniteLoss("a line"),), num_processes=2)
+def test_errors_in_processes_and_workers_are_raised_unchanged(run, shapes_root, tmp_path, capsys):
+    with pytest.raises(NonFiniteLoss, match=r"^a message$"):
+        launch(fail, (NonFiniteLoss("a message"),), num_processes=2)
     image = next((shapes_root / "shapes" / "VG_100K").glob("*.jpg"))
     whole = image.read_bytes()
     image.write_bytes(whole[: len(whole) // 2])
@@ -183,7 +180,7 @@ def test_errors_come_back_from_processes_and_workers_as_they_are(run, shapes_roo
     finally:
         image.write_bytes(whole)
     error = capsys.readouterr().err
-    assert error.splitlines()[-1].startswith(f"error: {image}: truncated JPEG")
+    assert error.splitlines()[-1].startswith(f"error: {image}: is a truncated JPEG")
 
 
 def test_a_loss_that_is_not_finite_names_the_images(run, capsys):
@@ -203,7 +200,7 @@ def test_a_loss_that_is_not_finite_names_the_images(run, capsys):
         (("--num-machines", "2"), {}, "--dist-url auto"),
     ],
 )
-def test_bad_input_gets_its_line(run, capsys, flags, changes, message):
+def test_bad_input_is_reported_in_one_line(run, capsys, flags, changes, message):
     assert run("detectron2", *flags, **changes) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")

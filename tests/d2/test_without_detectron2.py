@@ -1,4 +1,4 @@
-"""bua works where Detectron2 is not installed."""
+"""Tests that bua works without Detectron2."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ def run(code, *arguments):
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)})
 
 
-def test_everything_but_the_plug_in_can_be_imported():
+def test_everything_but_the_extension_can_be_imported():
     code = """
 import importlib, pkgutil, sys
 sys.modules["detectron2"] = None  # makes `import detectron2` fail
@@ -26,7 +26,7 @@ for module in pkgutil.walk_packages(bua.__path__, "bua."):
     assert result.returncode == 0, result.stderr
 
 
-def test_only_the_plug_in_names_it_in_an_import():
+def test_only_the_extension_imports_it():
     imports = re.compile(r"^\s*(import|from) (detectron2|bua\.d2)\b", re.MULTILINE)
     tool = REPOSITORY / "tools" / "train_net.py"
     for folder in ("bua", "tools", "datasets", "benchmarks"):
@@ -36,7 +36,7 @@ def test_only_the_plug_in_names_it_in_an_import():
     assert not re.search(r"^(import|from) (detectron2|bua\.d2)\b", tool.read_text(), re.MULTILINE)
 
 
-def test_the_tool_trains_on_the_torch_engine_without_it():
+def test_the_tool_uses_the_torch_engine_without_it():
     code = """
 import importlib.util, sys
 find_spec = importlib.util.find_spec

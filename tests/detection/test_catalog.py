@@ -10,54 +10,54 @@ from bua.vocabulary import Vocabulary
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    monkeypatch.setattr(catalog, "_places", dict(catalog._places))
+    monkeypatch.setattr(catalog, "_locations", dict(catalog._locations))
     return tmp_path
 
 
-def write(path):
+def write_annotation_file(path):
     image = ImageAnnotations(7, "VG_100K/7.jpg", 20, 10, np.array([[1, 2, 3, 4]]), [0], [[1, 0]])
     write_annotations(path, [image], Vocabulary(["dog"]), Vocabulary(["red", "tall"]))
 
 
-def test_known_names(root):
+def test_names_of_the_prepared_data_sets(root):
     splits = ("train", "val", "test")
     assert catalog.dataset_names() == [f"{kind}_{split}" for kind in ("visual_genome", "shapes") for split in splits]
 
 
 @pytest.mark.parametrize("kind", ["visual_genome", "shapes"])
-def test_prepared_data_set(root, kind):
-    write(root / kind / "annotations" / f"{kind}_val.json")
+def test_a_prepared_data_set_is_read_by_its_name(root, kind):
+    write_annotation_file(root / kind / "annotations" / f"{kind}_val.json")
     dataset = catalog.get_dataset(f"{kind}_val")
     assert dataset.name == f"{kind}_val"
     assert dataset.file_name(0) == str(root / kind / "VG_100K/7.jpg")
 
 
-def test_root_is_datasets_by_default(monkeypatch):
+def test_the_root_is_the_folder_datasets_by_default(monkeypatch):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     assert str(catalog.datasets_root()) == "datasets"
 
 
-def test_what_is_not_prepared_says_how(root):
+def test_the_error_for_an_unprepared_data_set_says_how_to_prepare_it(root):
     with pytest.raises(InputError, match=r"prepare_visual_genome\.py --root \S*visual_genome --name visual_genome"):
         catalog.get_dataset("visual_genome_train")
     with pytest.raises(InputError, match=r"make_shapes\.py .*prepare_visual_genome\.py --root \S*shapes --name shapes"):
         catalog.get_dataset("shapes_test")
 
 
-def test_unknown_name_lists_the_known(root):
+def test_the_error_for_an_unknown_name_lists_the_known_names(root):
     with pytest.raises(
-        InputError, match=r"'shapes_vall': no such name; did you mean shapes_val\? known: visual_genome"
+        InputError, match=r"'shapes_vall': there is no such name; did you mean shapes_val\? the names are visual_genome"
     ):
         catalog.get_dataset("shapes_vall")
 
 
-def test_own_data_set(root, tmp_path_factory):
+def test_another_data_set_can_be_registered(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    write(elsewhere / "mine.json")
-    catalog.register_dataset("mine", "pictures", elsewhere / "mine.json")
+    write_annotation_file(elsewhere / "mine.json")
+    catalog.register_dataset("mine", "images", elsewhere / "mine.json")
     assert catalog.get_dataset("mine").file_name(0) == str(root / "images/VG_100K/7.jpg")
-    with pytest.raises(InputError, match="'mine': the name is taken"):
-        catalog.register_dataset("mine", "pictures", "other.json")
-    catalog.register_dataset("other", "pictures", "other.json")
+    with pytest.raises(InputError, match="'mine': the name is in use already"):
+        catalog.register_dataset("mine", "images", "other.json")
+    catalog.register_dataset("other", "images", "other.json")
     with pytest.raises(InputError, match=r"other\.json: data set other is not prepared; put the file there"):
         catalog.get_dataset("other")

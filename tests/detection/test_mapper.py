@@ -13,8 +13,8 @@ OBJECTS = Vocabulary(["dog", "left hand", "right hand", "left shoe"])
 ATTRIBUTES = Vocabulary(["red", "left", "right", "on the left", "bright"])
 
 
-class Draw:
-    """A generator that flips or not, and takes the first size."""
+class FixedRandom:
+    """Stands for a random generator: it decides whether the image is flipped, and takes the first size."""
 
     def __init__(self, flip: bool):
         self.flip = flip
@@ -32,8 +32,8 @@ def make_mapper(**changes):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A grey image, 40 wide and 30 high, with a white box; returns a function that makes its record."""
+def make_record(tmp_path):
+    """Returns a function that makes the dataset dict of a grey image, 40 wide and 30 high, with a white box."""
     image = np.full((30, 40, 3), 100, dtype=np.uint8)
     image[5:11, 10:20] = 255
     path = tmp_path / "7.png"
@@ -50,64 +50,64 @@ def picture(tmp_path):
 
 
 def white_box(image) -> list[int]:
-    """Where ``picture``'s box is in a [3, H, W] image: inclusive pixel coordinates."""
+    """Returns where the white box is in a [3, H, W] image, in inclusive pixel coordinates."""
     rows, columns = np.nonzero(image[0].numpy() > 250)
     return [columns.min(), rows.min(), columns.max(), rows.max()]
 
 
 @pytest.mark.parametrize("resize", ["caffe", "detectron2"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_boxes_stay_on_their_things(picture, resize, flip):
+def test_boxes_stay_on_their_objects(make_record, resize, flip):
     for convention, box in (("caffe", (10, 5, 19, 10)), ("detectron2", (10, 5, 20, 11))):
         mapper = make_mapper(short_sides=(30,), resize=resize, convention=convention)
-        sample = mapper(picture([box]), Draw(flip))
+        sample = mapper(make_record([box]), FixedRandom(flip))
         assert (sample.width, sample.height, sample.image_id, sample.scale) == (40, 30, 7, (1, 1))
         inclusive = sample.boxes[0].numpy() - ([0, 0, 1, 1] if convention == "detectron2" else 0)
         assert inclusive.tolist() == white_box(sample.image)
 
 
-def test_scales_boxes_to_network_pixels(picture):
-    sample = make_mapper(short_sides=(60,))(picture(), Draw(False))
+def test_scales_boxes_to_network_pixels(make_record):
+    sample = make_mapper(short_sides=(60,))(make_record(), FixedRandom(False))
     assert sample.image.shape == (3, 60, 80)
     assert sample.scale == (2, 2)
     assert sample.boxes.tolist() == [[20, 10, 38, 20]]
-    sample = make_mapper(short_sides=(60,), long_side=60)(picture(), Draw(False))
+    sample = make_mapper(short_sides=(60,), long_side=60)(make_record(), FixedRandom(False))
     assert sample.image.shape == (3, 45, 60)
 
 
-def test_ground_truth_of_many_boxes(image):
-    record = image([(0, 0, 5, 5), (1, 2, 3, 4)], [3, 0], [(), (4, 0, 1)])
-    sample = make_mapper(max_attributes=2)(record, Draw(False))
+def test_the_ground_truth_has_a_row_for_each_box(make_record):
+    record = make_record([(0, 0, 5, 5), (1, 2, 3, 4)], [3, 0], [(), (4, 0, 1)])
+    sample = make_mapper(max_attributes=2)(record, FixedRandom(False))
     assert sample.classes.tolist() == [3, 0]
     assert sample.attributes.tolist() == [[-1, -1], [4, 0]]
-    empty = make_mapper()(image([]), Draw(True))
+    empty = make_mapper()(make_record([]), FixedRandom(True))
     assert (empty.boxes.shape, empty.classes.shape, empty.attributes.shape) == ((0, 4), (0,), (0, 16))
 
 
-def test_boxes_of_no_area_are_left_out_in_the_convention_that_has_none(image):
-    record = image([(3, 3, 3, 9), (1, 2, 3, 4)], [0, 1], [(), ()])
-    assert make_mapper()(record, Draw(False)).classes.tolist() == [0, 1]
-    assert make_mapper(convention="detectron2")(record, Draw(False)).classes.tolist() == [1]
+def test_boxes_without_area_are_left_out_in_detectron2s_convention(make_record):
+    record = make_record([(3, 3, 3, 9), (1, 2, 3, 4)], [0, 1], [(), ()])
+    assert make_mapper()(record, FixedRandom(False)).classes.tolist() == [0, 1]
+    assert make_mapper(convention="detectron2")(record, FixedRandom(False)).classes.tolist() == [1]
 
 
-def test_a_flip_does_not_lie(image):
-    record = image([(0, 0, 5, 5)] * 4, [0, 1, 2, 3], [(0, 1), (2, 4), (3, 0), ()])
+def test_a_flip_exchanges_left_and_right_in_classes_and_attributes(make_record):
+    record = make_record([(0, 0, 5, 5)] * 4, [0, 1, 2, 3], [(0, 1), (2, 4), (3, 0), ()])
     mapper = make_mapper(max_attributes=2, class_mirror=mirrored(OBJECTS), attribute_mirror=mirrored(ATTRIBUTES))
-    straight = mapper(record, Draw(False))
+    straight = mapper(record, FixedRandom(False))
     assert straight.classes.tolist() == [0, 1, 2, 3]
     assert straight.attributes.tolist() == [[0, 1], [2, 4], [3, 0], [-1, -1]]
-    flipped = mapper(record, Draw(True))
+    flipped = mapper(record, FixedRandom(True))
     assert flipped.classes.tolist() == [0, 2, 1]
     assert flipped.attributes.tolist() == [[0, 2], [1, 4], [-1, 0]]
     assert len(flipped.boxes) == 3
 
 
-def test_mirrored():
+def test_mirrored_gives_the_class_of_the_mirror_image():
     assert mirrored(ATTRIBUTES).tolist() == [0, 2, 1, DROPPED, 4]
     assert mirrored(Vocabulary(["left,leftmost", "port", "right side,right"])).tolist() == [2, 1, DROPPED]
 
 
-def test_mirror_words():
+def test_mirror_words_exchanges_left_and_right():
     assert mirror_words("the Left dog, right of bright leftovers") == "the right dog, left of bright leftovers"
     assert mirror_words("left-handed") == "right-handed"
 
@@ -123,25 +123,25 @@ def test_flipping_twice_changes_nothing(boxes, convention):
     np.testing.assert_array_equal(flipped[:, 2] - flipped[:, 0], boxes[:, 2] - boxes[:, 0])
 
 
-def test_flip_boxes_of_each_convention():
+def test_flip_boxes_in_each_convention():
     box = np.float32([[0, 1, 9, 5]])
     assert flip_boxes(box, 20, "caffe").tolist() == [[10, 1, 19, 5]]
     assert flip_boxes(box, 20, "detectron2").tolist() == [[11, 1, 20, 5]]
 
 
-def test_random_sizes(picture):
+def test_random_sizes(make_record):
     rng = np.random.default_rng(0)
     choice = make_mapper(short_sides=(20, 30), flip=False)
-    assert {choice(picture(), rng).image.shape[1] for _ in range(20)} == {20, 30}
+    assert {choice(make_record(), rng).image.shape[1] for _ in range(20)} == {20, 30}
     spread = make_mapper(short_sides=(20, 23), sampling="range")
-    assert {spread(picture(), rng).image.shape[1] for _ in range(60)} == {20, 21, 22, 23}
+    assert {spread(make_record(), rng).image.shape[1] for _ in range(60)} == {20, 21, 22, 23}
 
 
-def test_flips_half_of_the_images(image):
+def test_flips_half_of_the_images(make_record):
     rng = np.random.default_rng(0)
-    starts = [make_mapper()(image(), rng).boxes[0, 0].item() for _ in range(40)]
+    starts = [make_mapper()(make_record(), rng).boxes[0, 0].item() for _ in range(40)]
     assert len(set(starts)) == 2
-    starts = [make_mapper(flip=False)(image(), rng).boxes[0, 0].item() for _ in range(10)]
+    starts = [make_mapper(flip=False)(make_record(), rng).boxes[0, 0].item() for _ in range(10)]
     assert len(set(starts)) == 1
 
 
@@ -161,8 +161,8 @@ def test_build_mapper_reads_the_configuration():
             build_mapper(changed, OBJECTS, ATTRIBUTES)
 
 
-def test_an_image_of_another_size_than_its_annotations(image):
-    record = image()
+def test_an_image_whose_size_differs_from_its_annotations_is_an_error(make_record):
+    record = make_record()
     record["width"] = 41
-    with pytest.raises(InputError, match=r"7\.png: is 40x30 pixels and its annotations are for 41x30"):
-        make_mapper()(record, Draw(False))
+    with pytest.raises(InputError, match=r"7\.png: the image has 40x30 pixels, but its annotations are for 41x30"):
+        make_mapper()(record, FixedRandom(False))

@@ -8,27 +8,32 @@ from bua.engine import connect, launch
 from bua.errors import InputError
 
 
-def write_place(folder):
+def write_environment(folder):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    place = {name: os.environ[name] for name in names}
-    (folder / f"{place['RANK']}.txt").write_text(json.dumps(place))
-    raise InputError("a line for the user")
+    values = {name: os.environ[name] for name in names}
+    (folder / f"{values['RANK']}.txt").write_text(json.dumps(values))
+    raise InputError("a message for the user")
 
 
 def write_threads(folder):
     (folder / os.environ["RANK"]).write_text(str(torch.get_num_threads()))
 
 
-def test_one_process_is_this_one():
+def test_a_single_process_is_the_current_one():
     seen = []
     launch(seen.append, (os.getpid(),))
     assert seen == [os.getpid()]
 
 
-def test_processes_know_their_place_and_errors_come_back(tmp_path):
-    with pytest.raises(InputError, match=r"^a line for the user$"):
+def test_processes_know_their_rank_and_errors_are_raised_in_the_launcher(tmp_path):
+    with pytest.raises(InputError, match=r"^a message for the user$"):
         launch(
-            write_place, (tmp_path,), num_processes=1, num_machines=2, machine_rank=1, address="tcp://127.0.0.1:23456"
+            write_environment,
+            (tmp_path,),
+            num_processes=1,
+            num_machines=2,
+            machine_rank=1,
+            address="tcp://127.0.0.1:23456",
         )
     assert json.loads((tmp_path / "1.txt").read_text()) == {
         "RANK": "1",
@@ -53,25 +58,25 @@ def test_processes_share_the_cores(tmp_path, monkeypatch, variable, wanted):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_processes": 0}, "must be 1 or more"),
+        ({"num_processes": 0}, "both must be 1 or more"),
         ({"num_machines": 2}, "--dist-url auto"),
         ({"num_machines": 2, "machine_rank": 2}, "--machine-rank 2"),
         ({"num_machines": 2, "address": "localhost"}, "tcp://host:port"),
         ({"num_machines": 2, "address": "tcp://localhost"}, "tcp://host:port"),
     ],
 )
-def test_says_which_option_is_wrong(options, message):
+def test_the_error_names_the_wrong_option(options, message):
     with pytest.raises(InputError, match=message):
         launch(print, **options)
 
 
-def test_connect_alone():
+def test_connect_in_a_single_process():
     accelerator = connect("cpu")
     assert (accelerator.process_index, accelerator.num_processes, accelerator.is_main_process) == (0, 1, True)
 
 
-def test_connect_counts_gpus(monkeypatch):
+def test_connect_needs_a_gpu_for_each_process(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"2 GPUs needed and 1 found.*--num-gpus"):
+    with pytest.raises(InputError, match=r"2 GPUs are needed, but 1 found.*--num-gpus"):
         connect("cuda")

@@ -34,7 +34,7 @@ def take(loader, count):
     seed=st.integers(0, 2**31),
     groups=st.one_of(st.none(), st.integers(1, 4)),
 )
-def test_an_epoch_has_every_item(size, batch_size, seed, groups):
+def test_an_epoch_contains_every_item(size, batch_size, seed, groups):
     labels = None if groups is None else np.arange(size) % groups
     loader = make_loader(size, batch_size, seed=seed, groups=labels)
     plan = loader.plan(3)
@@ -54,7 +54,7 @@ def test_epochs_differ_and_seeds_differ():
     assert loader.plan(0).tolist() != make_loader(20, seed=5).plan(0).tolist()
 
 
-def test_workers_change_nothing():
+def test_the_number_of_workers_does_not_change_the_batches():
     expected = take(make_loader(), 9)
     for workers in (1, 2):
         assert take(make_loader(num_workers=workers), 9) == expected
@@ -69,7 +69,7 @@ def test_processes_share_each_batch():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_goes_on_where_it_was(workers):
+def test_a_loader_continues_from_the_state_of_another(workers):
     expected = take(make_loader(groups=np.arange(7) % 2), 12)
     for taken in range(12):
         first = make_loader(groups=np.arange(7) % 2, num_workers=0)
@@ -79,38 +79,38 @@ def test_goes_on_where_it_was(workers):
         assert take(second, 12 - taken) == expected[taken:]
 
 
-def test_state_counts_batches_taken_not_batches_made():
+def test_the_state_counts_yielded_batches_only():
     loader = make_loader(20, num_workers=2)
     batches = iter(loader)
     next(batches)
     assert loader.state_dict() == {"seed": 4, "epoch": 0, "items": 2}
 
 
-def test_keeps_only_what_it_should():
+def test_only_the_items_to_keep_are_used():
     loader = make_loader(10, keep=np.array([1, 4, 8]), batch_size=3)
     assert {item for item, _ in take(loader, 1)[0]} == {1, 4, 8}
 
 
-def test_small_sets_fill_large_batches():
+def test_a_small_data_set_fills_a_large_batch():
     (batch,) = take(make_loader(2, batch_size=5), 1)
     assert sorted({item for item, _ in batch}) == [0, 1]
     assert len(batch) == 5
 
 
-def test_collate():
+def test_collate_makes_the_batch():
     (batch,) = take(make_loader(4, batch_size=4, collate=dict), 1)
     assert set(batch) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_input_keeps_its_line(workers):
+def test_an_input_error_is_raised_unchanged(workers):
     loader = TrainingLoader(range(6), fail_at_three, 6, seed=0, num_workers=workers)
     with pytest.raises(InputError, match=r"^3\.jpg: truncated$"):
         take(loader, 1)
 
 
-def test_refuses_what_cannot_be_shared_or_is_empty():
-    with pytest.raises(InputError, match="IMS_PER_BATCH is 5; it must be a multiple of 2"):
+def test_an_uneven_batch_and_an_empty_data_set_are_errors():
+    with pytest.raises(InputError, match="IMS_PER_BATCH is 5; it must be a multiple of 2, the number of processes"):
         make_loader(batch_size=5, num_processes=2)
     with pytest.raises(InputError, match="IMS_PER_BATCH is 0"):
         make_loader(batch_size=0)

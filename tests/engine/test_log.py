@@ -31,7 +31,7 @@ def test_means_over_a_period(tmp_path, capsys):
     assert "left 0:00:00" in printed[0]
 
 
-def test_a_single_loss_is_said_once(tmp_path, capsys):
+def test_a_single_loss_is_printed_once(tmp_path, capsys):
     log = TrainingLog(tmp_path, max_iter=2, period=2)
     for iteration in (1, 2):
         log.step(iteration, {"loss_words": iteration}, lr=0.1, items=4, data_seconds=0.5)
@@ -40,7 +40,7 @@ def test_a_single_loss_is_said_once(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("2/2  loss 1.500  lr 0.1  ")
 
 
-def test_resumed_log_is_as_if_undisturbed(tmp_path):
+def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path):
     log = TrainingLog(tmp_path, max_iter=9, period=3)
     fill(log, 1, 4)
     state = log.state_dict()
@@ -56,7 +56,7 @@ def test_resumed_log_is_as_if_undisturbed(tmp_path):
     assert [line["loss_a"] for line in lines(tmp_path)] == pytest.approx([2, 5, 8])
 
 
-def test_knows_which_evaluations_are_done(tmp_path):
+def test_has_metrics_of_the_evaluations_that_were_done(tmp_path):
     log = TrainingLog(tmp_path, max_iter=4, period=2)
     assert not log.has_metrics(2)
     fill(log, 1, 2)

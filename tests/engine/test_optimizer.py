@@ -38,7 +38,7 @@ def small_model() -> nn.Module:
     return model
 
 
-def test_parameter_groups():
+def test_learning_rate_and_weight_decay_of_each_parameter():
     cfg = make_cfg(BASE_LR=0.1, BIAS_LR_FACTOR=2.0, WEIGHT_DECAY=5e-4, WEIGHT_DECAY_NORM=0.0, WEIGHT_DECAY_BIAS=1e-5)
     model = small_model()
     optimizer = build_optimizer(cfg, model)
@@ -129,7 +129,7 @@ def clipped(**clip) -> list[torch.Tensor]:
     return [parameter.grad.tolist() for parameter in parameters]
 
 
-def test_clipping():
+def test_the_types_of_gradient_clipping():
     assert clipped(CLIP_TYPE="value", CLIP_VALUE=1.0) == [[1, 1], [0, 0.5]]
     norm = clipped(CLIP_TYPE="norm", CLIP_VALUE=1.0)
     assert norm[0] == pytest.approx([0.6, 0.8], rel=1e-4)
@@ -147,7 +147,7 @@ def test_clipping():
         ("WARMUP_METHOD", lambda cfg: build_scheduler(cfg, None)),
     ],
 )
-def test_unknown_names(key, build):
+def test_unknown_schedules_are_named(key, build):
     with pytest.raises(InputError, match=rf"SOLVER\.{key} is 'other'"):
         build(make_cfg(**{key: "other"}))
 
@@ -172,7 +172,7 @@ def test_an_unknown_optimizer_is_named():
         build_optimizer(make_cfg(OPTIMIZER="Adadelta"), small_model())
 
 
-def test_straight_and_exponential_schedules():
+def test_linear_and_exponential_schedules():
     line = learning_rates(make_cfg(LR_SCHEDULER_NAME="WarmupLinearLR", BASE_LR=0.01, MAX_ITER=10, WARMUP_ITERS=0))
     assert line == pytest.approx([0.01 * (1 - i / 10) for i in range(10)])
     fall = learning_rates(

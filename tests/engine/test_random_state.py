@@ -4,14 +4,14 @@ import numpy as np
 import torch
 
 from bua.checkpoint import read_checkpoint, save_checkpoint
-from bua.engine.random_state import random_state, seed_everything, set_random_state, undisturbed
+from bua.engine.random_state import preserved_random_state, random_state, seed_everything, set_random_state
 
 
 def draw():
     return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist()  # noqa: NPY002
 
 
-def test_comes_back_from_a_checkpoint(tmp_path):
+def test_the_state_is_restored_from_a_checkpoint(tmp_path):
     seed_everything(3)
     draw()
     save_checkpoint(tmp_path / "state.pth", random=random_state())
@@ -20,7 +20,7 @@ def test_comes_back_from_a_checkpoint(tmp_path):
     assert [draw(), draw()] == expected
 
 
-def test_seed_everything():
+def test_the_same_seed_gives_the_same_numbers():
     seed_everything(3)
     first = draw()
     seed_everything(4)
@@ -29,10 +29,10 @@ def test_seed_everything():
     assert draw() == first != second
 
 
-def test_undisturbed():
+def test_numbers_drawn_in_the_context_do_not_change_later_ones():
     seed_everything(3)
     expected = draw()
     seed_everything(3)
-    with undisturbed():
+    with preserved_random_state():
         draw()
     assert draw() == expected

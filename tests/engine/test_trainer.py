@@ -19,7 +19,7 @@ MEASURED = ("images_per_second", "data_seconds")
 
 
 def metrics_lines(folder) -> list[dict]:
-    """What the log says, without what depends on the clock."""
+    """Returns the lines of the log without the fields that depend on the time."""
     lines = map(json.loads, (Path(folder) / "metrics.json").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
@@ -33,7 +33,7 @@ def run_script(*args) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As the script: sums over another number of threads differ in the last digit."""
+    """Uses one thread, as the script does: with another number of threads, sums differ in the last digit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,21 +41,21 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def undisturbed_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
     return folder, train_toy(folder)
 
 
-def assert_same_run(folder, undisturbed_run):
-    reference, trainer = undisturbed_run
+def assert_same_run(folder, uninterrupted_run):
+    reference, trainer = uninterrupted_run
     assert metrics_lines(folder) == metrics_lines(reference)
     expected = trainer.model.state_dict()
     for name, value in read_checkpoint(Path(folder) / "model_final.pth")["model"].items():
         assert torch.equal(value, expected[name])
 
 
-def test_writes_what_it_says(undisturbed_run):
-    folder, _ = undisturbed_run
+def test_writes_its_log_and_checkpoints(uninterrupted_run):
+    folder, _ = uninterrupted_run
     lines = metrics_lines(folder)
     assert [line["iteration"] for line in lines] == [3, 6, 9, 10]
     assert all(line["total_loss"] == pytest.approx(line["loss_a"] + line["loss_b"]) for line in lines)
@@ -66,22 +66,22 @@ def test_writes_what_it_says(undisturbed_run):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_killed_and_resumed_run_gives_the_same_losses(undisturbed_run, tmp_path):
+def test_killed_and_resumed_run_gives_the_same_losses(uninterrupted_run, tmp_path):
     killed = run_script("--output", tmp_path, "--workers", 2, "--action", "kill", "--at", 7)
     assert killed.returncode == -signal.SIGKILL
     assert metrics_lines(tmp_path)[-1]["iteration"] == 6
     assert last_checkpoint(tmp_path).name == "model_0000003.pth"
     train_toy(tmp_path, resume=True, workers=1)
-    assert_same_run(tmp_path, undisturbed_run)
+    assert_same_run(tmp_path, uninterrupted_run)
 
 
-def test_interrupted_after_every_iteration_gives_the_same_losses(undisturbed_run, tmp_path):
+def test_interrupted_after_every_iteration_gives_the_same_losses(uninterrupted_run, tmp_path):
     for done in range(1, 10):
         with pytest.raises(KeyboardInterrupt):
             train_toy(tmp_path, resume=True, at_iteration={1: interrupt})
         assert last_checkpoint(tmp_path).name == f"model_{done - 1:07d}.pth"
     train_toy(tmp_path, resume=True)
-    assert_same_run(tmp_path, undisturbed_run)
+    assert_same_run(tmp_path, uninterrupted_run)
 
 
 def test_second_interrupt_does_not_wait(tmp_path):
@@ -107,18 +107,18 @@ def test_data_parallel_equals_one_process(tmp_path):
         assert line == pytest.approx(expected, rel=1e-5)
 
 
-def test_evaluation_leaves_no_trace_in_the_losses(undisturbed_run, tmp_path):
+def test_evaluation_does_not_change_the_losses(uninterrupted_run, tmp_path):
     def evaluate():
         return {"accuracy": torch.rand(()).item()}
 
     trainer = train_toy(tmp_path, evaluate=evaluate, eval_period=4)
     lines = metrics_lines(tmp_path)
     assert [line["iteration"] for line in lines if "accuracy" in line] == [4, 8, 10]
-    assert [line for line in lines if "accuracy" not in line] == metrics_lines(undisturbed_run[0])
+    assert [line for line in lines if "accuracy" not in line] == metrics_lines(uninterrupted_run[0])
     assert trainer.metrics == {"accuracy": lines[-1]["accuracy"]}
 
 
-def test_interrupted_evaluation_is_done_on_resume(undisturbed_run, tmp_path):
+def test_interrupted_evaluation_is_done_on_resume(uninterrupted_run, tmp_path):
     calls = []
 
     def evaluate():
@@ -133,7 +133,7 @@ def test_interrupted_evaluation_is_done_on_resume(undisturbed_run, tmp_path):
     train_toy(tmp_path, evaluate=evaluate, eval_period=6, resume=True)
     lines = metrics_lines(tmp_path)
     assert [line["iteration"] for line in lines if "accuracy" in line] == [6, 10]
-    assert [line for line in lines if "accuracy" not in line] == metrics_lines(undisturbed_run[0])
+    assert [line for line in lines if "accuracy" not in line] == metrics_lines(uninterrupted_run[0])
 
     again = train_toy(tmp_path, evaluate=evaluate, eval_period=6, resume=True)
     assert len(calls) == 3
@@ -152,19 +152,19 @@ def test_non_finite_loss_names_the_batch_and_keeps_the_checkpoint(tmp_path):
 def test_does_not_overwrite_a_run(tmp_path):
     train_toy(tmp_path, max_iter=2)
     before = (tmp_path / "metrics.json").read_bytes()
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already contains a run"):
         train_toy(tmp_path, max_iter=2)
     assert (tmp_path / "metrics.json").read_bytes() == before
 
 
-def test_goes_on_beyond_the_end_of_a_run(tmp_path):
+def test_a_finished_run_can_be_continued(tmp_path):
     train_toy(tmp_path, max_iter=5)
     trainer = train_toy(tmp_path, max_iter=8, resume=True)
     assert trainer.iteration == 8
     assert metrics_lines(tmp_path)[-1]["iteration"] == 8
 
 
-def test_resume_with_another_batch_size_goes_on_in_the_epoch(tmp_path):
+def test_resume_with_another_batch_size_continues_in_the_epoch(tmp_path):
     train_toy(tmp_path, max_iter=5)
     trainer = train_toy(tmp_path, max_iter=6, batch_size=2, resume=True)
     # 5 batches of 4 are an epoch (3 batches, the last filled up) and 8 items; the sixth takes 2 more.
@@ -174,12 +174,12 @@ def test_resume_with_another_batch_size_goes_on_in_the_epoch(tmp_path):
 def test_refuses_a_checkpoint_of_weights_only(tmp_path):
     trainer = train_toy(tmp_path, max_iter=2)
     torch.save(trainer.model.state_dict(), tmp_path / "model_final.pth")
-    with pytest.raises(InputError, match=r"model_final\.pth: holds weights only"):
+    with pytest.raises(InputError, match=r"model_final\.pth: contains only weights"):
         train_toy(tmp_path, max_iter=4, resume=True)
 
 
-def test_goes_on_from_a_checkpoint_of_detectron2s_trainer(tmp_path):
-    """In its form, so that this is tested where Detectron2 is not installed; tests/d2 has the real one."""
+def test_continues_from_a_checkpoint_of_detectron2s_trainer(tmp_path):
+    """The checkpoint has the form of Detectron2's, so that this is tested without it; tests/d2 uses a real one."""
     train_toy(tmp_path, max_iter=4)
     path = last_checkpoint(tmp_path)
     saved = read_checkpoint(path)
@@ -207,9 +207,9 @@ def test_bfloat16_trains_and_float16_needs_a_gpu(tmp_path):
         train_toy(tmp_path / "int8", precision="int8")
 
 
-def test_an_image_that_cannot_be_read_stops_the_run_and_keeps_what_was_trained(undisturbed_run, tmp_path):
+def test_an_image_that_cannot_be_read_stops_the_run_and_a_checkpoint_is_saved(uninterrupted_run, tmp_path):
     def unreadable():
-        raise InputError("a.jpg: truncated JPEG; fetch it again")
+        raise InputError("a.jpg: is a truncated JPEG file; fetch it again")
 
     with pytest.raises(InputError, match=r"a\.jpg"):
         train_toy(tmp_path, at_iteration={7: unreadable})
@@ -226,7 +226,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.pth")} == before
 
 
-def test_accumulated_parts_make_one_step(tmp_path):
+def test_accumulated_batches_make_one_step(tmp_path):
     seen = []
 
     def losses(model, batch):
@@ -244,7 +244,7 @@ def test_accumulated_parts_make_one_step(tmp_path):
         torch.testing.assert_close(value, whole.model.state_dict()[name])
 
 
-def test_keeps_the_best_and_what_belongs_to_it(tmp_path):
+def test_saves_the_best_model_with_its_metrics_and_extra_content(tmp_path):
     values = iter([0.5, 0.75, 0.25])
     train_toy(
         tmp_path,

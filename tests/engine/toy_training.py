@@ -1,4 +1,4 @@
-"""A small training run that uses every source of randomness; as a script, one that can be killed."""
+"""A small training run that draws from every random number generator. As a script, it can be killed."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ ITEMS = 10
 
 
 class Toy(nn.Module):
-    """Two losses of batches [x, ...]; ``at_iteration[n]`` is called in the n-th forward pass of the process."""
+    """A model with two losses. ``at_iteration[n]`` is called in the n-th forward pass of the process."""
 
     def __init__(self, noisy: bool = True, at_iteration: dict | None = None):
         super().__init__()
@@ -115,10 +115,10 @@ def interrupt():
 
 
 def interrupt_launcher():
-    """Ctrl-C for the process that launched this one, which is to pass it on."""
+    """Sends Ctrl-C to the process that launched this one, which passes it on."""
     if os.environ["RANK"] == "0":
         os.kill(os.getppid(), signal.SIGINT)
-        # The next iterations would be over before the signal has made its way.
+        # Otherwise the next iterations would be done before the signal arrives.
         time.sleep(1)
     return 1.0
 

@@ -1,4 +1,4 @@
-"""End to end on ten images in Visual Genome's layout, with a slim detector."""
+"""Runs tools/train_net.py on ten images in Visual Genome's layout with a small detector."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from script_loading import load_script
+from short_training import short_training_values
 
 from bua.checkpoint import load_checkpoint
 from bua.config import load_cfg
@@ -23,11 +24,7 @@ CONFIG = str(REPOSITORY / "configs" / "shapes.yaml")
 TOOL = REPOSITORY / "tools" / "train_net.py"
 
 
-def load_tool():
-    return load_script(TOOL)
-
-
-train_net = load_tool()
+train_net = load_script(TOOL)
 
 
 @pytest.fixture(scope="module")
@@ -42,22 +39,7 @@ def datasets(tmp_path_factory):
 def options(datasets, tmp_path, monkeypatch):
     """Arguments of a short training run into ``tmp_path / "run"``."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
-    dataset = get_dataset("shapes_train")
-    values = {
-        "DATASETS.TRAIN": "('shapes_train', 'shapes_val')",
-        "DATASETS.TEST": "('shapes_test',)",
-        "MODEL.DEVICE": "cpu",
-        "MODEL.ROI_HEADS.NUM_CLASSES": len(dataset.objects),
-        "MODEL.BUA.ATTRIBUTES.NUM_CLASSES": len(dataset.attribute_names),
-        "INPUT.MIN_SIZE_TRAIN": "(64, 80)",
-        "INPUT.MIN_SIZE_TEST": "64",
-        "DATALOADER.NUM_WORKERS": "0",
-        "SOLVER.IMS_PER_BATCH": "2",
-        "SOLVER.MAX_ITER": "8",
-        "SOLVER.CHECKPOINT_PERIOD": "3",
-        "TEST.EVAL_PERIOD": "0",
-        "SEED": "1",
-    }
+    values = short_training_values(max_iter=8, checkpoint_period=3)
 
     def arguments(*changes, output="run"):
         merged = {**values, "OUTPUT_DIR": tmp_path / output, **dict(zip(changes[::2], changes[1::2]))}
@@ -109,7 +91,7 @@ def test_train_kill_resume_evaluate(options, tmp_path, capsys):
     assert float(table["objects/mAP50"]) == pytest.approx(100 * whole[1]["objects/mAP50"], abs=0.01)
 
     assert train_net.main(options(output="whole")) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
 
 
 def test_starts_from_weights_of_another_vocabulary(options, tmp_path, capsys):
@@ -155,7 +137,7 @@ def test_non_finite_loss_names_the_images(options, tmp_path, capsys):
         (("DATASETS.TRAIN", "()"), (), "DATASETS.TRAIN: empty"),
         (("DATASETS.TEST", "()"), ("--eval-only",), "DATASETS.TEST: empty"),
         ((), ("--eval-only",), "MODEL.WEIGHTS: empty, and no checkpoint in"),
-        (("MODEL.ROI_HEADS.NUM_CLASSES", 1600), (), "MODEL.ROI_HEADS.NUM_CLASSES is 1600, and the vocabulary of"),
+        (("MODEL.ROI_HEADS.NUM_CLASSES", 1600), (), "MODEL.ROI_HEADS.NUM_CLASSES is 1600, but the vocabulary of"),
         (("MODEL.WEIGHTS", "none.pth"), (), "none.pth: no such checkpoint file"),
         (("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16"), (), "needs a GPU"),
         (("SOLVER.LR_SCHEDULER_NAME", "Other"), (), "SOLVER.LR_SCHEDULER_NAME is 'Other'"),
@@ -163,7 +145,7 @@ def test_non_finite_loss_names_the_images(options, tmp_path, capsys):
         ((), ("--num-gpus", "0"), "--num-gpus 0"),
     ],
 )
-def test_bad_input_gets_its_line(options, capsys, changes, extra, message):
+def test_bad_input_is_reported_in_one_line(options, capsys, changes, extra, message):
     assert train_net.main([*options(*changes), *extra]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -171,7 +153,7 @@ def test_bad_input_gets_its_line(options, capsys, changes, extra, message):
     assert error.count("\n") == 1
 
 
-def test_truncated_image_gets_its_line(options, datasets, capsys):
+def test_a_truncated_image_is_reported_in_one_line(options, datasets, capsys):
     dataset = get_dataset("shapes_train")
     path = Path(dataset.file_name(0))
     data = path.read_bytes()
@@ -181,4 +163,4 @@ def test_truncated_image_gets_its_line(options, datasets, capsys):
     finally:
         path.write_bytes(data)
     error = capsys.readouterr().err
-    assert f"error: {path}: truncated JPEG" in error
+    assert f"error: {path}: is a truncated JPEG" in error

@@ -1,4 +1,4 @@
-"""Scores of the detector: average precision of objects and attributes."""
+"""Evaluation of the detector: average precision of objects and attributes."""
 
 from bua.detection.evaluation.average_precision import (
     PROTOCOLS,

@@ -1,4 +1,4 @@
-"""COCO's average precision, computed by pycocotools."""
+"""Computes COCO's average precision with pycocotools."""
 
 import contextlib
 import io
@@ -8,21 +8,22 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-MAX_DETECTIONS = 100  # of a class in an image; COCO leaves the others out
-ELSEWHERE = -1
+MAX_DETECTIONS = 100  # per class and image; COCO ignores the others
+# Stands for all images that do not contain the class.
+OTHER_IMAGES = -1
 SECONDS_UNTIL_PROGRESS = 5
 
 
 def coco_average_precision(detections: np.ndarray, ground_truth: np.ndarray) -> float:
-    """COCO's AP: mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over the classes that have ground truth.
+    """Returns COCO's AP: the mean over IoU thresholds 0.50, 0.55, ..., 0.95 and over classes that have ground truth.
 
     Args:
         detections: [N, 7] image (0 or more), class, score, x1, y1, x2, y2.
         ground_truth: [M, 6] image, class, x1, y1, x2, y2.
 
     Returns:
-        0 to 1; NaN without ground truth. Where detections score exactly alike, those in images without the class
-        rank first, which pycocotools orders by image id.
+        A number from 0 to 1, or NaN without ground truth. Of detections with equal scores, those in images without the
+        class are ranked first, while pycocotools ranks them by image id.
     """
     found = _by_class(_best_of_each_image(detections))
     truth = _by_class(ground_truth)
@@ -49,11 +50,11 @@ def _by_class(rows: np.ndarray) -> dict[int, np.ndarray]:
 
 def _class_average_precision(detections: np.ndarray, ground_truth: np.ndarray) -> float:
     # pycocotools visits every image for every class, which takes minutes with the 1,600 classes of Visual Genome.
-    # So each class is given only the images that have it; detections in all the others are wrong whatever their
-    # image, and are given as if they were in one.
+    # Therefore a class is evaluated only on the images that contain it. Detections in all other images are wrong
+    # whichever image they are in, so they are all placed in one additional image.
     detections = detections.copy()
-    detections[~np.isin(detections[:, 0], ground_truth[:, 0]), 0] = ELSEWHERE
-    images = [ELSEWHERE, *np.unique(ground_truth[:, 0]).astype(int).tolist()]
+    detections[~np.isin(detections[:, 0], ground_truth[:, 0]), 0] = OTHER_IMAGES
+    images = [OTHER_IMAGES, *np.unique(ground_truth[:, 0]).astype(int).tolist()]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_coco(images, ground_truth), _coco(images, detections), "bbox")
         evaluation.params.maxDets = [max(len(detections), 1)]
@@ -64,7 +65,10 @@ def _class_average_precision(detections: np.ndarray, ground_truth: np.ndarray) -
 
 
 def _coco(images: list[int], rows: np.ndarray) -> COCO:
-    """Boxes of one class: rows end in x1, y1, x2, y2, and have a score before these where they are detections."""
+    """Makes pycocotools' object of the boxes of one class.
+
+    The last columns of ``rows`` are x1, y1, x2, y2. For detections the column before them is the score.
+    """
     coco = COCO()
     coco.dataset = {
         "images": [{"id": image} for image in images],

@@ -1,4 +1,4 @@
-"""From what the detector says about regions to the detections that are evaluated."""
+"""Selects, from the detector's predictions for all regions, the detections that are evaluated."""
 
 import numpy as np
 import torch
@@ -15,14 +15,20 @@ def object_detections(
     max_detections: int = 400,
     score_threshold: float = -np.inf,
 ) -> np.ndarray:
-    """The objects found in one image, as rows to be evaluated; arguments as for ``find_objects``.
+    """Returns the objects found in one image as rows for the evaluation. The arguments are those of ``find_objects``.
 
     Returns:
-        [n, 6] float32: class, score, x1, y1, x2, y2 in pixels of the original image; best first, equal scores in
-        the order of regions and then of classes.
+        [n, 6] float32: class, score, x1, y1, x2, y2 in pixels of the original image, in descending order of scores.
+        Equal scores are in the order of regions and then of classes.
     """
-    options = {"nms_threshold": nms_threshold, "max_detections": max_detections, "score_threshold": score_threshold}
-    regions, classes = find_objects(predictions, convention=convention, **options)
+    regions, classes = find_objects(
+        predictions,
+        convention=convention,
+        nms_threshold=nms_threshold,
+        max_detections=max_detections,
+        score_threshold=score_threshold,
+    )
+    assert predictions.boxes is not None  # find_objects needs them too
     scores, boxes = predictions.class_probs[regions, classes], predictions.boxes[regions, classes]
     return torch.column_stack((classes, scores.float(), boxes.float())).cpu().numpy()
 
@@ -35,28 +41,31 @@ def find_objects(
     max_detections: int = 400,
     score_threshold: float = -np.inf,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The objects in one image: every region in every class, less the non-maxima and the least likely.
+    """Finds the objects in one image, each of which is a region and a class.
 
-    Each class is suppressed by itself, on the boxes regressed for it. Then all detections that score at least as
-    high as the ``max_detections``-th stay, over all classes, so that equal scores can make a few more. Source:
-    bottom-up-attention, lib/fast_rcnn/test.py, test_net.
+    Non-maximum suppression is applied to each class separately, with the boxes that are regressed for this class. Then
+    the ``max_detections`` best detections over all classes are kept, and those whose score equals the last of these.
+    Source: bottom-up-attention, lib/fast_rcnn/test.py, test_net.
 
     Args:
-        predictions: of one image.
-        convention: ``"caffe"`` suppresses at IoU >= the threshold with widths x2 - x1 + 1, ``"detectron2"`` at IoU >
-            the threshold with widths x2 - x1.
-        score_threshold: only regions that score more than this in a class count in it.
+        predictions: The detector's predictions for one image, with ``boxes``.
+        convention: ``"caffe"`` suppresses at IoU >= ``nms_threshold`` with widths x2 - x1 + 1, ``"detectron2"`` at
+            IoU > ``nms_threshold`` with widths x2 - x1.
+        nms_threshold: IoU at which the box with the lower score is suppressed.
+        max_detections: Number of detections that are kept, apart from equal scores.
+        score_threshold: A region is considered for a class only if its score exceeds this.
 
     Returns:
-        the region [n] and the class [n] of each object, int64; best first, equal scores in the order of regions and
-        then of classes.
+        The region [n] and the class [n] of each object, int64, in descending order of scores. Equal scores are in the
+        order of regions and then of classes.
     """
+    assert predictions.boxes is not None
     num_classes = predictions.class_probs.shape[1]
     scores = predictions.class_probs.float().flatten()
     boxes = predictions.boxes.float().reshape(-1, 4)
     size = 4 * max_detections
     while True:
-        # Suppression looks only at better detections, so its result on the best few is final for these.
+        # Whether a detection is suppressed depends only on better ones, so the result for the best few is final.
         chosen = _best(scores, size)
         pair = chosen[scores[chosen] > score_threshold]
         rows = torch.column_stack((pair % num_classes, scores[pair], boxes[pair])).cpu().numpy()
@@ -70,20 +79,24 @@ def find_objects(
 
 
 def attribute_detections(predictions: RegionPredictions, *, max_detections: int = 400) -> np.ndarray:
-    """Each box in each attribute as a detection; those stay that score at least as high as the ``max_detections``-th.
+    """Returns the detections of attributes in one image, each of which is a box and an attribute.
 
-    Source: bottom-up-attention, lib/fast_rcnn/test.py, test_net_with_gt_boxes. There the boxes also hold one row of
-    zeros for each object of the image whose name is not in the vocabulary: a box that nobody annotated, but whose
-    attributes take part in the contest for the 400. bua's annotations have no such objects, so under either protocol
-    only real boxes are scored; who wants the original's rows gives ``[0, 0, 0, 0]`` to the detector as often.
+    The ``max_detections`` best detections are kept, and those whose score equals the last of these. Source:
+    bottom-up-attention, lib/fast_rcnn/test.py, test_net_with_gt_boxes. There, an image has an additional box of zeros
+    for each object whose name is not in the vocabulary, and the attributes predicted for this box can be among the 400
+    best detections. bua's annotations do not contain such objects, so only annotated boxes are scored under either
+    protocol. To reproduce the original's rows, give the detector the box ``[0, 0, 0, 0]`` for each such object.
 
     Args:
-        predictions: of one image at the ground truth's boxes, in the order in which these were given.
+        predictions: The detector's predictions for the boxes of the ground truth of one image, with
+            ``attribute_probs``.
+        max_detections: Number of detections that are kept, apart from equal scores.
 
     Returns:
-        [n, 6] float32: attribute, score, x1, y1, x2, y2 of the box as given; best first, equal scores in the order
-        of boxes and then of attributes.
+        [n, 6] float32: attribute, score, x1, y1, x2, y2 of the given box, in descending order of scores. Equal scores
+        are in the order of boxes and then of attributes.
     """
+    assert predictions.attribute_probs is not None
     num_attributes = predictions.attribute_probs.shape[1]
     scores = predictions.attribute_probs.float().flatten()
     pair = _best(scores, max_detections)
@@ -93,33 +106,39 @@ def attribute_detections(predictions: RegionPredictions, *, max_detections: int 
 
 
 def _best(scores: torch.Tensor, number: int) -> torch.Tensor:
-    """Ascending indices of all scores that are at least the ``number``-th highest."""
+    """Returns, in ascending order, the indices of all scores that are at least the ``number``-th highest."""
     if number >= len(scores):
         return torch.arange(len(scores), device=scores.device)
     return torch.nonzero(scores >= torch.topk(scores, number, sorted=False).values.min()).squeeze(1)
 
 
-def _number_kept(falling_scores: np.ndarray, maximum: int) -> int:
-    if len(falling_scores) <= maximum:
-        return len(falling_scores)
-    return int(np.searchsorted(-falling_scores, -falling_scores[maximum - 1], side="right"))
+def _number_kept(scores: np.ndarray, maximum: int) -> int:
+    """Returns how many of the descending ``scores`` are at least the ``maximum``-th."""
+    if len(scores) <= maximum:
+        return len(scores)
+    return int(np.searchsorted(-scores, -scores[maximum - 1], side="right"))
 
 
 def _survivors(rows: np.ndarray, threshold: float, convention: str) -> np.ndarray:
-    """Greedy non-maximum suppression within each class of rows that are sorted best first; [n] bool."""
+    """Applies greedy non-maximum suppression within each class to rows in descending order of scores.
+
+    Returns:
+        [n] bool: whether a row (class, score, x1, y1, x2, y2) is kept.
+    """
     order = np.argsort(rows[:, 0], kind="stable")
     classes, boxes = rows[order, 0], rows[order, 2:]
     position = np.arange(len(rows))
-    rivals = np.searchsorted(classes, classes, side="right") - position - 1
-    has_rivals = np.flatnonzero(rivals)
+    # Each row is compared with the rows of its class that come after it.
+    num_after = np.searchsorted(classes, classes, side="right") - position - 1
+    compared = np.flatnonzero(num_after)
     extent = 1 if convention == "caffe" else 0
     # The original compares a float32 overlap with a float64 threshold.
-    threshold = np.float64(threshold)
+    limit = np.float64(threshold)
     better, worse = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for _, left, right, _ in range_pairs(has_rivals + 1, rivals[has_rivals]):
-        left = has_rivals[left]
+    for _, left, right, _ in range_pairs(compared + 1, num_after[compared]):
+        left = compared[left]
         iou = paired_iou(boxes[left], boxes[right], extent)
-        overlaps = iou >= threshold if convention == "caffe" else iou > threshold
+        overlaps = iou >= limit if convention == "caffe" else iou > limit
         better.append(left[overlaps])
         worse.append(right[overlaps])
     survives = np.empty(len(rows), dtype=bool)
@@ -128,10 +147,18 @@ def _survivors(rows: np.ndarray, threshold: float, convention: str) -> np.ndarra
 
 
 def _suppressed(better: np.ndarray, worse: np.ndarray, number: int) -> np.ndarray:
-    """Who is suppressed when each survivor suppresses its worse rivals; [number] bool.
+    """Decides which of ``number`` detections are suppressed if each kept detection suppresses those it overlaps.
 
-    In each round those without an undecided better rival survive and suppress theirs, which settles at least the
-    best of each class; the rounds are as many as the longest chain of rivals, a few in practice.
+    In each round, a detection is kept if no better detection that overlaps it is undecided, and it suppresses the worse
+    ones that it overlaps. Each round decides at least the best detection of each class. There are as many rounds as the
+    longest chain of overlapping detections, which is a few in practice.
+
+    Args:
+        better, worse: [P] int64 indices of the pairs of detections that overlap.
+        number: Number of detections.
+
+    Returns:
+        [number] bool.
     """
     suppressed = np.zeros(number, dtype=bool)
     while len(better):

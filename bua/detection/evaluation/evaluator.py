@@ -1,4 +1,4 @@
-"""Evaluation of objects and attributes on a detection data set, whichever engine detects them."""
+"""Evaluates objects and attributes on a detection data set. Both engines use it."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,21 +17,27 @@ from bua.errors import InputError, make_folder
 
 
 class VisualGenomeEvaluator:
-    """Collects the detections of images, then scores them; its methods are those of Detectron2's DatasetEvaluator.
+    """Collects the detections of images and scores them.
 
-    Objects are detected anywhere in the image. Attributes are detected at the boxes of the ground truth: each box
-    in each attribute is a detection, right when it overlaps a box that has the attribute. Only images that were
-    processed count, so that a part of the data set can be evaluated; one that is processed twice counts once.
+    It has the methods of Detectron2's ``DatasetEvaluator`` but does not need Detectron2. The class of the same name in
+    ``bua.d2`` is a subclass of this one, which also derives from ``DatasetEvaluator``.
+
+    Objects are detected anywhere in the image. Attributes are detected at the boxes of the ground truth: each pair of a
+    box and an attribute is a detection, which is correct if it overlaps a box that has the attribute. Only the images
+    that were processed are scored, so that a part of the data set can be evaluated. An image that is processed twice is
+    scored once.
 
     Args:
-        dataset: a ``DetectionDataset``, or what has its ``name``, ``image_ids``, ``objects``, ``attribute_names`` and
-            ``boxes(i)``, ``classes(i)``, ``attributes(i)``, boxes in pixels of the original image.
-        protocols: which of ``bua.detection.evaluation.average_precision.PROTOCOLS``; the first has the plain metric
-            names.
-        convention, nms_threshold, max_detections, score_threshold: as ``object_detections`` takes them.
-        output_dir: where ``evaluate`` writes ``objects_<protocol>.tsv`` and ``attributes_<protocol>.tsv``, a line a
-            class with its name, average precision and boxes in the ground truth; None writes nothing.
-        coco: whether ``evaluate`` also computes COCO's AP of objects.
+        dataset: A ``DetectionDataset``, or an object with its ``name``, ``image_ids``, ``objects``,
+            ``attribute_names``, ``boxes(i)``, ``classes(i)`` and ``attributes(i)``. Boxes are in pixels of the original
+            image.
+        protocols: Some of ``bua.detection.evaluation.average_precision.PROTOCOLS``. Metrics of the first protocol are
+            named without it.
+        convention, nms_threshold, max_detections, score_threshold: Arguments of ``object_detections``.
+        output_dir: Folder that ``evaluate`` writes ``objects_<protocol>.tsv`` and ``attributes_<protocol>.tsv`` to.
+            These have a line for each class with its name, average precision and number of boxes in the ground truth.
+            With None, nothing is written.
+        coco: Whether ``evaluate`` also computes COCO's AP of objects.
     """
 
     def __init__(
@@ -48,44 +54,45 @@ class VisualGenomeEvaluator:
     ):
         unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
         if unknown or not protocols:
-            raise InputError(f"protocols: {', '.join(unknown) or 'none'} given; use some of {', '.join(PROTOCOLS)}")
+            given = f"unknown: {', '.join(unknown)}" if unknown else "none given"
+            raise InputError(f"protocols: {given}; use one or more of {', '.join(PROTOCOLS)}")
         self.dataset = dataset
         self.protocols = tuple(protocols)
-        self.max_detections = max_detections
+        self.convention, self.nms_threshold = convention, nms_threshold
+        self.max_detections, self.score_threshold = max_detections, score_threshold
         self.output_dir = None if output_dir is None else make_folder(output_dir)
         self.coco = coco
-        self._suppression = {
-            "convention": convention,
-            "nms_threshold": nms_threshold,
-            "score_threshold": score_threshold,
-        }
         self._index = {image_id: index for index, image_id in enumerate(np.asarray(dataset.image_ids).tolist())}
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all detections."""
+        """Removes all detections."""
         self._detections: dict[str, dict[int, np.ndarray]] = {"objects": {}, "attributes": {}}
 
     def process(self, inputs: Iterable, outputs: Iterable[dict]) -> None:
-        """Takes in the detections of some images.
+        """Adds the detections of some images.
 
         Args:
-            inputs: what the detector was given: a ``DetectorInput`` or a dict with ``image_id`` for each image.
-            outputs: for each image a dict with ``objects``: its ``RegionPredictions``, and, where attributes are to
-                be evaluated, ``attributes``: its ``RegionPredictions`` at the boxes of the ground truth.
+            inputs: The detector's inputs: for each image a ``DetectorInput``, or a dict with ``image_id``.
+            outputs: For each image a dict with ``objects``, the image's ``RegionPredictions``. If attributes are to be
+                evaluated, it also has ``attributes``, the ``RegionPredictions`` for the boxes of the ground truth.
 
         Raises:
-            InputError: an image that is not in the data set.
+            InputError: An image is not in the data set.
         """
         for image, output in zip(inputs, outputs):
             image_id = image["image_id"] if isinstance(image, dict) else image.image_id
             if image_id not in self._index:
                 raise InputError(
-                    f"{self.dataset.name}: no image_id {image_id!r}; evaluate on the data set's own images"
+                    f"{self.dataset.name}: has no image_id {image_id!r}; evaluate on images of this data set"
                 )
             index = self._index[image_id]
             self._detections["objects"][index] = object_detections(
-                output["objects"], max_detections=self.max_detections, **self._suppression
+                output["objects"],
+                convention=self.convention,
+                nms_threshold=self.nms_threshold,
+                max_detections=self.max_detections,
+                score_threshold=self.score_threshold,
             )
             if "attributes" in output:
                 self._detections["attributes"][index] = attribute_detections(
@@ -93,15 +100,16 @@ class VisualGenomeEvaluator:
                 )
 
     def evaluate(self) -> dict[str, float]:
-        """Scores what was processed and writes the tables.
+        """Scores the processed images and writes the tables.
 
         Returns:
-            ``objects/mAP50`` and ``objects/weighted_mAP50`` of the first protocol, ``objects/<protocol>/mAP50`` and
-            ``objects/<protocol>/weighted_mAP50`` of the others, ``objects/coco_AP``; the same for ``attributes``,
-            without COCO's, where attributes were detected. All are 0 to 1.
+            Metrics from 0 to 1: ``objects/mAP50`` and ``objects/weighted_mAP50`` for the first protocol,
+            ``objects/<protocol>/mAP50`` and ``objects/<protocol>/weighted_mAP50`` for the others, and
+            ``objects/coco_AP``. If attributes were detected, there are the same metrics for ``attributes``, except
+            COCO's.
 
         Raises:
-            InputError: no image was processed.
+            InputError: No image was processed.
         """
         metrics = {}
         for kind in self._kinds():
@@ -120,11 +128,11 @@ class VisualGenomeEvaluator:
         return metrics
 
     def precision_recall(self, kind: str, names: Iterable[str] | None = None) -> dict[str, PrecisionRecall]:
-        """The precision-recall curves, under the first protocol, of what was processed.
+        """Returns the precision-recall curves of the processed images under the first protocol.
 
         Args:
             kind: ``"objects"`` or ``"attributes"``.
-            names: of the wanted classes, as the vocabulary displays them; all by default.
+            names: Names of classes, as the vocabulary displays them. By default the curves of all classes are returned.
         """
         all_names = self._names(kind)
         curves = precision_recall(*self._rows(kind), len(all_names), protocol=self.protocols[0])
@@ -133,14 +141,14 @@ class VisualGenomeEvaluator:
 
     def _kinds(self) -> list[str]:
         if not self._detections["objects"]:
-            raise InputError(f"{self.dataset.name}: no image was processed; give the detector at least one")
+            raise InputError(f"{self.dataset.name}: no image was processed; evaluate at least one image")
         return [kind for kind, detections in self._detections.items() if detections]
 
     def _names(self, kind: str) -> list[str]:
         return (self.dataset.objects if kind == "objects" else self.dataset.attribute_names).names
 
     def _rows(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
-        """Detections [N, 7] and ground truth [M, 6] of the processed images, in the data set's order."""
+        """Returns detections [N, 7] and ground truth [M, 6] of the processed images, in the data set's order."""
         indices = sorted(self._detections["objects"])
         detected = self._detections[kind]
         detections = [_with_image(index, detected[index]) for index in indices if index in detected]
@@ -152,7 +160,7 @@ class VisualGenomeEvaluator:
         return np.column_stack((self.dataset.classes(index), self.dataset.boxes(index)))
 
     def _attribute_ground_truth(self, index: int) -> np.ndarray:
-        # An attribute that is given to a box twice is there once.
+        # An attribute that is annotated twice for the same box is counted once.
         rows = [
             (attribute, *box)
             for box, attributes in zip(self.dataset.boxes(index), self.dataset.attributes(index))

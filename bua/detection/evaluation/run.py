@@ -1,4 +1,4 @@
-"""Runs a detector over a data set for an evaluator."""
+"""Runs a detector over a data set and evaluates its predictions."""
 
 from itertools import islice
 
@@ -23,19 +23,19 @@ def evaluate_detector(
     """Detects objects, and attributes at the boxes of the ground truth, in the evaluator's data set, and scores them.
 
     Args:
-        detector: has ``prepare`` and ``infer`` as ``bua.modeling.Detector`` has them. Its convention should be the
-            evaluator's.
-        evaluator: new or in use; it is reset first, and holds the detections afterwards.
-        batch_size: images that the detector gets at a time.
-        num_workers: processes that decode and resize images; 0 does it in this one.
-        limit: only the first so many images of the data set.
-        progress: whether to show a bar with images a second and the time left.
+        detector: A ``bua.modeling.Detector``, or an object with its methods ``prepare`` and ``infer``. It should use
+            the same box convention as the evaluator.
+        evaluator: Evaluator of the data set. It is reset first and contains the detections afterwards.
+        batch_size: Number of images that the detector processes at a time.
+        num_workers: Number of processes that decode and resize images. With 0, this process does it.
+        limit: Number of images to evaluate, from the start of the data set. None evaluates all.
+        progress: Whether to show a progress bar with images per second and the time left.
 
     Returns:
-        the metrics of ``evaluator.evaluate()``.
+        The metrics of ``evaluator.evaluate()``.
 
     Raises:
-        InputError: names an image that cannot be read.
+        InputError: An image, which the message names, cannot be read.
     """
     dataset = evaluator.dataset
     number = len(dataset) if limit is None else min(limit, len(dataset))
@@ -49,9 +49,9 @@ def evaluate_detector(
     indices = iter(range(number))
     with tqdm(total=number, desc=f"evaluate {dataset.name}", unit="image", disable=not progress) as bar:
         for batch in loader:
-            for image in batch:
-                if isinstance(image, InputError):
-                    raise image
+            for item in batch:
+                if isinstance(item, InputError):
+                    raise item
             evaluator.process(batch, _detect(detector, batch, dataset, list(islice(indices, len(batch)))))
             bar.update(len(batch))
     return evaluator.evaluate()
@@ -69,8 +69,11 @@ def _detect(detector, batch: list, dataset, indices: list[int]) -> list[dict]:
 
 
 class _Images(Dataset):
-    """The first images of a data set, ready for the detector. An InputError is an item, because a data loader would
-    turn one that is raised in a worker into many lines."""
+    """The first images of a data set, prepared for the detector.
+
+    If an image cannot be read, its item is the InputError, because a data loader would add the worker's traceback to an
+    error that is raised in a worker.
+    """
 
     def __init__(self, dataset, prepare, number: int):
         self.dataset, self.prepare, self.number = dataset, prepare, number

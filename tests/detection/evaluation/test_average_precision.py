@@ -10,7 +10,7 @@ from bua.errors import InputError
 
 
 def random_rows(seed: int, images=4, num_classes=3, boxes=24, detections=120):
-    """Ground truth, and detections that lie near it, float32 as a detector gives them, with equal scores."""
+    """Returns float32 detections near the ground truth, some with equal scores, and the ground truth."""
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 30, (boxes, 2))
     ground_truth = np.column_stack(
@@ -30,7 +30,7 @@ def random_rows(seed: int, images=4, num_classes=3, boxes=24, detections=120):
 
 
 def plain_average_precision(detections, ground_truth, num_classes, protocol):
-    """One class, one detection, one box at a time."""
+    """Average precision by a loop over classes, detections and boxes."""
     one = 1.0 if protocol == "original" else 0.0
     result = []
     for label in range(num_classes):
@@ -93,17 +93,17 @@ def test_published_tables_average_to_the_published_numbers(shared_data, table, m
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), boxes=st.integers(0, 40), detections=st.integers(0, 150))
-def test_agrees_with_one_detection_at_a_time(protocol, seed, boxes, detections):
+def test_agrees_with_a_loop_over_detections(protocol, seed, boxes, detections):
     detections, ground_truth = random_rows(seed, boxes=boxes, detections=detections)
     ap, count = average_precision(detections, ground_truth, 4, protocol=protocol)
     np.testing.assert_allclose(ap, plain_average_precision(detections, ground_truth, 4, protocol), atol=1e-12)
     np.testing.assert_array_equal(count, np.bincount(ground_truth[:, 1].astype(int), minlength=4))
 
 
-def test_blocks_of_pairs_do_not_show(monkeypatch):
+def test_the_size_of_blocks_of_pairs_does_not_change_the_result(monkeypatch):
     detections, ground_truth = random_rows(3, boxes=40, detections=200)
     whole = average_precision(detections, ground_truth, 3)
-    monkeypatch.setattr("bua.overlap.BLOCK", 7)
+    monkeypatch.setattr("bua.overlap.BLOCK_PAIRS", 7)
     np.testing.assert_array_equal(average_precision(detections, ground_truth, 3), whole)
 
 
@@ -115,13 +115,13 @@ def test_the_originals_shift_loses_boxes_of_four_pixels_and_the_corrected_protoc
         assert average_precision(detections, ground_truth, 1, protocol="corrected")[0] == [1.0]
 
 
-def test_a_second_detection_of_a_box_is_wrong_and_scores_that_print_alike_are_equal():
+def test_a_second_detection_of_a_box_is_wrong_and_scores_that_round_alike_are_equal():
     box = [0, 0, 20, 20]
     miss = [50, 50, 70, 70]
     ground_truth = np.array([[7, 0, *box]])
     detections = np.array([[7, 0, 0.5001, *miss], [7, 0, 0.5002, *box], [7, 0, 0.4, *box]])
     assert average_precision(detections, ground_truth, 1, protocol="corrected")[0] == [1.0]
-    # As 0.500 both, the miss stays first, where it was given.
+    # Both are rounded to 0.500, so the miss stays in the first place, in which it was given.
     assert average_precision(detections, ground_truth, 1, protocol="original")[0] == [0.5]
     (curve,) = precision_recall(detections, ground_truth, 1, protocol="original")
     np.testing.assert_allclose(curve.precision, [0, 1 / 2, 1 / 3])
@@ -164,7 +164,7 @@ def test_the_order_of_classes_and_images_does_not_matter(protocol, seed):
     [
         (lambda rows: rows[:, :6], "detections: its shape is"),
         (lambda rows: rows + np.eye(7)[1] * 5, "detections: classes 5"),
-        (lambda rows: rows * np.array([1, 1, np.nan, 1, 1, 1, 1]), "detections: row 0 holds NaN"),
+        (lambda rows: rows * np.array([1, 1, np.nan, 1, 1, 1, 1]), "detections: row 0 contains NaN"),
     ],
 )
 def test_bad_arrays_are_named(change, message):
@@ -174,5 +174,5 @@ def test_bad_arrays_are_named(change, message):
 
 
 def test_unknown_protocol_is_named():
-    with pytest.raises(InputError, match="protocol: 'voc'"):
+    with pytest.raises(InputError, match="protocol: 'voc' is unknown"):
         average_precision(np.empty((0, 7)), np.empty((0, 6)), 2, protocol="voc")

@@ -11,7 +11,7 @@ from bua.detection.evaluation import coco_average_precision
 
 
 def random_rows(seed: int, images=6, num_classes=4, boxes=40, detections=1500):
-    """Also more than a hundred detections of a class in an image, and classes that an image does not have."""
+    """Has more than a hundred detections of a class in an image, and detections of classes that an image lacks."""
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 60, (boxes, 2))
     ground_truth = np.column_stack(
@@ -67,7 +67,7 @@ def test_agrees_with_pycocotools_on_all_images_and_classes_at_once(seed):
     assert coco_average_precision(detections, ground_truth) == pytest.approx(expected, abs=1e-12)
 
 
-def test_prints_nothing_and_admits_having_nothing(capsys):
+def test_prints_nothing_and_accepts_empty_arrays(capsys):
     detections, ground_truth = random_rows(0)
     coco_average_precision(detections, ground_truth)
     assert coco_average_precision(detections[:0], ground_truth) == 0

@@ -10,7 +10,7 @@ from bua.structures import RegionPredictions
 
 
 def random_predictions(seed: int, regions=30, classes=8, levels=50) -> RegionPredictions:
-    """Regions in heaps, with few distinct scores so that many are equal."""
+    """Returns overlapping regions with few distinct scores, so that many are equal."""
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 20, (regions, classes, 2)) * 2.0
     boxes = np.concatenate((corner, corner + rng.integers(5, 40, (regions, classes, 2))), axis=2)
@@ -88,14 +88,14 @@ def test_agrees_with_torchvision_in_detectron2s_convention():
 def test_overlap_at_the_threshold_is_suppressed_in_the_originals_convention_only():
     predictions = random_predictions(0, regions=2, classes=1)
     predictions.class_probs = torch.tensor([[0.9], [0.8]])
-    # Half of 10 x 10 pixels, counted with both corners; half of 8 x 8, measured between edges.
+    # The second box is half of the first: 10 x 10 pixels with both corners included, then 8 x 8 between edges.
     predictions.boxes = torch.tensor([[[0.0, 0, 9, 9]], [[0.0, 0, 9, 4]]])
     assert len(object_detections(predictions, convention="caffe", nms_threshold=0.5)) == 1
     predictions.boxes = torch.tensor([[[0.0, 0, 8, 8]], [[0.0, 0, 8, 4]]])
     assert len(object_detections(predictions, convention="detectron2", nms_threshold=0.5)) == 2
 
 
-def test_equal_scores_at_the_limit_all_stay():
+def test_equal_scores_at_the_limit_are_all_kept():
     predictions = random_predictions(1, regions=6, classes=2)
     predictions.boxes = torch.arange(6.0)[:, None, None].expand(6, 2, 4) * 100 + torch.tensor([0.0, 0, 50, 50])
     predictions.class_probs = torch.tensor([[0.9, 0.5]] + [[0.5, 0.5]] * 5)

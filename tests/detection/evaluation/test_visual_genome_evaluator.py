@@ -14,7 +14,7 @@ from bua.vocabulary import Vocabulary
 
 OBJECTS, ATTRIBUTES = ["cat", "dog", "tree"], ["red", "big"]
 # Boxes, classes and attributes of each image. The second has a box without attributes, the third no box at all.
-PICTURES = {
+ANNOTATIONS = {
     11: ([[10, 10, 60, 50], [30, 5, 90, 70]], [0, 1], [[0], [0, 1]]),
     7: ([[5, 20, 45, 60], [60, 10, 95, 75]], [1, 2], [[], [1]]),
     3: ([], [], []),
@@ -24,7 +24,7 @@ PICTURES = {
 @pytest.fixture
 def dataset(tmp_path) -> DetectionDataset:
     images = []
-    for image_id, (boxes, classes, attributes) in PICTURES.items():
+    for image_id, (boxes, classes, attributes) in ANNOTATIONS.items():
         cv2.imwrite(str(tmp_path / f"{image_id}.png"), np.full((80, 100, 3), image_id, np.uint8))
         boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
         images.append(ImageAnnotations(image_id, f"{image_id}.png", 100, 80, boxes, classes, attributes))
@@ -40,8 +40,8 @@ def certain(ids, size: int) -> torch.Tensor:
 
 
 class Oracle:
-    """A detector that knows the annotations of an image by its id; in the ``wrong`` ones it takes everything for a big
-    tree in the middle."""
+    """A detector that returns the annotations of an image. In images of ``wrong``, every box is a big tree in the
+    middle instead."""
 
     def __init__(self, wrong=()):
         self.wrong = wrong
@@ -55,7 +55,7 @@ class Oracle:
         return [self.see(image, None if boxes is None else boxes[i]) for i, image in enumerate(batch)]
 
     def see(self, image, given):
-        boxes, classes, attributes = PICTURES[image.image_id]
+        boxes, classes, attributes = ANNOTATIONS[image.image_id]
         if image.image_id in self.wrong:
             number = len(boxes)
             boxes, classes, attributes = [[40, 30, 60, 50]] * number, [2] * number, [[1]] * number
@@ -105,11 +105,12 @@ def test_a_perfect_detector_scores_one_and_writes_its_tables(dataset, tmp_path, 
     ]
 
 
-def test_errors_cost_the_classes_they_concern(dataset):
+def test_errors_lower_the_scores_of_their_classes_only(dataset):
     evaluator = VisualGenomeEvaluator(dataset, protocols=["original"], coco=False)
     metrics = evaluate_detector(Oracle(wrong=[7]), evaluator, num_workers=0, progress=False)
-    # Image 7: the second dog of two is missed; a wrong tree, none right. Its box without attributes is taken for big,
-    # as surely as the tree, which is; so "big" ranks 0.9 wrong, 0.9 right, 0.45 right.
+    # In image 7, the second of two dogs is missed, and the tree is in the wrong place. The box without attributes is
+    # predicted to be big with the score of the tree, which is big: "big" has the detections 0.9 (wrong), 0.9 (correct)
+    # and 0.45 (correct).
     assert metrics == {
         "objects/mAP50": pytest.approx((1 + 0.5 + 0) / 3),
         "objects/weighted_mAP50": pytest.approx((1 * 1 + 2 * 0.5 + 0) / 4),
@@ -123,7 +124,7 @@ def test_errors_cost_the_classes_they_concern(dataset):
     assert list(evaluator.precision_recall("objects")) == OBJECTS
 
 
-def test_only_processed_images_count_and_each_once(dataset):
+def test_each_processed_image_is_scored_once_and_no_other(dataset):
     evaluator = VisualGenomeEvaluator(dataset, coco=False)
     metrics = evaluate_detector(Oracle(wrong=[7]), evaluator, limit=1, num_workers=0, progress=False)
     assert metrics["objects/mAP50"] == pytest.approx(2 / 3)
@@ -148,18 +149,18 @@ def test_a_detector_without_attributes_is_scored_on_objects(dataset):
 
 
 def test_coco_ap_falls_with_the_overlap(dataset):
-    class Cutting(Oracle):
+    class SmallerBoxes(Oracle):
         def see(self, image, given):
             predictions = super().see(image, given)
-            # Without their right quarter: IoU 0.75.
+            # Without the right quarter of a box its IoU is 0.75.
             boxes = predictions.boxes.clone()
             boxes[..., 2] -= (boxes[..., 2] - boxes[..., 0]) / 4
             return replace(predictions, boxes=boxes)
 
     evaluator = VisualGenomeEvaluator(dataset, protocols=["corrected"])
-    metrics = evaluate_detector(Cutting(), evaluator, num_workers=0, progress=False)
+    metrics = evaluate_detector(SmallerBoxes(), evaluator, num_workers=0, progress=False)
     assert metrics["objects/mAP50"] == 1
-    # Right at the thresholds 0.50 to 0.75, six of ten.
+    # They are correct at the thresholds 0.50 to 0.75, which are six of ten.
     assert metrics["objects/coco_AP"] == pytest.approx(0.6)
 
 
@@ -173,9 +174,9 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(dataset, tmp_path, nu
     assert "\n" not in str(error.value)
 
 
-def test_foreign_images_and_unknown_protocols_are_named(dataset):
+def test_images_of_another_data_set_and_unknown_protocols_are_named(dataset):
     evaluator = VisualGenomeEvaluator(dataset)
-    with pytest.raises(InputError, match="pets: no image_id 99"):
+    with pytest.raises(InputError, match="pets: has no image_id 99"):
         evaluator.process([{"image_id": 99}], [{}])
     with pytest.raises(InputError, match="voc"):
         VisualGenomeEvaluator(dataset, protocols=["voc"])
