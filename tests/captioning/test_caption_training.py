@@ -137,7 +137,7 @@ def test_what_cannot_be_used(world, learned, tmp_path, capsys):
         (CROSS_ENTROPY, ["SOLVER.LOSS", "cider"], "SOLVER.LOSS is 'cider'"),
         (CROSS_ENTROPY, ["DECODING.BEAM", "0"], "DECODING.BEAM is 0; it must be 1 or more"),
         (CROSS_ENTROPY, ["MODEL.UPDOWN.SPECIAL", "1"], "unknown config key MODEL.UPDOWN.SPECIAL"),
-        (CROSS_ENTROPY, ["MODEL.DEVICE", "gpu"], "no device"),
+        (CROSS_ENTROPY, ["MODEL.DEVICE", "gpu"], "not a device"),
         (CROSS_ENTROPY, ["DATA.FEATURES", f"('{other / 'oracle.flat'}',)"], "images of "),
         (CROSS_ENTROPY, ["MODEL.WEIGHTS", str(tmp_path / "none.pth")], "none.pth"),
         (SELF_CRITICAL, ["MODEL.WEIGHTS", "''"], "MODEL.WEIGHTS: empty; self-critical training starts"),
@@ -173,7 +173,7 @@ def test_images_without_features_are_counted(world, tmp_path, capsys):
     features = tmp_path / "some.flat"
     oracle = ["--root", str(tmp_path), "--name", "world", "--ids", "coco", "--output", str(features)]
     assert tool("datasets/make_oracle_features.py")(oracle) == 0
-    assert "539 images; 41 that COCO does not have" in capsys.readouterr().out
+    assert "539 images; 41 without a COCO id were left out" in capsys.readouterr().out
     more = ["DATA.FEATURES", f"('{features}',)"]
     assert tool("tools/train_caption.py")(["--config-file", CROSS_ENTROPY, *settings(world, "no", *more)]) == 2
     assert f"lacks 1 of the 500 images of {world}/prepared/train.npz: {COCO + 1};" in capsys.readouterr().err
