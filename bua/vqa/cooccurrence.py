@@ -21,7 +21,7 @@ from bua.vqa.dataset import PROGRAM, SUBSETS, load_vocabularies, question_file
 from bua.vqa.official import load_questions
 
 WEIGHTINGS = ("authors", "tfidf")
-# The name of "authors" in word_vectors.npz and in settings of version 0.1.0.
+# The name of "authors" in a word_vectors.npz of version 0.1.0.
 _OLD_NAME = "seed"
 
 # Number of pairs that are held in memory before equal ones are counted together: an eighth of a gigabyte.
@@ -167,8 +167,6 @@ def load_embedding_tables(folder: str | Path, weighting: str = "tfidf") -> tuple
     Raises:
         InputError: the folder has no word vectors, they are damaged, or the weighting is unknown.
     """
-    if weighting == _OLD_NAME:
-        weighting = "authors"
     if weighting not in WEIGHTINGS:
         raise InputError(f"weighting {weighting!r}: unknown; use one of {', '.join(WEIGHTINGS)}")
     path, arrays = read_word_vectors(Path(folder), PROGRAM)

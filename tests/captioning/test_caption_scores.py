@@ -66,7 +66,7 @@ def ngrams(text: str, n: int) -> Counter:
 
 
 def slow_cider_d(results: dict, references: dict) -> float:
-    """Facts of the CIDEr paper, and of coco-caption where it differs; captions are words with blanks between."""
+    """Computes CIDEr-D as in the paper, or as coco-caption where it differs, for words with blanks between."""
     scores = []
     for image_id, result in results.items():
         of_image = []
@@ -125,7 +125,7 @@ def test_scores_without_java(no_java, caplog):
     assert 0 < scores["ROUGE-L"] < 100
 
 
-def test_what_people_wrote_scores_best(no_java):
+def test_the_reference_itself_scores_best(no_java):
     references = {image_id: captions[:1] for image_id, captions in REFERENCES.items()}
     said = {image_id: captions[0] for image_id, captions in references.items()}
     scores = caption_scores(as_results(said), as_references(references))
@@ -137,7 +137,7 @@ def test_what_people_wrote_scores_best(no_java):
 
 @needs_java
 def test_scores_with_java(monkeypatch, caplog):
-    # A decimal comma, and a terminal that is not in UTF-8, change nothing.
+    # A locale with a decimal comma, and an encoding other than UTF-8, have no effect.
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE -Dfile.encoding=ISO-8859-1")
     scores = caption_scores(as_results(RESULTS), as_references(REFERENCES))
@@ -173,7 +173,7 @@ def test_a_java_that_does_not_run(tmp_path, monkeypatch):
 
 
 def test_programs_that_fail_are_left_out_or_said(tmp_path, monkeypatch):
-    # A tokeniser that splits nothing, and all else fails.
+    # The tokeniser splits nothing, and all other programs fail.
     fake_java(tmp_path / "bin", 'case "$*" in *PTBTokenizer*) cat;; *-version*);; *) echo broken >&2; exit 1;; esac')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
     scores = caption_scores(as_results(RESULTS), as_references(REFERENCES), metrics=["METEOR", "CIDEr-D"])
@@ -207,7 +207,7 @@ def test_spice_where_it_was_downloaded(tmp_path, monkeypatch):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "stanford-corenlp-3.6.0-models.jar").touch()
     monkeypatch.setattr(spice, "__file__", str(tmp_path / "spice.py"))
-    # A program that finds as many scores as images, in the file that it is told.
+    # A program that writes one score per image to the given file.
     scores = json.dumps([{"scores": {"All": {"f": value}}} for value in (0.25, 0.5, None)])
     given = """case "$*" in *PTBTokenizer*) cat;; *spice*) cp "${7}" %s; echo '%s' > "${9}";; esac"""
     fake_java(tmp_path / "bin", given % (tmp_path / "given.json", scores))
@@ -248,12 +248,12 @@ def test_files_and_lists_of_images(tmp_path, no_java):
         (RESULTS | {9: "x", 8: "y"}, "results: has 2 images that references does not have: 8, 9; leave them out"),
     ],
 )
-def test_missing_and_extra_images_have_their_line(results, message):
+def test_missing_and_extra_images_are_reported_in_one_line(results, message):
     with pytest.raises(InputError, match=f"^{message}$"):
         caption_scores(as_results(results), as_references(REFERENCES))
 
 
-def test_bad_input_has_its_line():
+def test_bad_input_is_reported_in_one_line():
     results = as_results(RESULTS)
     with pytest.raises(InputError, match=r"^results: has 1 images more than once: 1; keep one of each$"):
         caption_scores([*results, results[0]], as_references(REFERENCES))

@@ -32,7 +32,7 @@ def test_andersons_words(caption, words):
     assert anderson_words(caption) == words.split()
 
 
-def test_marks_with_a_blank_between_are_one_word_as_in_the_original():
+def test_marks_with_a_blank_between_are_one_word_as_in_andersons_code():
     # Line 2,601 of its train_vocab.txt.
     assert anderson_words('he said, "no') == ["he", "said", ', "', "no"]
 
@@ -96,7 +96,7 @@ def test_saved_and_loaded(tmp_path, tokenizer):
     assert CaptionVocabulary([*vocabulary.words, "c"], tokenizer) != vocabulary
 
 
-def test_bad_vocabularies_have_their_line(tmp_path):
+def test_bad_vocabularies_are_reported_in_one_line(tmp_path):
     path = tmp_path / "words"
     for content, message in [
         (".\n<unk>\na\nb\na\n", "has 'a' twice"),

@@ -20,7 +20,7 @@ def ngrams(caption: list) -> Counter:
 
 
 def slow_cider_d(candidate: list, references: list[list], frequencies: Counter, images: int) -> float:
-    """Of one caption; ``frequencies`` by n-gram."""
+    """Computes CIDEr-D of one caption in loops; ``frequencies`` are by n-gram."""
 
     def vector(caption: list, n: int) -> dict:
         return {
@@ -46,7 +46,7 @@ def count(references: dict) -> Counter:
 
 @settings(max_examples=100, deadline=None)
 @given(corpora)
-def test_equals_a_slow_one(corpus):
+def test_equals_a_slow_implementation(corpus):
     references = {image_id: captions for image_id, (_, captions) in corpus.items()}
     frequencies = count(references)
     scores = CiderD(references).score([candidate for candidate, _ in corpus.values()], list(corpus))
@@ -72,7 +72,7 @@ def test_equals_pycocoevalcap(corpus):
 @settings(max_examples=50, deadline=None)
 @given(corpora, corpora)
 def test_frequencies_of_another_corpus(corpus, other):
-    """As for rewards: frequencies of all training images, several captions of each image of a batch."""
+    """Rewards use the frequencies of all training images, and score several captions of each image of a batch."""
     references = {image_id: captions for image_id, (_, captions) in corpus.items()}
     counted = {image_id: captions for image_id, (_, captions) in other.items()}
     scorer = CiderD(references, DocumentFrequencies.from_references(counted))
@@ -125,7 +125,7 @@ def test_frequencies_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an archive", b"PK\x03\x04 cut"])
-def test_other_files_are_named(tmp_path, content):
+def test_other_files_are_reported_in_one_line(tmp_path, content):
     path = tmp_path / "frequencies.npz"
     if content is not None:
         path.write_bytes(content)
@@ -133,7 +133,7 @@ def test_other_files_are_named(tmp_path, content):
         DocumentFrequencies.load(path)
 
 
-def test_other_archives_are_named(tmp_path):
+def test_other_archives_are_reported_in_one_line(tmp_path):
     np.savez(tmp_path / "other.npz", features=np.zeros(3))
     with pytest.raises(InputError, match=r"other\.npz: not a file of document frequencies"):
         DocumentFrequencies.load(tmp_path / "other.npz")

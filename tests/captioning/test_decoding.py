@@ -42,7 +42,7 @@ def allowed(words: list[int], word: int, rules: Constraints, special) -> bool:
 
 
 def slow_beam_search(models, image: int, beam: int, rules: Constraints, penalty) -> list[tuple[list[int], float]]:
-    """Captions with their end, and what they compete by."""
+    """Returns captions with their end, and the scores that they are ranked by."""
     special = models[0].special
 
     def next_log_probs(words: list[int]) -> list[float]:
@@ -75,7 +75,7 @@ def said(captions: DecodedCaptions, image: int, caption: int) -> list[int]:
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(list(VARIANTS)), models, st.integers(1, 9), st.just(Constraints()) | constraints, penalties)
-def test_beam_search_equals_a_slow_one(variant, seeds, beam, rules, penalty):
+def test_beam_search_equals_a_slow_implementation(variant, seeds, beam, rules, penalty):
     chosen = [MODELS[variant, seed] for seed in seeds]
     name, alpha = penalty
     captions = beam_search(
@@ -117,7 +117,7 @@ def test_samples_keep_the_constraints(variant, seed, rules):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("decode", [greedy, sample, beam_search])
-def test_log_probs_and_attention_are_the_models(variant, decode):
+def test_log_probs_and_attention_are_those_of_the_model(variant, decode):
     model = MODELS[variant, 1]
     special = model.special
     captions = decode(model, FEATURES, MASK, max_length=LENGTH)
@@ -137,7 +137,7 @@ def test_log_probs_and_attention_are_the_models(variant, decode):
     torch.testing.assert_close(captions.scores, captions.log_probs.sum(dim=2), check_dtype=False)
 
 
-def test_images_of_a_batch_do_not_touch_each_other():
+def test_images_of_a_batch_are_independent():
     together = beam_search(MODELS["original", 2], FEATURES, MASK, beam=4)
     for image in range(3):
         alone = beam_search(MODELS["original", 2], FEATURES[[image]], MASK[[image]], beam=4)
@@ -165,7 +165,7 @@ def test_samples_follow_the_generator():
     assert torch.equal(first, second)
 
 
-def test_words_leave_the_end_out_or_in():
+def test_words_with_and_without_the_end():
     model = MODELS["gru", 3]
     end = model.special.end
     captions = sample(model, FEATURES, MASK, samples=8, max_length=LENGTH)

@@ -21,7 +21,7 @@ def gradients(model: UpDownCaptioner) -> dict[str, torch.Tensor]:
     ("method", "variant"), [("beam", "original"), ("greedy", "original"), ("leave_one_out", "gru")]
 )
 def test_reward_rises(method, variant):
-    """An image shows one of three things; a caption is to begin with its name, and be short."""
+    """An image shows one of three things. The reward is high for short captions that begin with the thing's name."""
     things = torch.eye(3).unsqueeze(1)
     mask = torch.ones(3, 1, dtype=torch.bool)
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_beam_loss_is_the_weighted_cross_entropy_of_the_beam():
 
 
 @pytest.mark.parametrize(("method", "calls"), [("beam", [6]), ("greedy", [6, 2]), ("leave_one_out", [6])])
-def test_what_the_reward_is_given(method, calls):
+def test_the_reward_gets_words_and_image_ids(method, calls):
     model, (features, mask) = small(), images(3, 4)
     given = []
 
@@ -94,7 +94,7 @@ def test_what_the_reward_is_given(method, calls):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_equal_rewards_teach_nothing(method):
+def test_equal_rewards_give_no_gradient(method):
     model, (features, mask) = small(), images(3, 4)
 
     def reward(captions, image_ids):
@@ -104,7 +104,7 @@ def test_equal_rewards_teach_nothing(method):
     assert all(gradient.abs().max() < 1e-5 for gradient in gradients(model).values())
 
 
-def test_end_becomes_likelier_where_it_pays():
+def test_the_end_becomes_more_probable_if_it_is_rewarded():
     model, (features, mask) = small(), images(3, 4)
     words = model(features, mask, torch.zeros(2, 1, dtype=torch.int64)).detach()
 
@@ -136,7 +136,7 @@ def test_constraints_hold_for_the_captions_of_training():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_parameters_learn_in_bfloat16(variant):
-    """Weights that were cast while there was no gradient must not be taken where there is one."""
+    """Autocast's cache of weights that were cast without gradient must not be used in the pass with gradient."""
     model, (features, mask) = small(**VARIANTS[variant]).train(), images(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         loss = self_critical_loss(model, features, mask, IDS, count_threes)["loss_reward"]
@@ -147,7 +147,7 @@ def test_all_parameters_learn_in_bfloat16(variant):
     assert model.training
 
 
-def test_captions_are_made_without_dropout_and_learned_with_it():
+def test_captions_are_generated_without_dropout_and_trained_with_it():
     model, (features, mask) = small(dropout=0.5).train(), images(3, 4)
     expected = [caption for image in beam_search(small(), features, mask).words(end=0) for caption in image]
     seen = []

@@ -9,7 +9,7 @@ from bua.captioning.updown import Cell
 
 
 def step_through(model: UpDownCaptioner, features, mask, tokens):
-    """Logits [B, L, V] and attention [B, L, n] of captions [B, L], a step at a time."""
+    """Computes logits [B, L, V] and attention [B, L, n] for captions [B, L] step by step."""
     state, logits, attention = model.start(features, mask), [], []
     for word in tokens.unbind(1):
         predicted, looked, state = model.step(word.unsqueeze(1), state)
@@ -23,7 +23,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def lstm(cell: Cell, inputs: dict[str, np.ndarray], output: np.ndarray, memory: np.ndarray):
-    """One image's LSTM with one matrix, as Caffe's LSTMNode has it: [4H, inputs and output]."""
+    """Computes a step of an LSTM with a single matrix [4H, inputs and output], as Caffe's LSTMNode, for one image."""
     matrix = [cell.inputs[name].weight for name in inputs] + [cell.recurrent.weight]
     gates = torch.cat(matrix, dim=1).detach().double().numpy() @ np.concatenate([*inputs.values(), output])
     gates = (gates + cell.bias.detach().double().numpy()).reshape(4, -1)
@@ -32,7 +32,7 @@ def lstm(cell: Cell, inputs: dict[str, np.ndarray], output: np.ndarray, memory: 
 
 
 def numpy_step(model: UpDownCaptioner, regions: np.ndarray, word: int, h1, c1, h2, c2):
-    """The original's table of layers, for one image: regions [boxes, D]."""
+    """Computes the layers of the original one by one, for one image with regions [boxes, D]."""
 
     def weight(layer: nn.Module) -> np.ndarray:
         return layer.weight.detach().double().numpy()
@@ -52,7 +52,7 @@ def test_original_has_the_papers_parameters():
     assert sum(p.numel() for p in model.parameters()) == 57_983_098
 
 
-def test_gru_variant_has_the_seeds_parameters():
+def test_gru_variant_has_the_parameters_of_its_authors_code():
     with torch.device("meta"):
         model = UpDownCaptioner(
             30_525, embedding_dim=1024, hidden_dim=1024, attention_dim=1024, cell="gru", weight_norm=True
@@ -116,7 +116,7 @@ def test_padding_and_order_of_regions_do_not_matter():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_image_without_boxes_trains(variant):
+def test_training_with_an_image_without_boxes(variant):
     model, (features, mask) = small(**VARIANTS[variant]).train(), images(0, 2, room=1)
     tokens = torch.randint(WORDS, (2, 4))
     logits = model(features, mask, tokens)
@@ -155,7 +155,7 @@ def test_bfloat16(variant):
     torch.testing.assert_close(logits, model(features, mask, tokens), atol=0.3, rtol=0.1)
 
 
-def test_dropout_is_where_it_is_asked_for():
+def test_dropout_is_applied_only_if_asked_for():
     features, mask = images(4, 4)
     tokens = torch.randint(WORDS, (2, 5))
     for arguments, changes in (({}, False), ({"dropout": 0.5}, True), ({"attention_dropout": 0.5}, True)):

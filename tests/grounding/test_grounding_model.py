@@ -1,4 +1,4 @@
-"""BAN for grounding against the seed and against a loop."""
+"""BAN for grounding gives the same as ban-vqa's code, and as a loop."""
 
 import numpy as np
 import pytest
@@ -47,15 +47,15 @@ def test_the_seeds_logits(shared_data):
     model = BANGrounding(**constructor_arguments(weights)).eval()
     model.load_state_dict(weights)
     with np.load(folder / "ban_grounding.npz") as arrays:
-        seed = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    positions = seed["entity_positions"]
-    # The seed knows padding by an all-zero row, and by the position 0 in all columns but the first.
-    mask = seed["features"].abs().sum(dim=2) > 0
+        case = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    positions = case["entity_positions"]
+    # ban-vqa's code marks padding by rows of zeros, and by the position 0 in all columns except the first.
+    mask = case["features"].abs().sum(dim=2) > 0
     phrase_mask = (positions != 0) | (torch.arange(positions.shape[1]) == 0)
     assert not mask.all()
     assert not phrase_mask.all()
-    logits = model(seed["features"], mask, seed["sentence"], positions, phrase_mask)
-    torch.testing.assert_close(logits, seed["logits"][:, 0].transpose(1, 2), atol=1e-5, rtol=0)
+    logits = model(case["features"], mask, case["sentence"], positions, phrase_mask)
+    torch.testing.assert_close(logits, case["logits"][:, 0].transpose(1, 2), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("words", [0, 100, 19_000])

@@ -37,7 +37,7 @@ def slow_recall(ranked, truth, protocol) -> dict[str, float]:
 
 
 def some_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Few different whole numbers, so that boxes meet, and overlaps of just 0.5 occur."""
+    """Returns boxes with few different integers, so that boxes overlap, some of them with an IoU of exactly 0.5."""
     corners = np.sort(rng.integers(0, 7, (count, 2, 2)), axis=1)
     return corners.reshape(count, 4).astype(np.float32)
 
@@ -74,7 +74,7 @@ def test_chance_of_many_phrases_is_their_mean():
 
 
 def test_the_protocols_differ():
-    """Of four people, the box of one is right in one protocol; the box around all is in the other."""
+    """For four people, the box of one person is right in one protocol, and the box around all in the other."""
     people = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [0, 10, 10, 20], [10, 10, 20, 20]])
     regions = np.array([people[0], [0, 0, 20, 20], [40, 40, 50, 50]], np.float32)
     assert hits(regions, people, "any").tolist() == [True, False, False]
@@ -83,7 +83,7 @@ def test_the_protocols_differ():
         hits(regions, people, "both")
 
 
-def test_overlap_has_no_pixels_and_takes_in_the_half():
+def test_overlap_is_without_the_one_of_pixels_and_includes_one_half():
     box = np.array([[0, 0, 10, 10]])
     regions = np.array([[0, 0, 10, 5], [0, 0, 10, 4.99], [3, 3, 3, 3]], np.float32)
     assert hits(regions, box).tolist() == [True, False, False]

@@ -1,10 +1,21 @@
-"""Damage to what was prepared has its line, wherever it is."""
+"""Prepared folders are read; missing and damaged files are reported in one line."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from bua.errors import InputError
-from bua.tasks.prepared import prepared_folder, read_arrays, read_split
+from bua.tasks.prepared import (
+    PreparedDataset,
+    begin_folder,
+    concatenate,
+    offsets_of,
+    prepared_folder,
+    read_arrays,
+    read_split,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -23,7 +34,7 @@ def test_a_split_is_read(folder):
     assert arrays["words"].shape == (50, 4)
 
 
-def test_what_is_not_there_has_its_line(folder):
+def test_missing_files_and_arrays_are_reported_in_one_line(folder):
     with pytest.raises(InputError, match=r"test\.npz: no such split; .* has train, val$"):
         read_split(folder, "test", ("ids",), "prepare_toy.py")
     with pytest.raises(InputError, match=r"val\.npz: lacks boxes; prepare it again with datasets/prepare_toy\.py"):
@@ -32,7 +43,7 @@ def test_what_is_not_there_has_its_line(folder):
         prepared_folder(folder, "other.json", "prepare_toy.py")
 
 
-def test_a_truncated_file_has_its_line_wherever_it_ends(folder):
+def test_a_truncated_file_is_reported_in_one_line(folder):
     path = folder / "val.npz"
     whole = path.read_bytes()
     for length in range(0, len(whole), 37):
@@ -41,7 +52,7 @@ def test_a_truncated_file_has_its_line_wherever_it_ends(folder):
             read_arrays(path, ("ids",), "prepare_toy.py")
 
 
-def test_a_damaged_file_is_not_taken_for_whole(folder):
+def test_a_damaged_file_is_not_read(folder):
     path = folder / "val.npz"
     whole = path.read_bytes()
     for place in range(0, len(whole) - 400, 53):
@@ -51,3 +62,47 @@ def test_a_damaged_file_is_not_taken_for_whole(folder):
         except InputError:
             continue
         assert arrays["words"].tolist() == np.arange(200).reshape(50, 4).tolist()
+
+
+@dataclass
+class ToyDataset(PreparedDataset):
+    """Images with words."""
+
+    ARRAYS = ("image_ids", "offsets", "words")
+
+    name: str
+    image_ids: np.ndarray
+    offsets: np.ndarray
+    words: np.ndarray
+
+
+def test_data_sets_are_saved_and_joined(tmp_path):
+    first = ToyDataset("a", np.array([7, 8]), offsets_of([2, 0]), np.array([[1], [2]]))
+    second = ToyDataset("b", np.array([9]), offsets_of([1]), np.array([[3]]))
+    assert len(first) == 2
+    first.save(tmp_path / "a.npz")
+    arrays = read_arrays(tmp_path / "a.npz", ToyDataset.ARRAYS, "prepare_toy.py")
+    assert {name: value.tolist() for name, value in arrays.items()} == {
+        "image_ids": [7, 8],
+        "offsets": [0, 2, 2],
+        "words": [[1], [2]],
+    }
+    name, joined = concatenate([first, second], offsets=["offsets"])
+    assert name == "a + b"
+    assert joined["image_ids"].tolist() == [7, 8, 9]
+    assert joined["offsets"].tolist() == [0, 2, 2, 3]
+    assert joined["offsets"].dtype == np.int64
+    assert joined["words"].tolist() == [[1], [2], [3]]
+
+
+def test_offsets_of_nothing():
+    assert offsets_of([]).tolist() == [0]
+
+
+def test_a_folder_is_begun_without_what_an_earlier_run_left(tmp_path):
+    folder = begin_folder(tmp_path / "new", "toy.json", ("train.npz",))
+    write_json(folder / "toy.json", {"a": 1})
+    for name in ("train.npz", "other.npz"):
+        (folder / name).touch()
+    assert begin_folder(folder, "toy.json", ("train.npz",)) == folder
+    assert [path.name for path in folder.iterdir()] == ["other.npz"]

@@ -21,12 +21,12 @@ SENTENCES = st.text("ab',? -", max_size=20)
         (" ? ", []),
     ],
 )
-def test_words_are_those_of_the_seeds(text, words):
+def test_words_are_those_of_the_authors_code(text, words):
     assert tokenize(text) == words
 
 
 @given(st.lists(SENTENCES.filter(tokenize), min_size=1, max_size=5), st.lists(SENTENCES, max_size=4), st.integers(1, 6))
-def test_ids_give_the_words_back(known, others, length):
+def test_ids_are_those_of_the_words(known, others, length):
     vocabulary = WordVocabulary.build(known)
     assert len(set(vocabulary.words)) == len(vocabulary)
     encoded = vocabulary.encode_all(known + others, length)
@@ -51,7 +51,7 @@ def test_ids_follow_the_first_appearance():
     assert vocabulary.encode("it is blue", 4).tolist() == [1, 0, 3, 4]
 
 
-def test_is_kept_as_json(tmp_path):
+def test_vocabulary_is_saved_as_json(tmp_path):
     vocabulary = WordVocabulary.build(["Où est-il ?"])
     vocabulary.save(tmp_path / "words.json")
     assert json.loads((tmp_path / "words.json").read_text(encoding="utf-8")) == ["où", "est-il"]
@@ -82,3 +82,10 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
 def test_words_must_differ():
     with pytest.raises(InputError, match="a word twice"):
         WordVocabulary(["a", "a"])
+
+
+def test_ids_in_another_vocabulary():
+    source, other = WordVocabulary(["a", "b", "c"]), WordVocabulary(["c", "a", "rare", "last"])
+    recoded = other.recode(source.encode_all(["a b c", "c"], 4), source)
+    assert recoded.dtype == np.int32
+    assert recoded.tolist() == [[1, 3, 0, 4], [0, 4, 4, 4]]

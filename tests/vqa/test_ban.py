@@ -1,4 +1,4 @@
-"""BAN against the seed and against loops."""
+"""BAN gives the same as ban-vqa's code, and as loops."""
 
 import numpy as np
 import pytest
@@ -6,23 +6,17 @@ import torch
 from vqa_examples import LENGTH, WORDS, double_weights, golden, inputs, run, slow_ban, slow_count, small
 
 from bua.tasks.bilinear import BilinearAttention
-from bua.tasks.released import constructor_arguments, read_released_checkpoint
 from bua.vqa import BAN
-from bua.vqa.released import RELEASED_MODELS
 
 
 @torch.no_grad()
-def test_the_seeds_logits_and_attention(shared_data):
-    folder = shared_data / "golden" / "vqa"
-    weights = read_released_checkpoint(folder / "ban_vqa.pth", RELEASED_MODELS)[1]
-    model = BAN(**constructor_arguments(weights)).eval()
-    model.load_state_dict(weights)
-    seed = golden(folder / "ban_vqa.npz")
-    mask = seed.features.abs().sum(dim=2) > 0
+def test_logits_and_attention_are_those_of_ban_vqa(shared_data):
+    model, expected = golden(BAN, shared_data / "golden" / "vqa", "ban_vqa")
+    mask = expected.features.abs().sum(dim=2) > 0
     assert not mask.all()
-    logits, attention = model(seed.features, seed.spatials, mask, seed.question)
-    torch.testing.assert_close(logits, seed.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(attention, seed.attention, atol=1e-5, rtol=0)
+    logits, attention = model(expected.features, expected.spatials, mask, expected.question)
+    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(attention, expected.attention, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +55,8 @@ def test_equals_a_loop_over_pairs(second_embedding, counted_objects):
 
 
 @torch.no_grad()
-def test_more_glimpses_than_the_seed_can():
-    """The seed crashes at more than 32; the arithmetic is the same."""
+def test_more_glimpses_than_ban_vqa_allows():
+    """ban-vqa's code crashes with more than 32 glimpses; the arithmetic is the same."""
     attention = BilinearAttention(5, 4, glimpses=40).eval()
     features, states = torch.randn(2, 3, 5), torch.randn(2, 6, 4)
     products = torch.einsum("bnk,blk->bnlk", attention.image(features), attention.words(states))
@@ -71,18 +65,18 @@ def test_more_glimpses_than_the_seed_can():
 
 
 @torch.no_grad()
-def test_padded_words():
+def test_padded_words_get_attention_only_if_asked_for():
     batch = inputs([5, 3], words=3)
     longer = inputs([5, 3], words=3)
     longer.question = torch.cat([batch.question, torch.full((2, 4), WORDS)], dim=1)
-    seed, clean = small(BAN).eval(), small(BAN, attend_padded_words=False).eval()
-    assert (run(seed, batch)[0] - run(seed, longer)[0]).abs().max() > 0.01
-    logits, attention = run(clean, batch)
-    torch.testing.assert_close(run(clean, longer)[0], logits, atol=1e-5, rtol=1e-5)
+    attending, masking = small(BAN).eval(), small(BAN, attend_padded_words=False).eval()
+    assert (run(attending, batch)[0] - run(attending, longer)[0]).abs().max() > 0.01
+    logits, attention = run(masking, batch)
+    torch.testing.assert_close(run(masking, longer)[0], logits, atol=1e-5, rtol=1e-5)
     assert attention[..., 3:].abs().max() == 0
     torch.testing.assert_close(attention.sum(dim=(2, 3)), torch.ones(2, 3))
     batch.question = batch.question[:, :3]
-    torch.testing.assert_close(run(seed, batch)[0], logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run(attending, batch)[0], logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def test_equals_a_loop_over_edges():
 
 
 def test_counts_things_not_boxes():
-    """Five boxes of two things, all attended: two, whatever the functions, as in the paper's figure 3."""
+    """Five attended boxes of two things give two for all functions, as in figure 3 of the paper."""
     first, second = torch.tensor([0.0, 0.0, 0.4, 0.4]), torch.tensor([0.5, 0.5, 1.0, 1.0])
     boxes = torch.stack([first, second, first, first, second, torch.tensor([0.6, 0.0, 0.9, 0.3])])
     logits = torch.tensor([50.0, 50.0, 50.0, 50.0, 50.0, -50.0])
@@ -39,7 +39,7 @@ def test_counts_things_not_boxes():
     torch.testing.assert_close(found[2], found.sum(), atol=1e-5, rtol=0)
 
 
-def test_low_precision_does_not_reach_it():
+def test_the_count_is_computed_in_float32_in_autocast():
     torch.manual_seed(1)
     counter, boxes, logits = random_counter(10), random_boxes(3, 12), torch.randn(3, 12)
     expected = counter(boxes, logits)

@@ -1,26 +1,20 @@
-"""Up-Down against the seed and against loops."""
+"""Up-Down gives the same as hengyuan-hu's code, and as loops."""
 
 import numpy as np
 import torch
 from vqa_examples import double_weights, golden, inputs, run, slow_updown, small
 
 from bua.tasks.layers import Projection
-from bua.tasks.released import constructor_arguments, read_released_checkpoint
 from bua.vqa import UpDown
-from bua.vqa.released import RELEASED_MODELS
 
 
 @torch.no_grad()
-def test_the_seeds_logits_and_attention(shared_data):
-    folder = shared_data / "golden" / "vqa"
-    weights = read_released_checkpoint(folder / "updown_vqa.pth", RELEASED_MODELS)[1]
-    model = UpDown(**constructor_arguments(weights)).eval()
-    model.load_state_dict(weights)
-    seed = golden(folder / "updown_vqa.npz")
-    mask = torch.ones(seed.features.shape[:2], dtype=torch.bool)
-    logits, attention = model(seed.features, seed.spatials, mask, seed.question)
-    torch.testing.assert_close(logits, seed.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(attention[:, 0], seed.attention, atol=1e-5, rtol=0)
+def test_logits_and_attention_are_those_of_hengyuan_hus_code(shared_data):
+    model, expected = golden(UpDown, shared_data / "golden" / "vqa", "updown_vqa")
+    mask = torch.ones(expected.features.shape[:2], dtype=torch.bool)
+    logits, attention = model(expected.features, expected.spatials, mask, expected.question)
+    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(attention[:, 0], expected.attention, atol=1e-5, rtol=0)
 
 
 def test_the_real_size():
@@ -41,7 +35,7 @@ def test_equals_a_loop_over_boxes():
         np.testing.assert_allclose(attention[i, 0, :size], expected[1], atol=1e-6)
 
 
-def test_gated_tanh_is_everywhere():
+def test_all_projections_have_gates_with_gated_tanh():
     model = small(UpDown, activation="gated_tanh")
     gates = [name for name, layer in model.named_modules() if isinstance(layer, Projection) and hasattr(layer, "gate")]
     assert gates == ["attention.image", "attention.question", "image", "question", "classifier.hidden"]

@@ -30,7 +30,7 @@ def result(number, answer):
 
 
 def plainly(answer, people, revision):
-    """The accuracy in percent, person by person."""
+    """Computes the accuracy in percent, person by person."""
 
     def unbroken(text):
         return text.replace("\n", " ").replace("\t", " ").strip()
@@ -70,7 +70,7 @@ def test_equals_the_official_script(shared_data):
     ),
     st.sampled_from(["2021", "2016"]),
 )
-def test_person_by_person(cases, revision):
+def test_equals_a_loop_over_people(cases, revision):
     annotations = [
         annotation(number, people, f"type {number % 3}", ["yes/no", "other"][number % 2])
         for number, (_, people) in enumerate(cases)

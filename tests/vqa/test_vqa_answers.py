@@ -87,7 +87,7 @@ def test_targets(answers, normalize):
         assert dict(zip(labels.tolist(), scores.tolist())) == pytest.approx(expected)
 
 
-def test_the_seeds_targets_miss_what_is_not_normal():
+def test_authors_targets_do_not_normalise_answers():
     vocabulary = AnswerVocabulary(["cat", "t shirt"])
     answers = [["Cat", "cat", "a cat", "t-shirt", "t shirt"]]
     assert soft_targets(answers, vocabulary).score_of([0]).tolist() == pytest.approx([0.9])

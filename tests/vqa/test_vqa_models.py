@@ -22,8 +22,8 @@ both = pytest.mark.parametrize(("kind", "arguments"), VARIANTS)
 @both
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(0, 13), min_size=1, max_size=3), room=st.integers(0, 12), seed=st.integers(0, 999))
-def test_padded_rows_do_nothing(kind, arguments, sizes, room, seed):
-    """Each image of a batch is answered as it is alone, and its padding gets neither attention nor gradient."""
+def test_padded_rows_have_no_effect(kind, arguments, sizes, room, seed):
+    """An image of a batch has the same answer as alone, and its padding gets neither attention nor gradient."""
     model, batch = small(kind, **arguments).eval(), inputs(sizes, room=room, seed=seed)
     batch.features.requires_grad_()
     logits, attention = run(model, batch)
@@ -41,7 +41,7 @@ def test_padded_rows_do_nothing(kind, arguments, sizes, room, seed):
 
 
 @both
-def test_an_image_without_boxes_trains(kind, arguments):
+def test_training_with_an_image_without_boxes(kind, arguments):
     model, batch = small(kind, **arguments), inputs([0, 3], room=1)
     logits, _ = run(model, batch)
     logits.square().sum().backward()
@@ -50,7 +50,7 @@ def test_an_image_without_boxes_trains(kind, arguments):
 
 
 @both
-def test_bfloat16_is_near(kind, arguments):
+def test_bfloat16_gives_nearly_the_same(kind, arguments):
     model, batch = small(kind, **arguments), inputs([5, 0, 12])
     expected = run(model.eval(), batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -64,7 +64,7 @@ def test_bfloat16_is_near(kind, arguments):
 
 
 @both
-def test_learns_a_handful_by_heart(kind, arguments):
+def test_a_few_questions_can_be_learned(kind, arguments):
     model, batch = small(kind, **arguments, hidden_dim=32), inputs([4, 7, 2, 11, 5, 3])
     answers = F.one_hot(torch.arange(6) % ANSWERS, ANSWERS).float()
     optimizer = torch.optim.Adamax(model.parameters(), lr=0.02)

@@ -1,20 +1,23 @@
-"""Small models and inputs, and what both models compute written out in loops for one image."""
+"""Small models and inputs, and slow reference implementations of both models for one image, in loops."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import nn
 
+from bua.tasks.released import constructor_arguments, read_released_checkpoint
 from bua.vqa import BAN
+from bua.vqa.released import RELEASED_MODELS
 
 WORDS, ANSWERS, FEATURES, LENGTH = 20, 6, 16, 5
 SIZES = {"feature_dim": FEATURES, "embedding_dim": 6, "hidden_dim": 8}
 
 
 def small(kind: type, **arguments) -> nn.Module:
-    """A small UpDown or BAN with weights that all matter, the same each time."""
+    """Returns a small UpDown or BAN, always with the same weights. All weights affect the output."""
     torch.manual_seed(7)
     model = kind(WORDS, ANSWERS, **SIZES | ({"glimpses": 3} if kind is BAN else {}) | arguments)
     for name, value in model.named_parameters():
@@ -26,9 +29,10 @@ def small(kind: type, **arguments) -> nn.Module:
 
 
 def inputs(boxes_in_image: list[int], *, room: int = 0, words: int = 3, seed: int = 0) -> SimpleNamespace:
-    """A batch whose images have so many boxes, with ``room`` more rows of padding than the largest needs.
+    """Returns a batch of images with the given numbers of boxes.
 
-    The padding holds numbers, not zeros. Questions have ``words`` words, and padding at the end.
+    There are ``room`` more rows than the image with the most boxes has. The padding has random values, not zeros.
+    Questions have ``words`` words, and padding at the end.
     """
     generator = torch.Generator().manual_seed(seed)
     batch, rows = len(boxes_in_image), max(boxes_in_image) + room
@@ -49,14 +53,18 @@ def run(model: nn.Module, batch: SimpleNamespace):
     return model(batch.features, batch.boxes, batch.mask, batch.question)
 
 
-def golden(path) -> SimpleNamespace:
-    """What a seed's model was given and gave, tensors by name."""
-    with np.load(path) as arrays:
-        return SimpleNamespace(**{name: torch.from_numpy(arrays[name]) for name in arrays.files})
+def golden(kind: type, folder: Path, name: str) -> tuple[nn.Module, SimpleNamespace]:
+    """Returns a model with the weights of a checkpoint of the authors' code, and the inputs and outputs of that code as
+    tensors by name."""
+    _, weights = read_released_checkpoint(folder / f"{name}.pth", RELEASED_MODELS)
+    model = kind(**constructor_arguments(weights)).eval()
+    model.load_state_dict(weights)
+    with np.load(folder / f"{name}.npz") as arrays:
+        return model, SimpleNamespace(**{name: torch.from_numpy(arrays[name]) for name in arrays.files})
 
 
 def linear(weights: dict, name: str, x: np.ndarray) -> np.ndarray:
-    """A weight-normalised linear map of a vector."""
+    """Applies a weight-normalised linear layer to a vector."""
     direction = weights[f"{name}.weight_v"]
     length = np.sqrt((direction**2).sum())
     return weights[f"{name}.weight_g"] * (direction / length) @ x + weights[f"{name}.bias"]
@@ -72,7 +80,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def gru_states(weights: dict, question: list[int]) -> list[np.ndarray]:
-    """The state after each word, by the equations of PyTorch's documentation."""
+    """Returns the state after each word, by the equations of PyTorch's documentation."""
     hidden = weights["gru.weight_hh_l0"].shape[1]
     state, states = np.zeros(hidden), []
     for word in question:
