@@ -71,7 +71,7 @@ def scores(metrics: Mapping[str, float]) -> list[Score]:
         Score("Objects", "mAP@0.5", metrics["objects/mAP50"]),
         Score("Attributes", "mAP@0.5", metrics["attributes/mAP50"]),
         Score("Questions, Up-Down", "accuracy", accuracy, blind_accuracy, accuracy_bound),
-        Score("Captions, Up-Down", "CIDEr-D", cider, blind_cider, cider_bound, unit="× 100", scale_end=cider_end),
+        Score("Captions, Up-Down", "CIDEr-D", cider, blind_cider, cider_bound, unit="×\u00a0100", scale_end=cider_end),
         Score("Phrases, BAN", "Recall@1", recall, chance, recall_bound),
     ]
 

@@ -13,9 +13,11 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Pixels of a letter's stroke, before the text is reduced.
 STROKE = 6
 # Factor of the letters of an attention share: it is a short label, which is also read in small images of a page.
-SHARE_SIZE = 1.6
+SHARE_SIZE = 1.4
 # The fraction of its brightness that a part of an image without attention keeps.
 DARKEST = 0.3
+# The least share of the attention of a region that is outlined: less is 0 percent.
+LEAST_SHARE = 0.005
 # BGR colours with hues far apart. Each is dark or light enough for white or black letters on it.
 PALETTE = (
     (178, 114, 0),
@@ -101,7 +103,8 @@ def draw_attention(
 ) -> np.ndarray:
     """Draws the attention of a model to each region of an image.
 
-    Parts of the image without attention are dark. The regions with the most attention are outlined.
+    Parts of the image without attention are dark. The regions with the most attention are outlined, except those with
+    less than half a percent of it.
 
     Args:
         image: [H, W, 3] uint8 BGR.
@@ -123,6 +126,7 @@ def draw_attention(
         np.maximum(area, value, out=area)
     shaded = (image * (DARKEST + (1 - DARKEST) * light[..., None])).round().astype(np.uint8)
     best = np.argsort(-share, kind="stable")[:shown]
+    best = best[share[best] >= LEAST_SHARE]
     labels = [f"{100 * value:.0f}%" if with_shares else "" for value in share[best]]
     return draw_regions(shaded, np.asarray(boxes)[best], labels, min_size=min_size, letter_size=SHARE_SIZE)
 
@@ -228,7 +232,7 @@ def _text_image(
     (text_width, text_height), baseline = cv2.getTextSize(text, FONT, scale * oversampling, STROKE)
     pad = text_height * 0.45
     width, height = text_width + 2 * pad, text_height + baseline * 0.5 + 2 * pad
-    large = np.full((round(height), round(width), 3), ground, dtype=np.uint8)
+    large = np.full((max(1, round(height)), max(1, round(width)), 3), ground, dtype=np.uint8)
     cv2.putText(large, text, (round(pad), round(pad + text_height)), FONT, scale * oversampling, ink, STROKE)
     shrink = min(1 / oversampling, max_width / large.shape[1], max_height / large.shape[0])
     size = max(1, int(large.shape[1] * shrink)), max(1, int(large.shape[0] * shrink))

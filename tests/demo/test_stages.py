@@ -104,4 +104,4 @@ def test_cider_has_a_scale_of_its_own(cider, end):
     metrics |= dict.fromkeys([f"captioning/{model}/CIDEr-D" for model in ("updown", "blind", "perfect")], cider)
     metrics |= dict.fromkeys([f"grounding/ban/{metric}" for metric in ("R@1", "chance", "bound")], 0.9)
     rows = scores(metrics)
-    assert [(row.unit, row.scale_end) for row in rows] == [*[("%", 1.0)] * 3, ("× 100", end), ("%", 1.0)]
+    assert [(row.unit, row.scale_end) for row in rows] == [*[("%", 1.0)] * 3, ("×\u00a0100", end), ("%", 1.0)]

@@ -149,6 +149,13 @@ def test_attention_without_shares_has_no_labels():
     assert (plain[60:95] == 60).all()
 
 
+def test_regions_without_attention_are_not_outlined():
+    grey, boxes = np.full((400, 800, 3), 200, np.uint8), np.array([[300, 100, 499, 299], [600, 100, 700, 299]])
+    drawn = draw_attention(grey, boxes, np.array([0.996, 0.004]))
+    assert (drawn[:, 580:] < 70).all()
+    assert (draw_attention(grey, boxes, np.array([0.99, 0.01]))[:, 580:] > 70).any()
+
+
 def test_an_answer_is_drawn_with_its_question():
     grey, box = np.full((400, 800, 3), 200, np.uint8), np.array([[300, 100, 499, 299]])
     drawn = draw_answer(grey, box, np.ones(1), "What is the " + "very " * 40 + "small thing?", "a star")

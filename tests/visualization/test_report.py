@@ -154,7 +154,7 @@ def test_page_loads_nothing_from_outside(tmp_path):
 
 def test_images_are_inside_and_say_what_they_show(tmp_path):
     images = Page(written(tmp_path, full_report())).all("img")
-    alts = ['one.jpg: 1 objects found: red "circle" 0.93', "2 annotated objects: circle; star"]
+    alts = ['one.jpg: 1 object found: red "circle" 0.93', "2 annotated objects: circle; star"]
     assert [image["alt"] for image in images] == alts
     data = base64.b64decode(images[0]["src"].split(",")[1])
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -196,8 +196,8 @@ def test_what_the_models_say_about_an_image(tmp_path):
     html = written(tmp_path, full_report(gallery=[image_of_all_tasks()]))
     page = Page(html)
     assert [text_of(text) for text in re.findall(r"<figcaption>(.*?)</figcaption>", html, re.DOTALL)] == [
-        "two.jpg: 1 objects found",
-        "1 annotated objects",
+        "two.jpg: 1 object found",
+        "1 annotated object",
         "the red star ✓ is left of a blue one ✗ .",
         "How many &lt;stars&gt;? 2 ✓ Expected accuracy: 2 0.81, 1 0.10",
         "Is it red? no ✗, reference answer: yes Expected accuracy: no 0.55, yes 0.45",
