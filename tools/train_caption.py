@@ -10,14 +10,9 @@ import sys
 
 from bua.captioning.config import load_cfg
 from bua.captioning.training import train_caption
-from bua.errors import command
 from bua.tasks.tool import training_tool
 
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    return training_tool(__doc__, load_cfg, train_caption, argv)
-
+main = training_tool(__doc__, load_cfg, train_caption)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,16 +6,11 @@ tools/train_grounding.py --config-file configs/grounding/ban.yaml DATA.FEATURES 
 
 import sys
 
-from bua.errors import command
 from bua.grounding.config import load_cfg
 from bua.grounding.training import train_grounding
 from bua.tasks.tool import training_tool
 
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    return training_tool(__doc__, load_cfg, train_grounding, argv)
-
+main = training_tool(__doc__, load_cfg, train_grounding)
 
 if __name__ == "__main__":
     sys.exit(main())

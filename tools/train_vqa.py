@@ -6,16 +6,11 @@ tools/train_vqa.py --config-file configs/vqa/updown.yaml DATA.FEATURES "('train2
 
 import sys
 
-from bua.errors import command
 from bua.tasks.tool import training_tool
 from bua.vqa.config import load_cfg
 from bua.vqa.training import train_vqa
 
-
-@command
-def main(argv: list[str] | None = None) -> int:
-    return training_tool(__doc__, load_cfg, train_vqa, argv)
-
+main = training_tool(__doc__, load_cfg, train_vqa)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from bua.tasks.prepared import offsets_of, write_arrays
 
 # A caption: its words as strings, or as ids.
 Caption = Sequence[str] | Sequence[int]
+# The id of an image. It is a type variable, since a mapping from int is not a mapping from Hashable to a type checker.
+ImageId = TypeVar("ImageId", bound=Hashable)
 
 LONGEST = 4
 # Standard deviation, in words, of the Gaussian penalty for the difference in length from the reference.
@@ -44,7 +47,7 @@ class DocumentFrequencies:
     num_images: int
 
     @classmethod
-    def from_references(cls, references: Mapping[Hashable, Iterable[Caption]]) -> "DocumentFrequencies":
+    def from_references(cls, references: Mapping[ImageId, Iterable[Caption]]) -> "DocumentFrequencies":
         """Counts the n-grams of references.
 
         Args:
@@ -115,13 +118,11 @@ class CiderD:
         InputError: an image has no references.
     """
 
-    def __init__(
-        self, references: Mapping[Hashable, Sequence[Caption]], frequencies: DocumentFrequencies | None = None
-    ):
+    def __init__(self, references: Mapping[ImageId, Sequence[Caption]], frequencies: DocumentFrequencies | None = None):
         empty = [image_id for image_id, captions in references.items() if not len(captions)]
         if empty:
             raise InputError(f"image {empty[0]}: has no reference captions; leave it out")
-        self.rows = {image_id: row for row, image_id in enumerate(references)}
+        self.rows: dict[Hashable, int] = {image_id: row for row, image_id in enumerate(references)}
         captions, images = _flatten(references.values())
         grams = _NGrams.of(captions)
         self.frequencies = frequencies or DocumentFrequencies._count(_once_per_image(grams, images), len(references))

@@ -78,14 +78,7 @@ def load_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
 
 
 def check_values(cfg: CfgNode, source: str) -> None:
-    """Checks the values of a configuration.
-
-    Args:
-        source: Where the configuration is from, for the message.
-
-    Raises:
-        InputError: A value cannot be used.
-    """
+    """Checks the values of a configuration; arguments and errors as for ``check_choices`` and ``check_minimums``."""
     check_choices(
         cfg,
         source,

@@ -7,23 +7,24 @@ from bua.tasks.bilinear import BilinearAttention
 from bua.tasks.embedding import WordEmbedding
 from bua.tasks.layers import at_least_float32
 
-# The logit of padding, the seed's: a probability of zero in float32, and no gradient.
+# The logit of padding, as in ban-vqa: its probability is zero in float32, and it has no gradient.
 MASKED = -99.0
 
 
 class BANGrounding(nn.Module):
-    """A logit for each pair of a phrase and a region: one map of BAN's attention, between the regions and the states of
-    the phrases' last words. Where regions lie plays no part.
+    """Computes a logit for each pair of a phrase and a region: one map of BAN's attention, between the regions and the
+    states of the phrases' last words. The positions of the regions are not used.
 
     Args:
-        num_words: size of the vocabulary; the id of padding is ``num_words``.
+        num_words: Size of the vocabulary; the id of padding is ``num_words``.
         feature_dim: D of the region features.
-        embedding_dim: of a word.
-        hidden_dim: of a word's state.
-        rank: of the bilinear form, in multiples of ``hidden_dim``.
-        dropout: of the inputs of projections.
-        attention_dropout: of the regions' side of the bilinear form.
-        norm_whole_matrix: weight normalisation with one length for a whole matrix, as the seed; else one a row.
+        embedding_dim: Dimension of the word vectors.
+        hidden_dim: Dimension of a word's state.
+        rank: Rank of the bilinear form, in multiples of ``hidden_dim``.
+        dropout: Probability of dropout of the projections' inputs.
+        attention_dropout: Probability of dropout of the projected regions in the bilinear attention.
+        norm_whole_matrix: Whether weight normalisation has one norm for a whole matrix, as in ban-vqa, or one for each
+            row.
     """
 
     def __init__(
@@ -57,13 +58,13 @@ class BANGrounding(nn.Module):
         Args:
             features: [B, n, D] float32; finite, also in padding.
             mask: [B, n] bool, false for padding.
-            words: [B, L] int64 ids, padded at the end, of the whole sentences.
-            positions: [B, E] int64, the place of each phrase's last word in its sentence, 0 to L - 1.
-            phrase_mask: [B, E] bool, false for padding, where any position may stand.
+            words: [B, L] int64 ids of the words of whole sentences, padded at the end.
+            positions: [B, E] int64, the position of each phrase's last word in its sentence, 0 to L - 1.
+            phrase_mask: [B, E] bool, false for padding, where ``positions`` may have any value.
 
         Returns:
-            Logits [B, E, n], of the probability that the region is right; float32, in autocast too; ``MASKED`` for
-            padding of either kind.
+            Logits [B, E, n] of the probability that the region is right, float32 in autocast too; ``MASKED`` where the
+            phrase or the region is padding.
         """
         states, _ = self.gru(self.embedding(words))
         phrases = torch.gather(at_least_float32(states), 1, positions.unsqueeze(2).expand(-1, -1, states.shape[2]))

@@ -24,8 +24,8 @@ class PreparedDataset:
     """A split of a prepared folder. The data sets of the tasks are dataclasses that derive from this class.
 
     Attributes:
-        ARRAYS: names of the fields that the file of a split holds as arrays.
-        name: path of the file, for messages.
+        ARRAYS: Names of the fields that the file of a split holds as arrays.
+        name: Path of the file, for messages.
         image_ids: [N] int64, the image of each of the N items.
     """
 
@@ -51,8 +51,8 @@ def concatenate(
     """Joins the arrays of several data sets, one data set after the other.
 
     Args:
-        datasets: at least one; all have the same arrays.
-        offsets: names of the arrays that hold offsets (see ``offsets_of``). All others are joined along their first
+        datasets: At least one; all have the same arrays.
+        offsets: Names of the arrays that hold offsets (see ``offsets_of``). All others are joined along their first
             dimension.
 
     Returns:
@@ -83,9 +83,9 @@ def begin_folder(folder: str | Path, about: str, outdated: Iterable[str] = ()) -
     """Makes the folder that a program is going to prepare, and removes what an earlier run left in it.
 
     Args:
-        about: name of the file that the program writes last. It is removed first, so that a folder whose preparation
+        about: Name of the file that the program writes last. It is removed first, so that a folder whose preparation
             was interrupted is known to be incomplete.
-        outdated: names of further files to remove, since they belong to the vocabularies of an earlier run.
+        outdated: Names of further files to remove, since they belong to the vocabularies of an earlier run.
     """
     folder = make_folder(folder)
     for name in (about, *outdated):
@@ -97,11 +97,11 @@ def prepared_folder(folder: str | Path, about: str, program: str) -> Path:
     """Returns the path of a prepared folder.
 
     Args:
-        about: name of the file that ``program`` writes last.
-        program: name of the program in ``datasets/`` that prepares such folders.
+        about: Name of the file that ``program`` writes last.
+        program: Name of the program in ``datasets/`` that prepares such folders.
 
     Raises:
-        InputError: there is no such folder, or ``about`` is not in it.
+        InputError: There is no such folder, or ``about`` is not in it.
     """
     folder = Path(folder)
     if not (folder / about).is_file():
@@ -113,14 +113,14 @@ def read_split(folder: Path, split: str, needed: Sequence[str], program: str) ->
     """Reads the file of a split.
 
     Args:
-        folder: as ``prepared_folder`` returns it.
-        needed, program: as for ``read_arrays``.
+        folder: As ``prepared_folder`` returns it.
+        needed, program: As for ``read_arrays``.
 
     Returns:
         The path of the file, for messages, and its arrays by name.
 
     Raises:
-        InputError: there is no such split, or its file is damaged.
+        InputError: There is no such split, or its file is damaged.
     """
     path = folder / f"{split}.npz"
     if not path.exists():
@@ -133,13 +133,13 @@ def read_word_vectors(folder: Path, program: str) -> tuple[Path, dict[str, np.nd
     """Reads the word vectors of a prepared folder.
 
     Args:
-        folder: as ``prepared_folder`` returns it.
+        folder: As ``prepared_folder`` returns it.
 
     Returns:
         The path of the file, and its arrays by name: "glove", [words of the vocabulary, dimension] float32, and others.
 
     Raises:
-        InputError: the folder was prepared without word vectors, or their file is damaged.
+        InputError: The folder was prepared without word vectors, or their file is damaged.
     """
     path = folder / VECTORS
     if not path.is_file():
@@ -151,11 +151,11 @@ def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[s
     """Returns all arrays of an npz file by name.
 
     Args:
-        needed: names of the arrays that must be in it.
-        program: name of the program in ``datasets/`` that wrote the file, for messages.
+        needed: Names of the arrays that must be in it.
+        program: Name of the program in ``datasets/`` that wrote the file, for messages.
 
     Raises:
-        InputError: the file is damaged, or lacks one of the needed arrays.
+        InputError: The file is damaged, or lacks one of the needed arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from bua.config import check_device
 from bua.engine.launch import launch
 from bua.engine.trainer import NonFiniteLoss
-from bua.errors import make_folder
+from bua.errors import command, make_folder
 from bua.io.files import whole_file
 from bua.tasks.region_batches import RegionReader
 
@@ -25,31 +25,34 @@ def training_tool(
     description: str | None,
     load_cfg: Callable[[str, list[str]], CfgNode],
     train: Callable[[CfgNode, bool], dict[str, float]],
-    argv: list[str] | None,
-) -> int:
-    """Reads the arguments of a tool that trains, and trains on as many devices as they say.
+) -> Callable[..., int]:
+    """Returns the main function of a tool that trains: it takes the arguments and returns the exit code.
 
     Args:
         description: The tool's description.
         load_cfg: Loads a configuration from a YAML file and ``KEY VALUE`` pairs.
         train: Trains from a configuration; the second argument says whether to resume.
-
-    Returns:
-        The tool's exit code.
     """
-    parser = tool_parser(description)
-    parser.add_argument("--config-file", required=True, help="YAML file in configs/")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
-    parser.add_argument("--num-gpus", type=int, default=1, help="number of processes, one for each GPU (or on the CPU)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
-    args = parser.parse_intermixed_args(argv)
-    cfg = load_cfg(args.config_file, args.overrides)
-    try:
-        launch(train, (cfg, args.resume), num_processes=args.num_gpus)
-    except NonFiniteLoss as error:
-        print(f"error: {error}", file=sys.stderr)
-        return TRAINING_FAILED
-    return 0
+
+    @command
+    def main(argv: list[str] | None = None) -> int:
+        parser = tool_parser(description)
+        parser.add_argument("--config-file", required=True, help="YAML file in configs/")
+        parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
+        parser.add_argument(
+            "--num-gpus", type=int, default=1, help="number of processes, one for each GPU (or on the CPU)"
+        )
+        parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+        args = parser.parse_intermixed_args(argv)
+        cfg = load_cfg(args.config_file, args.overrides)
+        try:
+            launch(train, (cfg, args.resume), num_processes=args.num_gpus)
+        except NonFiniteLoss as error:
+            print(f"error: {error}", file=sys.stderr)
+            return TRAINING_FAILED
+        return 0
+
+    return main
 
 
 def tool_parser(description: str | None) -> argparse.ArgumentParser:

@@ -248,7 +248,7 @@ def progress_bar(total: int, unit: str, show: bool) -> "tqdm[NoReturn]":
 
 
 def _scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, epoch: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Returns the schedule of the learning rate; ``epoch`` is the number of iterations of one."""
+    """Returns the schedule of the learning rate; ``epoch`` is the number of iterations in an epoch."""
     factors = cfg.SOLVER.EPOCH_FACTORS
     if not factors:
         return build_scheduler(cfg, optimizer)

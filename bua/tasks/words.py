@@ -26,10 +26,10 @@ class WordVocabulary:
     separate id for unknown words.
 
     Attributes:
-        words: the words in the order of their ids.
+        words: The words in the order of their ids.
 
     Raises:
-        InputError: there are no words, or a word occurs twice.
+        InputError: There are no words, or a word occurs twice.
     """
 
     def __init__(self, words: Sequence[str]):
@@ -87,7 +87,7 @@ class WordVocabulary:
         """Returns int32 ids of this vocabulary, in the shape of ``ids``, for the same words and the same padding.
 
         Args:
-            ids: ids of the vocabulary ``source``.
+            ids: Ids of the vocabulary ``source``.
         """
         new_ids = np.array([*map(self.id_of, source.words), len(self)], np.int32)
         recoded: np.ndarray = new_ids[ids]
@@ -97,7 +97,7 @@ class WordVocabulary:
         """Raises an error where no word of a question is known, since a model would then answer another question.
 
         Raises:
-            InputError: none of the words of the question is in the vocabulary.
+            InputError: None of the words of the question is in the vocabulary.
         """
         if not any(word in self for word in tokenize(question)):
             raise InputError(
@@ -126,7 +126,7 @@ def read_strings(path: str | Path) -> list[str]:
     """Reads a JSON list of strings.
 
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: There is no such file, or it holds something else.
     """
     try:
         strings = orjson.loads(Path(path).read_bytes())

@@ -1,4 +1,4 @@
-"""Bilinear attention networks (Kim, Jun and Zhang, NeurIPS 2018; ban-vqa, base_model.py, attention.py, bc.py)."""
+"""Bilinear attention networks for question answering (Kim, Jun and Zhang, NeurIPS 2018; ban-vqa, base_model.py)."""
 
 from functools import partial
 
@@ -16,28 +16,30 @@ class BAN(nn.Module):
     """Answers a question about an image's regions with attention over all pairs of a region and a word.
 
     Args:
-        num_words: size of the question vocabulary; the id of padding is ``num_words``.
-        num_answers: size of the answer vocabulary.
+        num_words: Size of the question vocabulary; the id of padding is ``num_words``.
+        num_answers: Size of the answer vocabulary.
         feature_dim: D of the region features.
-        embedding_dim: of a word, in each of its tables.
-        hidden_dim: of a word's state and everything after it.
-        glimpses: G, number of attention maps.
-        rank: of the attention's bilinear form, in multiples of ``hidden_dim``.
-        second_embedding: the seed's option "c", see ``WordEmbedding``.
-        train_second_embedding: whether the second table learns.
-        counted_objects: the greatest number that the ``Counter`` counts; 0 for a model without it, as in the paper's
+        embedding_dim: Dimension of the word vectors of each embedding table.
+        hidden_dim: Dimension of a word's state and of everything after it.
+        glimpses: G, the number of attention maps.
+        rank: Rank of the attention's bilinear forms, in multiples of ``hidden_dim``.
+        second_embedding: Whether there is a second embedding table, ban-vqa's option "c", see ``WordEmbedding``.
+        train_second_embedding: Whether the second table is trained.
+        counted_objects: The largest number that the ``Counter`` counts; 0 for a model without it, as in the paper's
             tables.
-        dropout: of the inputs of projections.
-        attention_dropout: of the regions' side of the bilinear form.
-        classifier_dropout: of the classifier's hidden layer.
-        attend_padded_words: padded words take part as words do: they are attended, counted by and added up, as in
-            the seed, so that an answer depends on the length that a question is padded to (the seed's is 14).
-            Where false, it does not.
-        norm_whole_matrix: weight normalisation with one length for a whole matrix, as the seed; else one a row.
-        standardize: features are standardised first, see ``Standardize``, which takes less training. The seed does not.
+        dropout: Probability of dropout of the projections' inputs.
+        attention_dropout: Probability of dropout of the projected regions in the bilinear attention.
+        classifier_dropout: Probability of dropout of the classifier's hidden layer.
+        attend_padded_words: Whether padding is treated like words: the model attends to it, counts with it and adds it
+            up, as in ban-vqa. An answer then depends on the length that a question is padded to, which is 14 in
+            ban-vqa.
+        norm_whole_matrix: Whether weight normalisation has one norm for a whole matrix, as in ban-vqa, or one for each
+            row.
+        standardize: Whether features are standardised first, see ``Standardize``, which shortens training. ban-vqa
+            does not do so.
     """
 
-    # Where a question is padded: the states of its words do not see the padding.
+    # Questions are padded at the end, so that the states of their words do not depend on the padding.
     word_padding = "end"
 
     def __init__(
@@ -98,7 +100,7 @@ class BAN(nn.Module):
             features: [B, n, D] float32; finite, also in padding.
             boxes: [B, n, 4 or more] float32; the first four columns are x1y1x2y2 in fractions, 0 to 1, of the
                 image's width and height.
-            mask: [B, n] bool, false for padding. An image may have no box at all.
+            mask: [B, n] bool, false for padding. An image may have no boxes.
             question: [B, L] int64 ids of words, padded at the end.
 
         Returns:
@@ -107,7 +109,7 @@ class BAN(nn.Module):
         """
         features = self.standardize(features)
         states, _ = self.gru(self.embedding(question))
-        # Glimpses add up in the states, more finely than in bfloat16.
+        # The glimpses are summed in the states, which needs more precision than bfloat16 has.
         states = at_least_float32(states)
         words = torch.ones_like(question, dtype=torch.bool)
         if not self.attend_padded_words:
@@ -123,7 +125,7 @@ class BAN(nn.Module):
         return at_least_float32(self.classifier(joint)), attention
 
     def _counts(self, boxes: Tensor, mask: Tensor, logits: Tensor) -> Tensor | None:
-        """What the counter says of each glimpse, [B, G, counted_objects + 1], from masked logits [B, G, n, L]."""
+        """Returns the counter's output [B, G, counted_objects + 1] for each glimpse, of masked logits [B, G, n, L]."""
         if self.counter is None:
             return None
         boxes = boxes[..., :4].masked_fill(~mask.unsqueeze(-1), 0)
@@ -133,7 +135,7 @@ class BAN(nn.Module):
 
 
 class Glimpse(nn.Module):
-    """What one attention map finds, added to the state of every word."""
+    """Adds the features that one attention map selects to the state of every word."""
 
     def __init__(
         self, feature_dim: int, hidden_dim: int, *, counted_objects: int, dropout: float, norm_whole_matrix: bool
@@ -147,7 +149,14 @@ class Glimpse(nn.Module):
             self.count = projection(counted_objects + 1, hidden_dim)
 
     def forward(self, features: Tensor, states: Tensor, attention: Tensor, counts: Tensor | None) -> Tensor:
-        """[B, n, feature_dim], [B, L, hidden_dim], [B, n, L] and [B, counted_objects + 1] or None to new states."""
+        """Returns new states [B, L, hidden_dim].
+
+        Args:
+            features: [B, n, feature_dim].
+            states: [B, L, hidden_dim].
+            attention: [B, n, L].
+            counts: [B, counted_objects + 1], or None without a counter.
+        """
         attended = torch.bmm(attention.transpose(1, 2), self.image(features))
         joint = (attended * self.words(states)).sum(dim=1)
         states = states + self.residual(joint).unsqueeze(1)

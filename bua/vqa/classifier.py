@@ -1,4 +1,4 @@
-"""From what is known of image and question to answers."""
+"""The classifier of answers that the question answering models share."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,15 @@ from bua.tasks.layers import Projection
 
 
 class AnswerClassifier(nn.Module):
-    """Two layers from what is known of image and question to a logit an answer (both seeds' classifier.py)."""
+    """Two layers that compute a logit for each answer (classifier.py in hengyuan-hu's code and ban-vqa).
+
+    Args:
+        in_features: Dimension of the joint representation of image and question.
+        num_answers: Size of the answer vocabulary.
+        activation: Non-linearity of the hidden layer, see ``Projection``.
+        dropout: Probability of dropout of the hidden layer's output.
+        norm_whole_matrix: See ``WeightNormLinear``.
+    """
 
     def __init__(
         self,
@@ -25,5 +33,5 @@ class AnswerClassifier(nn.Module):
         )
 
     def forward(self, joint: Tensor) -> Tensor:
-        """[B, in_features] to logits [B, num_answers]."""
+        """Returns logits [B, num_answers] of joint representations [B, in_features]."""
         return self.answers(self.hidden(joint))

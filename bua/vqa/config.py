@@ -36,22 +36,16 @@ def load_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     return load_task_cfg(get_cfg(), config_file, overrides, check_values)
 
 
-def check_values(cfg: CfgNode, source: str) -> None:
-    """Checks the values of a configuration, and updates those that an earlier version of bua wrote.
-
-    Args:
-        source: Where the configuration is from, for the message.
-
-    Raises:
-        InputError: A value cannot be used.
-    """
-    # The name of "authors" in configurations of version 0.1.0.
-    if cfg.DATA.WORD_VECTORS == "seed":
-        cfg.DATA.WORD_VECTORS = "authors"
-    check_choices(cfg, source, {"MODEL.NAME": tuple(MODELS), "DATA.WORD_VECTORS": WORD_VECTORS})
-
-
 def build_model(cfg: CfgNode, num_words: int, num_answers: int, feature_dim: int) -> UpDown | BAN:
     """Returns the model that ``cfg`` names, with random weights, on the CPU."""
     arguments = keyword_arguments(cfg.MODEL[cfg.MODEL.NAME.upper()])
     return MODELS[cfg.MODEL.NAME](num_words, num_answers, feature_dim=feature_dim, **arguments)
+
+
+def check_values(cfg: CfgNode, source: str) -> None:
+    """Checks the values of a configuration, and updates those of version 0.1.0; arguments and errors as for
+    ``check_choices``."""
+    # The name of "authors" in configurations of version 0.1.0.
+    if cfg.DATA.WORD_VECTORS == "seed":
+        cfg.DATA.WORD_VECTORS = "authors"
+    check_choices(cfg, source, {"MODEL.NAME": tuple(MODELS), "DATA.WORD_VECTORS": WORD_VECTORS})

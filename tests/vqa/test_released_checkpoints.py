@@ -1,4 +1,4 @@
-"""The seeds' question answering checkpoints, as their programs save them, become bua's."""
+"""The checkpoints of the authors' question answering models, as their programs save them, become bua's."""
 
 import re
 from pathlib import Path
