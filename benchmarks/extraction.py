@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""How fast images become features, beside the public pure-PyTorch port of this detector.
+"""Measures how fast features are extracted from images, compared with the public pure-PyTorch port of this detector.
 
-The port is Hugging Face's, in the research projects that were part of transformers. It is not part of bua; get it so:
+The port is Hugging Face's, from the research projects that were part of transformers. It is not part of bua; get it
+with:
 
     git clone --depth 1 https://github.com/huggingface/transformers-research-projects
     python benchmarks/extraction.py --port transformers-research-projects/lxmert
 
-Both run ResNet-101 with the same random weights on the same image, 300 proposals, taking turns; the figures are each
-one's fastest run. First their outputs are compared. The floor is what the operations of the network as published
-would take at the rate of a large matrix product in that precision; bua computes fewer, so that it can pass it, and the
-share of the rate that it reaches with these is printed too.
+Both run ResNet-101 with the same random weights on the same image and 300 proposals, in turns; the figures are those of
+the fastest run of each. First, their outputs are compared. The floor is the time that the operations of the network as
+published would take at the rate of a large matrix product in that precision. bua computes fewer operations, so it can
+be faster than the floor; the share of the rate that it reaches with its own operations is printed too.
 
-With --images FOLDER it also extracts a folder of JPEGs into a file and says where the time goes. On a GPU:
+With --images FOLDER it also extracts a folder of JPEGs into a file and prints where the time is spent. On a GPU:
 
     python benchmarks/extraction.py --device cuda --images FOLDER --batch-size 8
 """
@@ -53,13 +54,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=Path, help="the folder of the port's modeling_frcnn.py")
+    parser.add_argument("--port", type=Path, help="folder of the port's modeling_frcnn.py")
     parser.add_argument("--device", default="cpu", help="%(default)s or cuda")
-    parser.add_argument("--repeat", type=int, default=5, help="turns; the fastest of each is printed (%(default)s)")
+    parser.add_argument(
+        "--repeat", type=int, default=5, help="number of runs of each, of which the fastest is printed (%(default)s)"
+    )
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which takes minutes")
     parser.add_argument("--image", type=Path, help="a JPEG instead of a drawn one")
     parser.add_argument("--images", type=Path, help="also extract this folder of JPEGs into a file")
-    parser.add_argument("--batch-size", type=int, default=1, help="for --images (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=1, help="batch size for --images (%(default)s)")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {_device_name(args.device)}")
     torch.manual_seed(0)
@@ -79,20 +82,20 @@ def main() -> None:
 
 
 def compare_models(args, plain, detectors: dict, jpeg: bytes) -> None:
-    """The table of seconds an image, from the resized image to its regions on the device."""
-    picture = plain.prepare(decode(jpeg))
-    height, width = picture.image.shape[-2:]
+    """Prints the seconds per image, from the resized image to its regions on the device."""
+    inputs = plain.prepare(decode(jpeg))
+    height, width = inputs.image.shape[-2:]
     runs = {}
     if args.port:
         port = load_port(args.port, plain, args.device)
-        pixels = plain._stack([picture])
+        pixels = plain._stack([inputs])
         shapes, scales = torch.tensor([[height, width]]), torch.ones(1, 2)
         runs["port, fp32"] = lambda: port(
             pixels, shapes, scales_yx=scales, max_detections=REGIONS, padding="max_detections", return_tensors="pt"
         )
-        print_agreement(port, pixels, plain, detectors, picture)
+        print_agreement(port, pixels, plain, detectors, inputs)
     for name, detector in detectors.items():
-        runs[name] = lambda detector=detector: detector.infer([picture], regress=False)
+        runs[name] = lambda detector=detector: detector.infer([inputs], regress=False)
     products = {precision: matrix_products(dtype, args.device) for precision, dtype in DTYPES.items()}
     turns = runs | {(precision, kind): run for precision in products for kind, run in products[precision].items()}
     seconds = take_turns(turns, args.repeat, args.device)
@@ -100,15 +103,15 @@ def compare_models(args, plain, detectors: dict, jpeg: bytes) -> None:
 
     # Compiling changes no number of operations, and the counter does not see into what is compiled.
     operations = {
-        name: count_operations(lambda name=name: detectors[name.removesuffix(COMPILED)].infer([picture]))
+        name: count_operations(lambda name=name: detectors[name.removesuffix(COMPILED)].infer([inputs]))
         for name in detectors
     }
     published = operations["bua, fp32, as trained"]
     rates_text = ", ".join(f"{precision} {rate / 1e9:,.0f}" for precision, rate in rates.items())
-    print(f"\npicture of {width}x{height}, {REGIONS} proposals: {published / 1e12:.2f} TFLOP as published")
+    print(f"\nimage of {width}x{height}, {REGIONS} proposals: {published / 1e12:.2f} TFLOP as published")
     print(f"GFLOP/s of a large matrix product: {rates_text}")
     baseline = next(iter(seconds))
-    print(f"{'':32}{'s a picture':>12}{'times ' + baseline:>28}{'TFLOP done':>12}{'of floor':>10}{'of rate':>9}")
+    print(f"{'':32}{'s per image':>12}{'times ' + baseline:>28}{'TFLOP done':>12}{'of floor':>10}{'of rate':>9}")
     for name, time_taken in seconds.items():
         done = operations.get(name, published)
         rate = rates["bf16" if "bf16" in name else "fp32"]
@@ -118,12 +121,12 @@ def compare_models(args, plain, detectors: dict, jpeg: bytes) -> None:
 
 
 def compare_rest(args, detectors: dict, jpeg: bytes) -> None:
-    """What an image costs outside the model, and its share beside the fastest model."""
+    """Prints the time per image outside the model, and its share of the time of the fastest model."""
     name = [name for name in detectors if "compiled" not in name][-1]
     detector = detectors[name]
     image = decode(jpeg)
-    picture = detector.prepare(image)
-    (predictions,) = detector.infer([picture], regress=False)
+    inputs = detector.prepare(image)
+    (predictions,) = detector.infer([inputs], regress=False)
     # Random weights find all classes alike, which trained ones do not, and which takes selection longest.
     predictions.class_probs = (20 * predictions.class_probs.log()).softmax(dim=1)
     select = lambda: regions_from(  # noqa: E731
@@ -142,7 +145,7 @@ def compare_rest(args, detectors: dict, jpeg: bytes) -> None:
             "resize": lambda: detector.prepare(image),
             "select 100 regions": select,
             "write them (tsv)": write,
-            name: lambda: detector.infer([picture], regress=False),
+            name: lambda: detector.infer([inputs], regress=False),
         }
         seconds = take_turns(runs, max(args.repeat, 3), args.device)
     model = seconds.pop(name)
@@ -152,7 +155,7 @@ def compare_rest(args, detectors: dict, jpeg: bytes) -> None:
 
 
 def extract_folder(args, detector) -> None:
-    """Folder to file with all of bua's extraction, and the parts one after the other with the device awaited."""
+    """Extracts a folder into a file, and then measures the parts one after the other, waiting for the device after each."""
     with tempfile.TemporaryDirectory() as folder:
         summary = extract(
             args.images,
@@ -188,13 +191,13 @@ def extract_folder(args, detector) -> None:
     number = max(len(images) - args.batch_size, 1)
     parts = sum(spent[part] for part in ("backbone", "RPN", "proposals", "pooling and res5"))
     spent["upload, heads and the rest of the model"] = spent.pop("model") - parts
-    print(f"{'one after the other':44}{'ms a picture':>14}")
+    print(f"{'one after the other':44}{'ms per image':>14}")
     for part, time_taken in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"{part:44}{1e3 * time_taken / number:14.2f}")
 
 
 def load_port(folder: Path, detector, device: str):
-    """The port with the detector's weights. Of its ``utils`` it needs only names, which loading files would use."""
+    """Returns the port with the detector's weights. It imports names from its ``utils`` that it needs only for loading files."""
     stub = types.ModuleType("utils")
     for name in ("WEIGHTS_NAME", "Config", "cached_path", "hf_bucket_url", "is_remote_url", "load_checkpoint"):
         setattr(stub, name, None)
@@ -210,7 +213,7 @@ def load_port(folder: Path, detector, device: str):
 
 
 def port_config(device: str) -> dict:
-    """Under the port's names, what its released config.yaml says, with 300 proposals of which none is dropped."""
+    """Returns the settings of the port's released config.yaml under its names, with 300 proposals, none of which is dropped."""
     resnets = {
         **{"NORM": "BN", "STEM_OUT_CHANNELS": 64, "OUT_FEATURES": ["res4"], "DEPTH": 101, "NUM_GROUPS": 1},
         **{"WIDTH_PER_GROUP": 64, "RES2_OUT_CHANNELS": 256, "STRIDE_IN_1X1": True, "RES5_DILATION": 1},
@@ -243,22 +246,22 @@ def port_config(device: str) -> dict:
     }
 
 
-def print_agreement(port, pixels, plain, detectors: dict, picture) -> None:
-    """How far bua's proposals, and its features of the port's proposals, are from the port's."""
+def print_agreement(port, pixels, plain, detectors: dict, inputs) -> None:
+    """Prints how much bua's proposals, and its features of the port's proposals, differ from the port's."""
     feature_maps = port.backbone(pixels)
-    shapes = torch.tensor([picture.image.shape[-2:]])
+    shapes = torch.tensor([inputs.image.shape[-2:]])
     (boxes,), _ = port.proposal_generator(pixels, shapes, feature_maps, None)
     logits, attribute_logits, _, features = port.roi_heads(feature_maps, [boxes], None)
     probs, attribute_probs = logits.softmax(1)[:, :-1], attribute_logits.softmax(1)[:, :-1]
-    scale = boxes.new_tensor([*picture.scale, *picture.scale])
+    scale = boxes.new_tensor([*inputs.scale, *inputs.scale])
     print("\nbeside the port's: share of its proposals found to 0.1 pixel; features, largest difference over largest")
     print("value, and least cosine; class and attribute probabilities, likewise. Random weights nearly tie anchors.")
     print(f"{'':32}{'proposals':>10}{'features':>10}{'cosine':>10}{'classes':>9}{'attributes':>12}")
     for name, detector in detectors.items():
-        (own,) = detector.infer([picture], regress=False)
+        (own,) = detector.infer([inputs], regress=False)
         distance = torch.cdist(boxes, own.proposals * scale, p=torch.inf).amin(dim=1)
         found = (distance < 0.1).double().mean().item()
-        (given,) = detector.infer([picture], [boxes / scale], regress=False)
+        (given,) = detector.infer([inputs], [boxes / scale], regress=False)
         difference = _relative(given.features, features)
         cosine = nn.functional.cosine_similarity(given.features, features).min().item()
         classes = _relative(given.class_probs, probs)
@@ -267,7 +270,7 @@ def print_agreement(port, pixels, plain, detectors: dict, picture) -> None:
 
 
 def take_turns(runs: dict, repeat: int, device: str) -> dict[str, float]:
-    """Seconds of each one's fastest run, after one that does not count."""
+    """Returns the seconds of the fastest run of each, after a run that is not measured."""
     seconds = dict.fromkeys(runs, float("inf"))
     for turn in range(repeat + 1):
         for name, run in runs.items():
@@ -292,22 +295,22 @@ def timed(function, part: str, spent: dict, device: str):
 
 
 def count_operations(run) -> float:
-    """Two for each multiplication and addition of convolutions and matrix products."""
+    """Returns the number of operations of convolutions and matrix products: two for each multiplication and addition."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def matrix_products(dtype: torch.dtype, device: str) -> dict:
-    """The product of two large square matrices as torch's own and, for some BLAS libraries are slow on others' CPUs, as
-    a 1x1 convolution."""
+    """Returns functions that compute the product of two large square matrices: with torch's matrix product and as a 1x1
+    convolution, since some BLAS libraries are slow on the CPUs of other makers."""
     a, b = (torch.randn(PRODUCT, PRODUCT, device=device).to(dtype) for _ in range(2))
     rows, weight = a.T[None, :, :, None], b[:, :, None, None]
     return {"product": lambda: a @ b, "convolution": lambda: nn.functional.conv2d(rows, weight)}
 
 
 def draw_jpeg() -> bytes:
-    """A JPEG of NETWORK_SIZE with smooth colours, edges and noise."""
+    """Returns a JPEG of NETWORK_SIZE with smooth colours, edges and noise."""
     random = np.random.default_rng(0)
     height, width = NETWORK_SIZE
     blots = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""How long the choice of regions takes, beside a loop over the classes with torchvision's nms, on one core.
+"""Measures how long the selection of regions takes on one core, compared with a loop over the classes with
+torchvision's nms.
 
-The images: 300 regions in clusters as a region proposal network gives them, 1,600 classes after a softmax, with
-many, some or few confident regions; and, as the worst case, one probability for all.
+Each image has 300 regions in clusters, as a region proposal network gives them, and 1,600 classes after a softmax, with
+many, some or few confident regions. In the worst case, all probabilities are equal.
 """
 
 import argparse
@@ -18,7 +19,7 @@ REGIONS, CLASSES = 300, 1600
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeat", type=int, default=20, help="the median of so many runs is printed (%(default)s)")
+    parser.add_argument("--repeat", type=int, default=20, help="number of runs, whose median is printed (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     boxes = make_boxes()
@@ -29,9 +30,9 @@ def main() -> None:
             loop, expected = measure(class_by_class, max(1, args.repeat // 5), boxes, probs, *limits)
             ours, selected = measure(select, args.repeat, boxes, probs, *limits)
             if not torch.equal(expected, selected):
-                raise SystemExit(f"{name}, {limits}: the two do not agree")
-            limits = f"{limits[0]}-{limits[1]}"
-            print(f"{name:<20}{limits:>9}{loop * 1e3:>20.1f}{ours * 1e3:>17.2f}{loop / ours:>8.0f}")
+                raise SystemExit(f"{name}, {limits}: the two selections differ")
+            boxes_per_image = f"{limits[0]}-{limits[1]}"
+            print(f"{name:<20}{boxes_per_image:>9}{loop * 1e3:>20.1f}{ours * 1e3:>17.2f}{loop / ours:>8.0f}")
 
 
 def select(boxes, probs, min_boxes, max_boxes):
