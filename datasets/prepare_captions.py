@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares captions for training: a vocabulary, captions as ids of words, and references to score by.
+"""Prepares captions for training: a vocabulary, captions as ids of words, and references for computing scores.
 
     python datasets/prepare_captions.py --karpathy datasets/coco/dataset_coco.json --output datasets/coco/captions
     python datasets/prepare_captions.py --coco captions_train2014.json captions_val2014.json \\
@@ -9,8 +9,8 @@
         --split train datasets/visual_genome/splits/train.txt --split val datasets/visual_genome/splits/val.txt \\
         --tokenizer wordpiece --vocabulary vocab.txt --output datasets/visual_genome/phrases
 
-The second way needs no file from Karpathy: the lists are in data/coco_splits of peteanderson80/Up-Down-Captioner. The
-third gives the captions of the GRU variant; vocab.txt is that of bert-base-uncased.
+The second command needs no file of Karpathy; its lists are in data/coco_splits of peteanderson80/Up-Down-Captioner. The
+third command gives the captions of the GRU variant (ChanningPing); vocab.txt is that of bert-base-uncased.
 """
 
 import argparse

@@ -98,21 +98,21 @@ def write_results(path: str | Path, question_ids: Sequence[int], answers: Sequen
 def _answers_in_order(results: str | Path | list, truth: Annotations) -> list[str]:
     given = load_results(results)
     name = str(results) if isinstance(results, str | Path) else "results"
-    wanted = truth.question_ids.tolist()
-    if not wanted:
+    needed = truth.question_ids.tolist()
+    if not needed:
         raise InputError(f"{truth.name}: no questions in it; name the official file")
-    missing = [number for number in wanted if number not in given]
+    missing = [number for number in needed if number not in given]
     if missing:
         raise InputError(
-            f"{name}: lacks {len(missing)} of the {len(wanted)} questions of {truth.name}: {first_of(missing)}; "
+            f"{name}: lacks {len(missing)} of the {len(needed)} questions of {truth.name}: {first_of(missing)}; "
             "answer them all"
         )
-    if len(given) > len(wanted):
-        unknown = sorted(set(given) - set(wanted))
+    if len(given) > len(needed):
+        unknown = sorted(set(given) - set(needed))
         raise InputError(
             f"{name}: has {len(unknown)} questions that {truth.name} does not have: {first_of(unknown)}; leave them out"
         )
-    return [given[number] for number in wanted]
+    return [given[number] for number in needed]
 
 
 def _matches_2021(given: list[str], answers: list[list[str]]) -> np.ndarray:
