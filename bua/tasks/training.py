@@ -20,10 +20,9 @@ from bua.engine.trainer import Trainer
 from bua.errors import InputError
 from bua.tasks.checkpoint import ModelT
 from bua.tasks.prepared import PreparedDataset
-from bua.tasks.region_batches import RegionBatch, RegionLoader, RegionReader
+from bua.tasks.region_batches import BatchT, RegionLoader, RegionReader
 
 DatasetT = TypeVar("DatasetT", bound=PreparedDataset)
-BatchT = TypeVar("BatchT", bound=RegionBatch)
 
 
 class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):

@@ -1,4 +1,4 @@
-"""Regions side by side, and batches of them; more of both in the tests of each task's batches."""
+"""Tests of reading regions into tensors and batches; those of each task's batches test more."""
 
 import threading
 
@@ -7,7 +7,7 @@ import pytest
 
 from bua.errors import InputError
 from bua.structures import Regions
-from bua.tasks.region_batches import BatchMaker, RegionReader, every_item_once, read_ahead
+from bua.tasks.region_batches import BatchMaker, RegionBatch, RegionReader, every_item_once, read_ahead
 
 DIM = 3
 
@@ -93,3 +93,15 @@ def test_an_error_comes_where_its_batch_would():
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(InputError, match="an image"):
         next(batches)
+
+
+def test_one_image_is_a_batch_of_one_item():
+    regions = image(3)
+    regions.features = np.ones_like(regions.features)
+    batch = RegionBatch.of_image(regions, max_boxes=2)
+    assert batch.features.shape == (1, 2, DIM)
+    assert batch.mask.all()
+    scale = np.array([regions.width, regions.height] * 2, np.float32)
+    assert np.allclose(batch.boxes[0].numpy() * scale, regions.boxes[:2])
+    assert not batch.without_regions().mask.any()
+    assert batch.without_regions().features is batch.features

@@ -129,6 +129,18 @@ def test_words_that_are_not_known(caplog):
     assert "does not know zeppelin" in caplog.text
 
 
+def test_a_checkpoint_of_version_0_1_0_names_word_vectors_otherwise(tmp_path):
+    vqa = vqa_model(UpDown, glimpses=1)
+    sizes = "UPDOWN: {EMBEDDING_DIM: 8, HIDDEN_DIM: 8, GLIMPSES: 1}"
+    config = f"MODEL: {{NAME: UpDown, {sizes}}}\nDATA: {{WORD_VECTORS: seed}}"
+    torch.save({"model": vqa.model.state_dict(), **vqa.describe(), "config": config}, tmp_path / "model.pth")
+    loaded = load_vqa(tmp_path / "model.pth")
+    assert loaded.cfg.DATA.WORD_VECTORS == "authors"
+    question = "What color is the star?"
+    expected, found = (answer_question(model, one_image(), question)[0] for model in (vqa, loaded))
+    assert found == expected
+
+
 def test_checkpoints_that_cannot_be_used(tmp_path):
     def assert_error(message: str, **saved):
         torch.save(saved, tmp_path / "model.pth")
