@@ -155,7 +155,7 @@ def compare_rest(args, detectors: dict, jpeg: bytes) -> None:
 
 
 def extract_folder(args, detector) -> None:
-    """Extracts a folder into a file, and then measures the parts one after the other, waiting for the device after each."""
+    """Extracts a folder into a file, then measures the parts one after the other, waiting for the device after each."""
     with tempfile.TemporaryDirectory() as folder:
         summary = extract(
             args.images,
@@ -197,7 +197,7 @@ def extract_folder(args, detector) -> None:
 
 
 def load_port(folder: Path, detector, device: str):
-    """Returns the port with the detector's weights. It imports names from its ``utils`` that it needs only for loading files."""
+    """Returns the port with the detector's weights. Its ``utils``, needed only to load files, is replaced."""
     stub = types.ModuleType("utils")
     for name in ("WEIGHTS_NAME", "Config", "cached_path", "hf_bucket_url", "is_remote_url", "load_checkpoint"):
         setattr(stub, name, None)
@@ -213,7 +213,7 @@ def load_port(folder: Path, detector, device: str):
 
 
 def port_config(device: str) -> dict:
-    """Returns the settings of the port's released config.yaml under its names, with 300 proposals, none of which is dropped."""
+    """Returns the settings of the port's released config.yaml, with 300 proposals, none of which is dropped."""
     resnets = {
         **{"NORM": "BN", "STEM_OUT_CHANNELS": 64, "OUT_FEATURES": ["res4"], "DEPTH": 101, "NUM_GROUPS": 1},
         **{"WIDTH_PER_GROUP": 64, "RES2_OUT_CHANNELS": 256, "STRIDE_IN_1X1": True, "RES5_DILATION": 1},
@@ -295,7 +295,7 @@ def timed(function, part: str, spent: dict, device: str):
 
 
 def count_operations(run) -> float:
-    """Returns the number of operations of convolutions and matrix products: two for each multiplication and addition."""
+    """Returns the operations of convolutions and matrix products: two for each multiplication and addition."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
