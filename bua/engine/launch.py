@@ -82,13 +82,14 @@ def connect(device: str) -> Accelerator:
     """Connects this process to the group that ``launch`` or torchrun started. A single process is a group of one.
 
     Args:
-        device: A torch device. With "cpu", all processes use the CPU. With "cuda", each process uses one GPU.
+        device: A torch device. With "cpu", all processes use the CPU. With "cuda", each process uses one GPU. "cuda:1"
+            is for a single process.
 
     Raises:
-        InputError: This machine does not have the device.
+        InputError: This machine does not have the device, or several processes would share one GPU.
     """
     check_device(device)
-    kind = torch.device(device).type
+    kind, index = torch.device(device).type, torch.device(device).index
     if kind == "cuda":
         needed = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if torch.cuda.device_count() < needed:
@@ -96,7 +97,12 @@ def connect(device: str) -> Accelerator:
                 f"MODEL.DEVICE is {device!r}: {needed} GPUs are needed, but {torch.cuda.device_count()} found; "
                 "lower --num-gpus or add MODEL.DEVICE cpu to the command"
             )
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else torch.device(device))
+        if index is not None and needed > 1:
+            raise InputError(
+                f"MODEL.DEVICE is {device!r}, which is one GPU for {needed} processes; use cuda, which gives each "
+                "process a GPU of its own, or --num-gpus 1"
+            )
+        torch.cuda.set_device(index if index is not None else int(os.environ.get("LOCAL_RANK", 0)))
     return Accelerator(
         cpu=kind == "cpu" and "LOCAL_RANK" in os.environ,
         device_placement=False,

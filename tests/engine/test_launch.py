@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 
 import pytest
 import torch
@@ -80,3 +81,25 @@ def test_connect_needs_a_gpu_for_each_process(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"2 GPUs are needed, but 1 found.*--num-gpus"):
         connect("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "wanted"), [("cuda", None, 0), ("cuda:1", None, 1), ("cuda", "1", 1), ("cuda:1", "0", 1)]
+)
+def test_a_process_selects_its_gpu_by_number(monkeypatch, device, rank, wanted):
+    """torch.cuda.set_device refuses a device without a number, such as the default "cuda"."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr(sys.modules[connect.__module__], "Accelerator", lambda **options: None)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    connect(device)
+    assert chosen == [wanted]
+
+
+def test_several_processes_do_not_share_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"'cuda:0', which is one GPU for 2 processes; use cuda"):
+        connect("cuda:0")
