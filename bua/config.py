@@ -250,7 +250,7 @@ def check_device(device: str) -> None:
     """Checks that this machine has a device.
 
     Raises:
-        InputError: torch does not know the device, or it is a GPU that this machine does not have.
+        InputError: Torch does not know the device, or it is a GPU that this machine does not have.
     """
     try:
         parsed = torch.device(device)

@@ -35,16 +35,16 @@ class CaptionLoader(RegionLoader):
     """Yields ``CaptionBatch`` without end, in the order of ``RegionLoader``. An epoch has every image once.
 
     Args:
-        dataset: the captions.
-        reader: the regions of all their images.
-        captions_per_image: number of captions per image, which are drawn anew in each epoch; all where an image has
+        dataset: The captions.
+        reader: The regions of all their images.
+        captions_per_image: Number of captions per image, which are drawn anew in each epoch; all where an image has
             fewer. Anderson's code takes 1; None takes all.
-        max_length: largest number of steps of a caption, the end included.
-        max_boxes: number of regions per image, the first ones; None takes all.
-        batch_size, options: as for ``RegionLoader``.
+        max_length: Largest number of steps of a caption, the end included.
+        max_boxes: Number of regions per image, the first ones; None takes all.
+        batch_size, options: As for ``RegionLoader``.
 
     Raises:
-        InputError: as for ``RegionLoader``; or images have no features.
+        InputError: As for ``RegionLoader``; or images have no features.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ def image_batches(
 
     Args:
         image_ids: [N], all different.
-        name: the file or option that names the images, for the message where images have no features.
+        name: The file or option that names the images, for the message where images have no features.
     """
     return every_item_once(BatchMaker(image_ids, reader, name, max_boxes), batch_size, threads)
 

@@ -39,7 +39,7 @@ class DocumentFrequencies:
     Attributes:
         hashes: [M] uint64, the hashes of the n-grams in ascending order.
         images: [M] int32, the number of images whose references have the n-gram.
-        num_images: number of all images.
+        num_images: Number of all images.
     """
 
     hashes: np.ndarray
@@ -51,7 +51,7 @@ class DocumentFrequencies:
         """Counts the n-grams of references.
 
         Args:
-            references: captions by the id of their image. For scores as in the COCO evaluation they are the references
+            references: Captions by the id of their image. For scores as in the COCO evaluation they are the references
                 that captions are compared with; for rewards they are those of the training images. Where the end of a
                 caption counts as a word, the captions must have it.
         """
@@ -72,7 +72,7 @@ class DocumentFrequencies:
         """Reads a file that ``save`` wrote.
 
         Raises:
-            InputError: there is no such file, or it is of another kind.
+            InputError: There is no such file, or it is of another kind.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -110,12 +110,12 @@ class CiderD:
     """Scores captions against references. The part that does not depend on the captions is computed once.
 
     Args:
-        references: captions by the id of their image, at least one per image.
-        frequencies: document frequencies of the n-grams; by default those of ``references``, with which the scores are
+        references: Captions by the id of their image, at least one per image.
+        frequencies: Document frequencies of the n-grams; by default those of ``references``, with which the scores are
             0 if there is only one image.
 
     Raises:
-        InputError: an image has no references.
+        InputError: An image has no references.
     """
 
     def __init__(self, references: Mapping[ImageId, Sequence[Caption]], frequencies: DocumentFrequencies | None = None):
@@ -146,7 +146,7 @@ class CiderD:
             [N] float64 from 0 to 10; 10 is the score of a caption that is the same as all references.
 
         Raises:
-            InputError: an image has no references.
+            InputError: An image has no references.
         """
         unknown = [image_id for image_id in image_ids if image_id not in self.rows]
         if unknown:

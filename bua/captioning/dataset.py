@@ -34,7 +34,7 @@ class CaptionItem(NamedTuple):
     """An image and its captions.
 
     Attributes:
-        captions: for each caption the int32 ids of its words, without begin and end.
+        captions: For each caption the int32 ids of its words, without begin and end.
     """
 
     image_id: int
@@ -46,13 +46,13 @@ class CaptionDataset(PreparedDataset):
     """N images with M captions of T words in total; ``dataset[i]`` is a ``CaptionItem``.
 
     Attributes:
-        name: path of the file, for messages.
+        name: Path of the file, for messages.
         image_ids: [N] int64.
         caption_offsets: [N + 1] int64; image i has the captions from ``caption_offsets[i]`` to
             ``caption_offsets[i + 1]`` - 1.
         word_offsets: [M + 1] int64, the same for the words of the captions.
         words: [T] int32, ids.
-        vocabulary: the vocabulary that the ids belong to.
+        vocabulary: The vocabulary that the ids belong to.
     """
 
     ARRAYS = ("image_ids", "caption_offsets", "word_offsets", "words")
@@ -79,7 +79,7 @@ class CaptionDataset(PreparedDataset):
         """Returns the captions of each image by image id, as ids of words.
 
         Args:
-            end: appends the end of a caption to its words.
+            end: Appends the end of a caption to its words.
         """
         words, last = self.words.tolist(), [self.vocabulary.end] if end else []
         captions = [words[start:stop] + last for start, stop in zip(self.word_offsets[:-1], self.word_offsets[1:])]
@@ -95,7 +95,7 @@ class CaptionDataset(PreparedDataset):
         """Reads splits of a folder that ``prepare_captions`` wrote, such as "train", as one data set.
 
         Raises:
-            InputError: there is no such folder or split, or it is damaged.
+            InputError: There is no such folder or split, or it is damaged.
         """
         folder = prepared.prepared_folder(folder, ABOUT, PROGRAM)
         vocabulary = CaptionVocabulary.load(folder / VOCABULARY)
@@ -121,20 +121,20 @@ def prepare_captions(
     A caption without words is not used for training, but stays among the references that scores are computed with.
 
     Args:
-        captions: the captions of each split, as the functions of ``bua.captioning.official`` return them.
-        output: the folder to write; it is made where it does not exist.
+        captions: The captions of each split, as the functions of ``bua.captioning.official`` return them.
+        output: The folder to write; it is made where it does not exist.
         tokenizer: "anderson", "karpathy" (which uses the tokens of Karpathy's file where the captions come from it) or
             "wordpiece".
-        vocabulary: a text file with one word per line, which is used instead of counting words; "wordpiece" needs it.
-        vocabulary_splits: the splits whose words are counted. The default is train alone, as in Anderson's code, and
+        vocabulary: A text file with one word per line, which is used instead of counting words; "wordpiece" needs it.
+        vocabulary_splits: The splits whose words are counted. The default is train alone, as in Anderson's code, and
             all splits for "karpathy", as in ruotianluo's code.
-        min_count: number of times that a word must occur to be in the vocabulary; ``MIN_COUNT`` by default.
+        min_count: Number of times that a word must occur to be in the vocabulary; ``MIN_COUNT`` by default.
 
     Returns:
         The data sets by split.
 
     Raises:
-        InputError: an unknown split or tokenizer, a bad vocabulary, or images of which no caption has words.
+        InputError: An unknown split or tokenizer, a bad vocabulary, or images of which no caption has words.
     """
     output = prepared.begin_folder(output, ABOUT)
     if vocabulary is None:

@@ -33,13 +33,13 @@ class Constraints:
     Anderson's decoder has ``no_word_twice_in_a_row`` and ``repeatable``; the others are those of ruotianluo's code.
 
     Attributes:
-        no_word_twice_in_a_row: whether a word must not follow itself.
-        repeatable: ids of the words that may occur more than once in a caption, such as those of ``REPEATABLE``; None
+        no_word_twice_in_a_row: Whether a word must not follow itself.
+        repeatable: Ids of the words that may occur more than once in a caption, such as those of ``REPEATABLE``; None
             allows this for all words.
-        no_trigram_twice: whether the same three words in a row must not occur twice.
-        bad_endings: ids of words that the end must not follow, such as those of ``BAD_ENDINGS``. A caption that is cut
+        no_trigram_twice: Whether the same three words in a row must not occur twice.
+        bad_endings: Ids of words that the end must not follow, such as those of ``BAD_ENDINGS``. A caption that is cut
             off at ``max_length`` may still end with them.
-        suppress: ids of words that are never generated, such as ``unk``.
+        suppress: Ids of words that are never generated, such as ``unk``.
     """
 
     no_word_twice_in_a_row: bool = False
@@ -74,8 +74,8 @@ class DecodedCaptions(NamedTuple):
         """Returns for each image and each of its captions the ids of the words.
 
         Args:
-            end: id of the end.
-            with_end: whether the end of a caption, if it has one, is among its words.
+            end: Id of the end.
+            with_end: Whether the end of a caption, if it has one, is among its words.
         """
         is_word = self.mask if with_end else self.mask & (self.tokens != end)
         tokens, lengths = self.tokens.tolist(), is_word.sum(dim=2).tolist()
@@ -112,8 +112,8 @@ def sample(
 
     Args:
         samples: K. The captions of an image are in no particular order.
-        temperature: log-probabilities are divided by it before words are drawn. The returned ones are not.
-        generator: a generator on the device of ``features``; torch's global generator by default.
+        temperature: Log-probabilities are divided by it before words are drawn. The returned ones are not.
+        generator: A generator on the device of ``features``; torch's global generator by default.
     """
 
     def draw(log_probs: Tensor) -> Tensor:
@@ -143,20 +143,20 @@ def beam_search(
     decoder.
 
     Args:
-        models: a captioner, or several with the same vocabulary, whose probabilities and attention are averaged
+        models: A captioner, or several with the same vocabulary, whose probabilities and attention are averaged
             (arithmetic mean). They should be in evaluation mode, unless dropout is wanted.
         features: [B, n, D] float32.
         mask: [B, n] bool, false for padding.
         beam: K.
-        max_length: largest number of steps, the end included.
-        constraints: words that violate them get probability 0; the other probabilities are not rescaled.
-        length_penalty: divisor of the sums of log-probabilities that captions are compared by: none (None, as in the
+        max_length: Largest number of steps, the end included.
+        constraints: Words that violate them get probability 0; the other probabilities are not rescaled.
+        length_penalty: Divisor of the sums of log-probabilities that captions are compared by: none (None, as in the
             original), the length ("avg"), or ((5 + length) / 6) ** ``alpha`` ("wu"; Wu et al. 2016). The end counts in
             the length.
-        alpha: see ``length_penalty``.
+        alpha: See ``length_penalty``.
 
     Raises:
-        ValueError: an unknown ``length_penalty``.
+        ValueError: An unknown ``length_penalty``.
     """
     penalty = _penalty(length_penalty, alpha)
     with cached():

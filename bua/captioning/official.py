@@ -27,10 +27,10 @@ class Captions:
     """The captions of a split's images.
 
     Attributes:
-        name: path of the file, for messages.
+        name: Path of the file, for messages.
         image_ids: [N] int64, all different.
-        texts: for each image its captions, at least one, as people wrote them.
-        tokens: for each image Karpathy's tokens of its captions, with blanks between the tokens; None where the file
+        texts: For each image its captions, at least one, as people wrote them.
+        tokens: For each image Karpathy's tokens of its captions, with blanks between the tokens; None where the file
             has no tokens.
     """
 
@@ -47,7 +47,7 @@ def load_karpathy(path: str | Path) -> dict[str, Captions]:
         The captions by split: "train", which includes "restval", "val" and "test", those that the file has.
 
     Raises:
-        InputError: the file cannot be read or is of another kind, a split is unknown, or an image occurs twice or has
+        InputError: The file cannot be read or is of another kind, a split is unknown, or an image occurs twice or has
             no captions. The message names the file, the record and the field.
     """
     name, records = read_records(str(path), "images")
@@ -85,15 +85,15 @@ def load_coco(paths: Sequence[str | Path], splits: Mapping[str, str | Path]) -> 
     """Reads official caption files of COCO.
 
     Args:
-        paths: such as ``captions_train2014.json`` and ``captions_val2014.json``.
-        splits: by split the file that lists its images, see ``read_image_list``. The captions of an image may be in any
+        paths: Such as ``captions_train2014.json`` and ``captions_val2014.json``.
+        splits: By split the file that lists its images, see ``read_image_list``. The captions of an image may be in any
             of the files.
 
     Returns:
         The captions by split.
 
     Raises:
-        InputError: a file is damaged, or an image is in two splits or has no captions.
+        InputError: A file is damaged, or an image is in two splits or has no captions.
     """
     captions_of: dict[int, list[str]] = {}
     for path in paths:
@@ -110,9 +110,9 @@ def load_region_phrases(
     image is its first phrases, joined by commas. Images without phrases are left out.
 
     Args:
-        splits: as for ``load_coco``, such as the original's ``splits/train.txt``.
-        phrases: number of phrases that make a caption.
-        progress: whether to show a progress bar.
+        splits: As for ``load_coco``, such as the original's ``splits/train.txt``.
+        phrases: Number of phrases that make a caption.
+        progress: Whether to show a progress bar.
 
     Returns:
         The captions by split.
@@ -149,7 +149,7 @@ def read_image_list(path: str | Path) -> list[int]:
     ("VG_100K/2.jpg xml/2.xml"), or an id.
 
     Raises:
-        InputError: a line is of another kind, an image occurs twice, or there are no images.
+        InputError: A line is of another kind, an image occurs twice, or there are no images.
     """
     ids: dict[int, None] = {}
     for number, line in enumerate(read_lines(path), start=1):
@@ -173,13 +173,13 @@ def load_references(source: str | Path | dict | list) -> dict[int, list[str]]:
     """Reads captions in COCO's format.
 
     Args:
-        source: path of the file, its content, or the list of annotations in it.
+        source: Path of the file, its content, or the list of annotations in it.
 
     Returns:
         The captions of each image by image id.
 
     Raises:
-        InputError: the file is of another kind; the message names the file, the record and the field.
+        InputError: The file is of another kind; the message names the file, the record and the field.
     """
     name, records = read_records(source, "annotations")
     captions: dict[int, list[str]] = {}
@@ -196,7 +196,7 @@ def load_results(source: str | Path | list) -> dict[int, str]:
         The captions by image id.
 
     Raises:
-        InputError: as for ``load_references``; or an image occurs twice.
+        InputError: As for ``load_references``; or an image occurs twice.
     """
     name, records = read_records(source, None)
     ids = column(name, records, "image_id", int)
@@ -208,7 +208,7 @@ def check_once(name: str, ids: Iterable[int]) -> None:
     """Raises an error where an image id occurs more than once.
 
     Raises:
-        InputError: the message has the number of such images and the first of them.
+        InputError: The message has the number of such images and the first of them.
     """
     different, counts = np.unique(np.array(list(ids), np.int64), return_counts=True)
     doubled = different[counts > 1].tolist()

@@ -58,19 +58,19 @@ def caption_scores(
     whose references have them, so that it cannot be compared between sets of images, and is 0 for a single image.
 
     Args:
-        results: captions in the format of COCO's server: a file, or the list of ``{"image_id", "caption"}`` in it. It
+        results: Captions in the format of COCO's server: a file, or the list of ``{"image_id", "caption"}`` in it. It
             must have each image of ``references`` once, and no others.
-        references: the captions that people wrote, in COCO's format: an official file, a file that
+        references: The captions that people wrote, in COCO's format: an official file, a file that
             ``prepare_captions`` wrote, or the content of such a file.
-        images: a list of images (``read_image_list``); scores are computed with these images of ``references`` alone.
-        metrics: the metrics to compute, some of ``METRICS``.
+        images: A list of images (``read_image_list``); scores are computed with these images of ``references`` alone.
+        metrics: The metrics to compute, some of ``METRICS``.
 
     Returns:
         The scores in percent by metric; "tokenizer": "PTB" or "regex"; and "left_out": by metric the reason why it
         could not be computed, where Java or a download is missing. These metrics are logged, too.
 
     Raises:
-        InputError: pycocoevalcap is not installed; images are missing, unknown or occur twice; or a file is damaged.
+        InputError: Pycocoevalcap is not installed; images are missing, unknown or occur twice; or a file is damaged.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
@@ -122,7 +122,7 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
         For each caption its words in lower case, without punctuation, with blanks between them.
 
     Raises:
-        InputError: the tokeniser fails.
+        InputError: The tokeniser fails.
     """
     from pycocoevalcap.tokenizer import ptbtokenizer
 
@@ -234,10 +234,10 @@ def _ask_meteor(command: list[str], references: TokenLists, captions: TokenLists
     program fails.
 
     Args:
-        errors: the file that the program's error messages are written to.
+        errors: The file that the program's error messages are written to.
 
     Raises:
-        OSError, ValueError: the program ends early, or prints something else. Leaving the ``with`` block raises OSError
+        OSError, ValueError: The program ends early, or prints something else. Leaving the ``with`` block raises OSError
             as well, where the block has written to a program that has ended.
     """
     with subprocess.Popen(

@@ -35,29 +35,29 @@ def self_critical_loss(
     end of a caption counts as a word in this loss, ``unk`` does not.
 
     Args:
-        model: an ``UpDownCaptioner``, or one in ``DistributedDataParallel``.
+        model: An ``UpDownCaptioner``, or one in ``DistributedDataParallel``.
         features: [B, n, D] float32.
         mask: [B, n] bool, false for padding.
         image_ids: [B].
-        reward: a function of N captions, as lists of word ids, and the N ids of their images, that returns N rewards,
+        reward: A function of N captions, as lists of word ids, and the N ids of their images, that returns N rewards,
             such as ``CiderD.score``.
-        method: how the captions and the baseline are computed.
+        method: How the captions and the baseline are computed.
             "beam": by beam search; the baseline is their mean reward (the original's scst_layers.py).
             "greedy": by sampling; the baseline is the reward of the greedy caption (the paper).
             "leave_one_out": by sampling; the baseline is the mean reward of the image's other captions (Luo 2020).
-        samples: number of captions per image; at least 2, except for "greedy".
-        max_length, constraints: limits of the generated captions, see ``bua.captioning.decoding``. Samples should have
+        samples: Number of captions per image; at least 2, except for "greedy".
+        max_length, constraints: Limits of the generated captions, see ``bua.captioning.decoding``. Samples should have
             no other constraints than ``suppress``, since the loss does not take constraints into account.
-        end_in_reward: whether the captions that ``reward`` gets have the end as their last word. The references of the
+        end_in_reward: Whether the captions that ``reward`` gets have the end as their last word. The references of the
             reward must then have it, too.
-        scale: as for ``caption_loss``.
+        scale: As for ``caption_loss``.
 
     Returns:
         "loss_reward": its value is minus the mean reward, for the log; its gradient is that of ``caption_loss`` with
         the weights of the captions.
 
     Raises:
-        ValueError: an unknown method, or too few samples.
+        ValueError: An unknown method, or too few samples.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r}: use one of {', '.join(METHODS)}")

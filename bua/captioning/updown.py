@@ -18,10 +18,10 @@ class SpecialWords(NamedTuple):
     """Ids of the special words; the defaults are those of Anderson's code.
 
     Attributes:
-        begin: the input of the first step.
-        end: ends a caption. It may be the same as ``begin``, which is never predicted in that sense.
-        unk: stands for words that are not in the vocabulary; None where the vocabulary has no such word.
-        pad: the padding after the end; it may be the same as ``end``.
+        begin: The input of the first step.
+        end: Ends a caption. It may be the same as ``begin``, which is never predicted in that sense.
+        unk: Stands for words that are not in the vocabulary; None where the vocabulary has no such word.
+        pad: The padding after the end; it may be the same as ``end``.
     """
 
     begin: int = 0
@@ -50,8 +50,8 @@ class State(NamedTuple):
     """The state of K unfinished captions of each of B images.
 
     Attributes:
-        encoded: the regions of the B images.
-        attention, language: states of the two cells: the output [B, K, hidden_dim], and for an LSTM its memory.
+        encoded: The regions of the B images.
+        attention, language: States of the two cells: the output [B, K, hidden_dim], and for an LSTM its memory.
     """
 
     encoded: EncodedRegions
@@ -77,25 +77,25 @@ class UpDownCaptioner(nn.Module):
     Args:
         num_words: V, size of the vocabulary, special words included.
         feature_dim: D, the feature dimension of the regions.
-        embedding_dim: dimension of a word's vector.
-        hidden_dim: dimension of both recurrent cells.
+        embedding_dim: Dimension of a word's vector.
+        hidden_dim: Dimension of both recurrent cells.
         attention_dim: A, dimension of the attention's hidden layer.
         cell: "lstm", or "gru" as in ChanningPing's variant.
-        projection_dim: output dimension of a linear layer that features pass through first, followed by ReLU and
+        projection_dim: Output dimension of a linear layer that features pass through first, followed by ReLU and
             dropout; the mean feature has such a layer of its own, and word vectors pass through ReLU and dropout. These
             layers are those of ruotianluo's and X-modaler's versions. None leaves all of them out.
-        dropout: dropout probability of the projections, and of the layer that words are predicted from.
-        attention_dropout: dropout probability of the attention's hidden layer.
+        dropout: Dropout probability of the projections, and of the layer that words are predicted from.
+        attention_dropout: Dropout probability of the attention's hidden layer.
         attention_activation: "tanh" or "relu".
-        attention_bias: whether the three linear layers of the attention have biases.
-        weight_norm: whether the linear layers of the attention and of the prediction have weight normalisation with one
+        attention_bias: Whether the three linear layers of the attention have biases.
+        weight_norm: Whether the linear layers of the attention and of the prediction have weight normalisation with one
             norm per row, as in the GRU variant.
-        initial_std: standard deviation of the normal distribution that all weights are drawn from; biases are 0, and 1
+        initial_std: Standard deviation of the normal distribution that all weights are drawn from; biases are 0, and 1
             at the forget gates of LSTMs. None keeps torch's initial values, as all ports do.
-        special: ids of the special words.
+        special: Ids of the special words.
 
     Raises:
-        ValueError: an unknown ``cell`` or ``attention_activation``.
+        ValueError: An unknown ``cell`` or ``attention_activation``.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class UpDownCaptioner(nn.Module):
             mask: [B, n] bool, false for padding. An image may have no region.
             tokens: [B, L] int64, the input of the steps: ``special.begin``, then the words. Or [B, S, L] for S captions
                 of each image.
-            sampling_probability: probability that a step from the second on reads a word drawn from the prediction of
+            sampling_probability: Probability that a step from the second on reads a word drawn from the prediction of
                 the step before, instead of the given word (scheduled sampling; Bengio et al. 2015).
 
         Returns:
@@ -192,7 +192,7 @@ class UpDownCaptioner(nn.Module):
 
         Args:
             word: [B, K] int64, ``special.begin`` in the first step.
-            state: the state from ``start`` or from the step before.
+            state: The state from ``start`` or from the step before.
 
         Returns:
             Logits [B, K, V]; attention [B, K, n], which sums to 1, or is 0 for an image without regions; and the new
@@ -255,7 +255,7 @@ class Cell(nn.Module):
     Args:
         kind: "lstm" or "gru".
         hidden_dim: H, dimension of the state.
-        inputs: dimensions of the parts of the input, by name.
+        inputs: Dimensions of the parts of the input, by name.
     """
 
     def __init__(self, kind: str, hidden_dim: int, **inputs: int):
@@ -307,9 +307,9 @@ def caption_loss(
         logits: [..., L, V].
         targets: [..., L] int64, the next words, the end included.
         mask: [..., L] bool, false after the end.
-        unk: id of the unknown word, which does not count as a target; None where the vocabulary has no such word.
+        unk: Id of the unknown word, which does not count as a target; None where the vocabulary has no such word.
         weights: [...], weights of whole captions. The mean is over the number of words, whatever the weights.
-        scale: factor of the loss.
+        scale: Factor of the loss.
 
     Returns:
         A scalar, float32; 0 where no word counts.

@@ -63,14 +63,14 @@ class CaptionVocabulary:
     "[pad]", "[start]" and "[end]".
 
     Args:
-        words: the words in the order of their ids.
+        words: The words in the order of their ids.
         tokenizer: "anderson", "karpathy" or "wordpiece".
 
     Attributes:
-        begin, end, unk, pad: ids of the special words.
+        begin, end, unk, pad: Ids of the special words.
 
     Raises:
-        InputError: a word occurs twice, or a special word is missing.
+        InputError: A word occurs twice, or a special word is missing.
     """
 
     def __init__(self, words: Sequence[str], tokenizer: str = "anderson"):

@@ -64,7 +64,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
 
     Attributes:
         format: "flat" or "flat-fp16".
-        dtype: dtype of the stored features, float32 or float16.
+        dtype: Dtype of the stored features, float32 or float16.
         dim: Feature dimension; 0 while there are no regions.
         about: What the writer was told about the features (vocabularies, configuration, hash of the weights).
         all_features: [R, dim], all_boxes: [R, 4] float32: the regions of all images, mapped from the files.
@@ -224,7 +224,7 @@ class FlatWriter:
 
     Args:
         path: The folder, which is created if it does not exist.
-        dtype: dtype of the stored features, "float32" or "float16".
+        dtype: Dtype of the stored features, "float32" or "float16".
         about: What to store about the features in the header, as JSON.
 
     Attributes:

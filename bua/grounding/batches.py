@@ -60,13 +60,13 @@ class GroundingLoader(RegionLoader):
     """Yields ``GroundingBatch`` without end, in the order of ``RegionLoader``.
 
     Args:
-        dataset: the sentences.
-        reader: the regions of all their images.
-        right: the right regions of all their phrases, as ``right_regions`` returns them.
-        batch_size, options: as for ``RegionLoader``.
+        dataset: The sentences.
+        reader: The regions of all their images.
+        right: The right regions of all their phrases, as ``right_regions`` returns them.
+        batch_size, options: As for ``RegionLoader``.
 
     Raises:
-        InputError: as for ``RegionLoader``; or images have no features.
+        InputError: As for ``RegionLoader``; or images have no features.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ def region_boxes(dataset: GroundingDataset, reader: RegionReader, *, progress: b
         By image id [n, 4] float32 x1y1x2y2 in pixels.
 
     Raises:
-        InputError: images have no features.
+        InputError: Images have no features.
     """
     image_ids, first = np.unique(dataset.image_ids, return_index=True)
     stores = reader.locate(image_ids, dataset.name)
@@ -127,7 +127,7 @@ def right_regions(
     """Returns the regions that are right for each phrase of a data set.
 
     Args:
-        boxes: the boxes of the regions, as ``region_boxes`` returns them.
+        boxes: The boxes of the regions, as ``region_boxes`` returns them.
         protocol: "any" or "merged", see ``bua.grounding.recall``.
     """
     # A thing that several sentences name always has the same boxes.

@@ -49,7 +49,7 @@ class GroundingDataset(PreparedDataset):
     """N sentences about images, with P phrases in total and the boxes of the phrases, as arrays.
 
     Attributes:
-        name: path of the file, for messages.
+        name: Path of the file, for messages.
         image_ids: [N] int64.
         sizes: [N, 2] int32, width and height of the image in pixels.
         words: [N, L] int32, ids of the words, padded at the end with ``len(vocabulary)``.
@@ -60,7 +60,7 @@ class GroundingDataset(PreparedDataset):
         types: [P, 8] bool, which of ``TYPES`` the phrase has.
         box_offsets: [P + 1] int64, the same for the boxes of the phrases. A phrase has at least one box.
         boxes: [G, 4] float32 x1y1x2y2 in pixels of the image.
-        vocabulary: the vocabulary that the ids belong to.
+        vocabulary: The vocabulary that the ids belong to.
     """
 
     ARRAYS = ("image_ids", "sizes", "words", "phrase_offsets", "spans", "chains", "types", "box_offsets", "boxes")
@@ -91,7 +91,7 @@ class GroundingDataset(PreparedDataset):
         """Reads a split of a folder that ``prepare_flickr30k`` wrote: "train", "val" or "test".
 
         Raises:
-            InputError: there is no such folder or split, or it is damaged.
+            InputError: There is no such folder or split, or it is damaged.
         """
         vocabulary = load_vocabulary(folder)
         name, arrays = prepared.read_split(Path(folder), split, cls.ARRAYS, PROGRAM)
@@ -132,7 +132,7 @@ def load_word_vectors(folder: str | Path) -> torch.Tensor:
         [V, dim] float32; zeros for words that GloVe's file does not have.
 
     Raises:
-        InputError: the folder has no word vectors, or they are damaged.
+        InputError: The folder has no word vectors, or they are damaged.
     """
     _, arrays = prepared.read_word_vectors(_prepared(folder), PROGRAM)
     return torch.from_numpy(arrays["glove"])
@@ -155,21 +155,21 @@ def prepare_flickr30k(
     which no phrase remains.
 
     Args:
-        root: folder with ``Annotations``, ``Sentences``, ``train.txt``, ``val.txt`` and ``test.txt``.
-        output: the folder to write; it is made where it does not exist.
-        zero_based: subtracts 1 from the corners of the boxes, as the data set's own program does, because pixels count
+        root: Folder with ``Annotations``, ``Sentences``, ``train.txt``, ``val.txt`` and ``test.txt``.
+        output: The folder to write; it is made where it does not exist.
+        zero_based: Subtracts 1 from the corners of the boxes, as the data set's own program does, because pixels count
             from 1 in the data set and from 0 in the detector. ban-vqa uses the corners as they are.
-        authors_positions: takes the place of a phrase that ban-vqa's code finds, see ``authors_span``.
+        authors_positions: Takes the place of a phrase that ban-vqa's code finds, see ``authors_span``.
         vocabulary: JSON list of words in the order of their ids, such as ``idx2word`` of ban-vqa's ``dictionary.pkl``.
             ban-vqa's checkpoints need it, since the code goes through the images in the order of a Python set.
-        glove: text file with a word and ``glove_dim`` numbers per line, such as ``glove.6B.300d.txt``.
+        glove: Text file with a word and ``glove_dim`` numbers per line, such as ``glove.6B.300d.txt``.
 
     Returns:
         The data sets by split; and by split the counts of what is in them ("sentences", "phrases") and of what was
         left out ("sentences_left_out", and "phrases_left_out" by their first type).
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: A file is missing or damaged.
     """
     root = Path(root)
     output = prepared.begin_folder(output, ABOUT, (prepared.VECTORS, *(f"{split}.npz" for split in SPLITS)))

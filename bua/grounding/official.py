@@ -25,10 +25,10 @@ class Phrase(NamedTuple):
     """A marked phrase.
 
     Attributes:
-        chain: number of the chain; 0 where the phrase means nothing in the image.
-        types: usually some of ``TYPES``, or "notvisual".
-        text: the phrase as it is written.
-        start, end: the words of the phrase are ``words[start:end]`` of the sentence; empty where the phrase consists of
+        chain: Number of the chain; 0 where the phrase means nothing in the image.
+        types: Usually some of ``TYPES``, or "notvisual".
+        text: The phrase as it is written.
+        start, end: The words of the phrase are ``words[start:end]`` of the sentence; empty where the phrase consists of
             commas.
     """
 
@@ -51,8 +51,8 @@ class Boxes(NamedTuple):
     """The boxes of an image.
 
     Attributes:
-        width, height: size of the image in pixels.
-        of_chain: for each chain that has boxes [g, 4] float32 x1y1x2y2, as in the file.
+        width, height: Size of the image in pixels.
+        of_chain: For each chain that has boxes [g, 4] float32 x1y1x2y2, as in the file.
     """
 
     width: int
@@ -64,7 +64,7 @@ def parse_sentence(line: str) -> Sentence:
     """Parses a line of ``Sentences/<id>.txt``.
 
     Raises:
-        InputError: there are brackets without the mark of a phrase.
+        InputError: There are brackets without the mark of a phrase.
     """
     text, done = "", 0
     marks: list[tuple[str, str, int]] = []
@@ -86,7 +86,7 @@ def authors_span(text: str, phrase: str) -> tuple[int, int]:
         The place of the first word, and the place behind the last word.
 
     Raises:
-        InputError: the phrase does not begin and end at a blank.
+        InputError: The phrase does not begin and end at a blank.
     """
     every, wanted = text.split(" "), phrase.split(" ")
     for first in range(len(every) - len(wanted) + 1):
@@ -99,7 +99,7 @@ def load_sentences(path: str | Path) -> list[Sentence]:
     """Reads the sentences of ``Sentences/<id>.txt``.
 
     Raises:
-        InputError: there is no such file, or a line is damaged.
+        InputError: There is no such file, or a line is damaged.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -120,7 +120,7 @@ def load_boxes(path: str | Path) -> Boxes:
     """Reads the boxes of ``Annotations/<id>.xml``. Chains of scenes and of things without a box are left out.
 
     Raises:
-        InputError: there is no such file, or it is damaged; the message names the field.
+        InputError: There is no such file, or it is damaged; the message names the field.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -142,7 +142,7 @@ def load_split(path: str | Path) -> list[int]:
     """Reads the ids of the images of a split, a file with one number per line.
 
     Raises:
-        InputError: there is no such file, it has other lines, or an image occurs twice.
+        InputError: There is no such file, it has other lines, or an image occurs twice.
     """
     try:
         ids = [int(line) for line in Path(path).read_text().split()]

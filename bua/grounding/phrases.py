@@ -31,7 +31,7 @@ def phrase_tags(
     """Returns the tag of each word of a vocabulary by the places at which it stands most often.
 
     Args:
-        sentences: for each sentence its words, and for each of its phrases the place of the first word and the place
+        sentences: For each sentence its words, and for each of its phrases the place of the first word and the place
             behind the last word.
 
     Returns:
@@ -66,7 +66,7 @@ def find_phrases(
         The words of the sentence, and for each phrase the place of its first word and the place behind its last word.
 
     Raises:
-        InputError: there are brackets without a word, or there is no phrase.
+        InputError: There are brackets without a word, or there is no phrase.
     """
     sentence = _PUNCTUATION.sub(r" \1", sentence)
     if "[" in sentence or "]" in sentence:

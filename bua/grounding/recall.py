@@ -24,8 +24,8 @@ def grounding_recall(
     """Computes the recall of P phrases.
 
     Args:
-        ranked: for each phrase all regions of its image [n, 4] x1y1x2y2 in pixels, best first; n may be 0.
-        truth: for each phrase its boxes [g, 4]; g is at least 1.
+        ranked: For each phrase all regions of its image [n, 4] x1y1x2y2 in pixels, best first; n may be 0.
+        truth: For each phrase its boxes [g, 4]; g is at least 1.
         protocol: "any" or "merged".
 
     Returns:

@@ -19,7 +19,7 @@ class LabelledBoxes:
     Attributes:
         boxes: [n, 4] float32 x1y1x2y2 in pixels of the original image.
         class_ids: [n] int64 object classes, from 0.
-        labels: n texts.
+        labels: N texts.
     """
 
     boxes: np.ndarray

@@ -29,10 +29,10 @@ def vqa_accuracy(
     ``normalize_answer`` before they are compared, with an exception in which the revisions differ.
 
     Args:
-        results: answers in the format of the test server: a file, or the list of ``{"question_id", "answer"}`` in it.
+        results: Answers in the format of the test server: a file, or the list of ``{"question_id", "answer"}`` in it.
             All questions of ``annotations`` must be in it, and no others.
-        annotations: an official file, or its content.
-        questions: an official file, or its content; if given, it must have the questions of ``annotations``.
+        annotations: An official file, or its content.
+        questions: An official file, or its content; if given, it must have the questions of ``annotations``.
         revision: "2021" is the current script: where all people gave literally the same answer, only literally this
             answer scores. "2016" is the script before it, which visualqa.org describes: the answer is always
             normalised. The answers of people are only stripped of punctuation, and not even of that where all of them
@@ -42,7 +42,7 @@ def vqa_accuracy(
         The accuracies in percent: "overall"; "per_question_type" and "per_answer_type" by type; "per_question" by id.
 
     Raises:
-        InputError: questions are missing, unknown or occur twice, or a file is damaged.
+        InputError: Questions are missing, unknown or occur twice, or a file is damaged.
     """
     if revision not in REVISIONS:
         raise InputError(f"revision {revision!r}: unknown; use one of {', '.join(REVISIONS)}")

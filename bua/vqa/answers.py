@@ -86,10 +86,10 @@ class AnswerVocabulary:
     be used with the list that they were trained with.
 
     Attributes:
-        answers: the answers in the order of their labels (``label2ans`` in the authors' code).
+        answers: The answers in the order of their labels (``label2ans`` in the authors' code).
 
     Raises:
-        InputError: there are no answers, or an answer occurs twice.
+        InputError: There are no answers, or an answer occurs twice.
     """
 
     def __init__(self, answers: Sequence[str]):
@@ -106,7 +106,7 @@ class AnswerVocabulary:
         questions, in the order in which they appear first.
 
         Args:
-            answers: the most frequent answer (``multiple_choice_answer``) of each question of train and val.
+            answers: The most frequent answer (``multiple_choice_answer``) of each question of train and val.
         """
         normal = Memo(normalize_answer)
         counts: dict[str, int] = {}
@@ -184,8 +184,8 @@ def soft_targets(
     """Returns the scores of the answers that people gave, by the number of people who gave each.
 
     Args:
-        answers: for each question the answers that people gave.
-        normalize: whether answers are normalised before they are counted. False gives the targets of the authors' code
+        answers: For each question the answers that people gave.
+        normalize: Whether answers are normalised before they are counted. False gives the targets of the authors' code
             (compute_softscore.py), which does not normalise them, though its vocabulary is normalised.
 
     Returns:

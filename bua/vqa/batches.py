@@ -42,13 +42,13 @@ class VqaLoader(RegionLoader):
     """Yields ``VqaBatch`` without end, in the order of ``RegionLoader``.
 
     Args:
-        dataset: the questions.
-        reader: the regions of all their images.
+        dataset: The questions.
+        reader: The regions of all their images.
         word_padding: "front" or "end", the side at which the model needs questions padded.
-        batch_size, options: as for ``RegionLoader``.
+        batch_size, options: As for ``RegionLoader``.
 
     Raises:
-        InputError: as for ``RegionLoader``; or images have no features.
+        InputError: As for ``RegionLoader``; or images have no features.
     """
 
     def __init__(self, dataset: VqaDataset, reader: RegionReader, batch_size: int, *, word_padding: str, **options):

@@ -43,7 +43,7 @@ class Pairs:
         rows, columns, counts: [P] int64, the ids of the different pairs and how often each pair occurs.
         occurrences: [M] int64, how often each word occurs.
         sentences: [M] int64, the number of sentences that each word occurs in.
-        first: the first M pairs (row, column) in the order in which they occur.
+        first: The first M pairs (row, column) in the order in which they occur.
     """
 
     words: list[str]
@@ -93,7 +93,7 @@ def cooccurrence(pairs: Pairs, weighting: str = "tfidf") -> torch.Tensor:
         Sparse [N, M] float32. Rows sum to 1, or are empty for words that never occur with another word.
 
     Raises:
-        InputError: an unknown weighting.
+        InputError: An unknown weighting.
     """
     if weighting == "tfidf":
         values = pairs.counts / pairs.sentences[pairs.columns]
@@ -117,7 +117,7 @@ def tfidf_embedding(pairs: Pairs, vectors: torch.Tensor, weighting: str = "tfidf
 
     Args:
         vectors: [M, dim] float32, the vectors of ``pairs.words``, such as ``load_glove`` returns.
-        weighting: see ``cooccurrence``.
+        weighting: See ``cooccurrence``.
     """
     return torch.sparse.mm(cooccurrence(pairs, weighting), vectors)
 
@@ -140,10 +140,10 @@ def prepare_word_vectors(
     2017.
 
     Args:
-        glove: text file of vectors, such as ``glove.6B.300d.txt``.
-        root: folder of VQA's official files.
-        visual_genome: folder with ``question_answers.json``; None leaves Visual Genome's questions out.
-        captions: files such as ``captions_train2017.json``; ban-vqa's order is train, val.
+        glove: Text file of vectors, such as ``glove.6B.300d.txt``.
+        root: Folder of VQA's official files.
+        visual_genome: Folder with ``question_answers.json``; None leaves Visual Genome's questions out.
+        captions: Files such as ``captions_train2017.json``; ban-vqa's order is train, val.
     """
     words, _ = load_vocabularies(folder)
     subsets = [question_file(root, subset) for subset in SUBSETS.values()]
@@ -165,7 +165,7 @@ def load_embedding_tables(folder: str | Path, weighting: str = "tfidf") -> tuple
         GloVe's vectors and BAN's second table, both [N, dim] float32.
 
     Raises:
-        InputError: the folder has no word vectors, they are damaged, or the weighting is unknown.
+        InputError: The folder has no word vectors, they are damaged, or the weighting is unknown.
     """
     if weighting not in WEIGHTINGS:
         raise InputError(f"weighting {weighting!r}: unknown; use one of {', '.join(WEIGHTINGS)}")

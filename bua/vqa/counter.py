@@ -20,7 +20,7 @@ class Counter(nn.Module):
     a division by zero are 0 in float16.
 
     Args:
-        objects: the largest number that can be counted, and the number of boxes that are used, those with the highest
+        objects: The largest number that can be counted, and the number of boxes that are used, those with the highest
             attention.
 
     Attributes:

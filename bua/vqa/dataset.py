@@ -66,11 +66,11 @@ class VqaDataset(PreparedDataset):
     """Questions as arrays; ``dataset[i]`` is a ``VqaItem``.
 
     Attributes:
-        name: path of the file, for messages.
+        name: Path of the file, for messages.
         question_ids, image_ids: [N] int64.
         questions: [N, L] int32, ids of the words, padded at the end with ``len(words)``.
-        targets: scores of the answers; None where the answers are not known.
-        words, answers: the vocabularies that the ids belong to.
+        targets: Scores of the answers; None where the answers are not known.
+        words, answers: The vocabularies that the ids belong to.
     """
 
     ARRAYS = ("question_ids", "image_ids", "questions")
@@ -93,7 +93,7 @@ class VqaDataset(PreparedDataset):
         """Reads a split of a folder that ``prepare_vqa`` wrote: "train", "val", "test", "vg_train" or "vg_val".
 
         Raises:
-            InputError: there is no such folder or split, or it is damaged.
+            InputError: There is no such folder or split, or it is damaged.
         """
         words, answers = load_vocabularies(folder)
         name, arrays = prepared.read_split(Path(folder), split, cls.ARRAYS, PROGRAM)
@@ -104,7 +104,7 @@ class VqaDataset(PreparedDataset):
         """Joins data sets that have the same vocabularies, such as train, val and Visual Genome's.
 
         Raises:
-            InputError: the vocabularies differ, or only some of the data sets have targets.
+            InputError: The vocabularies differ, or only some of the data sets have targets.
         """
         first = datasets[0]
         for other in datasets[1:]:
@@ -169,19 +169,19 @@ def prepare_vqa(
     those of train and val.
 
     Args:
-        root: folder of the official files, unpacked. Those of train and val must be in it.
-        output: the folder to write; it is made where it does not exist.
-        min_count: number of questions that an answer must be the most frequent answer of, to be in the vocabulary.
-        length: number of words of a question that are kept.
-        normalize_targets: see ``soft_targets``.
-        visual_genome: folder with ``image_data.json`` and ``question_answers.json``, for the splits "vg_train" and
+        root: Folder of the official files, unpacked. Those of train and val must be in it.
+        output: The folder to write; it is made where it does not exist.
+        min_count: Number of questions that an answer must be the most frequent answer of, to be in the vocabulary.
+        length: Number of words of a question that are kept.
+        normalize_targets: See ``soft_targets``.
+        visual_genome: Folder with ``image_data.json`` and ``question_answers.json``, for the splits "vg_train" and
             "vg_val"; None leaves these splits out.
 
     Returns:
         The data sets by split.
 
     Raises:
-        InputError: a file is missing or damaged, or belongs to another split.
+        InputError: A file is missing or damaged, or belongs to another split.
     """
     root = Path(root)
     outdated = (prepared.VECTORS, *(f"{split}.npz" for split in (*SUBSETS, "vg_train", "vg_val")))

@@ -17,9 +17,9 @@ class Questions:
     """The questions of a split, in the order of the file.
 
     Attributes:
-        name: path of the file, for messages.
+        name: Path of the file, for messages.
         question_ids, image_ids: [N] int64.
-        texts: the N questions.
+        texts: The N questions.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Annotations:
     """The answers that people gave to the questions of a split, in the order of the file.
 
     Attributes:
-        name: path of the file, for messages.
+        name: Path of the file, for messages.
         question_ids, image_ids: [N] int64.
-        answers: for each question its answers, usually ten.
-        frequent: for each question its most frequent answer (``multiple_choice_answer``).
-        question_types: for each question its first words.
-        answer_types: for each question "yes/no", "number" or "other".
+        answers: For each question its answers, usually ten.
+        frequent: For each question its most frequent answer (``multiple_choice_answer``).
+        question_types: For each question its first words.
+        answer_types: For each question "yes/no", "number" or "other".
     """
 
     name: str
@@ -54,10 +54,10 @@ def load_questions(source: str | Path | dict | list) -> Questions:
     """Reads ``v2_OpenEnded_mscoco_*_questions.json``.
 
     Args:
-        source: path of the file, its content, or the list of questions in it.
+        source: Path of the file, its content, or the list of questions in it.
 
     Raises:
-        InputError: the file cannot be read or is of another kind, a field is missing or of another type, or a question
+        InputError: The file cannot be read or is of another kind, a field is missing or of another type, or a question
             occurs twice. The message names the file, the record and the field.
     """
     name, records = read_records(source, "questions")
@@ -98,7 +98,7 @@ def load_results(source: str | Path | list) -> dict[int, str]:
         The answers by question id.
 
     Raises:
-        InputError: as for ``load_questions``.
+        InputError: As for ``load_questions``.
     """
     name, records = read_records(source, None)
     ids = _question_ids(name, records)
@@ -113,7 +113,7 @@ def rows_of(question_ids: np.ndarray, wanted: np.ndarray, name: str, wanted_by: 
         wanted: [M] int64, the ids of the file ``wanted_by``.
 
     Raises:
-        InputError: some ids are missing. The message has their number and the first of them.
+        InputError: Some ids are missing. The message has their number and the first of them.
     """
     order = np.argsort(question_ids)
     places = np.searchsorted(question_ids, wanted, sorter=order)
@@ -136,10 +136,10 @@ def visual_genome_questions(
     The image of a question must be in the split, and its normalised answer in the vocabulary.
 
     Args:
-        folder: folder with ``image_data.json`` and ``question_answers.json``.
-        images: for each split the COCO ids of the images that VQA's questions are about, since these images have
+        folder: Folder with ``image_data.json`` and ``question_answers.json``.
+        images: For each split the COCO ids of the images that VQA's questions are about, since these images have
             features.
-        vocabulary: the vocabulary of VQA's answers.
+        vocabulary: The vocabulary of VQA's answers.
 
     Returns:
         For each split the questions, with COCO's image ids, and the labels of their answers, [N] int32.

@@ -25,19 +25,19 @@ class UpDown(nn.Module):
     """Predicts the answer to a question about an image from the image's regions, with one attention over them.
 
     Args:
-        num_words: size of the question vocabulary; the id of padding is ``num_words``.
-        num_answers: size of the answer vocabulary.
-        embedding_dim: dimension of a word's vector.
-        hidden_dim: dimension of the question vector and of all layers after it.
+        num_words: Size of the question vocabulary; the id of padding is ``num_words``.
+        num_answers: Size of the answer vocabulary.
+        embedding_dim: Dimension of a word's vector.
+        hidden_dim: Dimension of the question vector and of all layers after it.
         feature_dim: D, the feature dimension of the regions.
-        attention_dropout: dropout probability of the layer that the attention's logits are computed from.
-        classifier_dropout: dropout probability of the classifier's hidden layer.
+        attention_dropout: Dropout probability of the layer that the attention's logits are computed from.
+        classifier_dropout: Dropout probability of the classifier's hidden layer.
         activation: "relu", as in hengyuan-hu's code, or "gated_tanh", as in the paper.
-        norm_whole_matrix: whether weight normalisation has one norm per matrix, as in hengyuan-hu's code, or one per
+        norm_whole_matrix: Whether weight normalisation has one norm per matrix, as in hengyuan-hu's code, or one per
             row.
-        glimpses: number of attentions over the regions, computed in parallel. hengyuan-hu's code and the paper have
+        glimpses: Number of attentions over the regions, computed in parallel. hengyuan-hu's code and the paper have
             one, which cannot tell apart two things that a question relates to each other.
-        standardize: whether features are standardised first, see ``Standardize``, so that training needs fewer steps.
+        standardize: Whether features are standardised first, see ``Standardize``, so that training needs fewer steps.
             hengyuan-hu's code does not do this.
     """
 
@@ -87,7 +87,7 @@ class UpDown(nn.Module):
         """
         Args:
             features: [B, n, D] float32; finite, also in padding.
-            boxes: not used, since the model does not know where regions are.
+            boxes: Not used, since the model does not know where regions are.
             mask: [B, n] bool, false for padding. An image may have no region.
             question: [B, L] int64, ids of the words, padded in front.
 
