@@ -30,9 +30,9 @@ class LoadReport(NamedTuple):
     """Names of the parameters and buffers that were not copied from the file into the model.
 
     Attributes:
-        missing: Those that are in the model and not in the file.
-        unexpected: Those that are in the file and not in the model.
-        reshaped: Those that are in both, but with different shapes or for other anchors.
+        missing: Names that are in the model and not in the file.
+        unexpected: Names that are in the file and not in the model.
+        reshaped: Names that are in both, but with different shapes or for other anchors.
     """
 
     missing: list[str]
@@ -41,10 +41,15 @@ class LoadReport(NamedTuple):
 
     def lines(self) -> list[str]:
         """Returns one line for each of the three kinds that has names, with the first few of them."""
-        kinds = {kind: names for kind, names in self._asdict().items() if names}
+        kinds = {
+            "of the model are not in the file": self.missing,
+            "of the file are not in the model": self.unexpected,
+            "have another shape, or belong to other anchors, than in the model": self.reshaped,
+        }
         return [
             f"{len(names)} parameters {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
             for kind, names in kinds.items()
+            if names
         ]
 
 

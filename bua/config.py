@@ -15,6 +15,7 @@ from fvcore.common.config import CfgNode
 from bua.errors import InputError
 
 CONVENTIONS = ("caffe", "detectron2")
+# Keys whose values must be 1 or more, and keys whose lists must have elements.
 POSITIVE = (
     "SOLVER.MAX_ITER",
     "SOLVER.CHECKPOINT_PERIOD",
@@ -32,7 +33,10 @@ NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCH
 
 
 def add_bua_config(cfg: CfgNode) -> None:
-    """Adds bua's own keys, with the original's values as defaults, to ``cfg`` in place."""
+    """Adds bua's own keys to ``cfg`` in place.
+
+    By default, the conventions are Detectron2's, and the attribute head is that of the original.
+    """
     bua = cfg.MODEL.BUA = CfgNode()
     # "caffe": a box is x2-x1+1 wide, anchors are rounded and ordered by ratio, boxes are clipped to W-1, small boxes
     # are removed before the top k are taken, and boxes are suppressed at IoU >= the threshold. "detectron2": none of
@@ -69,7 +73,10 @@ def add_bua_config(cfg: CfgNode) -> None:
 
 
 def get_cfg() -> CfgNode:
-    """Returns a new configuration with every key that the torch engine reads, with Detectron2's defaults."""
+    """Returns a new configuration with every key that the torch engine reads.
+
+    The defaults are Detectron2's, except for the device, and the name and the number of classes of the ROI heads.
+    """
     cfg = engine_cfg()
     cfg.VERSION = 2
     cfg.CUDNN_BENCHMARK = False
@@ -83,7 +90,7 @@ def get_cfg() -> CfgNode:
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
 
-    # The torch engine does not support FPN. These keys are here so that it can read such a file and say so.
+    # The torch engine does not support FPN. With these keys it can read such a file and report that.
     cfg.MODEL.FPN = CfgNode()
     cfg.MODEL.FPN.IN_FEATURES = []
     cfg.MODEL.FPN.OUT_CHANNELS = 256
@@ -246,8 +253,11 @@ def merge(cfg: CfgNode, config_file: str | Path, overrides: Sequence[str] = ()) 
     _merge_overrides(cfg, list(overrides))
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, source: str = "MODEL.DEVICE") -> None:
     """Checks that this machine has a device.
+
+    Args:
+        source: The configuration key or option that names the device, for the message.
 
     Raises:
         InputError: Torch does not know the device, or it is a GPU that this machine does not have.
@@ -255,10 +265,10 @@ def check_device(device: str) -> None:
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"MODEL.DEVICE is {device!r}, which is not a device; use cpu, cuda or cuda:N") from error
+        raise InputError(f"{source} is {device!r}, which is not a device; use cpu, cuda or cuda:N") from error
     found = torch.cuda.device_count()
     if parsed.type == "cuda" and (parsed.index or 0) >= found:
-        raise InputError(f"MODEL.DEVICE is {device!r}, but this machine has {found} GPUs; use cpu or another GPU")
+        raise InputError(f"{source} is {device!r}, but this machine has {found} GPUs; use cpu or another GPU")
 
 
 def _check_values(cfg: CfgNode, source: str) -> None:

@@ -1,4 +1,4 @@
-"""How wrong input is reported: in one line that names the file, the field and what to do."""
+"""Errors about wrong input, which are reported in one line that names the file, the field and what to do."""
 
 import functools
 import sys
@@ -22,7 +22,7 @@ def make_folder(path: str | Path) -> Path:
     """Creates a folder, and the folders above it, if they do not exist yet.
 
     Raises:
-        InputError: The path is a file, or the folder may not be created. The message names the path.
+        InputError: The path is a file, or the folder cannot be created. The message names the path.
     """
     path = Path(path)
     try:

@@ -24,7 +24,7 @@ class Vocabulary:
         aliases: The other names of each class: one tuple per class, which is usually empty.
 
     Raises:
-        InputError: A line has no name, a name stands in two lines, or there are no lines.
+        InputError: A line has no name, a name occurs in two lines, or there are no lines.
     """
 
     def __init__(self, lines: Iterable[str], source: str | Path = "vocabulary"):

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="features in any format that bua reads")
-    parser.add_argument("target", help="a file, or a folder for the formats npz, mmf, vilbert-lmdb and flat")
+    parser.add_argument("target", help="file to write; a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16")
     parser.add_argument("--format", required=True, choices=FORMATS, help="format of the target")
     parser.add_argument(
         "--ids",

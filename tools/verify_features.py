@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks whether features agree with a reference, such as a file that the original wrote.
 
-    tools/verify_features.py --weights caffe.pth --images val2014 --reference train2014_obj36.tsv
+    tools/verify_features.py --weights caffe.pth --images train2014 --reference train2014_obj36.tsv
     tools/verify_features.py --features mine.tsv --reference train2014_obj36.tsv
 
 Prints a table and the differences that exceed the bounds. Exit code: 0 if the features agree, 1 if they differ, 2 for
@@ -75,7 +75,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", required=True, help="features to compare with, in any format that bua reads")
     parser.add_argument("--features", help="features to compare, instead of extracting them")
     parser.add_argument("--weights", help="the detector to extract with: a checkpoint in any released layout")
-    parser.add_argument("--images", help="images of the reference, in any form that tools/extract.py takes")
+    parser.add_argument(
+        "--images", help="images of the reference: a folder, a glob or a list file, as for tools/extract.py"
+    )
     parser.add_argument(
         "--config-file",
         default="configs/vg_r101_caffe.yaml",

@@ -43,7 +43,7 @@ def load_boxes(path: str | Path) -> Mapping[int | str, np.ndarray]:
     Raises:
         InputError: At once, or when the boxes of an image are looked up: they are not [N, 4], not numbers, or have
             x2 < x1 or y2 < y1. The message names the file and the image.
-        KeyError: When the boxes of an image are looked up that has none.
+        KeyError: An image is looked up that has no boxes in the file.
     """
     path = Path(path)
     try:
@@ -206,17 +206,17 @@ def _arrays(flat: "dict[int | str, array[float]]", path: Path) -> dict[int | str
 def _checked(boxes: object, where: str) -> np.ndarray:
     """Returns boxes as [N, 4] float32, or raises an InputError that begins with ``where``."""
     try:
-        array = np.asarray(boxes, np.float32)
+        checked = np.asarray(boxes, np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: not boxes: need a list of [x1, y1, x2, y2] in numbers") from error
-    if array.shape == (0,):
-        array = array.reshape(0, 4)
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise InputError(f"{where}: an array of shape {array.shape}; boxes are (N, 4), x1 y1 x2 y2")
-    _check_rows(array, np.all(np.isfinite(array), axis=1), where, "its coordinates must be finite numbers")
-    ordered = np.all(array[:, 2:] >= array[:, :2], axis=1)
-    _check_rows(array, ordered, where, "x1 y1 x2 y2 need x1 <= x2 and y1 <= y2 (not a width and height)")
-    return array
+    if checked.shape == (0,):
+        checked = checked.reshape(0, 4)
+    if checked.ndim != 2 or checked.shape[1] != 4:
+        raise InputError(f"{where}: an array of shape {checked.shape}; boxes are (N, 4), x1 y1 x2 y2")
+    _check_rows(checked, np.all(np.isfinite(checked), axis=1), where, "its coordinates must be finite numbers")
+    ordered = np.all(checked[:, 2:] >= checked[:, :2], axis=1)
+    _check_rows(checked, ordered, where, "x1 y1 x2 y2 need x1 <= x2 and y1 <= y2 (not a width and height)")
+    return checked
 
 
 def _check_rows(boxes: np.ndarray, valid: np.ndarray, where: str, rule: str) -> None:

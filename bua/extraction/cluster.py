@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 def connect_to_ray(
     config: ExtractorConfig, address: str, folder: Path, device: str, shard_size: int = SHARD_SIZE
 ) -> Iterator["RayCluster"]:
-    """Connects to a Ray cluster that extracts; disconnects after the block.
+    """Connects to a Ray cluster for extraction, and disconnects after the block.
 
     Args:
         address: Address of the cluster as ``ray.init`` takes it: "auto", "host:port", or "local" for a cluster on this
@@ -64,7 +64,7 @@ def connect_to_ray(
     try:
         import ray
     except ImportError as error:
-        raise InputError("--ray: Ray is not installed; pip install 'bua[ray]'") from error
+        raise InputError("--ray: Ray is not installed; run `pip install ray`") from error
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -102,7 +102,7 @@ class RayCluster:
         yield from self._extract(parts, missing)
 
     def remove_shards(self) -> None:
-        """Removes the shards, once the output has their features."""
+        """Removes the shards, which must only be done when the output has their features."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _extract(self, parts: deque[list[ImageFile]], missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:

@@ -21,8 +21,8 @@ from bua.modeling.boxes import clip_boxes
 from bua.modeling.optimize import OptimizedDetector
 from bua.structures import DetectorInput, Regions
 
-# A mark in a stream of images: no more images may come for a while, so the extractor finishes those that it holds back
-# for a fuller batch.
+# A mark in a stream of images. After it, no more images may come for a while, so the extractor finishes the images that
+# it holds back for a fuller batch.
 FLUSH_BATCHES = None
 
 # Network pixels from one cell of res5's map of the whole image to the next. The second is for a dilated res5.
@@ -179,7 +179,7 @@ def _prepare_ahead(
     threads: ThreadPoolExecutor,
     ahead: int,
 ) -> Iterator[PreparedImage | None]:
-    """Yields images in their order. While one is in use, ``threads`` prepare the next, at most ``ahead``."""
+    """Yields images in their order. While one is in use, ``threads`` prepare at most ``ahead`` others."""
     waiting: deque[tuple[ImageFile, Future[DetectorInput | str]]] = deque()
     for image in images:
         if image is not FLUSH_BATCHES:

@@ -117,7 +117,7 @@ def extractor_config(
     max_boxes: int = 100,
 ) -> ExtractorConfig:
     """Returns the configuration of an extractor for single images, such as those that the models of the three tasks
-    answer questions about. Arguments and errors are as for ``bua.extraction.extract``."""
+    are applied to. Arguments and errors are as for ``bua.extraction.extract``."""
     choice = RegionChoice(min_boxes, max_boxes)
     choice.check()
     config = ExtractorConfig(str(config_file), tuple(overrides), "", choice)
@@ -134,6 +134,7 @@ def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Pa
     """
     if weights == RANDOM_WEIGHTS:
         return RANDOM_WEIGHTS
+    # An address in MODEL.WEIGHTS is refused: those in configs/ are of ImageNet backbones, which training starts from.
     if not weights and not os.path.isfile(cfg.MODEL.WEIGHTS) and cfg.MODEL.WEIGHTS not in ZOO:
         raise InputError(
             f"weights: none given, and MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not a "

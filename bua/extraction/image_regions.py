@@ -1,4 +1,4 @@
-"""The regions of single image files, for models that answer, caption or ground."""
+"""The regions of single image files, for the models of the three tasks."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

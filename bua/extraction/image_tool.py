@@ -17,12 +17,12 @@ def image_parser(description: str | None, *, several: bool = False) -> argparse.
         "--image", required=True, nargs="+" if several else None, help="image files" if several else "image file"
     )
     parser.add_argument("--config-file", required=True, help="YAML file that describes the detector")
-    parser.add_argument("--detector", help="its checkpoint; default: MODEL.WEIGHTS of the configuration")
-    same = "as when the features were extracted that the model was trained on (%(default)s)"
-    parser.add_argument("--min-boxes", type=int, default=10, help=f"least number of regions, {same}")
-    parser.add_argument("--max-boxes", type=int, default=100, help=f"largest number of regions, {same}")
+    parser.add_argument("--detector", help="checkpoint of the detector; default: MODEL.WEIGHTS of the configuration")
+    same = "use the value that the features for training the model were extracted with (%(default)s)"
+    parser.add_argument("--min-boxes", type=int, default=10, help=f"minimum number of regions; {same}")
+    parser.add_argument("--max-boxes", type=int, default=100, help=f"maximum number of regions; {same}")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY VALUE", help=f"detector configuration keys and values{before}"
+        "overrides", nargs="*", metavar="KEY VALUE", help=f"keys of the configuration and their values{before}"
     )
     return parser
 
@@ -31,7 +31,7 @@ def chosen_extractor(args: argparse.Namespace) -> ExtractorConfig:
     """Returns the detector, and the choice of regions, that the options of ``image_parser`` name.
 
     Raises:
-        InputError: A file or a value that cannot be used.
+        InputError: A file or a value cannot be used.
     """
     return extractor_config(
         args.config_file, args.detector, args.overrides, min_boxes=args.min_boxes, max_boxes=args.max_boxes

@@ -70,9 +70,9 @@ def start_device_pool(config: ExtractorConfig, devices: list[str]) -> Iterator["
 class DevicePool:
     """Extracts on several devices.
 
-    When a process dies, a new one is started in its place and other processes do its images. The images that it had in
-    progress are suspects: each is tried once more on its own, and an image that kills a second process is marked as
-    failed.
+    When a process dies, a new one is started in its place, and other processes continue with its images. The images
+    that it had in progress are suspects: each is tried once more on its own, and an image that kills a second process
+    is marked as failed.
     """
 
     def __init__(self, config: ExtractorConfig, devices: list[str]):
@@ -134,7 +134,7 @@ class DevicePool:
         self._workers.remove(worker)
         exit_code = worker.wait_until_dead()
         logger.warning(
-            "the process on %s died (exit code %s); other processes do its %d images",
+            "the process on %s died (exit code %s); other processes continue with its %d images",
             worker.device,
             exit_code,
             len(worker.images),
@@ -143,7 +143,9 @@ class DevicePool:
         waiting.extendleft(reversed(rest))
         if worker.has_suspect:
             for image in in_progress:
-                yield Outcome(image, None, f"two processes died at it, the second with exit code {exit_code}")
+                yield Outcome(
+                    image, None, f"two processes died while they processed it, the second with exit code {exit_code}"
+                )
         else:
             suspects.extend(in_progress)
         deaths = worker.deaths + 1

@@ -37,10 +37,10 @@ from bua.vocabulary import Vocabulary
 
 ON_ERROR = ("skip", "stop")
 
-# Formats that cannot store an image without labels.
+# Formats whose readers need the labels of all regions.
 FORMATS_WITH_LABELS = ("lxmert-tsv", "vinvl-tsv")
 
-# Seconds between syncs to the disk: at most so much work is lost when the machine crashes.
+# Seconds between syncs to the disk. At most the work of this time is lost when the machine crashes.
 SYNC_SECONDS = 30
 
 # Seconds between lines of progress in a log.
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ExtractionSummary:
-    """The numbers of a run.
+    """The result of ``extract``.
 
     Attributes:
         done: Number of images whose features this run wrote.

@@ -190,9 +190,9 @@ class FlatFeatures(Mapping[int | str, Regions]):
         """Reads everything, and yields a message for each image whose bytes have changed since they were written."""
         for row in range(len(self)):
             if not self._files.is_whole(row):
-                yield f"image {row + 1}: image {self._id(row)}: its bytes are not those that were written"
+                yield f"record {row + 1}: image {self._id(row)}: its bytes are not those that were written"
         if len(self._files.index) > len(self):
-            yield f"images {len(self) + 1} to {len(self._files.index)}: are incomplete and left out"
+            yield f"records {len(self) + 1} to {len(self._files.index)}: are incomplete and left out"
 
     def _row(self, image_id: object) -> int:
         if type(image_id) is int and self._only_integers:
@@ -345,7 +345,7 @@ def _create_or_read_header(folder: Path, dtype: str, about: Mapping[str, object]
     if header["dtype"] != dtype:
         raise InputError(f"{path}: dtype is {header['dtype']}, not {dtype}; choose another output or format")
     if about is not None and header["about"] != json.loads(json.dumps(about)):
-        raise InputError(f"{path}: about differs: the features are of other settings; choose another output")
+        raise InputError(f"{path}: about differs: the features were made with other settings; choose another output")
     return header
 
 

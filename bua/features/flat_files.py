@@ -153,10 +153,12 @@ def read_header(folder: Path) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"{path}: format is not {FORMAT}; name a folder of flat features")
     if header.get("version") != VERSION:
-        raise InputError(f"{path}: version {header.get('version')}; this bua reads {VERSION}, update it")
+        raise InputError(f"{path}: version is {header.get('version')}, but this bua reads {VERSION}; update bua")
     dtype, dim = header.get("dtype"), header.get("dim")
     if dtype not in DTYPES or not (dim is None or (isinstance(dim, int) and dim > 0)):
-        raise InputError(f"{path}: dtype {dtype!r}, dim {dim!r}; need one of {', '.join(DTYPES)} and a number")
+        raise InputError(
+            f"{path}: dtype {dtype!r}, dim {dim!r}: need one of {', '.join(DTYPES)}, and a positive number or null"
+        )
     return {**header, "about": header.get("about") or {}}
 
 

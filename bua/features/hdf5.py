@@ -271,7 +271,7 @@ def _format_of(path: Path, data: Mapping[str, h5py.Dataset]) -> str:
             return "ban-hdf5"
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise InputError(
-        f"{path}: has the shapes {listed}; needed are (N, n, d), (N, n, 4) and (N, n, 6), or (R, ...) with "
+        f"{path}: has the shapes {listed}; they must be (N, n, d), (N, n, 4) and (N, n, 6), or (R, ...) with "
         "pos_boxes (N, 2)"
     )
 

@@ -78,7 +78,7 @@ class FeatureSummary:
         table = {
             "format": self.format,
             "images": self.images,
-            "boxes": f"{self.boxes}, {bounds} per image",
+            "boxes": f"{self.boxes}, {bounds} per image" if bounds else "0",
             "histogram": "  ".join(f"{boxes}: {images}" for boxes, images in _binned(self.histogram)),
             "features": f"dimension {', '.join(map(str, self.dims))}, {self.dtype}",
             "values": f"{self.minimum:.4g} to {self.maximum:.4g}, {self.mean:.4g} on average, {self.zeros:.1%} zeros",

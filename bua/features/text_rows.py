@@ -1,4 +1,4 @@
-"""What the formats with one line of text per image have in common."""
+"""Functions that are common to the formats with one line of text per image."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping

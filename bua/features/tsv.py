@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 class TsvFeatures(IndexedFeatures[int]):
     """The features in a TSV file with either order of columns, which are read row by row.
 
-    The positions of the rows are searched once and saved in ``<file>.index`` next to the file, if its folder is
-    writable. They are searched again if the size or the modification time of the file differ. Many processes and
+    The positions of the rows are determined once and saved in ``<file>.index`` next to the file, if its folder is
+    writable. They are determined again if the size or the modification time of the file differ. Many processes and
     threads can read from the same object, also after it was forked or pickled to them. If several rows have the same
     id, the first one is read.
 

@@ -272,7 +272,7 @@ def _mapped(file: BinaryIO) -> mmap.mmap:
 def _offsets(path: Path, content: mmap.mmap) -> "tuple[array[int], bool]":
     """Returns the offsets of the rows and of the end of the file, and whether ``.lineidx`` has all of them.
 
-    The offsets in ``.lineidx`` are used if a row begins at each of them. Rows after the last of them are searched.
+    The offsets in ``.lineidx`` are used if a row begins at each of them. Rows after the last of them are looked for.
     """
     try:
         saved = array("q", map(int, _beside(path, ".lineidx").read_bytes().split()))

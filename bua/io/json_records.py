@@ -1,6 +1,7 @@
 """Reads JSON lists of records, whole or piece by piece.
 
-The pieces are for Visual Genome, whose files have 0.4 to 1 GB and take ten times as much memory when they are parsed.
+Visual Genome's files are read piece by piece: they have 0.4 to 1 GB, and take ten times as much memory when they are
+parsed as a whole.
 """
 
 import gc

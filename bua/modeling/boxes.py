@@ -45,7 +45,7 @@ def encode_boxes(
 def decode_boxes(
     reference: Tensor, deltas: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), convention: str = "caffe"
 ) -> Tensor:
-    """Returns the boxes that deltas make of the reference boxes.
+    """Returns the boxes that result from applying deltas to reference boxes.
 
     In the "caffe" convention x2 is the centre plus half the width, as in the original, so that deltas of zero return
     x2 + 1. The released weights were trained in this way.
@@ -96,8 +96,9 @@ def pairwise_iou(a: Tensor, b: Tensor, convention: str = "caffe") -> Tensor:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, convention: str = "caffe") -> Tensor:
-    """Returns the boxes that remain after greedy non-maximum suppression. Of boxes with equal scores, the first given
-    comes first.
+    """Returns the indices of the boxes that remain after greedy non-maximum suppression.
+
+    Of boxes with equal scores, the one with the lower index comes first.
 
     Args:
         boxes: [N, 4].

@@ -154,11 +154,11 @@ class Detector(nn.Module):
             regions = [proposed_regions(inputs, *proposed) for inputs, proposed in zip(batch, proposals)]
         else:
             regions = [given_regions(inputs, given.to(self.device)) for inputs, given in zip(batch, boxes)]
-        outputs = self.roi_heads.describe(feature_map, [boxes.network for boxes in regions], STRIDE, regress=regress)
+        outputs = self.roi_heads.describe(feature_map, [image.network for image in regions], STRIDE, regress=regress)
         return [
             region_predictions(inputs, image_regions, image_outputs, self.box_weights, self.convention)
             for inputs, image_regions, image_outputs in zip(
-                batch, regions, outputs.split([len(boxes.network) for boxes in regions])
+                batch, regions, outputs.split([len(image.network) for image in regions])
             )
         ]
 

@@ -16,8 +16,8 @@ from bua.modeling.inference_roi_heads import InferenceROIHeads
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Number of regions that run through res5 at a time. On a CPU the activations of so few stay in the cache; on a GPU the
-# number bounds the memory that they take.
+# Number of regions that run through res5 at a time. On a CPU it is small enough for the activations to stay in the
+# cache; on a GPU it limits the memory that they take.
 REGIONS_PER_STEP = {"cpu": 10, "cuda": 600}
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,12 @@ def optimize_for_inference(detector: Detector, *, precision: str = "fp32", compi
     - Convolutions and the tensors between them are channels-last.
     - With RoIPool, the first layers of res5 are computed once for each distinct window instead of once for each bin of
       each region (``InferenceROIHeads``), which saves a quarter of the multiplications.
-    - With "bf16", weights and activations of the convolutions are bfloat16. The parts that decide stay float32: the
-      last layers of the RPN, box coding, suppression, the mean over res5's output, the classifiers, and everything
-      that is returned.
+    - With "bf16", weights and activations of the convolutions are bfloat16. These stay float32: the last
+      layers of the RPN, box coding, suppression, the mean over res5's output, the classifiers, and everything that is
+      returned.
 
-    With "fp32" the results are those of ``detector`` except for the order of summation: 1e-5 of the largest value.
+    With "fp32" the results differ from those of ``detector`` only by the order of summation, about 1e-5 of the largest
+    value.
 
     Args:
         precision: "fp32" or "bf16". On a CPU without bfloat16 arithmetic (avx512_bf16, amx_bf16) "bf16" is slower than
@@ -135,4 +136,6 @@ def _has_bf16() -> bool:
 def _check_compiler(device: str) -> None:
     compiler = os.environ.get("CXX", "g++")
     if device == "cpu" and shutil.which(compiler) is None:
-        raise InputError(f"compile: there is no C++ compiler {compiler!r}; install one, name it in CXX, or do without")
+        raise InputError(
+            f"compile: there is no C++ compiler {compiler!r}; install one, name it in CXX, or omit --compile"
+        )

@@ -41,7 +41,7 @@ def released_geometry(weights: Weights) -> AnchorGeometry | None:
 
 
 def to_detectron2(weights: Weights, geometry: AnchorGeometry | None) -> Weights:
-    """Returns the weights for Detectron2 without bua, which ignores the attribute head.
+    """Returns the weights for Detectron2 without bua, where Detectron2 ignores the attribute head.
 
     The names stay the same. The channels of the anchors are put into Detectron2's order. Its anchors differ slightly
     from those of the box convention "caffe", so that its regions differ slightly from bua's.

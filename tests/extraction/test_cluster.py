@@ -14,7 +14,7 @@ from bua.extraction import Extractor, RegionChoice
 from bua.extraction.cluster import RayCluster, connect_to_ray
 from bua.features import open_features
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'bua[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed; run `pip install ray`")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def assert_all_once(outcomes, images, failed=()):
     for image, regions, reason in outcomes:
         if image.image_id in failed:
             assert regions is None
-            assert "two processes died at it, the second with exit code -9" in reason
+            assert "two processes died while they processed it, the second with exit code -9" in reason
         else:
             assert_same_regions(regions, plain[image])
 
@@ -58,7 +58,7 @@ def test_a_process_that_is_killed_is_replaced_and_its_images_are_done_by_others(
         assert len(pool._workers) == 2
         assert killed[0] not in [worker.process for worker in pool._workers]
     assert_all_once([o._replace(image=some[o.image.image_id]) for o in outcomes], some)
-    assert "the process on cpu died (exit code -9); other processes do its " in caplog.text
+    assert "the process on cpu died (exit code -9); other processes continue with its " in caplog.text
 
 
 def test_images_that_kill_are_marked_as_failed_after_two_tries_each(images, caplog, tmp_path):

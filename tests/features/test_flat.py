@@ -200,10 +200,10 @@ def test_damaged_images_are_reported(tmp_path):
     content = bytearray((tmp_path / "features.bin").read_bytes())
     content[len(content) // 4 + 1] ^= 1
     (tmp_path / "features.bin").write_bytes(content)
-    assert list(FlatFeatures(tmp_path).problems()) == ["image 2: image 1: its bytes are not those that were written"]
+    assert list(FlatFeatures(tmp_path).problems()) == ["record 2: image 1: its bytes are not those that were written"]
     os.truncate(tmp_path / "ids.bin", 0)
     os.truncate(tmp_path / "features.bin", len(content) - 1)
-    assert list(FlatFeatures(tmp_path).problems())[1:] == ["images 4 to 4: are incomplete and left out"]
+    assert list(FlatFeatures(tmp_path).problems())[1:] == ["records 4 to 4: are incomplete and left out"]
 
 
 @pytest.mark.parametrize("file", range(4))
@@ -286,7 +286,7 @@ def test_folders_with_other_content_are_refused(tmp_path):
     FlatWriter(out).close()
     header = json.loads((out / "header.json").read_text())
     for change, message in [
-        ({"version": 2}, "version 2; this bua reads 1"),
+        ({"version": 2}, "version is 2, but this bua reads 1"),
         ({"format": "x"}, "format is not bua-flat"),
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"dim": -1}, "dim -1"),

@@ -211,7 +211,7 @@ def test_a_file_of_bua_does_not_need_its_pickle(tmp_path):
         ({"image_bb": (2, 3, 4), "spatial_features": (2, 3, 6)}, "no data set image_features"),
         (
             {"image_features": (2, 3, 5), "image_bb": (2, 2, 4), "spatial_features": (2, 3, 6)},
-            "needed are \\(N, n, d\\)",
+            "they must be \\(N, n, d\\)",
         ),
         ({"image_features": (6, 5), "image_bb": (6, 4), "spatial_features": (6, 6)}, "pos_boxes \\(N, 2\\)"),
         (

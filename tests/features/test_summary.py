@@ -4,7 +4,7 @@ from feature_samples import sample
 
 from bua.errors import InputError
 from bua.features import FORMATS, open_writer
-from bua.features.summary import summarize
+from bua.features.summary import FeatureSummary, summarize
 from bua.structures import Regions
 
 ABOUT = {
@@ -68,6 +68,10 @@ def test_rows_that_cannot_be_decoded_are_named(tmp_path):
     assert summary.faults() == ["1 images that cannot be decoded", "1 records that cannot be read"]
     with pytest.raises(InputError, match="gone"):
         summarize(tmp_path / "gone")
+
+
+def test_summary_without_images_has_no_average():
+    assert "boxes      0" in FeatureSummary().lines()
 
 
 def test_histogram_of_the_number_of_boxes(tmp_path):

@@ -126,7 +126,7 @@ def test_parameters_that_the_weights_lack_stay_random_only_if_allowed(folder, tm
     assert "attribute_predictor" in capsys.readouterr().err
     assert not output.exists()
     assert extract(folder, output, "--allow-missing", weights=checkpoint) == 0
-    assert "5 parameters missing: roi_heads.attribute_predictor" in caplog.text
+    assert "5 parameters of the model are not in the file: roi_heads.attribute_predictor" in caplog.text
 
 
 @pytest.mark.parametrize("format", ["npz", "lxmert-tsv"])
@@ -190,7 +190,7 @@ def test_many_devices_give_the_features_of_one(folder, tmp_path, caplog):
 
 
 def test_a_cluster_gives_the_features_of_one_device(folder, tmp_path, monkeypatch):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bua[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed; run `pip install ray`")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert extract(folder, tmp_path / "one", "--format", "flat") == 0
     assert extract(folder, tmp_path / "two", "--format", "flat", "--ray", "local", "--shard-size", "2") == 0
