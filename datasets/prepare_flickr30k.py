@@ -33,8 +33,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("datasets/flickr30k_entities"), help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("datasets/flickr30k/prepared"), help="default: %(default)s")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("datasets/flickr30k_entities"),
+        help="folder of the official files; default: %(default)s",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("datasets/flickr30k/prepared"), help="folder to write; default: %(default)s"
+    )
     parser.add_argument(
         "--zero-based",
         action="store_true",

@@ -53,13 +53,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("datasets/vqa"), help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("datasets/vqa/prepared"), help="default: %(default)s")
+    parser.add_argument(
+        "--root", type=Path, default=Path("datasets/vqa"), help="folder of the official files; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("datasets/vqa/prepared"), help="folder to write; default: %(default)s"
+    )
     parser.add_argument(
         "--min-count",
         type=int,
         default=MIN_COUNT,
-        help="leave out answers that are the most frequent answer of fewer questions; default: %(default)s",
+        help="leave out answers that are the most frequent answer to fewer questions; default: %(default)s",
     )
     parser.add_argument(
         "--length",
@@ -76,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--visual-genome",
         type=Path,
-        help="folder with image_data.json and question_answers.json; adds BAN's augmentation",
+        help="folder with image_data.json and question_answers.json, whose questions BAN is also trained on",
     )
     parser.add_argument("--glove", type=Path, help="text file of word vectors, such as glove.6B.300d.txt")
     parser.add_argument("--glove-dim", type=int, default=300, help="dimension of its vectors; default: %(default)s")

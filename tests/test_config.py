@@ -86,3 +86,5 @@ def test_a_missing_device_is_named(device, message):
     check_device("cpu")
     with pytest.raises(InputError, match=f"MODEL.DEVICE is '{device}'.*{message}"):
         check_device(device)
+    with pytest.raises(InputError, match=f"^--device is '{device}'.*{message}"):
+        check_device(device, "--device")

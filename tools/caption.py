@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Captions images, and draws the regions that the model attended to for each word.
+"""Captions images, and draws the regions that the model attends to for each word.
 
     tools/caption.py --image cat.jpg dog.jpg --config-file configs/vg_r101.yaml --detector detector.pth \\
         --captioner output/captioning/updown_scst/model_best.pth

@@ -19,7 +19,7 @@ from bua.tasks.tool import tool_parser, write_scores
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    # The table has all that the scorers would warn of.
+    # The table says all that the scorers warn of.
     logging.basicConfig(level=logging.ERROR)
     scores = caption_scores(args.results, args.references, images=args.images, metrics=args.metrics)
     print(table(scores))
@@ -31,7 +31,7 @@ def table(scores: dict) -> str:
     """Returns the scores in percent, one line for each, the tokeniser, and the metrics that were left out and why."""
     lines = [f"{metric:10s} {scores[metric]:7.2f}" for metric in METRICS if metric in scores]
     tokenizer = scores["tokenizer"]
-    note = "" if tokenizer == PTB else ", not PTB: there is no Java; not for comparison with papers"
+    note = "" if tokenizer == PTB else ", since PTB needs Java; do not compare these scores with those of papers"
     lines.append(f"{'tokeniser':10s} {tokenizer}{note}")
     lines += [f"{metric:10s} left out: {reason}" for metric, reason in sorted(scores["left_out"].items())]
     return "\n".join(lines)

@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = tool_parser(__doc__)
     parser.add_argument("--weights", required=True, help="checkpoint of tools/train_grounding.py, or of ban-vqa")
     parser.add_argument("--folder", type=Path, required=True, help="folder that datasets/prepare_flickr30k.py wrote")
-    parser.add_argument("--split", default="test", help="train, val or test (%(default)s)")
+    parser.add_argument("--split", default="test", help="split of the folder: train, val or test (%(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file for the scores")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add_inference_options(parser, images="all images of the split", unit="sentences", batch_size=256, device=device)

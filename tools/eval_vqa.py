@@ -84,13 +84,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = tool_parser(__doc__)
     parser.add_argument("--results", required=True, nargs="+", type=Path, help="answers, in the test server's format")
     parser.add_argument("--annotations", required=True, help="official file of people's answers")
-    parser.add_argument("--questions", help="official file; its ids are checked against the annotations'")
-    parser.add_argument("--answers", help="answer_vocabulary.json: adds the soft score, and the highest that it allows")
+    parser.add_argument("--questions", help="official file of questions, whose ids must be those of the annotations")
+    parser.add_argument("--answers", help="answer_vocabulary.json; adds the soft score, and the highest possible one")
     parser.add_argument(
         "--revision",
         choices=REVISIONS,
         default=REVISIONS[0],
-        help="of the official script: 2021 compares answers without normalising them if all people gave the same one; "
+        help="revision of the official script; 2021 does not normalise answers if all people gave the same one; "
         "default: %(default)s",
     )
     parser.add_argument(

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = image_parser(__doc__)
-    parser.add_argument("--sentence", required=True, help="in lower case or not; brackets around phrases are optional")
+    parser.add_argument("--sentence", required=True, help="sentence about the image; its phrases may be in brackets")
     parser.add_argument("--grounding", required=True, help="checkpoint that tools/train_grounding.py wrote")
     parser.add_argument("--output", help="file for the drawing; default: <image>_grounded.jpg")
     return parser.parse_intermixed_args(argv)

@@ -27,7 +27,7 @@ from bua.tasks.tool import add_inference_options, open_features, tool_parser
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if (args.folder is None) != (args.split is None):
-        raise InputError("--folder, --split: give both, or none of them to caption all images of the features")
+        raise InputError("--folder, --split: give both, or neither to caption all images of the features")
     reader = open_features(args)
     if args.folder:
         dataset = CaptionDataset.load(args.folder, args.split)

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from bua.captioning.dataset import CaptionDataset
+from bua.captioning.decoding import MAX_LENGTH
 from bua.tasks.region_batches import BatchMaker, RegionBatch, RegionLoader, RegionReader, every_item_once
-
-# Number of steps of a caption in Anderson's code, the end included.
-MAX_LENGTH = 20
 
 
 @dataclass
@@ -37,8 +35,8 @@ class CaptionLoader(RegionLoader):
     Args:
         dataset: The captions.
         reader: The regions of all their images.
-        captions_per_image: Number of captions per image, which are drawn anew in each epoch; all where an image has
-            fewer. Anderson's code takes 1; None takes all.
+        captions_per_image: Number of captions per image, which are drawn again in each epoch; an image that has fewer
+            captions gives all of them. Anderson's code takes 1; None takes all.
         max_length: Largest number of steps of a caption, the end included.
         max_boxes: Number of regions per image, the first ones; None takes all.
         batch_size, options: As for ``RegionLoader``.
@@ -78,7 +76,7 @@ def image_batches(
     reader: RegionReader,
     batch_size: int,
     *,
-    name: str = "those asked for",
+    name: str = "image_ids",
     max_boxes: int | None = None,
     threads: int = 2,
 ) -> Iterator[RegionBatch]:

@@ -23,6 +23,7 @@ Caption = Sequence[str] | Sequence[int]
 # The id of an image. It is a type variable, since a mapping from int is not a mapping from Hashable to a type checker.
 ImageId = TypeVar("ImageId", bound=Hashable)
 
+# The largest n of the n-grams that are compared.
 LONGEST = 4
 # Standard deviation, in words, of the Gaussian penalty for the difference in length from the reference.
 SIGMA = 6.0
@@ -83,7 +84,9 @@ class DocumentFrequencies:
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file; write it with datasets/count_caption_ngrams.py") from error
         except (KeyError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise InputError(f"{path}: not a file of document frequencies; write it again") from error
+            raise InputError(
+                f"{path}: not a file of document frequencies; write it again with datasets/count_caption_ngrams.py"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Writes an npz file with exactly this name. A write that fails leaves no file."""

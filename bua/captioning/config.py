@@ -38,15 +38,16 @@ def get_cfg() -> CfgNode:
     # Whether the model also reads a region's box and area, in fractions of the image (ruotianluo's use_box).
     # Anderson's does not.
     cfg.DATA.BOXES = False
-    # False trains and captions without the images. This baseline says what is true of any image.
+    # False trains and captions without the images. This baseline shows the score of a caption that is the same for
+    # all images.
     cfg.DATA.LOOK = True
     # Number of captions of an image, drawn again each time that the image is read; 0 takes all.
     cfg.DATA.CAPTIONS_PER_IMAGE = 1
     # Largest number of steps of a caption, the end included, in training and decoding.
     cfg.DATA.MAX_LENGTH = 20
 
-    # "cross_entropy" with people's captions, or "self_critical": the CIDEr-D of the model's own captions, starting from
-    # MODEL.WEIGHTS.
+    # "cross_entropy" with people's captions, or "self_critical", which optimises the CIDEr-D of the model's own
+    # captions and starts from MODEL.WEIGHTS.
     cfg.SOLVER.LOSS = "cross_entropy"
     cfg.SOLVER.LOSS_SCALE = 20.0
     # With cross-entropy, the model reads its own words instead of people's with a probability that grows by STEP every

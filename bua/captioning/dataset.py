@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bua.captioning.official import Captions
+from bua.captioning.official import SPLIT_OF, Captions
 from bua.captioning.vocabulary import CaptionVocabulary
 from bua.errors import InputError, first_of
 from bua.tasks import prepared
@@ -122,7 +122,7 @@ def prepare_captions(
 
     Args:
         captions: The captions of each split, as the functions of ``bua.captioning.official`` return them.
-        output: The folder to write; it is made where it does not exist.
+        output: The folder to write; it is created if it does not exist.
         tokenizer: "anderson", "karpathy" (which uses the tokens of Karpathy's file where the captions come from it) or
             "wordpiece".
         vocabulary: A text file with one word per line, which is used instead of counting words; "wordpiece" needs it.
@@ -136,7 +136,7 @@ def prepare_captions(
     Raises:
         InputError: An unknown split or tokenizer, a bad vocabulary, or images of which no caption has words.
     """
-    output = prepared.begin_folder(output, ABOUT)
+    output = prepared.begin_folder(output, ABOUT, (f"{split}.npz" for split in {*SPLIT_OF.values(), *captions}))
     if vocabulary is None:
         words = CaptionVocabulary.build(
             (text for part in _counted(captions, tokenizer, vocabulary_splits) for text in _flat(part, tokenizer)),

@@ -282,7 +282,7 @@ class _Rules:
 
 
 class _Unfinished(NamedTuple):
-    """DecodedCaptions with room for all steps; the fields are those of ``DecodedCaptions``."""
+    """Captions with room for all steps; the fields are those of ``DecodedCaptions``."""
 
     tokens: Tensor
     log_probs: Tensor
@@ -305,7 +305,7 @@ class _Unfinished(NamedTuple):
 
     def finish(self, steps: int, scores: Tensor, special: SpecialWords) -> DecodedCaptions:
         tokens, log_probs, attention, mask = (part[:, :, :steps] for part in self)
-        # DecodedCaptions that no word could follow under the constraints.
+        # These captions ended because the constraints allowed no next word.
         dead = scores.isneginf().unsqueeze(-1)
         first = torch.arange(steps, device=tokens.device) == 0
         tokens = torch.where(dead, torch.where(first, special.end, special.pad), tokens)

@@ -101,7 +101,7 @@ def predict(
     image_ids: np.ndarray,
     reader: RegionReader,
     *,
-    name: str = "those asked for",
+    name: str = "image_ids",
     batch_size: int = 100,
     progress: bool = True,
 ) -> dict[int, list[int]]:

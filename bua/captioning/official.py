@@ -67,8 +67,8 @@ def load_karpathy(path: str | Path) -> dict[str, Captions]:
                 image_id = record["cocoid"] if "cocoid" in record else image_id_of(record["filename"])
             except (TypeError, KeyError) as error:
                 raise InputError(
-                    f"{name}: record {number}: needs sentences with raw and tokens, and cocoid or filename; {error} is "
-                    "wrong or missing; download the file again"
+                    f"{name}: record {number}: must have sentences with raw and tokens, and cocoid or filename "
+                    f"({error}); download the file again"
                 ) from error
             if type(image_id) is not int:
                 raise InputError(f"{name}: record {number}: the image's id is {image_id!r}; it must be an integer")
@@ -165,7 +165,7 @@ def read_image_list(path: str | Path) -> list[int]:
             raise InputError(f"{path}: line {number}: image {image_id} is listed twice; remove one line")
         ids[image_id] = None
     if not ids:
-        raise InputError(f"{path}: lists no images")
+        raise InputError(f"{path}: lists no images; name a file with one image per line")
     return list(ids)
 
 
@@ -205,10 +205,10 @@ def load_results(source: str | Path | list) -> dict[int, str]:
 
 
 def check_once(name: str, ids: Iterable[int]) -> None:
-    """Raises an error where an image id occurs more than once.
+    """Checks that no image id occurs more than once.
 
     Raises:
-        InputError: The message has the number of such images and the first of them.
+        InputError: Some ids occur more than once. The message has their number and the first of them.
     """
     different, counts = np.unique(np.array(list(ids), np.int64), return_counts=True)
     doubled = different[counts > 1].tolist()

@@ -70,13 +70,14 @@ def caption_scores(
         could not be computed, where Java or a download is missing. These metrics are logged, too.
 
     Raises:
-        InputError: Pycocoevalcap is not installed; images are missing, unknown or occur twice; or a file is damaged.
+        InputError: The package pycocoevalcap is not installed; images are missing, unknown or occur twice; or a file is
+            damaged.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
         raise InputError(f"metric {unknown[0]!r}: unknown; use some of {', '.join(METRICS)}")
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise InputError("scores of captions: pycocoevalcap is not installed; pip install 'bua[captioning]'")
+        raise InputError("scores of captions: pycocoevalcap is not installed; pip install pycocoevalcap")
     captions, written = _by_image(results, references, images)
     left_out = {}
     without_java = _why_no_java()
@@ -133,7 +134,9 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     done = subprocess.run(command, input=text.encode(), capture_output=True)
     lines = done.stdout.decode().splitlines()
     if done.returncode or len(lines) != len(captions):
-        raise InputError(f"PTB tokeniser: gives {len(lines)} lines for {len(captions)}: {_last_line(done.stderr)}")
+        raise InputError(
+            f"PTB tokeniser: gives {len(lines)} lines for {len(captions)} captions: {_last_line(done.stderr)}"
+        )
     return [_without_punctuation(line.split(" ")) for line in lines]
 
 

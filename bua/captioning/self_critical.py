@@ -101,7 +101,7 @@ def self_critical_loss(
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Puts the model into evaluation mode for the block, and back into its mode before."""
+    """Puts the model into evaluation mode for the block, and restores its mode afterwards."""
     training = model.training
     model.eval()
     try:

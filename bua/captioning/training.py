@@ -150,13 +150,13 @@ def build_reward(dataset: CaptionDataset, *, end: bool, frequencies: str | None 
     some = [caption for captions in list(references.values())[:_CHECKED] for caption in captions]
     if not counted.has_all(some):
         raise InputError(
-            f"{frequencies}: lacks words of {dataset.name}; count them again with datasets/count_caption_ngrams.py"
+            f"{frequencies}: lacks n-grams of {dataset.name}; count them again with datasets/count_caption_ngrams.py"
         )
     return CiderD(references, counted).score
 
 
 def _start_from(weights: str, model: nn.Module, dataset: CaptionDataset) -> None:
-    """Copies the weights of the captioner whose checkpoint ``weights`` is into ``model``."""
+    """Copies the weights of a captioner into ``model``; ``weights`` is the path of its checkpoint."""
     other = load_captioner(weights)
     if other.vocabulary != dataset.vocabulary:
         raise InputError(

@@ -19,7 +19,7 @@ class SpecialWords(NamedTuple):
 
     Attributes:
         begin: The input of the first step.
-        end: Ends a caption. It may be the same as ``begin``, which is never predicted in that sense.
+        end: The prediction that ends a caption. It may be the same as ``begin``, which is never predicted.
         unk: Stands for words that are not in the vocabulary; None where the vocabulary has no such word.
         pad: The padding after the end; it may be the same as ``end``.
     """

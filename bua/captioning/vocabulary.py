@@ -121,10 +121,16 @@ class CaptionVocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "CaptionVocabulary":
-        """Reads a file that ``save`` wrote."""
+        """Reads a file that ``save`` wrote.
+
+        Raises:
+            InputError: There is no such file, or it is damaged.
+        """
         try:
             content = orjson.loads(Path(path).read_bytes())
             return cls(content["words"], content["tokenizer"])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read: {error.strerror}; prepare it with prepare_captions.py"
@@ -176,7 +182,7 @@ class CaptionVocabulary:
             from tokenizers.normalizers import BertNormalizer
             from tokenizers.pre_tokenizers import BertPreTokenizer
         except ImportError as error:
-            raise InputError("word pieces: tokenizers is not installed; pip install 'bua[captioning]'") from error
+            raise InputError("word pieces: tokenizers is not installed; pip install tokenizers") from error
         tokenizer = Tokenizer(WordPiece(self._ids, unk_token=_PIECE_UNKNOWN))
         tokenizer.normalizer, tokenizer.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
         return [encoding.ids for encoding in tokenizer.encode_batch(captions)]

@@ -54,7 +54,8 @@ class BANGrounding(nn.Module):
         )
 
     def forward(self, features: Tensor, mask: Tensor, words: Tensor, positions: Tensor, phrase_mask: Tensor) -> Tensor:
-        """
+        """Computes the logits of the regions for the phrases of B sentences.
+
         Args:
             features: [B, n, D] float32; finite, also in padding.
             mask: [B, n] bool, false for padding.

@@ -156,10 +156,10 @@ def prepare_flickr30k(
 
     Args:
         root: Folder with ``Annotations``, ``Sentences``, ``train.txt``, ``val.txt`` and ``test.txt``.
-        output: The folder to write; it is made where it does not exist.
-        zero_based: Subtracts 1 from the corners of the boxes, as the data set's own program does, because pixels count
-            from 1 in the data set and from 0 in the detector. ban-vqa uses the corners as they are.
-        authors_positions: Takes the place of a phrase that ban-vqa's code finds, see ``authors_span``.
+        output: The folder to write; it is created if it does not exist.
+        zero_based: Whether 1 is subtracted from the corners of the boxes, as in the data set's own program, because
+            pixels count from 1 in the data set and from 0 in the detector. ban-vqa uses the corners as they are.
+        authors_positions: Whether a phrase gets the place that ban-vqa's code finds, see ``authors_span``.
         vocabulary: JSON list of words in the order of their ids, such as ``idx2word`` of ban-vqa's ``dictionary.pkl``.
             ban-vqa's checkpoints need it, since the code goes through the images in the order of a Python set.
         glove: Text file with a word and ``glove_dim`` numbers per line, such as ``glove.6B.300d.txt``.

@@ -155,12 +155,12 @@ def load_split(path: str | Path) -> list[int]:
     return ids
 
 
-def _phrase(mark: str, words: str, text_to_its_end: str) -> Phrase:
+def _phrase(mark: str, words: str, text_up_to_end: str) -> Phrase:
     chain = _CHAIN.match(mark)
     if chain is None:
         raise InputError(f"[{mark} {words}]: no mark /EN#<chain>/<type>; unpack annotations.zip again")
     # Places are counted in the words that ``tokenize`` makes of the text: a comma is not a word, and "'s" is one.
-    end = len(tokenize(text_to_its_end))
+    end = len(tokenize(text_up_to_end))
     return Phrase(int(chain[1]), tuple(mark.split("/")[2:]), words, end - len(tokenize(words)), end)
 
 

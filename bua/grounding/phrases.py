@@ -2,8 +2,8 @@
 
 No part-of-speech tagger is needed: a word is taken to be in a phrase if most of its occurrences in the training
 sentences are. This is the baseline of the chunking task (Tjong Kim Sang and Buchholz, CoNLL 2000), with words instead
-of their parts of speech. It fails for adjectives after their noun, for nouns that are verbs as well, and for "a black
-and white dog". With brackets in the sentence, users mark the phrases themselves.
+of their parts of speech. It fails for adjectives after their noun, for words that are nouns as well as verbs, and for
+"a black and white dog". With brackets in the sentence, users mark the phrases themselves.
 """
 
 import re

@@ -82,7 +82,7 @@ def first_hits(ranked: Sequence[np.ndarray], truth: Sequence[np.ndarray], *, pro
 
 
 def recall_at(first: np.ndarray) -> dict[str, float]:
-    """Computes the recall of P phrases from [P], as ``first_hits`` returns it."""
+    """Computes the recall of P phrases from the array [P] that ``first_hits`` returns."""
     return {f"R@{top}": _percent(first < top) for top in TOPS} | {"bound": _percent(np.isfinite(first))}
 
 

@@ -50,7 +50,7 @@ class TaskModel(ABC):
             source: The file or image that the features are of, for the message.
 
         Raises:
-            InputError: It was trained on features of another dimension.
+            InputError: The model was trained on features of another dimension.
         """
         if dim != self.feature_dim:
             raise InputError(
@@ -67,7 +67,7 @@ def read_task_checkpoint(path: str | Path, vocabularies: Sequence[str], advice: 
 
     Args:
         vocabularies: The keys of ``TaskModel.vocabularies``.
-        advice: What to do about a file that lacks some of it.
+        advice: What the user can do if the file lacks some of it; the end of the message.
 
     Raises:
         InputError: There is no such file, or it is not a checkpoint of this task.
@@ -108,7 +108,7 @@ def restore_weights(task_model: ModelT, saved: dict[str, Any], path: str | Path,
     """Copies the weights that a checkpoint holds into a model, and returns it on ``device``, ready for inference.
 
     Raises:
-        InputError: The weights do not fit.
+        InputError: The weights do not fit the model.
     """
     try:
         task_model.model.load_state_dict(saved["model"])

@@ -39,7 +39,8 @@ def task_cfg() -> CfgNode:
     cfg.SOLVER.ACCUMULATE = 1
     cfg.TEST.EVAL_PERIOD = 1
     cfg.DATA = CfgNode()
-    # A folder that a program in datasets/ prepared, its splits to train on, and the split to choose the best model by.
+    # A folder that a program in datasets/ prepared, its splits to train on, and the split by which the best model is
+    # chosen.
     cfg.DATA.FOLDER = ""
     cfg.DATA.TRAIN = ("train",)
     cfg.DATA.VAL = "val"
@@ -52,7 +53,7 @@ def constructor_keys(model: type, without: Sequence[str] = ("feature_dim",)) -> 
     """Returns the keyword-only arguments of a class with their defaults, as configuration keys.
 
     Args:
-        without: Arguments that follow from the data and are no keys.
+        without: Arguments that are left out, since they follow from the data.
     """
     parameters = inspect.signature(model).parameters.values()
     return CfgNode(
@@ -65,7 +66,7 @@ def constructor_keys(model: type, without: Sequence[str] = ("feature_dim",)) -> 
 
 
 def keyword_arguments(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration node that ``constructor_keys`` made as keyword arguments."""
+    """Returns the keyword arguments that a configuration node of ``constructor_keys`` holds."""
     return {key.lower(): value for key, value in node.items()}
 
 

@@ -16,8 +16,8 @@ class WordEmbedding(nn.Module):
         num_words: Number of words of the vocabulary.
         dim: Dimension of the vectors of one table.
         second: Whether there is a second table.
-        train_second: Whether the second table is trained. In ban-vqa it is if it was initialised from co-occurrences,
-            and is not if it is a copy of the first.
+        train_second: Whether the second table is trained. In ban-vqa, it is trained if it was initialised from
+            co-occurrences, and is not trained if it is a copy of the first.
     """
 
     def __init__(self, num_words: int, dim: int = 300, *, second: bool = False, train_second: bool = True):
@@ -30,12 +30,12 @@ class WordEmbedding(nn.Module):
             self.second.weight.requires_grad_(train_second)
         self.out_features = dim * (1 + second)
 
-    def forward(self, question: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         """Returns vectors [B, L, out_features] of ids [B, L] int64, from 0 to ``num_words``."""
-        vectors: Tensor = self.words(question)
+        vectors: Tensor = self.words(ids)
         if self.second is None:
             return vectors
-        return torch.cat([vectors, self.second(question)], dim=-1)
+        return torch.cat([vectors, self.second(ids)], dim=-1)
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, second: Tensor | None = None, *, source: str = "word vectors") -> None:

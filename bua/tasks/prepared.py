@@ -69,10 +69,11 @@ def concatenate(
 
 
 def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Returns [N + 1] int64 offsets for N groups of rows that lie one after the other.
+    """Returns [N + 1] int64 offsets for N groups of rows that lie one after the other: group i has the rows from
+    ``offsets[i]`` to ``offsets[i + 1]`` - 1.
 
     Args:
-        counts: [N], number of rows of each group. Group i has the rows from ``offsets[i]`` to ``offsets[i + 1] - 1``.
+        counts: [N], number of rows of each group.
     """
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
@@ -80,7 +81,7 @@ def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def begin_folder(folder: str | Path, about: str, outdated: Iterable[str] = ()) -> Path:
-    """Makes the folder that a program is going to prepare, and removes what an earlier run left in it.
+    """Creates the folder that a program is going to prepare, and removes what an earlier run left in it.
 
     Args:
         about: Name of the file that the program writes last. It is removed first, so that a folder whose preparation
@@ -143,7 +144,7 @@ def read_word_vectors(folder: Path, program: str) -> tuple[Path, dict[str, np.nd
     """
     path = folder / VECTORS
     if not path.is_file():
-        raise InputError(f"{path}: no such file; {program} --glove makes it")
+        raise InputError(f"{path}: no such file; prepare it with datasets/{program} --glove")
     return path, read_arrays(path, ("glove",), program)
 
 
@@ -171,7 +172,7 @@ def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[s
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays to an npz file."""
     with whole_file(Path(path)) as file:
-        # numpy's types take each of the names for the option "allow_pickle".
+        # To numpy's types, each of the names might be the option "allow_pickle".
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

@@ -56,7 +56,7 @@ class RegionBatch:
         return RegionBatch(features, boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), np.array([regions.image_id]))
 
     def to(self: BatchT, device: torch.device | str) -> BatchT:
-        """Returns the batch on a device, with features in float32. Does not wait for the copy from pinned memory."""
+        """Returns the batch on a device, with features in float32. Copies from pinned memory are asynchronous."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
@@ -108,8 +108,8 @@ class BatchMaker:
 
 
 class RegionLoader(TrainingLoader):
-    """Yields batches without end as ``TrainingLoader``: the order depends on the random seed, and a resumed run
-    continues it. Threads read the batches ahead of time.
+    """Yields batches without end, as ``TrainingLoader`` does: the order depends on the random seed, and a resumed run
+    continues it. Threads read the batches in advance.
 
     If the features are in the flat format, the images of a batch have similar numbers of boxes, so that little of it is
     padding. At most ``threads`` + 2 batches are in memory.
@@ -305,7 +305,8 @@ def _dim(store: FeatureStore) -> int:
 
 
 def _counts_and_regions(store: FeatureStore, ids: list[int]) -> tuple[np.ndarray, list[Regions] | None]:
-    """Returns the number of regions of each image, and the regions, but for the flat format."""
+    """Returns the number of regions of each image, and the regions; None instead of the regions in the flat format,
+    which ``_read_flat`` reads."""
     if isinstance(store, FlatFeatures):
         return store.counts[store.rows(ids)].astype(np.int64), None
     once = {image_id: store[image_id] for image_id in dict.fromkeys(ids)}

@@ -1,4 +1,4 @@
-"""Checkpoints of models that other repositories trained: reading them, and renaming their weights to bua's.
+"""Reads checkpoints of models that other repositories trained, and renames their weights to bua's names.
 
 hengyuan-hu/bottom-up-attention-vqa saves ``model.pth``, a bare state dict, and jnhwkim/ban-vqa saves
 ``model_epoch12.pth``, with a state dict under "model_state" beside the optimiser's state. Both save from
@@ -17,7 +17,8 @@ from bua.errors import InputError
 from bua.weights.files import read_file
 from bua.weights.layouts import Layout, LayoutError, Weights
 
-# Names in the authors' code, as regular expressions, and bua's: the word embedding and the GRU of all their models.
+# bua's names by the names in the authors' code, which are regular expressions: the word embedding and the GRU of all
+# their models.
 TEXT_NAMES = {
     r"w_emb\.emb\.": "embedding.words.",
     r"w_emb\.emb_\.": "embedding.second.",
@@ -50,7 +51,8 @@ def read_released_checkpoint(path: str | Path, known: Sequence[ReleasedModel]) -
     """Returns the layout of a checkpoint and its tensors under bua's names, or None if it is of no known model.
 
     Raises:
-        InputError: There is no such file; it is truncated; it holds no weights; or bua does not have its model.
+        InputError: There is no such file; it is truncated or damaged; it holds no weights; or bua does not have its
+            model.
     """
     content = read_file(path)
     content = content.get("model_state", content)
@@ -68,16 +70,16 @@ def read_released_checkpoint(path: str | Path, known: Sequence[ReleasedModel]) -
     except LayoutError as error:
         raise InputError(f"{path}: {error}") from error
     except KeyError as error:
-        raise InputError(f"{path}: truncated weights ({layout.origin}): {error} is missing") from error
+        raise InputError(f"{path}: the weights are incomplete ({layout.origin}): {error} is missing") from error
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: damaged weights ({layout.origin}): {reason}") from error
+        raise InputError(f"{path}: the weights are damaged ({layout.origin}): {reason}") from error
     return layout, converted
 
 
 def constructor_arguments(weights: Weights) -> dict[str, int | bool]:
-    """Returns the arguments of ``UpDown``, ``BAN`` or ``BANGrounding`` that weights under bua's names fit, by their
-    shapes. Rates of dropout, and flags that have no weights, are not among them."""
+    """Returns the arguments with which ``UpDown``, ``BAN`` or ``BANGrounding`` fits weights under bua's names, found by
+    the shapes of the weights. Dropout probabilities, and options that change no weight, are not among them."""
     words, dim = weights["embedding.words.weight"].shape
     hidden = weights["gru.weight_hh_l0"].shape[1]
     arguments: dict[str, int | bool] = {
@@ -118,7 +120,7 @@ def rename(weights: Weights, names: Mapping[str, str]) -> Weights:
 
 
 def convert_bilinear(weights: Weights, names: Mapping[str, str]) -> Weights:
-    """As ``rename``, for a model with ban-vqa's bilinear attention."""
+    """Returns weights under bua's names, as ``rename``, of a model with ban-vqa's bilinear attention."""
     converted = rename(weights, names)
     glimpses = weights[BILINEAR_WEIGHT].shape[1]
     converted["attention.forms.weight_v"] = weights[BILINEAR_WEIGHT].reshape(glimpses, -1)
@@ -132,7 +134,7 @@ def _check_complete(released: ReleasedModel, weights: Weights) -> None:
         needed = released.model(**constructor_arguments(weights)).state_dict()
     for name, value in needed.items():
         if name not in weights:
-            raise LayoutError(f"truncated weights ({origin}): {name} is missing")
+            raise LayoutError(f"the weights are incomplete ({origin}): {name} is missing")
         if weights[name].shape != value.shape:
             found, expected = tuple(weights[name].shape), tuple(value.shape)
-            raise LayoutError(f"damaged weights ({origin}): {name} has the shape {found}, not {expected}")
+            raise LayoutError(f"the weights are damaged ({origin}): {name} has the shape {found}, not {expected}")

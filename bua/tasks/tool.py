@@ -13,11 +13,11 @@ from fvcore.common.config import CfgNode
 from bua.config import check_device
 from bua.engine.launch import launch
 from bua.engine.trainer import NonFiniteLoss
-from bua.errors import command, make_folder
+from bua.errors import InputError, command, make_folder
 from bua.io.files import whole_file
 from bua.tasks.region_batches import RegionReader
 
-# Exit code of a training that a loss stopped.
+# Exit code of a training that stopped because a loss was infinite or NaN.
 TRAINING_FAILED = 1
 
 
@@ -82,9 +82,11 @@ def open_features(args: argparse.Namespace) -> RegionReader:
     """Opens the features that the options of ``add_inference_options`` name.
 
     Raises:
-        InputError: A file cannot be opened, or the device is not on this machine.
+        InputError: A file cannot be opened, the device is not on this machine, or the batch size is below 1.
     """
-    check_device(args.device)
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size is {args.batch_size}; it must be 1 or more")
+    check_device(args.device, "--device")
     return RegionReader.open(args.features, pin_memory=torch.device(args.device).type == "cuda")
 
 

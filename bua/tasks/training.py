@@ -1,4 +1,4 @@
-"""Training of a task's model, as far as all tasks do it alike."""
+"""Training of a task's model: what all tasks have in common."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -37,7 +37,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
         metric: The metric of ``evaluate`` by which the best checkpoint is chosen.
         dataset: The splits ``DATA.TRAIN`` together.
         validation: The split ``DATA.VAL``, or None without one.
-        trained: The model.
+        trained: The model, as ``build`` returns it, on the device of the process.
     """
 
     program: ClassVar[str]
@@ -89,7 +89,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
         """Returns the losses of a batch on its device; their sum is minimised.
 
         Args:
-            model: The network, wrapped where several processes train it.
+            model: The network, in ``DistributedDataParallel`` if several processes train it.
         """
 
     @abstractmethod

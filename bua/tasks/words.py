@@ -25,6 +25,9 @@ class WordVocabulary:
     An unknown word gets the id of the last word, as in BAN, where the last word is one that occurs once. There is no
     separate id for unknown words.
 
+    Args:
+        source: The file of the words, for messages.
+
     Attributes:
         words: The words in the order of their ids.
 
@@ -32,13 +35,13 @@ class WordVocabulary:
         InputError: There are no words, or a word occurs twice.
     """
 
-    def __init__(self, words: Sequence[str]):
+    def __init__(self, words: Sequence[str], source: str | Path = "vocabulary"):
         self.words = list(words)
         self._ids = {word: number for number, word in enumerate(self.words)}
         if not self.words:
-            raise InputError("vocabulary: no words; prepare it again from sentences that have words")
+            raise InputError(f"{source}: no words; prepare it again from sentences that have words")
         if len(self._ids) < len(self.words):
-            raise InputError("vocabulary: has a word twice; prepare it again")
+            raise InputError(f"{source}: has a word twice; prepare it again")
 
     @classmethod
     def build(cls, sentences: Iterable[str]) -> "WordVocabulary":
@@ -48,7 +51,7 @@ class WordVocabulary:
     @classmethod
     def load(cls, path: str | Path) -> "WordVocabulary":
         """Reads a JSON list of words."""
-        return cls(read_strings(path))
+        return cls(read_strings(path), path)
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON list of the words."""
@@ -94,7 +97,7 @@ class WordVocabulary:
         return recoded
 
     def check(self, question: str) -> None:
-        """Raises an error where no word of a question is known, since a model would then answer another question.
+        """Checks that a word of a question is known, since a model would otherwise answer another question.
 
         Raises:
             InputError: None of the words of the question is in the vocabulary.

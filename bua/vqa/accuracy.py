@@ -35,8 +35,8 @@ def vqa_accuracy(
         questions: An official file, or its content; if given, it must have the questions of ``annotations``.
         revision: "2021" is the current script: where all people gave literally the same answer, only literally this
             answer scores. "2016" is the script before it, which visualqa.org describes: the answer is always
-            normalised. The answers of people are only stripped of punctuation, and not even of that where all of them
-            are the same, so that an answer with an article or a number in words is never matched.
+            normalised. People's answers only lose their punctuation, and not even this if all of them are the same, so
+            that an answer with an article or a number in words is never matched.
 
     Returns:
         The accuracies in percent: "overall"; "per_question_type" and "per_answer_type" by type; "per_question" by id.

@@ -10,7 +10,8 @@ import numpy as np
 from bua.errors import InputError
 from bua.tasks.words import read_strings, write_strings
 
-# The authors' code keeps answers that are the most frequent answer of 9 questions: 3,129 of VQA v2's train and val.
+# The authors' code keeps answers that are the most frequent answer to at least 9 questions: 3,129 answers of VQA v2's
+# train and val.
 MIN_COUNT = 9
 # The official accuracy of an answer that 0, 1, 2, 3, or 4 and more of ten people gave; see vqa_accuracy.
 SCORES = np.array([0, 0.3, 0.6, 0.9, 1.0], np.float32)
@@ -85,6 +86,9 @@ class AnswerVocabulary:
     In the authors' code the order is that of a Python dictionary, which depends on the version of Python. Weights must
     be used with the list that they were trained with.
 
+    Args:
+        source: The file of the answers, for messages.
+
     Attributes:
         answers: The answers in the order of their labels (``label2ans`` in the authors' code).
 
@@ -92,21 +96,21 @@ class AnswerVocabulary:
         InputError: There are no answers, or an answer occurs twice.
     """
 
-    def __init__(self, answers: Sequence[str]):
+    def __init__(self, answers: Sequence[str], source: str | Path = "answer vocabulary"):
         self.answers = list(answers)
         self._labels = {answer: label for label, answer in enumerate(self.answers)}
         if not self.answers:
-            raise InputError("answer vocabulary: no answers; prepare it with a smaller --min-count")
+            raise InputError(f"{source}: no answers; prepare it with a smaller --min-count")
         if len(self._labels) < len(self.answers):
-            raise InputError("answer vocabulary: has an answer twice; prepare it again")
+            raise InputError(f"{source}: has an answer twice; prepare it again")
 
     @classmethod
     def build(cls, answers: Iterable[str], min_count: int = MIN_COUNT) -> "AnswerVocabulary":
-        """Returns the vocabulary of the normalised answers that are the most frequent answer of at least ``min_count``
+        """Returns the vocabulary of the normalised answers that are the most frequent answer to at least ``min_count``
         questions, in the order in which they appear first.
 
         Args:
-            answers: The most frequent answer (``multiple_choice_answer``) of each question of train and val.
+            answers: The most frequent answer (``multiple_choice_answer``) to each question of train and val.
         """
         normal = Memo(normalize_answer)
         counts: dict[str, int] = {}
@@ -118,7 +122,7 @@ class AnswerVocabulary:
     @classmethod
     def load(cls, path: str | Path) -> "AnswerVocabulary":
         """Reads a JSON list of answers."""
-        return cls(read_strings(path))
+        return cls(read_strings(path), path)
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON list of the answers."""

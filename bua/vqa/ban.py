@@ -30,9 +30,9 @@ class BAN(nn.Module):
         dropout: Probability of dropout of the projections' inputs.
         attention_dropout: Probability of dropout of the projected regions in the bilinear attention.
         classifier_dropout: Probability of dropout of the classifier's hidden layer.
-        attend_padded_words: Whether padding is treated like words: the model attends to it, counts with it and adds it
-            up, as in ban-vqa. An answer then depends on the length that a question is padded to, which is 14 in
-            ban-vqa.
+        attend_padded_words: Whether padding is treated like words, as in ban-vqa: the model attends to it, uses it in
+            the counter, and adds its states to those of the words. An answer then depends on the length that a question
+            is padded to, which is 14 in ban-vqa.
         norm_whole_matrix: Whether weight normalisation has one norm for a whole matrix, as in ban-vqa, or one for each
             row.
         standardize: Whether features are standardised first, see ``Standardize``, which shortens training. ban-vqa
@@ -95,7 +95,8 @@ class BAN(nn.Module):
         )
 
     def forward(self, features: Tensor, boxes: Tensor, mask: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
-        """
+        """Computes the logits of the answers to B questions.
+
         Args:
             features: [B, n, D] float32; finite, also in padding.
             boxes: [B, n, 4 or more] float32; the first four columns are x1y1x2y2 in fractions, 0 to 1, of the

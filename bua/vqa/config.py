@@ -16,7 +16,7 @@ WORD_VECTORS = ("", "authors", "tfidf")
 
 
 def get_cfg() -> CfgNode:
-    """Returns a new configuration. The arguments of each model are in a node with the model's name."""
+    """Returns a new configuration. The arguments of each model are in a node with the model's name in upper case."""
     cfg = task_cfg()
     cfg.MODEL.NAME = "UpDown"
     for name, model in MODELS.items():
@@ -25,7 +25,7 @@ def get_cfg() -> CfgNode:
     # vectors, and BAN's second table with means of them in the weighting of that name. The vectors are those of the
     # folder; prepare_vqa.py --glove puts them there.
     cfg.DATA.WORD_VECTORS = ""
-    # False trains and answers without the images. This baseline says what can be guessed from questions alone.
+    # False trains and answers without the images. This baseline shows what can be guessed from questions alone.
     cfg.DATA.LOOK = True
     cfg.TEST.IMS_PER_BATCH = 512
     return cfg

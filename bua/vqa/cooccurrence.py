@@ -1,6 +1,8 @@
-"""Initial word vectors: GloVe's, and BAN's second table (its option "c"), in which the vector of a word is a weighted
-mean of the vectors of the words that it occurs with (ban-vqa, dataset.py, tfidf_from_questions, and language_model.py,
-init_embedding)."""
+"""Computes the initial word vectors: those of GloVe, and those of BAN's second table (its option "c").
+
+In the second table, the vector of a word is a weighted mean of the vectors of the words that it occurs with (ban-vqa,
+dataset.py, tfidf_from_questions, and language_model.py, init_embedding).
+"""
 
 import logging
 from array import array
@@ -183,14 +185,17 @@ def load_captions(path: str | Path) -> list[str]:
         return [record["caption"] for record in records]
     except (TypeError, KeyError) as error:
         raise InputError(
-            f"{path}: annotations: one has no caption; name files such as captions_train2017.json"
+            f"{path}: annotations: an entry has no caption; name files such as captions_train2017.json"
         ) from error
 
 
 def _visual_genome_sentences(path: Path) -> Iterator[str]:
     for record in iter_records(path):
-        for item in record.get("qas", ()):
-            yield item["question"]
+        try:
+            questions = [item["question"] for item in record.get("qas", ())]
+        except (TypeError, KeyError) as error:
+            raise InputError(f"{path}: qas: an entry has no question; get the file again") from error
+        yield from questions
 
 
 def _pair_keys(flat: np.ndarray, lengths: np.ndarray, num_rows: int) -> Iterator[np.ndarray]:

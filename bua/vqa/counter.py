@@ -37,7 +37,8 @@ class Counter(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, boxes: Tensor, logits: Tensor) -> Tensor:
-        """
+        """Counts the things in N images.
+
         Args:
             boxes: [N, n, 4] float32 x1y1x2y2 in any unit; zeros for padding.
             logits: [N, n], logits of the attention; minus infinity, or the lowest finite value, for padding.

@@ -170,8 +170,8 @@ def prepare_vqa(
 
     Args:
         root: Folder of the official files, unpacked. Those of train and val must be in it.
-        output: The folder to write; it is made where it does not exist.
-        min_count: Number of questions that an answer must be the most frequent answer of, to be in the vocabulary.
+        output: The folder to write; it is created if it does not exist.
+        min_count: The vocabulary has the answers that are the most frequent answer to at least ``min_count`` questions.
         length: Number of words of a question that are kept.
         normalize_targets: See ``soft_targets``.
         visual_genome: Folder with ``image_data.json`` and ``question_answers.json``, for the splits "vg_train" and

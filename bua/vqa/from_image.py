@@ -19,8 +19,9 @@ class AnsweredImage:
     Attributes:
         answers: The best answers, best first.
         regions: The image's n regions.
-        attention: [n] float32, the model's attention to each region; sums to 1.
-        drawing: [H, W, 3] uint8 BGR, the image with the regions of most attention, below question and answer.
+        attention: [n] float32, the model's attention to each region; sums to 1, or is 0 if the model sees no regions.
+        drawing: [H, W, 3] uint8 BGR, the image with the regions that get the most attention, below the question and
+            the best answer.
     """
 
     answers: list[Answer]

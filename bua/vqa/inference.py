@@ -166,7 +166,8 @@ def answer_question(vqa: VqaModel, regions: Regions, question: str, top: int = 5
         top: Number of answers.
 
     Returns:
-        The ``top`` best answers, best first, and the model's attention to each region, [n] float32, which sums to 1.
+        The ``top`` best answers, best first, and the model's attention to each region, [n] float32, which sums to 1, or
+        is 0 if the model sees no regions.
 
     Raises:
         InputError: The model knows no word of the question, or it was trained on features of another dimension.

@@ -36,7 +36,7 @@ class Annotations:
         name: Path of the file, for messages.
         question_ids, image_ids: [N] int64.
         answers: For each question its answers, usually ten.
-        frequent: For each question its most frequent answer (``multiple_choice_answer``).
+        frequent: The most frequent answer to each question (``multiple_choice_answer``).
         question_types: For each question its first words.
         answer_types: For each question "yes/no", "number" or "other".
     """
@@ -78,7 +78,7 @@ def load_annotations(source: str | Path | dict | list) -> Annotations:
             except (TypeError, KeyError) as error:
                 raise InputError(f"{name}: record {number}: answers: an entry has no answer; get it again") from error
             if not given:
-                raise InputError(f"{name}: record {number}: answers: none; leave the question out of all files")
+                raise InputError(f"{name}: record {number}: answers: empty; leave the question out of all files")
         return Annotations(
             name,
             _question_ids(name, records),

@@ -84,7 +84,8 @@ class UpDown(nn.Module):
         )
 
     def forward(self, features: Tensor, boxes: Tensor, mask: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
-        """
+        """Computes the logits of the answers to B questions.
+
         Args:
             features: [B, n, D] float32; finite, also in padding.
             boxes: Not used, since the model does not know where regions are.

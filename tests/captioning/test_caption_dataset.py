@@ -109,6 +109,15 @@ def test_official_files_and_lists_give_the_same(shapes, lists, tmp_path, script)
         assert same(CaptionDataset.load(output, split), CaptionDataset.load(tmp_path / "karpathy", split))
 
 
+def test_splits_of_an_earlier_run_are_removed(shapes, tmp_path):
+    """Their ids belong to the vocabulary of that run."""
+    captions = load_karpathy(shapes / "captions/dataset_coco.json")
+    prepare_captions(captions, tmp_path)
+    prepare_captions({"train": captions["train"]}, tmp_path, min_count=50)
+    with pytest.raises(InputError, match=r"test\.npz: no such split"):
+        CaptionDataset.load(tmp_path, "test")
+
+
 def test_splits_are_joined(shapes, tmp_path):
     parts = prepare_captions(load_karpathy(shapes / "captions/dataset_coco.json"), tmp_path / "out")
     both = CaptionDataset.load(tmp_path / "out", "val", "train")
@@ -181,7 +190,7 @@ def image(**changes) -> dict:
         ({}, "does not hold a list of images under 'images'"),
         ([image(split="dev")], "record 0: split is 'dev'; it must be one of train, restval, val, test"),
         ([image(split=None)], "record 0: split is None; it must be a string"),
-        ([image(sentences=[{"raw": "x"}])], "record 0: needs sentences with raw and tokens.*'tokens'"),
+        ([image(sentences=[{"raw": "x"}])], "record 0: must have sentences with raw and tokens.*'tokens'"),
         ([image(cocoid="x")], "record 0: the image's id is 'x'; it must be an integer"),
         ([image(), image(split="val")], "has 1 images more than once: 1; keep one of each"),
         ([image(), image(cocoid=2, sentences=[])], "has no captions for 1 of the 2 images of train: 2; name"),

@@ -10,7 +10,7 @@ import pytest
 from bua.captioning.scores import METRICS, caption_scores, ptb_tokenize, regex_tokenize, write_results
 from bua.errors import InputError
 
-pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed; pip install 'bua[captioning]'")
+pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed; pip install pycocoevalcap")
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH")
 WITHOUT_JAVA = [metric for metric in METRICS if metric not in ("METEOR", "SPICE")]
 
@@ -181,7 +181,7 @@ def test_programs_that_fail_are_left_out_or_said(tmp_path, monkeypatch):
     assert "CIDEr-D" in scores
     fake_java(tmp_path / "bin2", 'case "$*" in *PTBTokenizer*) echo "out of memory" >&2; exit 1;; esac')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin2'}:/bin:/usr/bin")
-    with pytest.raises(InputError, match=r"^PTB tokeniser: gives 0 lines for 10: out of memory$"):
+    with pytest.raises(InputError, match=r"^PTB tokeniser: gives 0 lines for 10 captions: out of memory$"):
         caption_scores(as_results(RESULTS), as_references(REFERENCES))
 
 

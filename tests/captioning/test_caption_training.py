@@ -103,7 +103,7 @@ def test_frequencies_from_a_tool(world, learned, tmp_path, capsys):
         own = training.build_reward(dataset, end=end)(candidates, ids)
         assert (training.build_reward(dataset, end=end, frequencies=str(output))(candidates, ids) == own).all()
     assert count(["--folder", str(world / "prepared"), "--splits", "val", "--output", str(output)]) == 0
-    with pytest.raises(InputError, match=f"{output}: lacks words of .*train.npz; count them again"):
+    with pytest.raises(InputError, match=f"{output}: lacks n-grams of .*train.npz; count them again"):
         training.build_reward(dataset, end=False, frequencies=str(output))
 
 

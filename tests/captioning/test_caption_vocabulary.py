@@ -113,6 +113,9 @@ def test_bad_vocabularies_are_reported_in_one_line(tmp_path):
         CaptionVocabulary.build(["a"], "wordpiece")
     with pytest.raises(InputError, match="gone: cannot be read"):
         CaptionVocabulary.load(tmp_path / "gone")
+    path.write_text(json.dumps({"words": ["a"], "tokenizer": "anderson"}))
+    with pytest.raises(InputError, match=f"^{path}: caption vocabulary: begins with"):
+        CaptionVocabulary.load(path)
     for content in ("{", "[]", json.dumps({"words": []})):
         path.write_text(content)
         with pytest.raises(InputError, match=f"^{path}: damaged"):

@@ -69,18 +69,24 @@ def test_a_question_without_a_known_word_is_refused():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("{", "not JSON"), ("[1]", "not a list of strings"), ("[]", "no words")],
+    [
+        (None, "cannot be read"),
+        ("{", "not JSON"),
+        ("[1]", "not a list of strings"),
+        ("[]", "no words"),
+        ('["a", "a"]', "twice"),
+    ],
 )
 def test_a_damaged_file_is_named(tmp_path, content, message):
     path = tmp_path / "words.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"^{path}: .*{message}"):
         WordVocabulary.load(path)
 
 
 def test_words_must_differ():
-    with pytest.raises(InputError, match="a word twice"):
+    with pytest.raises(InputError, match="vocabulary: has a word twice"):
         WordVocabulary(["a", "a"])
 
 

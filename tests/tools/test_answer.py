@@ -43,15 +43,16 @@ def test_answers_and_draws(main, image, tmp_path, capsys):
     vqa = save_model(tmp_path / "vqa.pth")
     assert main(arguments(image, vqa, "--output", str(tmp_path / "new" / "where.png"))) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sorted(line.split()[1] for line in lines[:3]) == ["blot", "red", "yes"]
-    scores = [float(line.split("%")[0]) for line in lines[:3]]
+    assert lines[0] == "expected accuracy  answer"
+    assert sorted(line.split()[1] for line in lines[1:4]) == ["blot", "red", "yes"]
+    scores = [float(line.split()[0]) for line in lines[1:4]]
     assert scores == sorted(scores, reverse=True)
-    assert lines[3].endswith("where.png")
+    assert lines[4].endswith("where.png")
     assert cv2.imread(str(tmp_path / "new" / "where.png")).shape[0] >= 90
     # From Python it is the same.
     extractor = extractor_config(DETECTOR, "random", ["MODEL.DEVICE", "cpu"], max_boxes=12)
     found = answer(image, "What is it?", extractor=extractor, vqa=vqa)
-    assert [f"{one.score:6.1%}  {one.text}" for one in found.answers] == lines[:3]
+    assert [f"{one.score:17.2f}  {one.text}" for one in found.answers] == lines[1:4]
     assert 10 <= len(found.regions) <= 12
     assert found.attention.shape == (len(found.regions),)
 

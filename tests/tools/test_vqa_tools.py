@@ -51,10 +51,10 @@ def test_from_training_to_a_table(world, trained, tmp_path, capsys):
     runs = {"one": [trained], "blind": [world / "blind" / "model_best.pth"]}
     runs["ensemble"] = [trained, world / "two" / "model_best.pth"]
     for name, models in runs.items():
-        assert run(*prediction(world, tmp_path / f"{name}.json", *models)) == 0
+        assert run(*prediction(world, tmp_path / "new" / f"{name}.json", *models)) == 0
     annotations = world / "vqa" / "v2_mscoco_test2015_annotations.json"
     questions = world / "vqa" / "v2_OpenEnded_mscoco_test2015_questions.json"
-    files = [tmp_path / f"{name}.json" for name in runs]
+    files = [tmp_path / "new" / f"{name}.json" for name in runs]
     capsys.readouterr()
     official = ["--annotations", annotations, "--questions", questions]
     assert run("tools/eval_vqa.py", "--results", *files, *official) == 0
@@ -82,6 +82,18 @@ def test_two_processes(world, tmp_path):
     assert len(saved["random"]) == 2
     lines = map(json.loads, (tmp_path / "run" / "metrics.json").read_text().splitlines())
     assert sum("soft_score" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "gpu", "--device is 'gpu', which is not a device"),
+        ("--batch-size", 0, "--batch-size is 0; it must be 1 or more"),
+    ],
+)
+def test_bad_options_of_prediction_are_named(world, trained, tmp_path, capsys, option, value, message):
+    assert run(*prediction(world, tmp_path / "results.json", trained), option, value) == 2
+    assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_features_that_lack_images(world, trained, tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_bad_input_is_named(tmp_path):
         cooccurrence(pairs, "idf")
     with pytest.raises(InputError, match="weighting 'idf': unknown"):
         load_embedding_tables(tmp_path, "idf")
-    with pytest.raises(InputError, match=r"word_vectors\.npz: no such file; prepare_vqa\.py --glove makes it"):
+    with pytest.raises(InputError, match=r"word_vectors\.npz: no such file; prepare it with .*prepare_vqa\.py --glove"):
         load_embedding_tables(tmp_path)
     np.savez(tmp_path / "word_vectors.npz", glove=np.ones((2, 3), np.float32))
     with pytest.raises(InputError, match=r"word_vectors\.npz: lacks tfidf; prepare it again with .*vqa\.py --glove"):
@@ -97,8 +97,11 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match="damaged"):
         load_embedding_tables(tmp_path)
     (tmp_path / "captions.json").write_text('{"annotations": [{"id": 1}]}')
-    with pytest.raises(InputError, match="one has no caption"):
+    with pytest.raises(InputError, match="an entry has no caption"):
         load_captions(tmp_path / "captions.json")
+    (tmp_path / "question_answers.json").write_text('[{"id": 1, "qas": [{"answer": "Red."}]}]')
+    with pytest.raises(InputError, match=r"question_answers\.json: qas: an entry has no question; get the file again"):
+        list(bua.vqa.cooccurrence._visual_genome_sentences(tmp_path / "question_answers.json"))
 
 
 @pytest.mark.parametrize("name", ["authors", "seed"])

@@ -199,8 +199,9 @@ def test_what_cannot_be_used(tmp_path):
     updown, ban = authors_names(random_weights(UpDown(**SIZES))), authors_names(random_weights(BAN(**SIZES)))
     assert_error("is hengyuan-hu's `baseline0`", updown | {"v_att.nonlinear.main.0.weight_v": torch.zeros(4, 11)})
     assert_error("is of type int, not weights", {"model_state": 3})
-    assert_error("question.linear.bias is missing", without(updown, "q_net.main.0.bias"))
+    incomplete = "the weights are incomplete (hengyuan-hu/bottom-up-attention-vqa): question.linear.bias is missing"
+    assert_error(incomplete, without(updown, "q_net.main.0.bias"))
     for missing in ("counter.f.3.weight", "q_emb.rnn.weight_hh_l0", "b_net.1.v_net.main.1.bias", "v_att.logits.h_bias"):
         assert_error("is missing", {"model_state": without(ban, missing)})
-    assert_error("damaged weights", updown | {"q_net.main.0.bias": torch.zeros(3)})
-    assert_error("damaged weights", {"model_state": ban | {"w_emb.emb.weight": torch.zeros(3)}})
+    assert_error("the weights are damaged (", updown | {"q_net.main.0.bias": torch.zeros(3)})
+    assert_error("the weights are damaged (", {"model_state": ban | {"w_emb.emb.weight": torch.zeros(3)}})

@@ -45,7 +45,7 @@ def test_normal_form(answer, normal):
     assert normalize_answer(answer) == normal
 
 
-def test_vocabulary_counts_normal_forms():
+def test_vocabulary_counts_normal_forms(tmp_path):
     frequent = ["The cat", "cat", "dog", "cat.", "two", "2", "dog"]
     assert AnswerVocabulary.build(frequent, 2).answers == ["cat", "dog", "2"]
     assert AnswerVocabulary.build(frequent, 3).answers == ["cat"]
@@ -55,6 +55,9 @@ def test_vocabulary_counts_normal_forms():
         AnswerVocabulary.build(frequent)
     with pytest.raises(InputError, match="an answer twice"):
         AnswerVocabulary(["a", "a"])
+    (tmp_path / "answers.json").write_text('["a", "a"]')
+    with pytest.raises(InputError, match=r"answers\.json: has an answer twice"):
+        AnswerVocabulary.load(tmp_path / "answers.json")
 
 
 def test_vocabulary_is_kept_as_json(tmp_path):

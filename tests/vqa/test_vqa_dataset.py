@@ -205,7 +205,7 @@ ANNOTATION = {
         (load_questions, [{"question_id": 7, "image_id": 1}], "record 0: question is None; it must be a string"),
         (load_questions, [3], "record 0: question is None"),
         (load_annotations, [{**ANNOTATION, "answers": ["yes"]}], "record 0: answers: an entry has no answer"),
-        (load_annotations, [{**ANNOTATION, "answers": []}], "record 0: answers: none"),
+        (load_annotations, [{**ANNOTATION, "answers": []}], "record 0: answers: empty"),
         (load_annotations, [{**ANNOTATION, "answer_type": None}], "record 0: answer_type is None"),
     ],
 )

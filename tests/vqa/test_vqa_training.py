@@ -134,7 +134,7 @@ def test_settings_that_cannot_be_used(world, tmp_path):
         (["DATA.TRAIN", "('trian',)"], "no such split"),
         (["DATA.FOLDER", tmp_path / "prepared", "DATA.VAL", "test"], "has no answers"),
         (["DATA.FEATURES", few], r"lacks 30 of the 30 images of .*val\.npz: 121"),
-        (["DATA.WORD_VECTORS", "authors"], r"prepare_vqa\.py --glove makes it"),
+        (["DATA.WORD_VECTORS", "authors"], r"prepare it with datasets/prepare_vqa\.py --glove"),
         (["SOLVER.ACCUMULATE", 5], "multiple of SOLVER.ACCUMULATE"),
     ):
         with pytest.raises(InputError, match=message) as error:
