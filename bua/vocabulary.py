@@ -74,17 +74,19 @@ def read_lines(path: str | Path) -> list[str]:
     """Returns the lines of a UTF-8 text file, which is compressed with gzip if its name ends in .gz.
 
     Raises:
-        InputError: There is no such file, it is not text, or the gzip file is damaged.
+        InputError: There is no such file, it cannot be read, it is not text, or the gzip file is damaged.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         kind = "gzip" if path.suffix == ".gz" else "text"
         raise InputError(f"{path}: is not a complete {kind} file ({error}); get it again") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _normalise(name: str) -> str:

@@ -69,6 +69,8 @@ def test_damaged_gzip_and_missing_file(tmp_path):
         Vocabulary.read(path)
     with pytest.raises(InputError, match=r"none\.txt: no such file"):
         Vocabulary.read(tmp_path / "none.txt")
+    with pytest.raises(InputError, match=f"{tmp_path}: cannot be read: Is a directory"):
+        Vocabulary.read(tmp_path)
 
 
 @pytest.mark.parametrize(("file", "classes", "names"), [("objects", 1600, 1625), ("attributes", 400, 410)])

@@ -53,6 +53,9 @@ def extract_like(reference: FeatureStore, args: argparse.Namespace, folder: Path
     images = [image for image in list_images(args.images) if image.image_id in reference_ids]
     if not images:
         raise InputError(f"--images {args.images}: contains none of the {len(reference)} images of {args.reference}")
+    # The list of images below names whole files.
+    if any(image.span for image in images):
+        raise InputError(f"--images {args.images}: images in tar shards cannot be verified; unpack them into a folder")
     counts = {len(reference[image_id]) for image_id in reference}
     fixed_count = counts.pop() if len(counts) == 1 else None
     listing, output = folder / "images.txt", folder / "features.tsv"

@@ -80,8 +80,10 @@ class FeatureSummary:
             "images": self.images,
             "boxes": f"{self.boxes}, {bounds} per image" if bounds else "0",
             "histogram": "  ".join(f"{boxes}: {images}" for boxes, images in _binned(self.histogram)),
-            "features": f"dimension {', '.join(map(str, self.dims))}, {self.dtype}",
-            "values": f"{self.minimum:.4g} to {self.maximum:.4g}, {self.mean:.4g} on average, {self.zeros:.1%} zeros",
+            "features": f"dimension {', '.join(map(str, self.dims)) or 'unknown'}, {self.dtype}",
+            "values": f"{self.minimum:.4g} to {self.maximum:.4g}, {self.mean:.4g} on average, {self.zeros:.1%} zeros"
+            if self.minimum <= self.maximum
+            else "",
             "labels": ", ".join(f"{name} of {count} images" for name, count in self.labels.items()) or "none",
         }
         return [f"{name:<10} {value}" for name, value in table.items() if value != ""]

@@ -30,14 +30,17 @@ def read_file(path: str | Path) -> dict:
     from it.
 
     Raises:
-        InputError: There is no such file, it is empty or truncated, it holds no dictionary, or it holds Python objects
-            other than numbers, strings, tensors, arrays and containers.
+        InputError: There is no such file, it cannot be read, it is empty or truncated, it holds no dictionary, or it
+            holds Python objects other than numbers, strings, tensors, arrays and containers.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
-    with open(path, "rb") as file:
-        head = file.read(len(_OLD_TORCH))
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_OLD_TORCH))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if head.startswith((_ZIP, _OLD_TORCH)):
         content = _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
     elif head.startswith(_PICKLE):

@@ -70,8 +70,12 @@ def test_rows_that_cannot_be_decoded_are_named(tmp_path):
         summarize(tmp_path / "gone")
 
 
-def test_summary_without_images_has_no_average():
-    assert "boxes      0" in FeatureSummary().lines()
+def test_summary_without_images_has_no_averages_and_no_values():
+    assert FeatureSummary().lines()[1:] == [
+        "boxes      0",
+        "features   dimension unknown, float32",
+        "labels     none",
+    ]
 
 
 def test_histogram_of_the_number_of_boxes(tmp_path):

@@ -1,10 +1,14 @@
 import os
 import runpy
 import shutil
+import tarfile
 
+import numpy as np
 import pytest
+from feature_files import write_features
 
 from bua.features import open_features, open_writer
+from bua.structures import Regions
 
 main = runpy.run_path("tools/verify_features.py")["main"]
 
@@ -82,6 +86,17 @@ def test_it_extracts_and_compares(shared_data, tmp_path, capsys):
     assert extract([*common, "--output", str(mine), "--format", "lxmert-tsv", *slim]) == 0
     assert main([*common, "--reference", str(mine), *slim]) == 0
     assert "PASS: 10 images" in capsys.readouterr().out
+
+
+def test_images_in_tar_shards_are_refused(tmp_path, capsys):
+    regions = Regions(7, 9, 8, np.zeros((1, 4), np.float32), np.zeros((1, 2), np.float32))
+    reference = write_features(tmp_path / "reference", [regions])
+    (tmp_path / "7.png").write_bytes(b"image")
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(tmp_path / "7.png", "7.png")
+    images = str(tmp_path / "images.tar")
+    assert main(["--weights", "random", "--images", images, "--reference", str(reference)]) == 2
+    assert "images.tar: images in tar shards cannot be verified; unpack them" in capsys.readouterr().err
 
 
 @pytest.mark.skipif("BUA_CAFFE_WEIGHTS" not in os.environ, reason="BUA_CAFFE_WEIGHTS names no released 36-box weights")

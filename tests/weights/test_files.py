@@ -1,5 +1,6 @@
 """Files of every kind, and wrong, truncated and hostile files."""
 
+import errno
 import io
 import os
 import pickle
@@ -172,3 +173,15 @@ def test_the_encoding_of_a_caffemodel(tmp_path):
     path = tmp_path / "a.caffemodel"
     path.write_bytes(b"\x0a\x01n" + b"\xa2\x06" + bytes([len(layer)]) + layer)
     assert {name: value.tolist() for name, value in read_caffemodel(path).items()} == {"conv1.0": [1, 2, 3]}
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"PK")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(InputError, match=r"model\.pth: cannot be read: Permission denied"):
+        read_file(path)
