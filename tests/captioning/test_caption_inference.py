@@ -178,7 +178,7 @@ def test_the_tool_writes_what_the_scores_take(tmp_path, images, features, capsys
     assert written == {regions.image_id: caption_regions(captioners, regions)[0].text for regions in images}
 
     for more, message in (
-        (["--split", "test"], "give both, or none"),
+        (["--split", "test"], "give both, or neither"),
         (["--folder", str(tmp_path), "--split", "test"], "prepare_captions.py"),
     ):
         assert main([*arguments, *more]) == 2

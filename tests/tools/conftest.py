@@ -7,7 +7,7 @@ import pytest
 def image(tmp_path_factory) -> str:
     """An image with a red rectangle."""
     path = tmp_path_factory.mktemp("image") / "blot.png"
-    picture = np.full((90, 120, 3), 200, np.uint8)
-    picture[20:60, 30:80] = (0, 0, 255)
-    cv2.imwrite(str(path), picture)
+    pixels = np.full((90, 120, 3), 200, np.uint8)
+    pixels[20:60, 30:80] = (0, 0, 255)
+    cv2.imwrite(str(path), pixels)
     return str(path)
