@@ -77,7 +77,7 @@ def caption_scores(
     if unknown:
         raise InputError(f"metric {unknown[0]!r}: unknown; use some of {', '.join(METRICS)}")
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise InputError("scores of captions: pycocoevalcap is not installed; pip install pycocoevalcap")
+        raise InputError("scores of captions: pycocoevalcap is not installed; run `pip install pycocoevalcap`")
     captions, written = _by_image(results, references, images)
     left_out = {}
     without_java = _why_no_java()

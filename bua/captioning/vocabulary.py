@@ -182,7 +182,7 @@ class CaptionVocabulary:
             from tokenizers.normalizers import BertNormalizer
             from tokenizers.pre_tokenizers import BertPreTokenizer
         except ImportError as error:
-            raise InputError("word pieces: tokenizers is not installed; pip install tokenizers") from error
+            raise InputError("word pieces: tokenizers is not installed; run `pip install tokenizers`") from error
         tokenizer = Tokenizer(WordPiece(self._ids, unk_token=_PIECE_UNKNOWN))
         tokenizer.normalizer, tokenizer.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
         return [encoding.ids for encoding in tokenizer.encode_batch(captions)]

@@ -10,7 +10,7 @@ import pytest
 from bua.captioning.scores import METRICS, caption_scores, ptb_tokenize, regex_tokenize, write_results
 from bua.errors import InputError
 
-pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed; pip install pycocoevalcap")
+pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed; run `pip install pycocoevalcap`")
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH")
 WITHOUT_JAVA = [metric for metric in METRICS if metric not in ("METEOR", "SPICE")]
 

@@ -4,7 +4,7 @@ import runpy
 import pytest
 
 main = runpy.run_path("tools/eval_caption.py")["main"]
-pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed; pip install pycocoevalcap")
+pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed; run `pip install pycocoevalcap`")
 
 
 @pytest.fixture
