@@ -19,9 +19,7 @@ from bua.visualization.visualize import draw_dataset, draw_files, evenly, load_d
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset",
         required=True,
@@ -38,8 +36,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", help="configuration of the detector; required for predictions")
     parser.add_argument("--weights", help="checkpoint of the detector; default: MODEL.WEIGHTS of the configuration")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawn images")
-    parser.add_argument("--num", type=int, default=20, help="number of images, spread evenly over the data set")
-    parser.add_argument("--threshold", type=float, default=0.4, help="least probability of a predicted object")
+    parser.add_argument(
+        "--num", type=int, default=20, help="number of images, spread evenly over the data set; default: %(default)s"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.4, help="least probability of a predicted object; default: %(default)s"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help="keys and values that are set in the configuration"
     )

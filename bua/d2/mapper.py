@@ -49,19 +49,19 @@ class InferenceMapper:
 
     def __call__(self, record: dict) -> dict:
         """Reads the image of a dataset dict and makes the input."""
-        image = self.resize(read_image(record["file_name"]), record["image_id"])
-        mapped = _input(record, image)
+        sample = self.resize(read_image(record["file_name"]), record["image_id"])
+        mapped = _input(record, sample)
         if self.with_boxes and record.get("annotations"):
             mapped["boxes"] = torch.tensor([annotation["bbox"] for annotation in record["annotations"]])
         return mapped
 
 
-def _input(record: dict, image: DetectorInput) -> dict:
+def _input(record: dict, sample: DetectorInput) -> dict:
     return {
         "file_name": record["file_name"],
-        "image_id": image.image_id,
-        "image": image.image,
-        "width": image.width,
-        "height": image.height,
-        "scale": image.scale,
+        "image_id": sample.image_id,
+        "image": sample.image,
+        "width": sample.width,
+        "height": sample.height,
+        "scale": sample.scale,
     }

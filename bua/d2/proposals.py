@@ -39,7 +39,7 @@ class BUAProposalGenerator(RPN):
             The proposals of each image (``proposal_boxes`` in network pixels, ``objectness_logits``), and the losses,
             which are empty except in training.
         """
-        anchors: Boxes  # of the anchor generator, which is one for Detectron2
+        anchors: Boxes  # BUAAnchorGenerator returns Boxes, as Detectron2's own generators do
         anchors, objectness, deltas = super().forward(features[self.in_feature])
         predictions = (anchors.tensor, objectness, deltas)
         losses = {}

@@ -70,9 +70,9 @@ class AttributeRCNN(GeneralizedRCNN):
             no_boxes = inputs[0].image.new_zeros(0, 4)
             given = [x.get("boxes", no_boxes).to(self.device) for x in batched_inputs]
             regions = [given_regions(image, boxes) for image, boxes in zip(inputs, given)]
-            for output, predictions in zip(outputs, self.roi_heads.predict_regions(inputs, features, regions)):
-                if len(predictions.proposals):
-                    output["attributes"] = predictions
+            for output, at_boxes in zip(outputs, self.roi_heads.predict_regions(inputs, features, regions)):
+                if len(at_boxes.proposals):
+                    output["attributes"] = at_boxes
         return outputs
 
 

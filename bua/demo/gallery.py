@@ -26,7 +26,7 @@ from bua.visualization.visualize import evenly
 from bua.vqa.inference import answer_question, load_vqa
 from bua.vqa.official import load_annotations, load_questions, rows_of
 
-# Number of images.
+# Number of images on the page.
 SIZE = 12
 # Least probability of an object that is drawn.
 THRESHOLD = 0.5

@@ -57,7 +57,7 @@ def demo_report(
 
 
 def scores(metrics: Mapping[str, float]) -> list[Score]:
-    """Returns the score of each task, with the blind baseline's and the one with ground-truth regions.
+    """Returns the score of each task, with those of the blind baseline and of the model with ground-truth regions.
 
     Args:
         metrics: Content of metrics.json.

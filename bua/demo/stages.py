@@ -26,6 +26,7 @@ class Stage:
     minutes: float
 
 
+# metrics.json has these names. "heads" is what the task models were called in version 0.1.0.
 STAGES = {
     "data": Stage("Making and preparing the images", 0.4),
     "training": Stage("Training the detector", 5.9),

@@ -1,4 +1,4 @@
-"""Makes a training sample of an annotated image: reads it, flips it at random and resizes it to a random size."""
+"""Makes a training sample from an annotated image: reads it, flips it at random and resizes it to a random size."""
 
 import re
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class TrainingMapper:
         resize: Method of resizing, "caffe" or "detectron2", as in ``bua.io.images.resize_image``.
         convention: Box convention, "caffe" or "detectron2".
         sampling: "choice" draws one of ``short_sides``, "range" a whole number from the first to the second of them.
-        flip: Whether images are flipped.
+        flip: Whether half of the images are flipped. With False, none is.
         max_attributes: Maximum number of attributes per box. Further ones are ignored.
         class_mirror, attribute_mirror: ``mirrored(vocabulary)`` of the classes and of the attributes. None if no name
             contains "left" or "right".

@@ -39,7 +39,7 @@ class TrainingSet:
 
     Attributes:
         dataset: All data sets, one after another.
-        mapper: Makes a training sample of an item of ``dataset``.
+        mapper: Makes a training sample from an item of ``dataset``.
         keep: Indices of the images to train on. None stands for all images.
         sizes: [N, 2] int64, (height, width) of each image in pixels.
     """
@@ -228,5 +228,5 @@ def _dataset(cfg: CfgNode, name: str) -> DetectionDataset:
 def _has_boxes(dataset: DetectionDataset, convention: str) -> np.ndarray:
     """Returns [N] bool: whether each image has a box to train on."""
     least = 0 if convention == "caffe" else np.finfo(np.float32).tiny
-    sides = (dataset.boxes(index) for index in range(len(dataset)))
-    return np.array([(boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1).any() for boxes in sides], dtype=bool)
+    boxes_of_images = (dataset.boxes(index) for index in range(len(dataset)))
+    return np.array([(boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1).any() for boxes in boxes_of_images], dtype=bool)

@@ -131,8 +131,10 @@ def _run_process(local_rank: int, function: Callable, args: tuple, world: dict, 
 
 
 def _stop(processes) -> None:
-    """Sends SIGINT to all processes and waits for the first one, which saves. The others are terminated soon after it,
-    because they may be waiting for a process that has ended."""
+    """Sends SIGINT to all processes and waits for the first one, which saves.
+
+    The others are terminated soon after it, because they may be waiting for a process that has ended.
+    """
     for process in processes.processes:
         if process.is_alive():
             os.kill(process.pid, signal.SIGINT)

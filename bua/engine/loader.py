@@ -29,15 +29,16 @@ class TrainingLoader:
     Args:
         dataset: The data set.
         mapper: ``mapper(dataset[i], rng)`` makes item i of a batch. It runs in worker processes. If it needs random
-            numbers, it draws them from ``rng``, whose random seed is made of ``seed``, the epoch and i.
+            numbers, it draws them from ``rng``, whose random seed is derived from ``seed``, the epoch and i.
         batch_size: Number of items in a batch, over all processes. Each process gets its share of every batch.
         seed: Random seed.
         groups: [len(dataset)] ints. The items of a batch are from the same group, except in the last batches of an
             epoch. None means that all items are in one group.
         keep: Indices of the items to use. By default all are used.
         num_workers: Number of processes that make items in advance. With 0, this process makes them when it needs them.
-        collate: Makes a batch of a list of items.
-        process_index, num_processes: Determine the share of this process.
+        collate: Makes a batch from a list of items.
+        process_index, num_processes: Number of this process, from 0, and number of all processes. They determine which
+            share of each batch this process gets.
 
     Raises:
         InputError: There are no items, or a batch cannot be shared evenly. Iterating raises the errors of ``mapper``.
@@ -174,7 +175,7 @@ class _Mapped(Dataset):
 
 
 class _Collate:
-    """Makes a batch of items, or returns the first InputError among them."""
+    """Makes a batch from items, or returns the first InputError among them."""
 
     def __init__(self, collate: Callable):
         self.collate = collate

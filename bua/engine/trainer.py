@@ -60,7 +60,7 @@ class Trainer:
         checkpoint_period, eval_period: Number of iterations between two checkpoints, and between two evaluations. With
             an ``eval_period`` of 0, the model is evaluated only at the end.
         evaluate: Returns metrics. It is called in the main process. With None, the model is never evaluated.
-        best: Metric by which the best model is saved, the one with the highest value. With None, it is not saved.
+        best: Name of the metric whose highest value marks the best model, which is saved. With None, it is not saved.
         keep_all: Whether all checkpoints are kept. Otherwise only the newest and the best are kept.
         clip: Clips the gradients of a list of parameters in place.
         precision: Precision of the forward pass: "float32", "bfloat16", or "float16" (with loss scaling, on a GPU).

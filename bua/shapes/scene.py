@@ -248,9 +248,9 @@ def _relate(scene: Scene, canvas: _Canvas, front: int, back: int) -> list[tuple[
         return [(front, "in front of", back), (back, "behind", front)]
     right, down = (a[0] + a[2]) - (b[0] + b[2]), (a[1] + a[3]) - (b[1] + b[3])
     if abs(right) > abs(down) and (a[0] >= b[2] or b[0] >= a[2]):
-        forth, back_again = ("right of", "left of") if right > 0 else ("left of", "right of")
+        relation, inverse = ("right of", "left of") if right > 0 else ("left of", "right of")
     elif abs(down) >= abs(right) and (a[1] >= b[3] or b[1] >= a[3]):
-        forth, back_again = ("below", "above") if down > 0 else ("above", "below")
+        relation, inverse = ("below", "above") if down > 0 else ("above", "below")
     else:
         return []
-    return [(front, forth, back), (back, back_again, front)]
+    return [(front, relation, back), (back, inverse, front)]

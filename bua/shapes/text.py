@@ -9,7 +9,7 @@ from bua.shapes.scene import COLORS, SHAPES, TEXTURES, Scene
 
 T = TypeVar("T")
 
-PLURALS = {"box": "boxes", "cross": "crosses", "fish": "fish"}
+PLURALS = {"cross": "crosses", "fish": "fish"}
 NUMBER_WORDS = [
     "zero",
     "one",
@@ -124,7 +124,7 @@ def plain_text(sentence: list[Phrase | str]) -> str:
 def ask_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
     """Returns up to ``count`` different questions, with equal shares of the seven kinds.
 
-    The words of a question alone do not give its answer away.
+    The words of a question alone do not reveal its answer.
     """
     kinds = [_ask_color, _ask_count, _ask_presence, _ask_relation, _ask_shape, _ask_attribute, _ask_texture]
     questions: dict[str, Question] = {}

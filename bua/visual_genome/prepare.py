@@ -1,4 +1,4 @@
-"""Prepares Visual Genome as a detection data set: makes annotation files of its JSON files, vocabularies and splits."""
+"""Prepares Visual Genome as a detection data set: makes annotation files from JSON files, vocabularies and splits."""
 
 import logging
 import os

@@ -1,7 +1,7 @@
 """Draws line charts with matplotlib, as SVG elements of a page.
 
 The colours of a chart are variables of the page's style sheet, so that they follow its light and its dark mode. The
-text is text in the page's font. The same data always give the same bytes.
+labels are text in the page's font, not outlines. The same data always give the same bytes.
 """
 
 import io
@@ -69,7 +69,7 @@ class Chart:
         x_range, y_range: First and last value of each axis.
         x_label, y_label: Labels of the axes; the one of the y axis is written above it.
         detail: Text that follows the title.
-        width, height: Size of the drawing in its own units, of which the letters have 12.
+        width, height: Size of the drawing, in units of which letters are 12 high.
     """
 
     title: str

@@ -12,11 +12,11 @@ from bua.errors import InputError, make_folder
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Pixels of a letter's stroke, before the text is reduced.
 STROKE = 6
-# Factor of the letters of an attention share: it is a short label, which is also read in small images of a page.
+# Factor of the letter size for shares of the attention. These labels are short, and are also read in small images.
 SHARE_SIZE = 1.4
 # The fraction of its brightness that a part of an image without attention keeps.
 DARKEST = 0.3
-# The least share of the attention of a region that is outlined: less is 0 percent.
+# A region with a smaller share of the attention is not outlined: its label would be 0 percent.
 LEAST_SHARE = 0.005
 # BGR colours with hues far apart. Each is dark or light enough for white or black letters on it.
 PALETTE = (
@@ -69,7 +69,9 @@ def draw_regions(
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     colors = class_colors(range(len(boxes))) if colors is None else colors
     if not len(boxes) == len(labels) == len(colors):
-        raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels and {len(colors)} colors; give as many of each")
+        raise ValueError(
+            f"{len(boxes)} boxes, {len(labels)} labels and {len(colors)} colors; give the same number of each"
+        )
     canvas, scale = _enlarge(image, min_size)
     height, width = canvas.shape[:2]
     limit = np.array([width - 1, height - 1] * 2)

@@ -1,4 +1,4 @@
-"""What a page shows of an image: the objects that the detector found, and what the task models say about it."""
+"""The content of a page for one image: the objects that the detector found, and the results of the task models."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -63,10 +63,10 @@ class PhrasePanel:
 
     Attributes:
         words: Words of the sentence.
-        spans: First word of each phrase, and the word after its last. The phrases are in the order of the sentence and
-            do not overlap.
+        spans: Index of the first word of each phrase, and of the word after its last one. The phrases are in the order
+            of the sentence and do not overlap.
         colors: BGR colour of each phrase's box in the drawing.
-        right: Whether the box of each phrase overlaps enough with the annotated one.
+        right: Whether the box of each phrase overlaps with an annotated one with an IoU of at least 0.5.
         drawn: [H, W, 3] uint8 BGR, the image with the boxes of the phrases.
     """
 
@@ -97,7 +97,7 @@ class GalleryImage:
         predicted: [H, W, 3] uint8 BGR, the image with the boxes that the detector found.
         predicted_labels: Labels of these boxes.
         annotated: [H, W, 3] uint8 BGR, the image with the annotated boxes.
-        annotated_labels: Labels of these.
+        annotated_labels: Labels of the annotated boxes.
         questions: Questions about the image.
         caption: Caption of the image.
         phrases: Phrases that were grounded in the image.
@@ -114,7 +114,7 @@ class GalleryImage:
 
     @property
     def has_tasks(self) -> bool:
-        """Whether there is anything beside the detector's boxes."""
+        """Whether there is a result of any task model."""
         return bool(self.questions or self.caption or self.phrases)
 
 

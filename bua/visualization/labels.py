@@ -19,7 +19,7 @@ class LabelledBoxes:
     Attributes:
         boxes: [n, 4] float32 x1y1x2y2 in pixels of the original image.
         class_ids: [n] int64 object classes, from 0.
-        labels: N texts.
+        labels: The label of each box.
     """
 
     boxes: np.ndarray
@@ -49,8 +49,8 @@ def labelled_detections(
         predictions: Predictions of the detector for the image.
         objects, attributes: Names of the classes.
         threshold: Least probability of an object. The original's demo uses 0.4.
-        attribute_threshold: An attribute's probability must be greater. The original's demo uses 0.1. The
-            probabilities of all attributes sum to 1; therefore, several attributes that all apply have low ones.
+        attribute_threshold: An attribute is named if its probability exceeds this. The original's demo uses 0.1. The
+            probabilities of all attributes sum to 1, so several attributes that all apply have low probabilities.
         max_attributes: Number of attributes per object, at most; the most probable ones come first.
         convention: Convention of the boxes, "caffe" or "detectron2".
     """

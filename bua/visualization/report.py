@@ -60,8 +60,10 @@ class Report:
 
 
 def write_report(path: str | Path, report: Report) -> None:
-    """Writes the page, and creates its folder if it does not exist. An existing page is replaced when the new one is
-    complete."""
+    """Writes the page, and creates its folder if it does not exist.
+
+    An existing page is replaced when the new one is complete.
+    """
     environment = Environment(
         loader=PackageLoader("bua.visualization"),
         autoescape=True,

@@ -1,5 +1,7 @@
-"""Draws a caption as a strip of images, one per word, with the region that the model attended to (Anderson et al. 2018,
-figure 5)."""
+"""Draws a caption as a strip of images, one per word, with the region that the model attended to.
+
+Source of this form: Anderson et al. 2018, figure 5.
+"""
 
 from collections.abc import Sequence
 
@@ -50,7 +52,7 @@ def draw_strip(
         [H', W', 3] uint8 BGR.
     """
     if len(words) != len(attention):
-        raise ValueError(f"{len(words)} words and {len(attention)} rows of attention; give as many of each")
+        raise ValueError(f"{len(words)} words and {len(attention)} rows of attention; give the same number of each")
     titles = [f"{word} {share:.0%}" if share else word for word, share in zip(words, best_shares(attention))]
     panels = [_titled(_resized(image), "")]
     panels += [_titled(drawn, title) for drawn, title in zip(draw_words(image, boxes, attention), titles)]

@@ -68,6 +68,9 @@ def draw_dataset(
 
     Returns:
         The files that were written: ``0001_<name of the image>.jpg`` and so on.
+
+    Raises:
+        InputError: There are no indices, an image cannot be read, or a file cannot be written.
     """
     if not len(indices):
         raise InputError(f"{dataset.name}: has no images to draw; choose another data set")

@@ -68,7 +68,7 @@ def average_precision(
         protocol: One of ``PROTOCOLS``.
 
     Returns:
-        Ap: [C] float64, 0 to 1. It is 0 for a class without ground truth or without detections.
+        ap: [C] float64, 0 to 1. It is 0 for a class without ground truth or without detections.
         count: [C] int64, the number of boxes of each class in the ground truth.
 
     Raises:

@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 MAX_DETECTIONS = 100  # per class and image; COCO ignores the others
-# Stands for all images that do not contain the class.
+# Image id that stands for all images that do not contain the class.
 OTHER_IMAGES = -1
 SECONDS_UNTIL_PROGRESS = 5
 
@@ -65,7 +65,7 @@ def _class_average_precision(detections: np.ndarray, ground_truth: np.ndarray) -
 
 
 def _coco(images: list[int], rows: np.ndarray) -> COCO:
-    """Makes pycocotools' object of the boxes of one class.
+    """Returns a pycocotools object with the boxes of one class.
 
     The last columns of ``rows`` are x1, y1, x2, y2. For detections the column before them is the score.
     """

@@ -31,8 +31,8 @@ class VisualGenomeEvaluator:
         dataset: A ``DetectionDataset``, or an object with its ``name``, ``image_ids``, ``objects``,
             ``attribute_names``, ``boxes(i)``, ``classes(i)`` and ``attributes(i)``. Boxes are in pixels of the original
             image.
-        protocols: Some of ``bua.detection.evaluation.average_precision.PROTOCOLS``. Metrics of the first protocol are
-            named without it.
+        protocols: One or more of ``bua.detection.evaluation.average_precision.PROTOCOLS``. Metrics of the first
+            protocol are named without it.
         convention, nms_threshold, max_detections, score_threshold: Arguments of ``object_detections``.
         output_dir: Folder that ``evaluate`` writes ``objects_<protocol>.tsv`` and ``attributes_<protocol>.tsv`` to.
             These have a line for each class with its name, average precision and number of boxes in the ground truth.
