@@ -7,18 +7,15 @@ object is.
 
 import io
 import math
-import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import torch
 from fvcore.common.config import CfgNode
 
 from bua.captioning import config as captioning_config
@@ -30,6 +27,7 @@ from bua.captioning.inference import predict as predict_captions
 from bua.captioning.official import load_karpathy
 from bua.captioning.training import train_caption
 from bua.demo.stages import check_configuration
+from bua.demo.workers import run_parallel
 from bua.engine.trainer import BEST, FINAL
 from bua.errors import make_folder
 from bua.grounding import config as grounding_config
@@ -77,8 +75,11 @@ class DemoPaths:
     device: str
 
     def features(self, name: str) -> Path:
-        """Returns the file of features by the image ids of "visual_genome", "coco" or "flickr30k"; "perfect" names
-        the ground-truth regions' features, by COCO's ids."""
+        """Returns the file of features of this name.
+
+        "visual_genome", "coco" and "flickr30k" have the detector's features, by the image ids of the data set that they
+        are named after. "perfect" has the features of ground-truth regions, by COCO's ids.
+        """
         return self.output / "features" / name
 
     def data(self, task: str) -> Path:
@@ -120,8 +121,8 @@ class Task:
     perfect_epochs: float = 1.0
 
 
-# The task's name, the model's name and the configuration.
-_Training = tuple[str, str, CfgNode]
+# The demo's paths, the task's name, the model's name and the configuration.
+_Training = tuple[DemoPaths, str, str, CfgNode]
 
 
 def configurations(paths: DemoPaths, task: str) -> dict[str, CfgNode]:
@@ -157,7 +158,7 @@ def train_and_score(paths: DemoPaths, metrics: dict[str, float], save: Callable[
         metrics: Receives each score, a fraction, as ``<task>/<model>/<metric>``.
         save: Called whenever there are new metrics.
     """
-    waiting = []
+    waiting: list[_Training] = []
     for task in TASKS:
         if not (paths.data(task) / TASKS[task].prepared).is_file():
             TASKS[task].prepare(paths.shapes, paths.data(task))
@@ -166,42 +167,21 @@ def train_and_score(paths: DemoPaths, metrics: dict[str, float], save: Callable[
             if key in metrics and (Path(cfg.OUTPUT_DIR) / FINAL).is_file():
                 print(f"{task}, {name}: {TASKS[task].metric} {100 * metrics[key]:.1f}, from an earlier run", flush=True)
             else:
-                waiting.append((task, name, cfg))
+                waiting.append((paths, task, name, cfg))
     # The trainings that take longest start first, so that none of them runs alone at the end.
-    waiting.sort(key=lambda training: (training[1] == BLIND, training[1] == PERFECT))
+    waiting.sort(key=lambda training: (training[2] == BLIND, training[2] == PERFECT))
     cores = os.cpu_count() or 1
     workers = min(len(waiting), cores if paths.device == "cpu" else 1)
-    for (task, name, _), scores in _completed(paths, waiting, workers, max(1, cores // max(1, workers))):
+    results: Iterable[tuple[_Training, dict[str, float]]]
+    if workers > 1:
+        results = run_parallel(_train_and_score, waiting, workers=workers, threads=max(1, cores // workers))
+    else:
+        results = ((training, _train_and_score(*training)) for training in waiting)
+    for (_, task, name, _), scores in results:
         metrics.update({f"{task}/{name}/{metric}": score for metric, score in scores.items()})
         save()
         metric = TASKS[task].metric
         print(f"{task}, {name}: {metric} {100 * scores[metric]:.1f} on the test images", flush=True)
-
-
-def _completed(
-    paths: DemoPaths, trainings: list[_Training], workers: int, threads: int
-) -> Iterator[tuple[_Training, dict[str, float]]]:
-    """Yields each training with its scores, in the order in which they are completed.
-
-    Args:
-        trainings: Task, model name and configuration of each model to train.
-        workers: Number of processes.
-        threads: Number of threads that PyTorch uses in each process.
-    """
-    if workers <= 1:
-        for training in trainings:
-            yield training, _train_and_score(paths, *training)
-        return
-    # The processes are spawned and not forked, because threads of this process may hold locks.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (threads,)) as pool:
-        futures = {pool.submit(_train_and_score, paths, *training): training for training in trainings}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _train_and_score(paths: DemoPaths, task: str, name: str, cfg: CfgNode) -> dict[str, float]:
