@@ -10,8 +10,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -172,16 +172,17 @@ def train_and_score(paths: DemoPaths, metrics: dict[str, float], save: Callable[
     waiting.sort(key=lambda training: (training[2] == BLIND, training[2] == PERFECT))
     cores = os.cpu_count() or 1
     workers = min(len(waiting), cores if paths.device == "cpu" else 1)
-    results: Iterable[tuple[_Training, dict[str, float]]]
+    results: Generator[tuple[_Training, dict[str, float]], None, None]
     if workers > 1:
         results = run_parallel(_train_and_score, waiting, workers=workers, threads=max(1, cores // workers))
     else:
         results = ((training, _train_and_score(*training)) for training in waiting)
-    for (_, task, name, _), scores in results:
-        metrics.update({f"{task}/{name}/{metric}": score for metric, score in scores.items()})
-        save()
-        metric = TASKS[task].metric
-        print(f"{task}, {name}: {metric} {100 * scores[metric]:.1f} on the test images", flush=True)
+    with closing(results):
+        for (_, task, name, _), scores in results:
+            metrics.update({f"{task}/{name}/{metric}": score for metric, score in scores.items()})
+            save()
+            metric = TASKS[task].metric
+            print(f"{task}, {name}: {metric} {100 * scores[metric]:.1f} on the test images", flush=True)
 
 
 def _train_and_score(paths: DemoPaths, task: str, name: str, cfg: CfgNode) -> dict[str, float]:

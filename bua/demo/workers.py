@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
@@ -18,12 +18,13 @@ Result = TypeVar("Result")
 
 def run_parallel(
     function: Callable[..., Result], jobs: Iterable[Job], *, workers: int, threads: int
-) -> Iterator[tuple[Job, Result]]:
+) -> Generator[tuple[Job, Result], None, None]:
     """Yields each job with the result of ``function(*job)``, in the order in which the jobs are completed.
 
     After Ctrl-C in this process, or if a job fails, no further job is started, and the jobs that are running get
     SIGINT. This process waits until they have ended, for example after saving a checkpoint, and raises the exception. A
-    second Ctrl-C terminates them.
+    second Ctrl-C terminates them. The same happens when the generator is closed, so use ``contextlib.closing``: an
+    exception between two results would otherwise leave the jobs running.
 
     Args:
         function: A function that can be pickled.

@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -24,7 +25,6 @@ def train(folder, name):
         (folder / f"{name}.started").touch()
         while not interruption.requested and time.monotonic() < end:
             time.sleep(0.02)
-        time.sleep(0.5)
         (folder / f"{name}.saved").touch()
     raise KeyboardInterrupt
 
@@ -40,16 +40,25 @@ def _names(folder, suffix):
 
 
 def test_an_interrupt_of_the_main_process_alone_stops_the_others(tmp_path):
+    first_result = threading.Event()
+
     def interrupt():
-        _wait_for(*(tmp_path / f"{name}.started" for name in ("quick", "a", "b")))
-        time.sleep(0.5)  # until the result of the quick job has arrived
+        first_result.wait(SECONDS)
+        _wait_for(*(tmp_path / f"{name}.started" for name in ("a", "b")))
         os.kill(os.getpid(), signal.SIGINT)
 
     jobs = [(tmp_path, name) for name in ("quick", "a", "b", "c", "d")]
     results = []
+
+    def run():
+        with closing(run_parallel(train, jobs, workers=2, threads=1)) as completed:
+            for result in completed:
+                results.append(result)
+                first_result.set()
+
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        results.extend(run_parallel(train, jobs, workers=2, threads=1))
+        run()
     assert results == [((tmp_path, "quick"), "result")]
     assert _names(tmp_path, "started") == {"quick", "a", "b"}
     assert _names(tmp_path, "saved") == {"a", "b"}
