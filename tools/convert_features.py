@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Copies features from one format to another.
 
-    tools/convert_features.py features.tsv train36.hdf5 --format hdf5
-    tools/convert_features.py train2014_obj36.tsv features --format flat-fp16 --ids number
-    tools/convert_features.py features val2014_obj36.tsv --format lxmert-tsv --ids "COCO_val2014_{:012d}"
+    tools/convert_features.py features.tsv features.hdf5 --format ban-hdf5
+    tools/convert_features.py train2014_obj36.tsv train36.hdf5 --format hdf5
+    tools/convert_features.py train2014_obj36.tsv train36.flat --format flat-fp16 --ids number
+    tools/convert_features.py val36.flat val2014_obj36.tsv --format lxmert-tsv --ids "COCO_val2014_{:012d}"
     tools/convert_features.py visual_genome coco --format flat-fp16 --ids coco_of_visual_genome.tsv
 
-The format of the source is recognised from its content. A run that was stopped continues when it is started again.
+hdf5 needs the same number of boxes for all images; ban-hdf5 takes any number. The format of the source is recognised
+from its content. A run that was stopped continues when it is started again.
 """
 
 import argparse

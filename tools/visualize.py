@@ -2,11 +2,11 @@
 r"""Draws boxes with objects and attributes on images: a data set's annotations, a detector's predictions, or both.
 
 Examples:
-    tools/visualize.py --dataset shapes_train --what annotations --output output/look
+    tools/visualize.py --dataset shapes_train --what annotations --output output/look/annotations
     tools/visualize.py --dataset shapes_test --config-file configs/shapes.yaml --weights output/model_final.pth \
-        --output output/look
+        --output output/look/detections
     tools/visualize.py --images a.jpg b.jpg --dataset shapes_test --config-file configs/shapes.yaml \
-        --weights output/model_final.pth --output output/look
+        --weights output/model_final.pth --output output/look/photos
 """
 
 import argparse
