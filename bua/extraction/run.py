@@ -29,8 +29,9 @@ from bua.extraction.run_files import (
     write_settings,
 )
 from bua.extraction.sources import ImageFile, list_images
-from bua.features import FORMATS, FeatureWriter, open_writer
+from bua.features import FeatureWriter, open_writer
 from bua.features.ids import image_id_of, stem_of
+from bua.features.store import check_format
 from bua.io.files import exclusive
 from bua.modeling.optimize import PRECISIONS
 from bua.vocabulary import Vocabulary
@@ -301,8 +302,7 @@ class _Progress:
 
 
 def _check_options(config: ExtractorConfig, cfg: CfgNode, format: str, on_error: str) -> None:
-    if format not in FORMATS:
-        raise InputError(f"format {format!r}: unknown; use one of {', '.join(FORMATS)}")
+    check_format(format)
     if config.precision not in PRECISIONS:
         raise InputError(f"precision {config.precision!r}: unknown; use one of {', '.join(PRECISIONS)}")
     if on_error not in ON_ERROR:
