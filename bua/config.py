@@ -13,6 +13,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from bua.errors import InputError
+from bua.precision import check_float32_precision
 
 CONVENTIONS = ("caffe", "detectron2")
 # Keys whose values must be 1 or more, and keys whose lists must have elements.
@@ -65,6 +66,8 @@ def add_bua_config(cfg: CfgNode) -> None:
     # as in the original. False: there is no such class, and the loss ignores these boxes, as in grid-feats-vqa.
     bua.ATTRIBUTES.NO_ATTRIBUTE_CLASS = True
 
+    # Releases of Detectron2 before this key do not have it.
+    cfg.setdefault("FLOAT32_PRECISION", "")
     # "SGD", with which all published detectors were trained, or "Adam", "Adamax" or "AdamW". AdamW, whose weight decay
     # is decoupled, learns faster from scratch.
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -189,6 +192,10 @@ def engine_cfg() -> CfgNode:
     cfg = CfgNode()
     cfg.OUTPUT_DIR = "./output"
     cfg.SEED = -1
+    # Precision of float32 matrix products and convolutions: "highest" computes in float32, "high" and "medium" allow
+    # TF32 on a GPU (``bua.precision.set_float32_precision``). "" means "highest", in both engines: in Detectron2 itself
+    # it means torch's default, which is TF32 for convolutions.
+    cfg.FLOAT32_PRECISION = ""
 
     cfg.MODEL = CfgNode()
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -273,6 +280,7 @@ def check_device(device: str, source: str = "MODEL.DEVICE") -> None:
 
 def _check_values(cfg: CfgNode, source: str) -> None:
     values: dict = dict(_leaves(cfg))
+    check_float32_precision(values["FLOAT32_PRECISION"], f"{source}: FLOAT32_PRECISION")
     for key in ("BOX_CONVENTION", "RESIZE", "STEM_POOL"):
         value = cfg.MODEL.BUA[key]
         if value not in CONVENTIONS:

@@ -44,6 +44,7 @@ def test_a_file_and_then_overrides_replace_the_defaults():
         ("_BASE_: missing.yaml\n", "_BASE_ names"),
         ("_BASE_: mine.yaml\n", "its _BASE_ refers back to the file itself"),
         ("SOLVER:\n  CHECKPOINT_PERIOD: 0\n", "SOLVER.CHECKPOINT_PERIOD is 0; it must be 1 or more"),
+        ("FLOAT32_PRECISION: low\n", "FLOAT32_PRECISION is 'low'; use one of highest, high, medium"),
         ("INPUT:\n  MIN_SIZE_TRAIN: ()\n", "INPUT.MIN_SIZE_TRAIN is (); it must not be empty"),
         ("MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: [[]]\n", "MODEL.ANCHOR_GENERATOR.SIZES is [[]]"),
         ("MODEL:\n  BUA:\n    BOX_CONVENTION: pascal\n", "MODEL.BUA.BOX_CONVENTION is 'pascal'"),

@@ -37,6 +37,7 @@ from bua.engine import (
 from bua.engine.loader import check_batch_size
 from bua.engine.trainer import describe_existing_run, describe_non_finite_losses
 from bua.errors import InputError
+from bua.precision import set_float32_precision
 from bua.weights.zoo import fetch
 
 
@@ -196,7 +197,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> None:
     if not resume and (last := last_checkpoint(cfg.OUTPUT_DIR)):
         raise InputError(describe_existing_run(cfg.OUTPUT_DIR, last))
     comm.synchronize()
-    default_setup(cfg, argparse.Namespace(resume=resume))
+    _set_up(cfg, argparse.Namespace(resume=resume))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume)
     trainer.train()
@@ -209,13 +210,19 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     """
     _check_device(cfg)
     weights = weights_to_evaluate(cfg)
-    default_setup(cfg, argparse.Namespace(eval_only=True))
+    _set_up(cfg, argparse.Namespace(eval_only=True))
     model = Trainer.build_model(cfg)
     load_weights(model, weights)
     metrics = flatten_results_dict(Trainer.test(cfg, model))
     if comm.is_main_process():
         print_metrics(metrics)
     return metrics
+
+
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    default_setup(cfg, args)
+    # Detectron2 leaves torch's defaults with FLOAT32_PRECISION "". Both engines compute the same.
+    set_float32_precision(cfg.FLOAT32_PRECISION)
 
 
 def _check_device(cfg: CfgNode) -> None:

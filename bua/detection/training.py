@@ -63,7 +63,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     Returns:
         The metrics of the last evaluation. The dict is empty if there was none.
     """
-    accelerator = connect(cfg.MODEL.DEVICE)
+    accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     seed = seed_run(cfg.SEED, accelerator)
     loader = training_loader(cfg, seed, accelerator.process_index, accelerator.num_processes)
@@ -101,7 +101,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
         The metrics of ``VisualGenomeEvaluator``, named ``<data set>/<metric>`` if there are several data sets. The dict
         is empty in all processes but the first.
     """
-    if not connect(cfg.MODEL.DEVICE).is_main_process:
+    if not connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION).is_main_process:
         return {}
     weights = weights_to_evaluate(cfg)
     evaluators = build_evaluators(cfg)

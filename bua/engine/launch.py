@@ -12,6 +12,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 
 from bua.config import check_device
 from bua.errors import InputError
+from bua.precision import set_float32_precision
 
 # All processes but the first wait while the first one evaluates.
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
@@ -78,17 +79,22 @@ def launch(
         raise errors.get() from None
 
 
-def connect(device: str) -> Accelerator:
+def connect(device: str, float32_precision: str = "") -> Accelerator:
     """Connects this process to the group that ``launch`` or torchrun started. A single process is a group of one.
+
+    It also sets the GPU of this process and the precision of its float32 arithmetic.
 
     Args:
         device: A torch device. With "cpu", all processes use the CPU. With "cuda", each process uses one GPU. "cuda:1"
             is for a single process.
+        float32_precision: ``FLOAT32_PRECISION``, as for ``bua.precision.set_float32_precision``.
 
     Raises:
-        InputError: This machine does not have the device, or several processes would share one GPU.
+        InputError: This machine does not have the device, or several processes would share one GPU, or the precision is
+            unknown.
     """
     check_device(device)
+    set_float32_precision(float32_precision)
     kind, index = torch.device(device).type, torch.device(device).index
     if kind == "cuda":
         needed = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

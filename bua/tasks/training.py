@@ -147,7 +147,7 @@ def connect_processes(cfg: CfgNode) -> Processes:
     Raises:
         InputError: As ``micro_batch_size``.
     """
-    accelerator = connect(cfg.MODEL.DEVICE)
+    accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
     loading = {
         "batch_size": micro_batch_size(cfg, accelerator.num_processes),
         "seed": seed_run(cfg.SEED, accelerator),
