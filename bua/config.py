@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 
+from bua.config_files import find_config, read_config
 from bua.errors import InputError
 from bua.precision import check_float32_precision
 
@@ -239,8 +239,8 @@ def load_cfg(config_file: str | Path, overrides: Sequence[str] = (), *, defaults
     """Reads a configuration from a YAML file and from overrides.
 
     Args:
-        config_file: The file. Its keys replace the defaults. If it names another file as ``_BASE_``, the keys of that
-            file are applied before its own.
+        config_file: A file, or the name of one in ``configs/``, such as "vg_r101.yaml". Its keys replace the defaults.
+            If it names another file as ``_BASE_``, the keys of that file are applied before its own.
         overrides: ``KEY VALUE`` pairs, which are applied last.
         defaults: Configuration that is changed in place, by default ``get_cfg()``.
 
@@ -256,7 +256,7 @@ def load_cfg(config_file: str | Path, overrides: Sequence[str] = (), *, defaults
 
 def merge(cfg: CfgNode, config_file: str | Path, overrides: Sequence[str] = ()) -> None:
     """Applies a YAML file and ``KEY VALUE`` pairs to ``cfg`` in place. The errors are those of ``load_cfg``."""
-    _merge_file(cfg, Path(config_file))
+    _merge_file(cfg, find_config(config_file))
     _merge_overrides(cfg, list(overrides))
 
 
@@ -294,19 +294,7 @@ def _check_values(cfg: CfgNode, source: str) -> None:
 
 
 def _merge_file(cfg: CfgNode, path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: this config file does not exist")
-    try:
-        tree = CfgNode.load_yaml_with_base(str(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: its _BASE_ refers back to the file itself") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: _BASE_ names {error.filename}, which does not exist") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: not a config file: the top level must be a mapping such as MODEL:")
-    for key, value in _leaves(tree):
+    for key, value in _leaves(read_config(path)):
         _set(cfg, key, value, str(path))
 
 

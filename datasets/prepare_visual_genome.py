@@ -1,59 +1,11 @@
 #!/usr/bin/env python3
-"""Prepares Visual Genome, or another data set in the same format, for training and evaluating a detector.
+"""The command `bua prepare-visual-genome`, as a program of a checkout."""
 
-The program writes annotations/<name>_{train,val,test}.json. With the name visual_genome it first downloads the
-published vocabularies and splits if they are missing. datasets/README.md describes the folder and says what to download
-by hand.
-
-    python datasets/prepare_visual_genome.py --root datasets/visual_genome
-    python datasets/prepare_visual_genome.py --root datasets/shapes --name shapes
-"""
-
-import argparse
-import logging
 import sys
-from pathlib import Path
 
-from bua.errors import command
-from bua.visual_genome.download import SPLITS, VOCABULARIES, download_missing
-from bua.visual_genome.prepare import build_vocabularies, prepare
+from bua.commands import script
 
-
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--root", type=Path, default=Path("datasets/visual_genome"), help="folder of the data set; default: %(default)s"
-    )
-    parser.add_argument(
-        "--name", default="visual_genome", help="first part of the data sets' names; default: %(default)s"
-    )
-    parser.add_argument(
-        "--build-vocabulary",
-        action="store_true",
-        help="build vocabularies of the most frequent names instead of using the published ones; "
-        "released weights do not fit them",
-    )
-    parser.add_argument(
-        "--objects", type=int, default=1600, help="number of object classes to build; default: %(default)s"
-    )
-    parser.add_argument(
-        "--attributes", type=int, default=400, help="number of attributes to build; default: %(default)s"
-    )
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    if args.name == "visual_genome":
-        download_missing(args.root, SPLITS if args.build_vocabulary else SPLITS | VOCABULARIES)
-    if args.build_vocabulary:
-        build_vocabularies(args.root, args.objects, args.attributes)
-    for split, summary in prepare(args.root, args.name).items():
-        print(
-            f"{split:5} {summary.images:6} of {summary.listed} images, {summary.boxes} boxes"
-            f" ({summary.replaced} outside their image, replaced by the whole image), {summary.attributes} attributes"
-            f" -> {summary.annotation_file}"
-        )
-
+main = script("prepare-visual-genome")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,10 +20,12 @@ import bua.captioning.config
 import bua.config
 import bua.grounding.config
 import bua.vqa.config
+from bua.commands import command_names, run_command
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "datasets/README.md"]
 DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
 PROGRAMS = [str(path.relative_to(ROOT)) for folder in ("tools", "datasets") for path in (ROOT / folder).glob("*.py")]
+PROGRAMS += [f"bua {name}" for name in command_names()]
 README_LINES = 160
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -126,7 +128,8 @@ def test_options_exist(document):
     unknown = []
     for code in INLINE_CODE.findall(FENCE.sub("", document.read_text())):
         words = code.split()
-        programs = [words[0]] if words and words[0] in PROGRAMS else PROGRAMS
+        named = [program for program in PROGRAMS if words[: len(program.split())] == program.split()]
+        programs = named or PROGRAMS
         known = set().union(OTHERS_OPTIONS, *map(options_of, programs))
         if not words or not words[0].startswith("benchmarks/"):
             unknown += [f"{option} in `{code}`" for option in OPTION.findall(code) if option not in known]
@@ -203,14 +206,17 @@ def commands(text: str) -> Iterator[list[str]]:
                 continue
             for variable, value in variables.items():
                 line = line.replace(f"${variable}", value)
-            if line.startswith(("tools/", "python tools/", "python datasets/")):
+            if line.startswith("bua "):
+                _, name, *arguments = shlex.split(line, comments=True)
+                yield [f"bua {name}", *arguments]
+            elif line.startswith(("tools/", "python tools/", "python datasets/")):
                 words = shlex.split(line, comments=True)
                 yield words[1:] if words[0] == "python" else words
 
 
 @cache
 def parser_of(program: str) -> tuple[argparse.ArgumentParser, str]:
-    """The parser of a program in tools/ or datasets/, and the name of the method that the program parses with."""
+    """The parser of a command or of a program in tools/ or datasets/, and the name of the method that parses."""
 
     def capture(method: str):
         def parse(parser, args=None, namespace=None):
@@ -222,7 +228,10 @@ def parser_of(program: str) -> tuple[argparse.ArgumentParser, str]:
         for method in ("parse_args", "parse_intermixed_args"):
             patch.setattr(argparse.ArgumentParser, method, capture(method))
         try:
-            load_script(program).main([])
+            if program.startswith("bua "):
+                run_command(program.removeprefix("bua "), [])
+            else:
+                load_script(program).main([])
         except ParserIsReady as ready:
             return ready.args
     raise AssertionError(f"{program} parses no arguments")

@@ -1,108 +1,11 @@
 #!/usr/bin/env python3
-"""Converts weights from any released layout to that of bua, Detectron2 or Hugging Face.
+"""The command `bua convert-checkpoint`, as a program of a checkout."""
 
-    tools/convert_checkpoint.py resnet101_faster_rcnn_final.caffemodel caffe_10_100.pth --to bua
-    tools/convert_checkpoint.py output/mine/model_final.pth pytorch_model.bin --to huggingface --config-file mine.yaml
-    tools/convert_checkpoint.py model_epoch12.pth ban.pth --to bua --vqa-folder datasets/vqa/prepared
-
-bua reads detectors in every released layout without conversion, and its plug-in for Detectron2 reads bua's layout.
-Models for question answering and grounding of hengyuan-hu/bottom-up-attention-vqa and jnhwkim/ban-vqa can be converted
-to bua's layout. Their files do not contain the vocabularies. With --vqa-folder, these are added, so that
-tools/answer.py and tools/predict_vqa.py can use the models.
-"""
-
-import argparse
 import sys
-from pathlib import Path
 
-from bua.checkpoint import identify, load_checkpoint, save_checkpoint
-from bua.config import load_cfg
-from bua.errors import InputError, command
-from bua.grounding.released import RELEASED_MODELS as GROUNDING_MODELS
-from bua.tasks.released import constructor_arguments, read_released_checkpoint
-from bua.vqa.inference import add_vocabularies
-from bua.vqa.released import RELEASED_MODELS as VQA_MODELS
-from bua.weights.export import AnchorGeometry, released_geometry, to_detectron2, to_huggingface, write_weights
-from bua.weights.layouts import Layout, LayoutError, Weights
-from bua.weights.zoo import fetch
+from bua.commands import script
 
-
-@command
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    if args.target.exists():
-        raise InputError(f"{args.target}: exists already; remove it, or name another file")
-    if not args.target.parent.is_dir():
-        raise InputError(f"{args.target}: its folder does not exist; create it first")
-    cfg = load_cfg(args.config_file) if args.config_file else None
-    if released := read_released_checkpoint(fetch(args.source), (*VQA_MODELS, *GROUNDING_MODELS)):
-        convert_task_model(args, *released)
-        return
-    layout = identify(args.source)
-    weights = load_checkpoint(args.source)
-    print(f"{args.source}: {len(weights)} tensors in the layout `{layout.name}` ({layout.origin})")
-    print(f"configuration: {layout.config}")
-    if args.to == "bua":
-        write_weights(args.target, weights)
-    else:
-        has_no_attribute = cfg.MODEL.BUA.ATTRIBUTES.NO_ATTRIBUTE_CLASS if cfg else layout.name != "grid-feats"
-        if args.to == "huggingface" and not has_no_attribute:
-            raise InputError(
-                f"{args.source}: has no class for `no attribute`, but Hugging Face's layout needs it; use detectron2"
-            )
-        geometry = configured_geometry(cfg) if cfg else released_geometry(weights)
-        convert = {"detectron2": to_detectron2, "huggingface": to_huggingface}[args.to]
-        try:
-            converted = convert(weights, geometry)
-        except LayoutError as error:
-            raise InputError(f"{args.source}: {error}; see --config-file and --to") from error
-        write_weights(args.target, converted, bare=args.to == "huggingface")
-        if geometry and geometry.convention == "caffe":
-            print("note: the box convention changes from `caffe` to `detectron2`, with which regions differ slightly")
-    print(f"{args.target}: written in the layout of {args.to}")
-
-
-def convert_task_model(args: argparse.Namespace, layout: Layout, weights: Weights) -> None:
-    if args.to != "bua":
-        raise InputError(
-            f"--to {args.to}: is only for detectors, and {args.source} is a model of {layout.origin}; use bua"
-        )
-    sizes = ", ".join(f"{name}={value}" for name, value in constructor_arguments(weights).items())
-    if args.vqa_folder is None:
-        write_weights(args.target, weights)
-    elif layout.name == "ban-flickr":
-        raise InputError(
-            f"--vqa-folder: is only for question answering, and {args.source} is a model for grounding; omit it"
-        )
-    else:
-        save_checkpoint(args.target, **add_vocabularies(weights, args.vqa_folder))
-    print(f"{args.source}: {len(weights)} tensors in the layout `{layout.name}` ({layout.origin})")
-    print(f"configuration: {layout.config}, with {sizes}")
-    print(f"{args.target}: written in the layout of bua")
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a file, the name of a released checkpoint, or an address")
-    parser.add_argument("target", type=Path, help="file to write; if its name ends with .pkl, it holds numpy arrays")
-    parser.add_argument(
-        "--to", required=True, choices=("bua", "detectron2", "huggingface"), help="layout of the file to write"
-    )
-    parser.add_argument(
-        "--config-file", help="configuration of the detector, which is needed for weights that bua trained"
-    )
-    parser.add_argument(
-        "--vqa-folder",
-        type=Path,
-        help="folder that datasets/prepare_vqa.py wrote, with the vocabularies of a VQA model in the same order",
-    )
-    return parser.parse_args(argv)
-
-
-def configured_geometry(cfg) -> AnchorGeometry:
-    generator = cfg.MODEL.ANCHOR_GENERATOR
-    return AnchorGeometry(generator.SIZES[0], generator.ASPECT_RATIOS[0], cfg.MODEL.BUA.BOX_CONVENTION)
-
+main = script("convert-checkpoint")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,70 +1,11 @@
 #!/usr/bin/env python3
-"""Runs the demo: makes a data set, trains a detector on it, extracts features, trains models for question answering,
-captioning and phrase grounding on these, scores all models, and writes a page of the results.
+"""The command `bua demo`, as a program of a checkout."""
 
-    tools/demo.py --output output/demo
-
-After Ctrl-C, run the same command again to continue.
-"""
-
-import argparse
-import logging
 import sys
-from pathlib import Path
 
-from bua.demo import run_demo
-from bua.demo.page import scores
-from bua.errors import command
-from bua.visualization.report import format_seconds
-from bua.visualization.scores import percent
+from bua.commands import script
 
-QUICK = ("SOLVER.MAX_ITER", "60", "TEST.EVAL_PERIOD", "0")
-QUICK_TASKS = ("SOLVER.EPOCHS", "1")
-
-
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write to (%(default)s)")
-    parser.add_argument(
-        "--config-file", default="configs/shapes.yaml", help="the detector's configuration (%(default)s)"
-    )
-    parser.add_argument(
-        *("--task-configs", "--head-configs"),
-        default="configs",
-        help="folder with the configurations of the three tasks, in its folders vqa, captioning and grounding "
-        "(%(default)s); --head-configs is the option's former name",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="train only for a few iterations, to check that everything runs"
-    )
-    parser.add_argument("--num-train", type=int, default=4000, help="number of training images (%(default)s)")
-    parser.add_argument("--num-val", type=int, default=300, help="number of validation images (%(default)s)")
-    parser.add_argument("--num-test", type=int, default=500, help="number of test images (%(default)s)")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY VALUE", help="keys and values that are set in the detector's configuration"
-    )
-    args = parser.parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    metrics = run_demo(
-        args.output,
-        args.config_file,
-        [*(QUICK if args.quick else ()), *args.overrides],
-        task_configs=args.task_configs,
-        task_overrides=QUICK_TASKS if args.quick else (),
-        num_train=args.num_train,
-        num_val=args.num_val,
-        num_test=args.num_test,
-    )
-    print(f"\n{'':22}{'':10}{'score':>8}{'blind':>8}{'bound':>8}")
-    for row in scores(metrics):
-        values = (row.score, row.blind, row.bound)
-        print(f"{row.task:22}{row.metric:10}" + "".join(f"{percent(value):>8}" for value in values))
-    seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
-    print(f"time: {format_seconds(seconds)}")
-    print(f"open {(args.output / 'index.html').resolve()}")
-
+main = script("demo")
 
 if __name__ == "__main__":
     sys.exit(main())

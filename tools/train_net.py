@@ -1,72 +1,11 @@
 #!/usr/bin/env python3
-"""Trains or evaluates a detector, as a configuration describes."""
+"""The command `bua train-net`, as a program of a checkout."""
 
-import argparse
-import importlib.util
 import sys
-from collections.abc import Callable
 
-from fvcore.common.config import CfgNode
+from bua.commands import script
 
-from bua.engine import NonFiniteLoss
-from bua.errors import InputError, command
-
-ENGINES = ("detectron2", "torch")
-TRAINING_FAILED = 1
-
-
-@command
-def main(argv: list[str] | None = None) -> int | None:
-    args = parse_arguments(argv)
-    train_detector: Callable[[CfgNode, bool], object]
-    if choose_engine(args.engine) == "detectron2":
-        from bua.d2.config import load_cfg
-        from bua.d2.launch import launch
-        from bua.d2.trainer import evaluate_checkpoint, train_detector
-    else:
-        from bua.config import load_cfg
-        from bua.detection.training import evaluate_checkpoint, train_detector
-        from bua.engine import launch
-    cfg = load_cfg(args.config_file, args.overrides)
-    function, arguments = (evaluate_checkpoint, (cfg,)) if args.eval_only else (train_detector, (cfg, args.resume))
-    try:
-        launch(
-            function,
-            arguments,
-            num_processes=args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            address=args.dist_url,
-        )
-    except NonFiniteLoss as error:
-        print(f"error: {error}", file=sys.stderr)
-        return TRAINING_FAILED
-    return 0
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, help="YAML file, such as configs/vg_r101.yaml")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
-    parser.add_argument("--engine", choices=ENGINES, help="default: detectron2 if it is installed, else torch")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU")
-    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="tcp://host:port of the first machine, if there are several")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides")
-    return parser.parse_intermixed_args(argv)
-
-
-def choose_engine(requested: str | None) -> str:
-    """Returns the engine to train with: the requested one, or else Detectron2 if it is installed."""
-    spec = importlib.util.find_spec("detectron2")
-    # A mere folder of this name, such as a checkout of its repository, can be imported too, but has no file as origin.
-    has_detectron2 = spec is not None and spec.origin is not None
-    if requested == "detectron2" and not has_detectron2:
-        raise InputError("--engine detectron2: Detectron2 is not installed; see README.md, or use --engine torch")
-    return requested or ("detectron2" if has_detectron2 else "torch")
-
+main = script("train-net")
 
 if __name__ == "__main__":
     sys.exit(main())

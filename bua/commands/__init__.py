@@ -1,0 +1,98 @@
+"""The program ``bua``: one command for each thing that bua does.
+
+Each command is a module with a docstring, which is its description, and two functions: ``add_arguments(parser)``, which
+imports nothing heavy, so that ``--help`` is shown at once, and ``run(args)``, which returns the exit code. The programs
+in tools/ and datasets/ of a checkout are the same commands.
+"""
+
+import argparse
+import difflib
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+
+import bua
+from bua.errors import INPUT_ERROR, command
+
+# The commands, in groups, each with the line that ``bua --help`` shows.
+GROUPS = {
+    "Data": {
+        "make-shapes": "draw the data set Shapes",
+        "prepare-visual-genome": "prepare Visual Genome for the detector",
+        "prepare-vqa": "prepare VQA v2",
+        "prepare-captions": "prepare COCO's captions",
+        "prepare-flickr30k": "prepare Flickr30k Entities",
+        "count-caption-ngrams": "count n-grams of captions, for CIDEr optimisation",
+        "make-oracle-features": "write the features of a perfect detector",
+    },
+    "Detector": {
+        "train-net": "train or evaluate a detector",
+        "visualize": "draw annotations and detections",
+        "convert-checkpoint": "convert weights between layouts",
+    },
+    "Features": {
+        "convert-features": "convert features between formats",
+        "inspect-features": "summarise a file of features, and what is wrong with it",
+        "verify-features": "compare features with a reference",
+    },
+    "All of it": {
+        "demo": "train everything on Shapes, and write a page of the results",
+    },
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the program ``bua`` and returns its exit code.
+
+    Args:
+        argv: The arguments, of which the first is the name of the command; by default those of this process.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        print(bua.__version__)
+        return 0
+    name, *arguments = argv
+    if name not in command_names():
+        close = difflib.get_close_matches(name, command_names(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        print(f"error: {name}: is not a command of bua; {hint}`bua --help` lists the commands", file=sys.stderr)
+        return INPUT_ERROR
+    return run_command(name, arguments)
+
+
+def command_names() -> list[str]:
+    """Returns the names of all commands."""
+    return [name for group in GROUPS.values() for name in group]
+
+
+def run_command(name: str, argv: list[str] | None = None, *, program: str | None = None) -> int:
+    """Runs one command and returns its exit code: 2 for bad input, 130 after Ctrl-C.
+
+    Args:
+        name: One of ``command_names()``.
+        argv: The arguments after the name; by default those of this process.
+        program: Name of the program in its help; by default ``bua <name>``.
+    """
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    parser = argparse.ArgumentParser(
+        prog=program or f"bua {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return command(module.run)(parser.parse_intermixed_args(argv))
+
+
+def script(name: str) -> Callable[..., int]:
+    """Returns the main function of the program of a checkout that runs the command ``name``."""
+    return functools.partial(run_command, name, program=sys.argv[0])
+
+
+def _overview() -> str:
+    width = max(map(len, command_names()))
+    lines = [f"bua {bua.__version__}: {(bua.__doc__ or '').strip()}", "", "usage: bua COMMAND ...", ""]
+    for title, group in GROUPS.items():
+        lines += [f"{title}:", *(f"  {name:{width}}  {help}" for name, help in group.items()), ""]
+    return "\n".join([*lines, "`bua COMMAND --help` describes a command."])

@@ -1,0 +1,43 @@
+"""Copies features from one format to another.
+
+    bua convert-features features.tsv features.hdf5 --format ban-hdf5
+    bua convert-features train2014_obj36.tsv train36.hdf5 --format hdf5
+    bua convert-features train2014_obj36.tsv train36.flat --format flat-fp16 --ids number
+    bua convert-features val36.flat val2014_obj36.tsv --format lxmert-tsv --ids "COCO_val2014_{:012d}"
+    bua convert-features visual_genome coco --format flat-fp16 --ids coco_of_visual_genome.tsv
+
+hdf5 needs the same number of boxes for all images; ban-hdf5 takes any number. The format of the source is recognised
+from its content. A run that was stopped continues when it is started again.
+"""
+
+import argparse
+
+from bua.options import FORMATS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="features in any format that bua reads")
+    parser.add_argument("target", help="file to write; a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="format of the target")
+    parser.add_argument(
+        "--ids",
+        default="keep",
+        help="how to change the ids of images. keep (default): not at all; number: COCO_val2014_000000000042 becomes "
+        "42; a pattern: numbers become such names, which LXMERT's readers expect; or a file with lines old<TAB>new: "
+        "only the images in it are copied",
+    )
+    parser.add_argument("--object-vocabulary", help="file with the names of the object classes, which vinvl-tsv needs")
+    parser.add_argument("--attribute-vocabulary", help="file with the names of the attributes, which vinvl-tsv needs")
+
+
+def run(args: argparse.Namespace) -> None:
+    from bua.features import convert_features
+    from bua.vocabulary import Vocabulary
+
+    about = {
+        f"{kind}_vocabulary": Vocabulary.read(path).names
+        for kind, path in (("object", args.object_vocabulary), ("attribute", args.attribute_vocabulary))
+        if path
+    }
+    copied = convert_features(args.source, args.target, args.format, about, args.ids)
+    print(f"{args.target}: {copied} images copied")

@@ -1,0 +1,68 @@
+"""Trains or evaluates a detector, as a configuration describes.
+
+    bua train-net --config-file vg_r101.yaml --num-gpus 8
+    bua train-net --config-file vg_r101.yaml --eval-only MODEL.WEIGHTS output/vg_r101/model_final.pth
+
+If training is interrupted, --resume continues it from the newest checkpoint. Exit code: 0 if it was completed, 1 if a
+loss was infinite or not a number, 2 for bad input, 130 after Ctrl-C.
+"""
+
+import argparse
+import importlib.util
+import sys
+
+from bua.commands.arguments import add_config_file, add_overrides
+from bua.errors import InputError
+from bua.options import ENGINES
+
+TRAINING_FAILED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_file(parser, "the configuration of the detector and its training, such as configs/vg_r101.yaml")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    parser.add_argument("--engine", choices=ENGINES, help="default: detectron2 if it is installed, else torch")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU (%(default)s)")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines (%(default)s)")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0 (%(default)s)")
+    parser.add_argument("--dist-url", default="auto", help="tcp://host:port of the first machine, if there are several")
+    add_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if choose_engine(args.engine) == "detectron2":
+        from bua.d2.config import load_cfg
+        from bua.d2.launch import launch
+        from bua.d2.trainer import evaluate_checkpoint, train_detector
+    else:
+        from bua.config import load_cfg
+        from bua.detection.training import evaluate_checkpoint, train_detector
+        from bua.engine import launch
+    from bua.engine import NonFiniteLoss
+
+    cfg = load_cfg(args.config_file, args.overrides)
+    function, arguments = (evaluate_checkpoint, (cfg,)) if args.eval_only else (train_detector, (cfg, args.resume))
+    try:
+        launch(
+            function,
+            arguments,
+            num_processes=args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            address=args.dist_url,
+        )
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return TRAINING_FAILED
+    return 0
+
+
+def choose_engine(requested: str | None) -> str:
+    """Returns the engine to train with: the requested one, or else Detectron2 if it is installed."""
+    spec = importlib.util.find_spec("detectron2")
+    # A mere folder of this name, such as a checkout of its repository, can be imported too, but has no file as origin.
+    has_detectron2 = spec is not None and spec.origin is not None
+    if requested == "detectron2" and not has_detectron2:
+        raise InputError("--engine detectron2: Detectron2 is not installed; see README.md, or use --engine torch")
+    return requested or ("detectron2" if has_detectron2 else "torch")

@@ -1,0 +1,44 @@
+"""The choices and defaults of options, which commands and the modules behind them share.
+
+This module imports nothing, so that a command can show its help without importing PyTorch.
+"""
+
+ENGINES = ("detectron2", "torch")
+
+# Extraction.
+ON_ERROR = ("skip", "stop")
+SHARD_SIZE = 1000
+
+# Features, in the order in which documents list them.
+FORMATS = (
+    "tsv",
+    "lxmert-tsv",
+    "npz",
+    "hdf5",
+    "ban-hdf5",
+    "vilbert-lmdb",
+    "vinvl-tsv",
+    "oscar-tsv",
+    "mmf",
+    "flat",
+    "flat-fp16",
+)
+
+# Comparison of features: the maximum distance between the sides of two boxes in pixels, the minimum cosine between two
+# features, and the minimum share of regions with equal labels.
+BOX_DISTANCE = 0.5
+COSINE = 0.999
+LABEL_AGREEMENT = 0.99
+
+# Shapes.
+SHAPES_VERSIONS = ("1.2", "1.4")
+
+# VQA: an answer to fewer questions is left out, and a question is cut after this number of words.
+ANSWER_MIN_COUNT = 9
+QUESTION_LENGTH = 14
+VQA_REVISIONS = ("2021", "2016")
+
+# Captions.
+TOKENIZERS = ("anderson", "karpathy", "wordpiece")
+PHRASES_PER_CAPTION = 3
+CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "SPICE")

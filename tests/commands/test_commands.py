@@ -1,0 +1,60 @@
+"""The program ``bua`` and its commands."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+from script_loading import ROOT
+
+import bua
+from bua.commands import command_names, main
+
+LIST_HEAVY_MODULES = """
+import contextlib, io, sys
+from bua.commands import command_names, run_command
+for name in command_names():
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        run_command(name, ["--help"])
+print(*({"torch", "numpy", "cv2"} & set(sys.modules)))
+"""
+
+
+def test_every_module_is_a_command_with_a_line_of_help(capsys):
+    files = {path.stem.replace("_", "-") for path in (ROOT / "bua" / "commands").glob("*.py")}
+    assert files - {"--init--", "arguments"} == set(command_names())
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in command_names())
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_command_has_a_description_and_a_program_in_the_checkout(name):
+    module = importlib.import_module(f"bua.commands.{name.replace('-', '_')}")
+    assert module.__doc__
+    assert f"bua {name} " in module.__doc__ or f"bua {name}\n" in module.__doc__
+    programs = [ROOT / folder / f"{name.replace('-', '_')}.py" for folder in ("tools", "datasets")]
+    assert any(program.is_file() for program in programs)
+
+
+def test_help_does_not_import_what_takes_long():
+    process = subprocess.run([sys.executable, "-c", LIST_HEAVY_MODULES], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == ""
+
+
+def test_python_m_bua_runs_the_program():
+    process = subprocess.run([sys.executable, "-m", "bua", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout.strip() == bua.__version__
+
+
+def test_unknown_command_is_refused_with_the_closest_name(capsys):
+    assert main(["train-nett"]) == 2
+    error = capsys.readouterr().err
+    assert "train-nett: is not a command" in error
+    assert "did you mean train-net?" in error
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys):
+    assert main(["train-net", "--config-file", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: nowhere.yaml: this config file does not exist")
