@@ -9,6 +9,7 @@ measures between the edges of pixels, and suppresses if the overlap is above the
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
@@ -39,7 +40,7 @@ def encode_boxes(
         ],
         dim=-1,
     )
-    return deltas * deltas.new_tensor(weights)
+    return deltas * constant_row(weights, deltas)
 
 
 def decode_boxes(
@@ -58,7 +59,10 @@ def decode_boxes(
         [N, 4 * K].
     """
     x, y, width, height = (value[:, None] for value in _centre_and_size(reference, convention))
-    dx, dy, dw, dh = (deltas.unflatten(1, (-1, 4)) / deltas.new_tensor(weights)).unbind(-1)
+    deltas = deltas.unflatten(1, (-1, 4))
+    if any(weight != 1 for weight in weights):
+        deltas = deltas / constant_row(weights, deltas)
+    dx, dy, dw, dh = deltas.unbind(-1)
     if convention == "detectron2":
         dw, dh = dw.clamp(max=MAX_LOG_SCALE), dh.clamp(max=MAX_LOG_SCALE)
     centre_x, centre_y = dx * width + x, dy * height + y
@@ -85,34 +89,60 @@ def box_sizes(boxes: Tensor, convention: str = "caffe") -> tuple[Tensor, Tensor]
 
 
 def pairwise_iou(a: Tensor, b: Tensor, convention: str = "caffe") -> Tensor:
-    """Returns the intersection over union [N, M] of boxes a [N, 4] and b [M, 4]; 0 where the union is empty."""
+    """Returns the intersection over union [..., N, M] of boxes a [..., N, 4] and b [..., M, 4]; 0 where the union is
+    empty."""
     offset = 1 if convention == "caffe" else 0
-    extent = torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2]) + offset
-    intersection = extent.clamp(min=0).prod(-1)
-    area_a = torch.mul(*box_sizes(a, convention))
-    area_b = torch.mul(*box_sizes(b, convention))
-    union = area_a[:, None] + area_b[None, :] - intersection
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    extent = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + offset
+    width, height = extent.clamp(min=0).unbind(-1)
+    intersection = width * height
+    union = torch.mul(*box_sizes(a, convention)) + torch.mul(*box_sizes(b, convention)) - intersection
     return torch.where(union > 0, intersection / union, torch.zeros_like(union))
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, convention: str = "caffe") -> Tensor:
     """Returns the indices of the boxes that remain after greedy non-maximum suppression.
 
-    Of boxes with equal scores, the one with the lower index comes first.
+    Of boxes with equal scores, the one with the lower index comes first. A CPU and a GPU compare with the same
+    threshold; only an IoU that they round differently can make their results differ.
 
     Args:
-        boxes: [N, 4].
+        boxes: [N, 4] float32.
         scores: [N].
 
     Returns:
         int64 indices of the remaining boxes, best first.
     """
     if convention == "caffe":
-        # With one more pixel, torchvision's areas are those of the convention. With the next smaller threshold, its ">"
-        # is the original's ">=".
-        boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-        iou_threshold = math.nextafter(iou_threshold, -math.inf)
-    return torchvision.ops.nms(boxes, scores, iou_threshold)
+        # With one more pixel, torchvision's areas are those of the convention.
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], dim=1)
+    return torchvision.ops.nms(boxes, scores, threshold_above(iou_threshold, convention))
+
+
+def threshold_above(iou_threshold: float, convention: str) -> float:
+    """Returns the threshold that a float32 IoU is above exactly if it suppresses a box: in "caffe" if it is at least
+    ``iou_threshold``, in "detectron2" if it is above it.
+
+    ``iou_threshold`` counts in double precision, as in the original, where 0.3 is below the float32 nearest to it. The
+    result is a float32 too, because torchvision compares in double precision on a CPU and in single precision on a
+    GPU.
+    """
+    nearest = np.float32(iou_threshold)
+    if float(nearest) < iou_threshold or (convention == "detectron2" and float(nearest) == iou_threshold):
+        return float(nearest)
+    return float(np.nextafter(nearest, np.float32(-np.inf)))
+
+
+def constant_row(values: Sequence[float], like: Tensor) -> Tensor:
+    """Returns numbers as a tensor with the dtype and the device of ``like``.
+
+    It is filled on the device. ``torch.tensor`` and ``new_tensor`` would copy it there and wait for the copy. A number
+    as an operand of its own would be exact on a CPU only: on a GPU, torch divides by multiplying with the reciprocal.
+    """
+    row = like.new_empty(len(values))
+    for i, value in enumerate(values):
+        row[i].fill_(value)
+    return row
 
 
 def _centre_and_size(boxes: Tensor, convention: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bua.modeling.boxes import clip_boxes, decode_boxes, encode_boxes, nms, pairwise_iou
+from bua.modeling.boxes import clip_boxes, constant_row, decode_boxes, encode_boxes, nms, pairwise_iou, threshold_above
 
 CONVENTIONS = ["caffe", "detectron2"]
 
@@ -121,3 +121,36 @@ def test_caffe_suppresses_at_the_threshold_and_detectron2_above_it():
     scores = torch.tensor([0.9, 0.8])
     assert nms(caffe, scores, 0.5, "caffe").tolist() == [0]
     assert nms(detectron2, scores, 0.5, "detectron2").tolist() == [0, 1]
+
+
+@given(
+    threshold=st.one_of(
+        st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]),
+        st.floats(0, 1),
+        st.floats(0, 1, width=32),  # at which "caffe" and "detectron2" differ
+    ),
+    convention=st.sampled_from(CONVENTIONS),
+)
+def test_the_threshold_decides_alike_in_single_and_in_double_precision(threshold, convention):
+    above = threshold_above(threshold, convention)
+    assert above == np.float32(above)
+    iou = np.float32(threshold)
+    for _ in range(4):
+        iou = np.nextafter(iou, np.float32(-1))
+    for _ in range(9):
+        suppressed = float(iou) >= threshold if convention == "caffe" else float(iou) > threshold
+        # As torchvision compares on a CPU, and on a GPU, where it converts the threshold to single precision.
+        assert (float(iou) > above) == suppressed
+        assert (iou > np.float32(above)) == suppressed
+        iou = np.nextafter(iou, np.float32(2))
+
+
+def test_constants_are_not_copied_from_the_host(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "new_tensor", lambda *arguments: pytest.fail("copied"))
+    monkeypatch.setattr(torch, "tensor", lambda *arguments, **options: pytest.fail("copied"))
+    boxes = random_boxes(5)
+    row = constant_row((10.0, 5.0), boxes)
+    assert row.tolist() == [10.0, 5.0]
+    for convention in CONVENTIONS:
+        deltas = encode_boxes(boxes, boxes + 1, (10.0, 10.0, 5.0, 5.0), convention)
+        nms(decode_boxes(boxes, deltas, (10.0, 10.0, 5.0, 5.0), convention), boxes[:, 0], 0.5, convention)
