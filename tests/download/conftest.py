@@ -1,0 +1,11 @@
+from collections.abc import Iterator
+
+import pytest
+from local_site import Site, local_site
+
+
+@pytest.fixture
+def site(monkeypatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "*")
+    with local_site() as server:
+        yield server
