@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py --output output/demo
@@ -20,6 +20,12 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
+# Builds a source distribution and a wheel into dist/, and checks them as PyPI does.
+dist: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 # Detectron2 is on no package index, and its name there is free for anyone to take: it is installed only from a wheel
 # in a folder that pip's find-links names, without asking an index.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
@@ -30,4 +36,4 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

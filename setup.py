@@ -7,15 +7,29 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "bua" / "__init__.py").read_text()).group(1)
 
 setup(
-    name="bua",
+    # The name bua on PyPI belongs to another package. What one imports is bua.
+    name="bottom-up-attention",
     version=VERSION,
     description="Bottom-up attention: region features for vision and language, and models for tasks on them",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.10",
-    packages=find_packages(include=["bua", "bua.*"]),
-    package_data={"bua.visualization": ["templates/*"]},
+    # The configurations stand at the top of a checkout. In a wheel they are part of the package (bua/config_files.py).
+    packages=[*find_packages(include=["bua", "bua.*"]), "bua.configs"],
+    package_dir={"bua.configs": "configs"},
+    package_data={
+        "bua.visualization": ["templates/*"],
+        "bua.shapes": ["weights/*"],
+        "bua.configs": ["*.yaml", "*/*.yaml"],
+    },
+    entry_points={"console_scripts": ["bua = bua.commands:main"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",  # the first release that matches torch 2.11
@@ -41,10 +55,16 @@ setup(
     extras_require={
         "captioning": ["pycocoevalcap>=1.2", "tokenizers>=0.15"],
         "ray": ["ray>=2.9"],
-        "app": ["gradio>=4"],
+        # Gradio 6 needs a release of pillow below 13. Without both bounds, pip would fall back to a Gradio of years ago
+        # that cannot be imported.
+        "app": ["gradio>=6,<7", "pillow>=10,<13"],
         # What Detectron2 itself needs from PyPI. Detectron2 is on no package index: README.md says how to install it.
         "detectron2": ["black", "cloudpickle", "hydra-core>=1.1", "omegaconf>=2.1,<2.4", "packaging", "tabulate"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],
         "dev": [
+            "build>=1.2",
+            "twine>=6",
+            "pytest-markdown-docs>=0.5",
             "pytest>=8",
             "hypothesis>=6.100",
             "ruff>=0.6",
