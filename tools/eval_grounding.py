@@ -10,8 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from bua.errors import command
 from bua.grounding.dataset import GroundingDataset
 from bua.grounding.inference import load_grounding, predict
@@ -51,8 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="folder that datasets/prepare_flickr30k.py wrote")
     parser.add_argument("--split", default="test", help="split of the folder: train, val or test (%(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file for the scores")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add_inference_options(parser, images="all images of the split", unit="sentences", batch_size=256, device=device)
+    add_inference_options(parser, images="all images of the split", unit="sentences", batch_size=256)
     return parser.parse_args(argv)
 
 

@@ -79,6 +79,7 @@ def image_batches(
     name: str = "image_ids",
     max_boxes: int | None = None,
     threads: int = 2,
+    device: torch.device | str | None = None,
 ) -> Iterator[RegionBatch]:
     """Yields every image once, in the order of ``every_item_once``. Arguments and errors not named here are those of
     ``CaptionLoader``.
@@ -87,7 +88,7 @@ def image_batches(
         image_ids: [N], all different.
         name: The file or option that names the images, for the message where images have no features.
     """
-    return every_item_once(BatchMaker(image_ids, reader, name, max_boxes), batch_size, threads)
+    return every_item_once(BatchMaker(image_ids, reader, name, max_boxes), batch_size, threads, device)
 
 
 class _CaptionMaker(BatchMaker):

@@ -125,7 +125,8 @@ def predict(
     first = captioners[0]
     check_ensemble(captioners)
     first.check_features(reader.dim, reader.name)
-    batches = image_batches(image_ids, reader, batch_size, name=name, max_boxes=first.max_boxes)
+    options: dict[str, Any] = {"max_boxes": first.max_boxes, "device": first.device}
+    batches = image_batches(image_ids, reader, batch_size, name=name, **options)
     found: dict[int, list[int]] = {}
     with progress_bar(len(image_ids), "images", progress) as bar:
         for batch in batches:

@@ -76,11 +76,16 @@ class GroundingLoader(RegionLoader):
 
 
 def evaluation_batches(
-    dataset: GroundingDataset, reader: RegionReader, batch_size: int, *, threads: int = 2
+    dataset: GroundingDataset,
+    reader: RegionReader,
+    batch_size: int,
+    *,
+    threads: int = 2,
+    device: torch.device | str | None = None,
 ) -> Iterator[GroundingBatch]:
     """Yields every sentence once, in the order of ``every_item_once``. The batches have no targets."""
     none = RightRegions(np.zeros(len(dataset.spans) + 1, np.int64), np.zeros(0, np.int32))
-    return every_item_once(_GroundingMaker(dataset, reader, none), batch_size, threads)
+    return every_item_once(_GroundingMaker(dataset, reader, none), batch_size, threads, device)
 
 
 def region_boxes(dataset: GroundingDataset, reader: RegionReader, *, progress: bool = True) -> dict[int, np.ndarray]:

@@ -159,8 +159,7 @@ def predict(
     sentences = dataset.in_vocabulary(grounding.vocabulary)
     rankings: list[np.ndarray] = [np.zeros(0, np.int64)] * len(dataset.spans)
     with progress_bar(len(dataset), "sentences", progress) as bar:
-        for batch in evaluation_batches(sentences, reader, batch_size):
-            batch = batch.to(device)
+        for batch in evaluation_batches(sentences, reader, batch_size, device=device):
             logits = model(batch.features, batch.mask, batch.words, batch.positions, batch.phrase_mask)
             # A region's logit may be lower than that of padding, which must still come last.
             logits = logits.masked_fill(~batch.mask.unsqueeze(1), -torch.inf)

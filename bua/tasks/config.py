@@ -9,6 +9,8 @@ from fvcore.common.config import CfgNode
 
 from bua.config import check_device, engine_cfg, merge
 from bua.errors import InputError
+from bua.precision import check_float32_precision
+from bua.tasks.resident_regions import ON_DEVICE
 
 # Checks the values of a configuration; the second argument names, for the message, where they come from.
 CheckValues = Callable[[CfgNode, str], None]
@@ -46,6 +48,9 @@ def task_cfg() -> CfgNode:
     cfg.DATA.VAL = "val"
     # Files of features, in any format, that have the images of all splits.
     cfg.DATA.FEATURES = ()
+    # Whether the features of all images are kept in the memory of the device: True, False, or "auto", which keeps them
+    # on a GPU if they fit. The default means False; it is None, because a key whose default is a bool takes no string.
+    cfg.DATA.ON_DEVICE = None
     return cfg
 
 
@@ -76,17 +81,19 @@ def load_task_cfg(
     """Reads a YAML file, then ``KEY VALUE`` pairs, into ``cfg``, which has a task's defaults, and returns it.
 
     Raises:
-        InputError: As ``bua.config.load_cfg``; a device that this machine does not have; a value that ``check``
-            rejects.
+        InputError: As ``bua.config.load_cfg``; a device that this machine does not have; a value of
+            ``FLOAT32_PRECISION`` or ``DATA.ON_DEVICE`` that cannot be used, or one that ``check`` rejects.
     """
     merge(cfg, config_file, list(overrides))
     check_device(cfg.MODEL.DEVICE)
+    check_float32_precision(cfg.FLOAT32_PRECISION, f"{config_file}: FLOAT32_PRECISION")
+    check_choices(cfg, str(config_file), {"DATA.ON_DEVICE": ON_DEVICE})
     check(cfg, str(config_file))
     return cfg
 
 
-def check_choices(cfg: CfgNode, source: str, choices: Mapping[str, Sequence[str]]) -> None:
-    """Checks values that must be one of a few words.
+def check_choices(cfg: CfgNode, source: str, choices: Mapping[str, Sequence[object]]) -> None:
+    """Checks values that must be one of a few.
 
     Args:
         source: Where the values come from, for the message.

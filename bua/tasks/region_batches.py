@@ -1,8 +1,6 @@
 """Batches of images' regions, read from files of features while a model computes."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +14,12 @@ from bua.errors import InputError, first_of
 from bua.features import FeatureStore, open_features
 from bua.features.flat import FlatFeatures
 from bua.structures import Regions
+from bua.tasks.read_ahead import read_ahead, read_ahead_on, upload
 
 # A batch takes images whose numbers of boxes fall into one range of this width.
 BOXES_PER_BUCKET = 4
 
 BatchT = TypeVar("BatchT", bound="RegionBatch")
-ShareT = TypeVar("ShareT")
-MadeT = TypeVar("MadeT")
 
 
 @dataclass
@@ -56,12 +53,17 @@ class RegionBatch:
         return RegionBatch(features, boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), np.array([regions.image_id]))
 
     def to(self: BatchT, device: torch.device | str) -> BatchT:
-        """Returns the batch on a device, with features in float32. Copies from pinned memory are asynchronous."""
+        """Returns the batch on a device, with features in float32. Copies to a GPU are asynchronous."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
+            name: upload(value, device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
         }
         return type(self)(**moved | {"features": moved["features"].float()})
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory of the tensors on a GPU until ``stream`` has done what it is given while the batch lives."""
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                value.record_stream(stream)
 
     def without_regions(self: BatchT) -> BatchT:
         """Returns the batch with all regions masked, for a model that is trained without looking at images."""
@@ -112,13 +114,14 @@ class RegionLoader(TrainingLoader):
     continues it. Threads read the batches in advance.
 
     If the features are in the flat format, the images of a batch have similar numbers of boxes, so that little of it is
-    padding. At most ``threads`` + 2 batches are in memory.
+    padding. At most ``threads`` + 2 batches are in memory, or on the device.
 
     Args:
         make: Makes a batch from what ``_shares`` yields. An epoch has each of its items once.
         batch_size: Number of items of a batch, over all processes.
         seed: Random seed of the order.
         threads: Number of threads that read; with 0, a batch is read when it is asked for.
+        device: Device that batches are on, as ``RegionBatch.to`` copies them; None leaves them as they were read.
         process_index, num_processes: Which share of each batch this process gets.
 
     Raises:
@@ -132,6 +135,7 @@ class RegionLoader(TrainingLoader):
         *,
         seed: int,
         threads: int = 2,
+        device: torch.device | str | None = None,
         process_index: int = 0,
         num_processes: int = 1,
     ):
@@ -144,10 +148,10 @@ class RegionLoader(TrainingLoader):
             process_index=process_index,
             num_processes=num_processes,
         )
-        self.threads = threads
+        self.threads, self.device = threads, device
 
     def __iter__(self) -> Iterator[RegionBatch]:
-        for batch in read_ahead(self.mapper, self._shares(), self.threads):
+        for batch in _batches(self.mapper, self._shares(), self.threads, self.device):
             self._advance()
             yield batch
 
@@ -157,35 +161,18 @@ class RegionLoader(TrainingLoader):
             yield np.array([index for _, index in share])
 
 
-def every_item_once(make: BatchMaker, batch_size: int, threads: int = 2) -> Iterator[Any]:
+def every_item_once(
+    make: BatchMaker, batch_size: int, threads: int = 2, device: torch.device | str | None = None
+) -> Iterator[Any]:
     """Yields the batch that ``make`` makes of every item once, for evaluation.
 
     Items about one image, and about images with similar numbers of boxes, come together. The last batch may be
-    smaller.
+    smaller. ``threads`` and ``device`` are those of ``RegionLoader``.
     """
     ids = make.image_ids
     order = np.lexsort((ids, np.zeros(len(ids)) if make.num_boxes is None else make.num_boxes))
     shares = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-    return read_ahead(make, shares, threads)
-
-
-def read_ahead(make: Callable[[ShareT], MadeT], shares: Iterable[ShareT], threads: int) -> Iterator[MadeT]:
-    """Yields what ``make`` makes of each share, in order. ``threads`` threads make the next ones while one is used."""
-    if threads == 0:
-        yield from map(make, shares)
-        return
-    pending: deque[Future[MadeT]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for share in shares:
-                pending.append(pool.submit(make, share))
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    return _batches(make, shares, threads, device)
 
 
 class RegionReader:
@@ -272,6 +259,19 @@ class RegionReader:
             counts[chosen] = store.counts[store.rows(image_ids[chosen])]
         return counts
 
+    def places(self, image_ids: np.ndarray, stores: np.ndarray) -> np.ndarray:
+        """Returns [N] int64, the first region of each image in its file, which must be in the flat format.
+
+        Args:
+            image_ids, stores: As for ``num_boxes``.
+        """
+        places = np.zeros(len(image_ids), np.int64)
+        for number, store in enumerate(self.stores):
+            chosen = stores == number
+            if isinstance(store, FlatFeatures):
+                places[chosen] = store.offsets[store.rows(image_ids[chosen])]
+        return places
+
     def read(self, image_ids: np.ndarray, stores: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Returns ``features``, ``boxes`` and ``mask`` of a ``RegionBatch``, where n is at least 1.
 
@@ -295,6 +295,12 @@ class RegionReader:
         counts = np.concatenate([counts for counts, _ in read])
         mask = np.arange(most) < counts[:, None]
         return features, torch.from_numpy(boxes), torch.from_numpy(mask)
+
+
+def _batches(
+    make: Callable[[Any], RegionBatch], shares: Iterable[Any], threads: int, device: torch.device | str | None
+) -> Iterator[RegionBatch]:
+    return read_ahead(make, shares, threads) if device is None else read_ahead_on(device, make, shares, threads)
 
 
 def _dim(store: FeatureStore) -> int:

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 
 from bua.config import check_device
 from bua.engine.launch import launch
-from bua.engine.trainer import NonFiniteLoss
+from bua.engine.losses import NonFiniteLoss
 from bua.errors import InputError, command, make_folder
 from bua.io.files import whole_file
 from bua.tasks.region_batches import RegionReader
@@ -60,22 +60,20 @@ def tool_parser(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def add_inference_options(
-    parser: argparse.ArgumentParser, *, images: str, unit: str, batch_size: int, device: str = "cpu"
-) -> None:
-    """Adds the options of a tool that runs a model on files of features.
+def add_inference_options(parser: argparse.ArgumentParser, *, images: str, unit: str, batch_size: int) -> None:
+    """Adds the options of a tool that runs a model on files of features, by default on a GPU if there is one.
 
     Args:
         images: Which images the features must have, for the help.
         unit: What the items of a batch are, for the help.
         batch_size: The default of --batch-size.
-        device: The default of --device.
     """
     parser.add_argument("--features", nargs="+", required=True, help=f"features of {images}, in any format")
     parser.add_argument(
         "--batch-size", type=int, default=batch_size, help=f"{unit} that go through the model at a time (%(default)s)"
     )
-    parser.add_argument("--device", default=device, help="cpu, cuda, cuda:1, ... (%(default)s)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="cpu, cuda, cuda:1, ...; default here: %(default)s")
 
 
 def open_features(args: argparse.Namespace) -> RegionReader:

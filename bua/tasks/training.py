@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from fvcore.common.config import CfgNode
@@ -21,6 +22,7 @@ from bua.errors import InputError
 from bua.tasks.checkpoint import ModelT
 from bua.tasks.prepared import PreparedDataset
 from bua.tasks.region_batches import BatchT, RegionLoader, RegionReader
+from bua.tasks.resident_regions import on_device
 
 DatasetT = TypeVar("DatasetT", bound=PreparedDataset)
 
@@ -62,6 +64,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
             self.reader.locate(self.validation.image_ids, self.validation.name)
         self.trained = self.build()
         self.trained.model.to(self.processes.device)
+        self.reader = self._on_device()
         self.loader = self.build_loader(self.processes.loading)
 
     @abstractmethod
@@ -116,7 +119,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
             self.cfg,
             self.trained.model,
             self.loader,
-            lambda model, batch: self.losses(model, batch.to(self.processes.device)),
+            self.losses,
             accelerator=self.processes.accelerator,
             ids=self.item_ids,
             unit=self.unit,
@@ -124,6 +127,21 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
             best=self.metric,
             extra=self.trained.describe(),
             resume=resume,
+        )
+
+    def _on_device(self) -> RegionReader:
+        """Returns the reader of all images of the run, which reads them from the device if ``DATA.ON_DEVICE`` says so.
+
+        The model is already there, and so counts in the memory that is not free.
+        """
+        used = [dataset.image_ids for dataset in (self.dataset, self.validation) if dataset is not None]
+        return on_device(
+            self.reader,
+            np.concatenate(used),
+            self.processes.device,
+            self.cfg.DATA.ON_DEVICE,
+            threads=self.cfg.DATALOADER.NUM_WORKERS,
+            progress=self.processes.accelerator.is_main_process,
         )
 
 
@@ -148,14 +166,19 @@ def connect_processes(cfg: CfgNode) -> Processes:
         InputError: As ``micro_batch_size``.
     """
     accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda":
+        # "cuda" alone would mean the first GPU in the threads of the loader.
+        device = torch.device("cuda", torch.cuda.current_device())
     loading = {
         "batch_size": micro_batch_size(cfg, accelerator.num_processes),
         "seed": seed_run(cfg.SEED, accelerator),
         "threads": cfg.DATALOADER.NUM_WORKERS,
+        "device": device,
         "process_index": accelerator.process_index,
         "num_processes": accelerator.num_processes,
     }
-    return Processes(accelerator, torch.device(cfg.MODEL.DEVICE), loading)
+    return Processes(accelerator, device, loading)
 
 
 def open_reader(cfg: CfgNode, program: str) -> RegionReader:

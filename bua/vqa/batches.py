@@ -56,10 +56,16 @@ class VqaLoader(RegionLoader):
 
 
 def evaluation_batches(
-    dataset: VqaDataset, reader: RegionReader, batch_size: int, *, word_padding: str, threads: int = 2
+    dataset: VqaDataset,
+    reader: RegionReader,
+    batch_size: int,
+    *,
+    word_padding: str,
+    threads: int = 2,
+    device: torch.device | str | None = None,
 ) -> Iterator[VqaBatch]:
     """Yields every question once, in the order of ``every_item_once``; arguments and errors as for ``VqaLoader``."""
-    return every_item_once(_VqaMaker(dataset, reader, word_padding), batch_size, threads)
+    return every_item_once(_VqaMaker(dataset, reader, word_padding), batch_size, threads, device)
 
 
 class _VqaMaker(BatchMaker):

@@ -196,9 +196,10 @@ def _logits(
     """Returns the ids of the questions and the logits of their answers, batch by batch."""
     vqa.model.eval()
     questions = dataset.in_vocabularies(vqa.words, vqa.answers)
-    batches = evaluation_batches(questions, reader, batch_size, word_padding=vqa.model.word_padding)
+    padding = vqa.model.word_padding
+    batches = evaluation_batches(questions, reader, batch_size, word_padding=padding, device=vqa.device)
 
     def logits_of(batch: VqaBatch) -> Tensor:
         return vqa.model(batch.features, batch.boxes, batch.mask, batch.words)[0]
 
-    return ((batch.question_ids, logits_of(vqa.visible(batch.to(vqa.device)))) for batch in batches)
+    return ((batch.question_ids, logits_of(vqa.visible(batch))) for batch in batches)

@@ -1,13 +1,13 @@
 """Tests of reading regions into tensors and batches; those of each task's batches test more."""
 
-import threading
-
 import numpy as np
 import pytest
+import torch
+from feature_files import write_features
 
 from bua.errors import InputError
 from bua.structures import Regions
-from bua.tasks.region_batches import BatchMaker, RegionBatch, RegionReader, every_item_once, read_ahead
+from bua.tasks.region_batches import BatchMaker, RegionBatch, RegionReader, every_item_once
 
 DIM = 3
 
@@ -67,32 +67,16 @@ def test_every_item_once_keeps_those_about_an_image_together():
     assert [batch.image_ids.tolist() for batch in batches] == [[1, 1], [2, 3], [3]]
 
 
-@pytest.mark.parametrize("threads", [0, 3])
-def test_reads_ahead_in_order_and_no_further(threads):
-    started, all_in_work = [], threading.Barrier(max(1, threads))
-
-    def make(share):
-        started.append(share)
-        if share < threads:
-            all_in_work.wait(10)
-        return share * share
-
-    batches = read_ahead(make, iter(range(100)), threads)
-    assert [next(batches) for _ in range(4)] == [0, 1, 4, 9]
-    assert len(started) <= 4 + threads
-    assert list(batches) == [i * i for i in range(4, 100)]
-
-
-def test_an_error_comes_where_its_batch_would():
-    def make(share):
-        if share == 2:
-            raise InputError("an image")
-        return share
-
-    batches = read_ahead(make, range(9), 2)
-    assert [next(batches), next(batches)] == [0, 1]
-    with pytest.raises(InputError, match="an image"):
-        next(batches)
+def test_a_batch_on_a_device_has_features_in_float32(tmp_path):
+    path = write_features(tmp_path / "features.flat", map(image, range(1, 4)))
+    maker = BatchMaker(np.array([3, 1, 2, 3]), RegionReader.open([path]), "toy")
+    read = list(every_item_once(maker, 2))
+    on_device = list(every_item_once(maker, 2, device="cpu"))
+    assert [batch.features.dtype for batch in read] == [torch.float16] * 2
+    assert [batch.features.dtype for batch in on_device] == [torch.float32] * 2
+    for expected, found in zip(read, on_device):
+        assert torch.equal(found.features, expected.features.float())
+        assert torch.equal(found.boxes, expected.boxes)
 
 
 def test_one_image_is_a_batch_of_one_item():

@@ -81,8 +81,14 @@ def test_a_run_starts_from_its_seed():
     cfg.MODEL.DEVICE, cfg.SEED, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE = "cpu", 5, 12, 3
     processes = connect_processes(cfg)
     first = torch.rand(3)
-    threads = cfg.DATALOADER.NUM_WORKERS
-    assert processes.loading == {"batch_size": 4, "seed": 5, "threads": threads, "process_index": 0, "num_processes": 1}
+    assert processes.loading == {
+        "batch_size": 4,
+        "seed": 5,
+        "threads": cfg.DATALOADER.NUM_WORKERS,
+        "device": torch.device("cpu"),
+        "process_index": 0,
+        "num_processes": 1,
+    }
     assert processes.device.type == "cpu"
     connect_processes(cfg)
     assert torch.equal(torch.rand(3), first)

@@ -97,6 +97,18 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(world, tmp_path, monkeypatc
     assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("name", ["updown", "ban"])
+def test_features_on_the_device_change_nothing(world, tmp_path, name):
+    sizes = ["SOLVER.EPOCHS", 2, f"MODEL.{name.upper()}.STANDARDIZE", True]
+    scores = [
+        train_vqa(configure(world, tmp_path / str(kept), *sizes, "DATA.ON_DEVICE", kept, name=name))
+        for kept in (False, True)
+    ]
+    assert scores[0] == scores[1]
+    assert losses(tmp_path / "False") == losses(tmp_path / "True")
+    assert_equal(weights(tmp_path / "False"), weights(tmp_path / "True"))
+
+
 def test_parts_of_a_batch_and_low_precision_change_little(world, tmp_path):
     """Without dropout, the loss over an epoch is nearly the same."""
     still = ["MODEL.UPDOWN.ATTENTION_DROPOUT", 0.0, "MODEL.UPDOWN.CLASSIFIER_DROPOUT", 0.0, "SOLVER.EPOCHS", 2]
@@ -136,6 +148,8 @@ def test_settings_that_cannot_be_used(world, tmp_path):
         (["DATA.FEATURES", few], r"lacks 30 of the 30 images of .*val\.npz: 121"),
         (["DATA.WORD_VECTORS", "authors"], r"prepare it with datasets/prepare_vqa\.py --glove"),
         (["SOLVER.ACCUMULATE", 5], "multiple of SOLVER.ACCUMULATE"),
+        (["DATA.ON_DEVICE", "yes"], "DATA.ON_DEVICE is 'yes'; use one of None, False, True, 'auto'"),
+        (["FLOAT32_PRECISION", "tf32"], "FLOAT32_PRECISION is 'tf32'; use one of highest, high, medium"),
     ):
         with pytest.raises(InputError, match=message) as error:
             train_vqa(configure(world, tmp_path / "run", "SOLVER.EPOCHS", 1, *overrides))
