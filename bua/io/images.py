@@ -51,7 +51,18 @@ def read_image(path: str | Path, span: tuple[int, int] | None = None) -> np.ndar
             before decoding. The message names the file.
     """
     name = str(path) if span is None else f"{path} (at byte {span[0]})"
-    data = _read(path, span, name)
+    return decode_image(_read(path, span, name), name)
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decodes the bytes of an image file as ``read_image`` does: [H, W, 3] uint8 BGR.
+
+    Args:
+        name: Name of the image in messages.
+
+    Raises:
+        InputError: As for ``read_image``.
+    """
     pixels = _pixels_in_header(data)
     if pixels is not None and pixels > MAX_PIXELS:
         raise InputError(

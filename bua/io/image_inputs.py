@@ -1,0 +1,86 @@
+"""Images in the forms that callers have them in: files, addresses, bytes, PIL images, arrays and tensors."""
+
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bua.errors import InputError
+from bua.io.images import decode_image, read_image
+
+TIMEOUT_SECONDS = 30
+# A larger answer of a server is not read to its end.
+MAX_BYTES = 256 << 20
+
+ImageInput = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
+
+
+def as_bgr(image: ImageInput) -> np.ndarray:
+    """Returns an image as [H, W, 3] uint8 BGR, which the detector takes.
+
+    Args:
+        image: One of
+            a path, or an address that begins with http:// or https://, of an image file;
+            the bytes of an image file;
+            a PIL image;
+            an array [H, W, 3] or [H, W] (grey) uint8, RGB;
+            a tensor [3, H, W], RGB: uint8, or floating point from 0 to 1.
+            An array or a tensor with a fourth channel loses it.
+
+    Raises:
+        InputError: The image is none of these, or it cannot be read.
+    """
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return decode_image(_fetch(image), image)
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, bytes):
+        return decode_image(image, "the bytes of an image")
+    if isinstance(image, Image.Image):
+        return _bgr_of_rgb(np.asarray(image.convert("RGB")))
+    if isinstance(image, torch.Tensor):
+        return _bgr_of_rgb(_array_of_tensor(image))
+    if isinstance(image, np.ndarray):
+        return _bgr_of_rgb(image)
+    raise InputError(
+        f"image: is of type {type(image).__name__}; give a path, an address, bytes, a PIL image, an array or a tensor"
+    )
+
+
+def _bgr_of_rgb(image: np.ndarray) -> np.ndarray:
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
+        raise InputError(
+            f"image: the array has shape {image.shape} and dtype {image.dtype}; give [H, W, 3] uint8 in the order RGB"
+        )
+    return np.ascontiguousarray(image[:, :, 2::-1])
+
+
+def _array_of_tensor(image: torch.Tensor) -> np.ndarray:
+    """Returns a tensor [C, H, W] as an array [H, W, C] uint8."""
+    if image.ndim != 3 or image.shape[0] not in (3, 4):
+        raise InputError(f"image: the tensor has shape {tuple(image.shape)}; give [3, H, W] in the order RGB")
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        low, high = (float(value) for value in image.aminmax()) if image.numel() else (0.0, 0.0)
+        if not (low >= 0 and high <= 1):
+            raise InputError(
+                f"image: the tensor's values lie between {low:g} and {high:g}; give values from 0 to 1, or uint8"
+            )
+        image = (image * 255).round().to(torch.uint8)
+    array: np.ndarray = image.permute(1, 2, 0).numpy()
+    return array
+
+
+def _fetch(address: str) -> bytes:
+    try:
+        with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
+            data: bytes = response.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{address}: cannot be downloaded ({error}); check the address") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{address}: has more than {MAX_BYTES >> 20} MiB; download it, and give a smaller file")
+    return data

@@ -1,0 +1,90 @@
+"""Images in all the forms in which they can be given."""
+
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bua.errors import InputError
+from bua.io.image_inputs import as_bgr
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server(png):
+    """The address of a server that has the image at /image.png."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path == "/image.png"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(png if found else b"")
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_all_forms_give_the_same_pixels(tmp_path, png, server):
+    path = tmp_path / "image.png"
+    path.write_bytes(png)
+    tensor = torch.from_numpy(RGB).permute(2, 0, 1)
+    with_alpha = np.concatenate([RGB, np.zeros((5, 7, 1), np.uint8)], axis=2)
+    forms = [path, str(path), png, Image.fromarray(RGB), RGB, with_alpha, tensor, tensor.float() / 255]
+    for form in [*forms, f"{server}/image.png"]:
+        np.testing.assert_array_equal(as_bgr(form), RGB[:, :, ::-1])
+
+
+def test_grey_array_becomes_three_equal_channels():
+    np.testing.assert_array_equal(as_bgr(RGB[:, :, 0]), np.repeat(RGB[:, :, :1], 3, axis=2))
+
+
+def test_result_can_be_given_to_opencv():
+    image = as_bgr(RGB)
+    assert image.flags.c_contiguous
+    cv2.rectangle(image, (0, 0), (3, 3), (0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (3, "is of type int"),
+        (RGB.astype(np.float32), "dtype float32"),
+        (RGB[:0], "shape"),
+        (RGB[None], "shape"),
+        (torch.zeros(5, 7, 3), r"\[3, H, W\]"),
+        (torch.full((3, 2, 2), 255.0), "between 255 and 255"),
+        (torch.full((3, 2, 2), float("nan")), "between nan and nan"),
+        (b"no image", "the bytes of an image: is not an image"),
+        ("nowhere.jpg", "nowhere.jpg: cannot be read"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(image, message):
+    with pytest.raises(InputError, match=message) as caught:
+        as_bgr(image)
+    assert "\n" not in str(caught.value)
+
+
+def test_address_that_has_no_image_is_named(server):
+    with pytest.raises(InputError, match=r"/no\.png: cannot be downloaded .*404"):
+        as_bgr(f"{server}/no.png")
