@@ -1,10 +1,17 @@
-"""Selects the regions of an image that become its features (Anderson et al. 2018, section 3.1)."""
+"""Selects the regions of an image that become its features (Anderson et al. 2018, section 3.1).
+
+The selection runs on the host, in NumPy, for a detector on a GPU too: it is a loop of many short steps, each of which
+would have to wait for the GPU. Boxes and class probabilities are copied once.
+"""
 
 import numpy as np
 import torch
 
-from bua.modeling.boxes import pairwise_iou
+from bua.extraction.suppression import overlap_bits, suppressed_of_pairs, suppressed_of_scores
 from bua.structures import RegionPredictions, Regions
+
+# The largest share of all (region, class) pairs for which the pairs are listed one by one.
+_MAX_LISTED_PAIRS = 1 / 32
 
 
 def select_regions(
@@ -29,8 +36,8 @@ def select_regions(
     nms does.
 
     Args:
-        boxes: [R, 4] float x1y1x2y2.
-        class_probs: [R, C] float, 0 to 1, without background; not necessarily normalised.
+        boxes: [R, 4] float x1y1x2y2, on any device.
+        class_probs: [R, C] float, 0 to 1, without background; not necessarily normalised. Both are taken as float32.
         min_boxes, max_boxes: Limits on the number of selected regions, which is below ``min_boxes`` only if R is.
         score_threshold: Minimum confidence, 0 to 1.
         nms_threshold: "caffe" suppresses at an IoU (of widths x2-x1+1) of at least this value, "detectron2" above it.
@@ -39,19 +46,50 @@ def select_regions(
     Returns:
         [n] int64, rows of ``boxes``, on its device.
     """
+    keep = choose_rows(
+        _on_host(boxes),
+        _on_host(class_probs),
+        min_boxes=min_boxes,
+        max_boxes=max_boxes,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        convention=convention,
+    )
+    return torch.from_numpy(keep).to(boxes.device)
+
+
+def choose_rows(
+    boxes: np.ndarray,
+    class_probs: np.ndarray,
+    *,
+    min_boxes: int = 10,
+    max_boxes: int = 100,
+    score_threshold: float = 0.2,
+    nms_threshold: float = 0.3,
+    convention: str = "caffe",
+) -> np.ndarray:
+    """Selects regions as ``select_regions`` does, from arrays. Threads may call this at the same time.
+
+    Args:
+        boxes: [R, 4] float32.
+        class_probs: [R, C] float32. A probability that is not a number counts as 0.
+        min_boxes, max_boxes, score_threshold, nms_threshold, convention: As for ``select_regions``.
+
+    Returns:
+        [n] int64, rows of ``boxes``.
+    """
     if not 0 <= min_boxes <= max_boxes:
         raise ValueError(f"min_boxes {min_boxes} and max_boxes {max_boxes}: need 0 <= min_boxes <= max_boxes")
     count = len(boxes)
     if count == 0:
-        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+        return np.zeros(0, np.int64)
     confidences = _confidences(
-        _overlaps(boxes, nms_threshold, convention), class_probs, min(min_boxes, count), score_threshold, convention
+        overlap_bits(boxes, nms_threshold, convention), class_probs, min(min_boxes, count), score_threshold, convention
     )
-    confident = torch.nonzero(confidences.double() >= score_threshold).flatten()
+    confident = np.flatnonzero(confidences.astype(np.float64) >= score_threshold)
     if min_boxes <= len(confident) <= max_boxes:
         return confident
-    best_first = _descending(confidences, convention)
-    return best_first[: min_boxes if len(confident) < min_boxes else max_boxes]
+    return _best_first(confidences, convention)[: min_boxes if len(confident) < min_boxes else max_boxes]
 
 
 def regions_from(
@@ -77,43 +115,56 @@ def regions_from(
             its "d2" mode, with the proposals' features, where a region occurs once for each class that it is detected
             as.
     """
-    boxes = _boxes_of_best_class(predictions) if regressed else predictions.proposals
-    keep = select_regions(
+    boxes = _on_host(_boxes_of_best_class(predictions) if regressed else predictions.proposals)
+    class_probs = _on_host(predictions.class_probs)
+    keep = choose_rows(
         boxes,
-        predictions.class_probs,
+        class_probs,
         min_boxes=min_boxes,
         max_boxes=max_boxes,
         score_threshold=score_threshold,
         nms_threshold=nms_threshold,
         convention=convention,
     )
-    return _regions(predictions, image_id, boxes, keep)
+    rows = torch.from_numpy(keep).to(predictions.features.device)
+    return _regions(predictions, image_id, boxes[keep], class_probs[keep], rows)
 
 
 def regions_of_given(predictions: RegionPredictions, image_id: int | str) -> Regions:
     """Returns all regions in their order, for boxes that the caller gave the detector, with labels as in
     ``regions_from``."""
-    return _regions(predictions, image_id, predictions.proposals, slice(None))
+    boxes, class_probs = _on_host(predictions.proposals), _on_host(predictions.class_probs)
+    return _regions(predictions, image_id, boxes, class_probs, slice(None))
 
 
 def _regions(
-    predictions: RegionPredictions, image_id: int | str, boxes: torch.Tensor, keep: torch.Tensor | slice
+    predictions: RegionPredictions,
+    image_id: int | str,
+    boxes: np.ndarray,
+    class_probs: np.ndarray,
+    rows: torch.Tensor | slice,
 ) -> Regions:
-    object_ids, object_scores = _best(predictions.class_probs[keep])
+    """Returns regions with these boxes and class probabilities, and with the features and attributes of ``rows``."""
+    object_ids, object_scores = _best(class_probs)
     attribute_ids, attribute_scores = None, None
     if predictions.attribute_probs is not None:
-        attribute_ids, attribute_scores = _best(predictions.attribute_probs[keep])
+        attribute_ids, attribute_scores = _best(_on_host(predictions.attribute_probs[rows]))
     return Regions(
         image_id=image_id,
         width=predictions.width,
         height=predictions.height,
-        boxes=boxes[keep].float().cpu().numpy(),
-        features=predictions.features[keep].float().cpu().numpy(),
+        boxes=boxes,
+        features=_on_host(predictions.features[rows]),
         object_ids=object_ids,
         object_scores=object_scores,
         attribute_ids=attribute_ids,
         attribute_scores=attribute_scores,
     )
+
+
+def _on_host(values: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = values.float().cpu().numpy()
+    return array
 
 
 def _boxes_of_best_class(predictions: RegionPredictions) -> torch.Tensor:
@@ -123,73 +174,63 @@ def _boxes_of_best_class(predictions: RegionPredictions) -> torch.Tensor:
     return predictions.boxes[torch.arange(len(best), device=best.device), best]
 
 
-def _best(probs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _best(probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first best class [n] int64 of probabilities [n, C], and its probability [n] float32."""
-    array = probs.float().cpu().numpy()
-    return array.argmax(axis=1), array.max(axis=1)
-
-
-def _overlaps(boxes: torch.Tensor, threshold: float, convention: str) -> torch.Tensor:
-    """Returns which regions suppress each other, [R, R] bool."""
-    # IoUs are compared in double precision, as in the original and in torchvision: 0.3 rounded to single exceeds 0.3.
-    iou = pairwise_iou(boxes, boxes, convention).double()
-    overlaps = iou >= threshold if convention == "caffe" else iou > threshold
-    return overlaps.fill_diagonal_(False)
+    return probs.argmax(axis=1), probs.max(axis=1)
 
 
 def _confidences(
-    overlaps: torch.Tensor, probs: torch.Tensor, needed: int, score_threshold: float, convention: str
-) -> torch.Tensor:
+    overlaps: np.ndarray, probs: np.ndarray, needed: int, score_threshold: float, convention: str
+) -> np.ndarray:
     """Returns the confidences [R]. They are exact where they are at least ``score_threshold`` and for the ``needed``
     best regions; elsewhere they may be too low.
 
     Whether a (region, class) pair survives depends only on the pairs of the same class with a higher probability.
     Therefore the pairs with a probability of at least ``floor`` determine every confidence that reaches ``floor``.
-    After a softmax they are few (at most 1 / floor per region). The floor is lowered until enough confidences reach it.
+    After a softmax they are few (at most 1 / floor per region). The floor is lowered until enough confidences reach it:
+    to the best probability of more regions, but by a factor of four at most. If there are many pairs above it, as if
+    the scores are flat, all pairs are used, for which the time does not depend on the probabilities.
+
+    Args:
+        overlaps: From ``overlap_bits``.
     """
-    classes = probs.shape[1]
-    floor = score_threshold
-    if needed > 0:
-        floor = min(floor, probs.amax(dim=1).topk(needed).values[-1].item())
-    while True:
-        confidences = _confidences_above(floor, overlaps, probs, convention)
-        if floor <= 0 or int((confidences >= floor).sum()) >= needed:
+    count, classes = probs.shape
+    best = np.sort(probs.max(axis=1))[::-1]
+    if np.isnan(best[:1]).any():
+        probs = np.nan_to_num(probs, nan=0.0)
+        best = np.sort(probs.max(axis=1))[::-1]
+    reach = needed
+    floor = min(score_threshold, float(best[needed - 1])) if needed else score_threshold
+    while floor > 0:
+        pairs = np.flatnonzero(probs >= floor)
+        if len(pairs) > probs.size * _MAX_LISTED_PAIRS:
+            break
+        confidences = _confidences_of(*np.divmod(pairs, classes), overlaps, probs, convention)
+        if np.count_nonzero(confidences >= floor) >= needed:
             return confidences
-        # Below 1 / classes nearly all pairs are included, and a floor below 0 would not add any.
-        floor = floor / 4 if floor > 1 / classes else 0.0
+        reach = min(4 * reach, count)
+        quarter = floor / 4 if floor > 1 / classes else 0.0
+        next_best = float(best[reach - 1])
+        floor = max(quarter, next_best) if next_best < floor else quarter
+    suppressed = suppressed_of_scores(probs, overlaps, later_first=convention == "caffe")
+    surviving: np.ndarray = np.where(suppressed, 0, probs)
+    return surviving.max(axis=1, initial=0)
 
 
-def _confidences_above(floor: float, overlaps: torch.Tensor, probs: torch.Tensor, convention: str) -> torch.Tensor:
-    """Returns the confidences [R] that follow from the (region, class) pairs with a probability of at least ``floor``
-    and above 0.
-
-    Suppression runs for all classes at once: first for the best pair of every class, then for the second best, and so
-    on.
-    """
-    regions, classes = torch.nonzero(probs >= floor if floor > 0 else probs > 0, as_tuple=True)
+def _confidences_of(
+    regions: np.ndarray, classes: np.ndarray, overlaps: np.ndarray, probs: np.ndarray, convention: str
+) -> np.ndarray:
+    """Returns the confidences [R] that follow from some (region, class) pairs, of which none is missing that has a
+    higher probability than one of the same class."""
     scores = probs[regions, classes]
-    order = _descending(scores, convention)
-    order = order[torch.argsort(classes[order], stable=True)]
-    counts = torch.bincount(classes, minlength=probs.shape[1])
-    rank_in_class = torch.arange(len(order), device=probs.device) - (counts.cumsum(0) - counts)[classes[order]]
-    order = order[torch.argsort(rank_in_class, stable=True)]
-    regions, classes, scores = regions[order], classes[order], scores[order]
-    pairs_of_rank = torch.bincount(rank_in_class).tolist()
-
-    suppressed = torch.zeros(probs.shape[1], probs.shape[0], dtype=torch.bool, device=probs.device)
-    for region, class_ in zip(torch.split(regions, pairs_of_rank), torch.split(classes, pairs_of_rank)):
-        survives = ~suppressed[class_, region]
-        region, class_ = region[survives], class_[survives]
-        suppressed[class_] |= overlaps[region]
-    # A survivor is never suppressed later: a region that overlaps it is suppressed by it, and suppresses nothing.
-    survives = ~suppressed[classes, regions]
-    confidences = torch.zeros_like(probs[:, 0])
-    return confidences.scatter_reduce_(0, regions[survives], scores[survives], "amax")
+    suppressed = suppressed_of_pairs(regions, classes, scores, overlaps, later_first=convention == "caffe")
+    confidences = np.zeros(len(probs), probs.dtype)
+    np.maximum.at(confidences, regions[~suppressed], scores[~suppressed])
+    return confidences
 
 
-def _descending(scores: torch.Tensor, convention: str) -> torch.Tensor:
-    """Returns the indices of ``scores`` [N], best first, with ties in the convention's order, provided that the scores
-    are in ascending order of their regions."""
+def _best_first(scores: np.ndarray, convention: str) -> np.ndarray:
+    """Returns the indices of ``scores`` [N], best first, with ties in the convention's order."""
     if convention == "caffe":
-        return torch.argsort(scores, stable=True).flip(0)
-    return torch.argsort(scores, descending=True, stable=True)
+        return np.argsort(scores, kind="stable")[::-1].copy()
+    return np.argsort(-scores, kind="stable")

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bua.extraction import regions_from, regions_of_given, select_regions
+from bua.extraction.select import choose_rows
 from bua.structures import RegionPredictions
 
 CONVENTIONS = ["caffe", "detectron2"]
@@ -100,6 +103,36 @@ def test_as_a_loop_over_classes_with_ties(convention, regions, limits, score_thr
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
+@given(
+    regions=tied_regions(),
+    empty_classes=st.integers(0, 300),
+    limits=st.tuples(st.integers(0, 16), st.integers(1, 16)).map(sorted),
+    score_threshold=st.sampled_from([0.1, 0.2, 0.7]),
+)
+@settings(max_examples=200, deadline=None)
+def test_few_pairs_among_many_classes_with_ties(convention, regions, empty_classes, limits, score_threshold):
+    """As after a softmax of a trained detector, most probabilities are below any that matters."""
+    boxes, probs = regions
+    probs = np.concatenate([probs, np.full((len(probs), empty_classes), 1e-7, np.float32)], axis=1)
+    probs = probs[:, np.random.default_rng(0).permutation(probs.shape[1])]
+    assert_as_class_by_class(boxes, probs, *limits, score_threshold, 0.3, convention)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("case", ["all alike", "flat", "one class"])
+def test_scores_of_an_untrained_detector(convention, case):
+    rng = np.random.default_rng(5)
+    corners = rng.uniform(0, 200, (150, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(10, 120, (150, 2))], axis=1).astype(np.float32)
+    spread = {"all alike": 0.0, "flat": 0.02, "one class": 0.001}[case]
+    logits = rng.normal(size=(150, 41)) * spread
+    logits[:, 7] += 3.0 if case == "one class" else 0.0
+    probs = torch.from_numpy(logits).softmax(dim=1)[:, 1:].float().numpy().copy()
+    for limits in ((10, 100), (36, 36), (100, 100)):
+        assert_as_class_by_class(boxes, probs, *limits, 0.2, 0.3, convention)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("sharpness", [0.0, 1.0, 4.0, 12.0])
 @pytest.mark.parametrize("limits", [(10, 40), (36, 36)])
 def test_as_a_loop_over_classes_after_a_softmax(convention, sharpness, limits):
@@ -136,6 +169,30 @@ def test_fewer_regions_than_wanted():
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9]])
     assert select_regions(boxes, torch.tensor([[0.3], [0.4]])).tolist() == [1, 0]
     assert select_regions(torch.zeros(0, 4), torch.zeros(0, 5)).tolist() == []
+
+
+def test_a_probability_that_is_not_a_number_counts_as_zero():
+    boxes = torch.tensor([[0.0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]])
+    probs = torch.tensor([[float("nan"), 0.3], [float("nan"), float("nan")], [0.5, 0.1]])
+    assert select_regions(boxes, probs, min_boxes=1).tolist() == [0, 2]
+    assert select_regions(boxes, probs, min_boxes=3).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_are_taken_as_float32(dtype):
+    detected = predictions()
+    boxes, probs = detected.proposals.to(dtype), detected.class_probs.to(dtype)
+    expected = choose_rows(boxes.float().numpy(), probs.float().numpy(), min_boxes=5, max_boxes=9)
+    assert select_regions(boxes, probs, min_boxes=5, max_boxes=9).tolist() == expected.tolist()
+    assert expected.dtype == np.int64
+
+
+def test_threads_select_at_the_same_time():
+    rng = np.random.default_rng(0)
+    images = [(rng.random((50, 4), np.float32).cumsum(axis=1) * 50, rng.random((50, 30), np.float32)) for _ in range(8)]
+    expected = [choose_rows(*image).tolist() for image in images]
+    with ThreadPoolExecutor(4) as threads:
+        assert [rows.tolist() for rows in threads.map(lambda image: choose_rows(*image), images)] == expected
 
 
 def test_limits_that_cross():
