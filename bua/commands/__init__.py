@@ -18,6 +18,7 @@ from bua.errors import INPUT_ERROR, command
 # The commands, in groups, each with the line that ``bua --help`` shows.
 GROUPS = {
     "Data": {
+        "download": "fetch data sets from their official addresses",
         "make-shapes": "draw the data set Shapes",
         "prepare-visual-genome": "prepare Visual Genome for the detector",
         "prepare-vqa": "prepare VQA v2",

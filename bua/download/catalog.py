@@ -46,9 +46,10 @@ def _genome_json(name: str, size: int, unpacked: int | None = None, checksum: st
 
 def _genome_lists() -> tuple[File, ...]:
     lists = GENOME_VOCABULARIES | GENOME_SPLITS
+    sizes = (12_782, 3_095, 3_576_164, 182_362, 182_298)
     return tuple(
-        File(GENOME_LISTS + remote, f"visual_genome/{path}", checksum=f"md5:{md5}")
-        for path, (remote, md5) in lists.items()
+        File(GENOME_LISTS + remote, f"visual_genome/{path}", size, f"md5:{md5}")
+        for (path, (remote, md5)), size in zip(lists.items(), sizes)
     )
 
 

@@ -66,13 +66,15 @@ def download(
         except NoSpace:
             raise
         except InputError as error:
-            failures.append(str(error))
+            show(f"failed: {error}")
+            failures.append((step.file.name, error))
     for name in dict.fromkeys(names):
         _say_what_is_next(catalog[name], root, show)
     if failures:
+        names_of_files = ", ".join(name for name, _ in failures)
         raise InputError(
             f"{len(failures)} of {len(steps)} files could not be fetched, and the same command tries them again: "
-            + "; ".join(failures)
+            f"{names_of_files} (the first: {failures[0][1]})"
         )
 
 
@@ -218,7 +220,7 @@ def _check_space(steps: Sequence[_Step], root: Path, keep_archives: bool, show: 
     if not most:
         show("everything is there")
     else:
-        show(f"{readable(sum(step.to_fetch for step in steps))} are to fetch")
+        show(f"to fetch: {readable(sum(step.to_fetch for step in steps))}")
     for disk, size in most.items():
         free = free_space(places[disk])
         show(f"{places[disk]}: needs about {readable(size)} of disk space, and {readable(free)} are free")

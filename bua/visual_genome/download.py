@@ -7,23 +7,13 @@ import logging
 import urllib.request
 from pathlib import Path
 
+from bua.download.catalog import GENOME_LISTS, GENOME_SPLITS, GENOME_VOCABULARIES
 from bua.errors import InputError
 from bua.io.files import whole_file
 
-URL = "https://raw.githubusercontent.com/peteanderson80/bottom-up-attention/master/data/genome/"
+URL = GENOME_LISTS
+VOCABULARIES, SPLITS = GENOME_VOCABULARIES, GENOME_SPLITS
 TIMEOUT_SECONDS = 60
-
-# Path in the data set's folder -> (path below URL, MD5). The original also published a vocabulary of relations, but no
-# model reads it.
-VOCABULARIES = {
-    "vocab/objects_vocab.txt": ("1600-400-20/objects_vocab.txt", "b0fe0368e4023de7b43f94566dbd8fae"),
-    "vocab/attributes_vocab.txt": ("1600-400-20/attributes_vocab.txt", "ed5db248c4bc585d26af2b9b9a012304"),
-}
-SPLITS = {
-    "splits/train.txt": ("train.txt", "68214ddf7a7ce485beb649508903bb88"),
-    "splits/val.txt": ("val.txt", "df79508d0eff2f818db98a028680a296"),
-    "splits/test.txt": ("test.txt", "50c104a7d7f264c14bc0f77c3cb1c1b7"),
-}
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bua.detection.annotations import ImageAnnotations, write_annotations
+from bua.download.catalog import GENOME_IMAGES, GENOME_JSON
 from bua.errors import InputError
 from bua.io.json_records import without_gc
 from bua.visual_genome.official import count_names, read_attributes, read_objects, read_sizes
 from bua.vocabulary import Vocabulary, read_lines
 
 SPLITS = ("train", "val", "test")
-JSON_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
-IMAGES_URL = "https://cs.stanford.edu/people/rak248/VG_100K_2/"
 
 logger = logging.getLogger(__name__)
 
@@ -153,10 +152,10 @@ class _Sources:
             sources = cls(root / "image_data.json", root / "attributes.json", scene_graphs)
         missing = [path.name for path in vars(sources).values() if not path.is_file()]
         if missing:
-            zips = ", ".join(f"{JSON_URL}{file}.zip" for file in missing)
+            zips = ", ".join(f"{GENOME_JSON}{file}.zip" for file in missing)
             raise InputError(
-                f"{root}: has no {', '.join(missing)}; download {zips} and unzip there"
-                f" (and the images, {IMAGES_URL}images.zip and {IMAGES_URL}images2.zip; see datasets/README.md)"
+                f"{root}: has no {', '.join(missing)}; download {zips} and unzip there (and the images,"
+                f" {GENOME_IMAGES}images.zip and {GENOME_IMAGES}images2.zip), as `bua download visual-genome` does"
             )
         return sources
 
@@ -197,5 +196,8 @@ def _warn_of_missing_images(root: Path, file_names: dict[int, str]) -> None:
     for folder in sorted({os.path.dirname(file) for file in file_names.values()}):
         if not (root / folder).is_dir():
             logger.warning(
-                "%s: no such folder; download the images, %simages.zip and images2.zip", root / folder, IMAGES_URL
+                "%s: no such folder; download the images, %simages.zip and images2.zip, as `bua download "
+                "visual-genome --only images` does",
+                root / folder,
+                GENOME_IMAGES,
             )

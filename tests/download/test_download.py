@@ -201,7 +201,7 @@ def test_the_space_is_said_first(run, site, monkeypatch):
     monkeypatch.setattr("bua.download.run.free_space", lambda _: 20_000 + size)
     lines = run("pets", only=["images"], dry_run=True)
     assert not site.requests
-    assert lines[1:] == [f"{size} bytes are to fetch", lines[2]]
+    assert lines[1:] == [f"to fetch: {size} bytes", lines[2]]
     assert re.fullmatch(r".*/datasets/pets: needs about 20\.\d kB of disk space, and 20\.\d kB are free", lines[2])
 
     monkeypatch.setattr("bua.download.run.free_space", lambda _: 19_000 + size)
