@@ -1,8 +1,8 @@
 """Prepares Visual Genome, or another data set in the same format, for training and evaluating a detector.
 
 The program writes annotations/<name>_{train,val,test}.json. With the name visual_genome it first downloads the
-published vocabularies and splits if they are missing. datasets/README.md describes the folder and says what to download
-by hand.
+published vocabularies and splits if they are missing. bua download visual-genome fetches everything that it needs, and
+datasets/README.md describes the folder.
 
     bua prepare-visual-genome --root datasets/visual_genome
     bua prepare-visual-genome --root datasets/shapes --name shapes
