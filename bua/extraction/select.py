@@ -115,7 +115,7 @@ def regions_from(
             its "d2" mode, with the proposals' features, where a region occurs once for each class that it is detected
             as.
     """
-    boxes = _on_host(_boxes_of_best_class(predictions) if regressed else predictions.proposals)
+    boxes = _on_host(boxes_of_best_class(predictions) if regressed else predictions.proposals)
     class_probs = _on_host(predictions.class_probs)
     keep = choose_rows(
         boxes,
@@ -167,7 +167,7 @@ def _on_host(values: torch.Tensor) -> np.ndarray:
     return array
 
 
-def _boxes_of_best_class(predictions: RegionPredictions) -> torch.Tensor:
+def boxes_of_best_class(predictions: RegionPredictions) -> torch.Tensor:
     """Returns the box of each region regressed for its most probable class, [R, 4]."""
     assert predictions.boxes is not None
     best = predictions.class_probs.argmax(dim=1)
@@ -213,8 +213,8 @@ def _confidences(
         next_best = float(best[reach - 1])
         floor = max(quarter, next_best) if next_best < floor else quarter
     suppressed = suppressed_of_scores(probs, overlaps, later_first=convention == "caffe")
-    surviving: np.ndarray = np.where(suppressed, 0, probs)
-    return surviving.max(axis=1, initial=0)
+    best_surviving: np.ndarray = np.where(suppressed, 0, probs).max(axis=1)
+    return best_surviving
 
 
 def _confidences_of(

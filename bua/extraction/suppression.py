@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Number of ranks whose regions are read from the sorted keys together, as many as remain in the processor's cache.
+# Number of ranks that are prepared together: as many as the processor's cache holds.
 _RANKS_AT_A_TIME = 16
 
 # A key has the inverted bits of a score (its sign is 0), so that the best comes first, and below them the region.
@@ -75,12 +75,13 @@ def suppressed_of_pairs(
     ordered = (keys & np.uint64((1 << shift) - 1)).astype(np.intp)
     lane = (keys >> np.uint64(shift + _SCORE_BITS)).astype(np.intp)
     rank = np.arange(len(keys)) - (np.cumsum(counts) - counts)[lane]
-    order = np.empty((int(counts.max(initial=0)), len(counts)), np.intp)
+    order = np.full((int(counts.max(initial=0)), len(counts)), count)
     order[rank, lane] = count - ordered if later_first else ordered
-    # Number of lanes with a region of each rank.
-    widths = np.searchsorted(-counts, -np.arange(len(order)), side="left")
-    ranks = (regions_of_rank[:width] for regions_of_rank, width in zip(order, widths.tolist()))
-    suppressed: np.ndarray = _suppress(ranks, len(counts), overlaps)[lanes, regions]
+    blocks = (
+        order[start : start + _RANKS_AT_A_TIME, : np.count_nonzero(counts > start)]
+        for start in range(0, len(order), _RANKS_AT_A_TIME)
+    )
+    suppressed: np.ndarray = _suppress(blocks, len(counts), overlaps)[lanes, regions]
     return suppressed
 
 
@@ -96,7 +97,7 @@ def suppressed_of_scores(scores: np.ndarray, overlaps: np.ndarray, *, later_firs
     numbers = np.arange(count)
     keys = _keys(scores.T, count - numbers if later_first else numbers, shift)
     keys.sort(axis=1)
-    return _suppress(_ranks_of(keys, shift, count if later_first else None), classes, overlaps).T
+    return _suppress(_blocks_of(keys, shift, count if later_first else None), classes, overlaps).T
 
 
 def _extents(low: np.ndarray, high: np.ndarray, offset: np.float32) -> np.ndarray:
@@ -123,33 +124,37 @@ def _keys(scores: np.ndarray, numbers: np.ndarray, shift: int) -> np.ndarray:
     return keys
 
 
-def _ranks_of(keys: np.ndarray, shift: int, reversed_from: int | None) -> Iterator[np.ndarray]:
-    """Yields the region [C] of each rank from sorted keys [C, R], whose numbers count down from ``reversed_from`` if it
-    is given."""
+def _blocks_of(keys: np.ndarray, shift: int, reversed_from: int | None) -> Iterator[np.ndarray]:
+    """Yields the regions [ranks, C] of a few ranks at a time from sorted keys [C, R], whose numbers count down from
+    ``reversed_from`` if it is given."""
     mask = np.uint64((1 << shift) - 1)
     for start in range(0, keys.shape[1], _RANKS_AT_A_TIME):
         numbers = (keys[:, start : start + _RANKS_AT_A_TIME].T & mask).astype(np.intp, order="C")
-        yield from numbers if reversed_from is None else reversed_from - numbers
+        yield numbers if reversed_from is None else reversed_from - numbers
 
 
-def _suppress(ranks: Iterator[np.ndarray], lanes: int, overlaps: np.ndarray) -> np.ndarray:
+def _suppress(blocks: Iterator[np.ndarray], lanes: int, overlaps: np.ndarray) -> np.ndarray:
     """Returns which regions are suppressed in each lane, [lanes, R] bool.
 
     Args:
-        ranks: The regions of each rank in the first lanes, best rank first.
+        blocks: The regions [ranks, width] of the next ranks in the first ``width`` lanes, best rank first. R stands for
+            no region. The arrays are changed.
     """
     count, words = len(overlaps) - 1, overlaps.shape[1]
     suppressed = np.zeros((lanes, words), np.uint64)
     as_bytes = suppressed.view(np.uint8)
-    first_byte = np.arange(lanes) * (words * 8)
-    bit_of = np.left_shift(np.uint8(1), np.arange(count) & 7, dtype=np.uint8, casting="unsafe")
+    flat, first_byte = as_bytes.ravel(), np.arange(lanes) * (words * 8)
+    bit_of = np.left_shift(np.uint8(1), np.arange(count + 1) & 7, dtype=np.uint8, casting="unsafe")
     rows = np.empty((lanes, words), np.uint64)
-    for regions in ranks:
-        width = len(regions)
-        dead = as_bytes.take(first_byte[:width] + (regions >> 3)) & bit_of.take(regions) != 0
-        # A region that is suppressed suppresses nothing, like the last row.
-        np.take(overlaps, np.where(dead, count, regions), axis=0, out=rows[:width], mode="clip")
-        suppressed[:width] |= rows[:width]
+    for block in blocks:
+        width = block.shape[1]
+        bytes_of, bits_of = (block >> 3) + first_byte[:width], bit_of.take(block)
+        for regions, at, bits in zip(block, bytes_of, bits_of):
+            # A region that is suppressed suppresses nothing, like the last row.
+            regions[flat.take(at) & bits != 0] = count
+            # Every index is in range. "clip" lets numpy write to ``rows`` without a buffer.
+            overlaps.take(regions, axis=0, out=rows[:width], mode="clip")
+            suppressed[:width] |= rows[:width]
     # A survivor is never suppressed later: a region that overlaps it is suppressed by it, and suppresses nothing.
     unpacked = np.unpackbits(as_bytes, axis=1, bitorder="little", count=count)
     return unpacked.view(np.bool_)
