@@ -9,8 +9,8 @@ from bua.download.catalog import CATALOG
 from bua.download.data_set import DataSet, File
 from bua.download.http import ATTEMPTS, TIMEOUT, WAIT, fetch
 from bua.download.space import NoSpace, existing, free_space, readable, writing
-from bua.errors import InputError
-from bua.io.files import whole_file
+from bua.errors import InputError, make_folder
+from bua.io.files import exclusive, whole_file
 
 
 def download(
@@ -51,7 +51,7 @@ def download(
     steps = []
     for name, part, files in _choose(names, only, catalog):
         for file in files:
-            step = _Step.plan(file, root)
+            step = _Step.plan(file, root, keep_archives)
             steps.append(step)
             show(f"{name:14} {part:12} {file.name:30} {_size(file):>8}  {step.state}")
     _check_space([step for step in steps if not step.is_done], root, keep_archives, show)
@@ -61,6 +61,7 @@ def download(
     for step in steps:
         if step.is_done:
             continue
+        show(f"fetching {step.file.url}")
         try:
             step.run(root, keep_archives, timeout, attempts, wait, progress)
         except NoSpace:
@@ -96,7 +97,7 @@ class _Step:
     to_unpack: int = 0
 
     @classmethod
-    def plan(cls, file: File, root: Path) -> "_Step":
+    def plan(cls, file: File, root: Path, keep_archive: bool) -> "_Step":
         target = root / file.target
         if not file.members:
             # The programs that prepare data read compressed lists, too.
@@ -106,7 +107,7 @@ class _Step:
                 return cls(
                     file, "is there, but is another file; delete it to fetch it" if differs else "is there", True
                 )
-            return cls(file, "to fetch", to_fetch=_rest(target, file))
+            return cls(file, *_to_fetch(file, target))
         if _is_recorded(file, root):
             return cls(file, "is there", True)
         count, size = _unpacked(file, root)
@@ -114,30 +115,33 @@ class _Step:
             return cls(file, "is there (its files were only counted)", True)
         to_unpack = max(0, (file.unpacked or file.size or 0) - size)
         if target.is_file() and file.size in (None, target.stat().st_size):
-            return cls(file, "to unpack", to_unpack=to_unpack)
-        return cls(file, "to fetch", to_fetch=_rest(target, file), to_unpack=to_unpack)
+            return cls(file, "to unpack" if keep_archive else "to unpack and then to delete", to_unpack=to_unpack)
+        return cls(file, *_to_fetch(file, target), to_unpack=to_unpack)
 
     def run(self, root: Path, keep_archive: bool, timeout: float, attempts: int, wait: float, progress: bool) -> None:
         """Fetches the file and unpacks it."""
-        file, target = self.file, root / self.file.target
-        fetch(
-            file.url,
-            target,
-            size=file.size,
-            checksum=file.checksum,
-            timeout=timeout,
-            attempts=attempts,
-            wait=wait,
-            progress=progress,
-        )
-        if not file.members:
-            return
-        files = unpack(target, root, file.members, progress=progress)
-        with writing(_record(file, root)), whole_file(_record(file, root)) as record:
-            for path, size in files.items():
-                record.write(f"{size}\t{path.relative_to(root)}\n".encode())
-        if not keep_archive:
-            target.unlink()
+        file, target, record = self.file, root / self.file.target, _record(self.file, root)
+        make_folder(target.parent)
+        # Another process that does the same must wait until all is unpacked.
+        with exclusive(record):
+            fetch(
+                file.url,
+                target,
+                size=file.size,
+                checksum=file.checksum,
+                timeout=timeout,
+                attempts=attempts,
+                wait=wait,
+                progress=progress,
+            )
+            if not file.members:
+                return
+            files = unpack(target, root, file.members, progress=progress)
+            with writing(record), whole_file(record) as listing:
+                for path, size in files.items():
+                    listing.write(f"{size}\t{path.relative_to(root)}\n".encode())
+            if not keep_archive:
+                target.unlink()
 
 
 def _choose(
@@ -159,9 +163,12 @@ def _choose(
     ]
 
 
-def _rest(target: Path, file: File) -> int:
+def _to_fetch(file: File, target: Path) -> tuple[str, bool, int]:
+    """Returns state, is_done and to_fetch of a file that is not there, or only its beginning."""
     partial = target.with_name(f"{target.name}.part")
-    return max(0, (file.size or 0) - (partial.stat().st_size if partial.is_file() else 0))
+    have = partial.stat().st_size if partial.is_file() else 0
+    state = f"to fetch, from {readable(have)} on" if have else "to fetch"
+    return state, False, max(0, (file.size or 0) - have)
 
 
 def _record(file: File, root: Path) -> Path:
@@ -237,7 +244,9 @@ def _size(file: File) -> str:
 
 def _say_what_is_next(data_set: DataSet, root: Path, show: Callable[[str], object]) -> None:
     there = {
-        name for name, part in data_set.parts.items() if all(_Step.plan(file, root).is_done for file in part.files)
+        name
+        for name, part in data_set.parts.items()
+        if all(_Step.plan(file, root, True).is_done for file in part.files)
     }
     for note in data_set.notes:
         show(f"note: {note.format(root=root)}")

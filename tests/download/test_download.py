@@ -8,6 +8,7 @@ from bua.download import CATALOG, download
 from bua.download.data_set import DataSet, File, Part
 from bua.download.space import NoSpace
 from bua.errors import InputError
+from bua.io.files import exclusive
 
 IMAGES = {f"pets/{number}.jpg": bytes([number]) * 5000 for number in range(4)}
 BOXES = {"boxes.json": b"[1, 2]", "README": b"not wanted"}
@@ -127,8 +128,9 @@ def test_an_archive_that_is_there_is_only_unpacked(run, root, site):
     (root / "pets/images.zip").write_bytes(site.files["images.zip"])
     lines = run("pets", only=["images"])
     assert not site.requests
-    assert "to unpack" in lines[0]
+    assert lines[0].endswith("to unpack and then to delete")
     assert (root / "pets/images/0.jpg").is_file()
+    assert not (root / "pets/images.zip").exists()
 
 
 def test_archives_are_kept_on_request(run, root, site):
@@ -174,8 +176,16 @@ def test_a_cut_archive_goes_on_in_the_next_run(run, site):
     site.answers["images.zip"] += [sending(cut=60), *[refusing(500)] * 3]
     with pytest.raises(InputError, match="60 bytes are kept"):
         run("pets")
-    run("pets")
+    lines = run("pets")
+    assert lines[0].endswith("to fetch, from 60 bytes on")
     assert site.ranges("images.zip")[-1] == "bytes=60-"
+
+
+def test_two_processes_do_not_unpack_the_same_archive(run, root, site):
+    (root / "pets").mkdir(parents=True)
+    with exclusive(root / "pets/.images.zip.unpacked"), pytest.raises(InputError, match="is writing to it"):
+        run("pets", only=["images"])
+    assert not site.requests
 
 
 def test_ctrl_c_while_unpacking_goes_on_in_the_next_run(run, root, site, monkeypatch):

@@ -13,6 +13,7 @@ from bua.download import fetch
 from bua.download.http import file_checksum
 from bua.download.space import NoSpace, readable
 from bua.errors import InputError
+from bua.io.files import exclusive
 
 DATA = random.Random(0).randbytes(300_000)
 SHA256 = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
@@ -225,8 +226,6 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_file_arrives(site, targe
 
 
 def test_two_processes_do_not_fetch_the_same_file(site, target):
-    from bua.io.files import exclusive
-
     target.parent.mkdir()
     with exclusive(target), pytest.raises(InputError, match="is writing to it"):
         quick(serve(site), target)
