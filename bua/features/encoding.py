@@ -8,7 +8,12 @@ import numpy as np
 
 def encode_array(array: np.ndarray, dtype: np.dtype) -> str:
     """Returns the bytes of an array, converted to ``dtype`` and in C order, as base64 text."""
-    return base64.b64encode(np.ascontiguousarray(array, dtype).data).decode()
+    return encode_array_as_bytes(array, dtype).decode("ascii")
+
+
+def encode_array_as_bytes(array: np.ndarray, dtype: np.dtype) -> bytes:
+    """Returns the text of ``encode_array`` as bytes, which saves two copies where it goes to a file as it is."""
+    return base64.b64encode(np.ascontiguousarray(array, dtype).data)
 
 
 def decode_array(text: str | bytes, dtype: np.dtype, shape: tuple[int, ...], field: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bua.errors import InputError
-from bua.features.encoding import decode_array, encode_array
+from bua.features.encoding import decode_array, encode_array_as_bytes
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import FLOAT, LXMERT_LABELS
@@ -198,15 +198,16 @@ def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
     image_id = str(regions.image_id)
     if not image_id or any(character in image_id for character in "\t\r\n"):
         raise InputError(f"image id {image_id!r}: is empty or has a tab or line break; give another id in a list file")
-    values = {
-        fields[0]: image_id,
-        "image_w": regions.width,
-        "image_h": regions.height,
-        "img_w": regions.width,
-        "img_h": regions.height,
-        "num_boxes": len(regions),
-        "boxes": encode_array(regions.boxes, FLOAT),
-        "features": encode_array(regions.features, FLOAT),
+    width, height = str(regions.width).encode(), str(regions.height).encode()
+    cells = {
+        fields[0]: _id_cell(image_id),
+        "image_w": width,
+        "image_h": height,
+        "img_w": width,
+        "img_h": height,
+        "num_boxes": b"%d" % len(regions),
+        "boxes": encode_array_as_bytes(regions.boxes, FLOAT),
+        "features": encode_array_as_bytes(regions.features, FLOAT),
     }
     for field, (attribute, dtype) in LXMERT_LABELS.items():
         if field not in fields:
@@ -216,10 +217,9 @@ def encode_row(regions: Regions, fields: tuple[str, ...]) -> bytes:
             raise InputError(
                 f"image {image_id}: has no {attribute}, which LXMERT's TSV needs as {field}; use tsv or npz"
             )
-        values[field] = encode_array(labels, dtype)
-    text = io.StringIO()
-    csv.writer(text, delimiter="\t").writerow([values[field] for field in fields])
-    return text.getvalue().encode(errors="surrogateescape")
+        cells[field] = encode_array_as_bytes(labels, dtype)
+    # The csv module would give the same row, but it looks at each character of the base64.
+    return b"\t".join([cells[field] for field in fields]) + b"\r\n"
 
 
 def decode_row(line: bytes, fields: tuple[str, ...]) -> Regions:
@@ -272,6 +272,13 @@ def _integer(row: dict[str, bytes], field: str) -> int:
     if not row[field].isdigit():
         raise ValueError(f"{field}: {row[field][:20].decode(errors='replace')!r} is not a number")
     return int(row[field])
+
+
+def _id_cell(image_id: str) -> bytes:
+    """Returns the first cell of a row with this id, in quotes if csv puts it into quotes."""
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t").writerow([image_id, ""])
+    return text.getvalue().removesuffix("\t\r\n").encode(errors="surrogateescape")
 
 
 def _id_text(cell: bytes) -> str:

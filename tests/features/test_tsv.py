@@ -1,5 +1,7 @@
 import base64
 import csv
+import dataclasses
+import io
 import os
 import pickle
 import sys
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bua.errors import InputError
+from bua.features.ids import parse_id
 from bua.features.tsv import FIELDS, LXMERT_FIELDS, ORIGINAL_FIELDS, TsvFeatures, TsvWriter, decode_row, encode_row
 from bua.structures import Regions
 
@@ -100,6 +103,61 @@ def test_rows_decode_to_what_they_encode(boxes_and_features, width, height, imag
     assert (decoded.image_id, decoded.width, decoded.height) == (image_id, width, height)
     assert decoded.boxes.tobytes() == boxes.tobytes()
     assert decoded.features.tobytes() == features.tobytes()
+
+
+def row_by_csv(regions, fields):
+    """The row as csv's DictWriter writes it, which the original and LXMERT use."""
+
+    def text(array, dtype):
+        return base64.b64encode(np.asarray(array, dtype).tobytes()).decode()
+
+    values = {
+        fields[0]: regions.image_id,
+        "image_w": regions.width,
+        "image_h": regions.height,
+        "img_w": regions.width,
+        "img_h": regions.height,
+        "num_boxes": len(regions.boxes),
+        "boxes": text(regions.boxes, np.float32),
+        "features": text(regions.features, np.float32),
+        "objects_id": text(regions.object_ids, np.int64),
+        "objects_conf": text(regions.object_scores, np.float32),
+        "attrs_id": text(regions.attribute_ids, np.int64),
+        "attrs_conf": text(regions.attribute_scores, np.float32),
+    }
+    row = io.StringIO(newline="")
+    csv.DictWriter(row, fields, delimiter="\t", extrasaction="ignore").writerow(values)
+    return row.getvalue().encode(errors="surrogateescape")
+
+
+# All characters but those that an id may not have. Surrogates are bytes of file names that are not UTF-8.
+id_texts = st.text(
+    st.one_of(
+        st.sampled_from("\"' ,;\\#0\x0b\x1c\x85\u2028\udc80\udcff"),
+        st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]),
+    ),
+    min_size=1,
+)
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+@given(arrays, st.integers(1, 9000), st.integers(1, 9000), st.one_of(st.integers(), id_texts))
+def test_rows_are_those_of_csv(fields, boxes_and_features, width, height, image_id):
+    boxes, features = boxes_and_features
+    labels = sample(0, count=len(boxes))
+    regions = dataclasses.replace(labels, image_id=image_id, width=width, height=height, boxes=boxes, features=features)
+    row = encode_row(regions, fields)
+    assert row == row_by_csv(regions, fields)
+    assert decode_row(row, fields).image_id == parse_id(image_id)
+
+
+@pytest.mark.parametrize("format", FIELDS)
+def test_files_are_those_of_csv(tmp_path, format):
+    path = tmp_path / "features.tsv"
+    ids = [7, '"', 'quo"te', '"quoted"', "été", " blank ", "a,b", "-1", "0042", "\udcff"]
+    write(path, ids, format)
+    expected = [row_by_csv(sample(image_id, seed=seed), FIELDS[format]) for seed, image_id in enumerate(ids)]
+    assert path.read_bytes() == b"".join(expected)
 
 
 @pytest.mark.parametrize(
