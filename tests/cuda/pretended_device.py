@@ -18,12 +18,13 @@ several GPUs, CUDA graphs, ``torch.compile``. It depends on private parts of PyT
 
 import os
 import threading
+from functools import cache
+from typing import NamedTuple
 
 import pretended_streams as streams
 import torch
 from pretended_waits import waits
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 # The kind and the number of waits in operators whose result's size, or whose check, depends on values.
 DATA_DEPENDENT = {
@@ -152,11 +153,33 @@ def thread_mode() -> DeviceMode:
     return _local.mode
 
 
+class Operator(NamedTuple):
+    """What is known of an operator, without its namespace and overload in the ``name``."""
+
+    name: str
+    composite: bool
+    pointwise: bool
+    changes_shape: bool
+    writes: tuple[tuple[int, str], ...]
+
+    @staticmethod
+    @cache
+    def of(func) -> "Operator":
+        arguments = enumerate(func._schema.arguments)
+        return Operator(
+            func._schema.name.partition("::")[2],
+            torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"),
+            torch.Tag.pointwise in func.tags,
+            torch.Tag.inplace_view in func.tags,
+            tuple((i, x.name) for i, x in arguments if x.alias_info is not None and x.alias_info.is_write),
+        )
+
+
 def run_operator(func, args, kwargs):
     """Runs an operator of ATen or torchvision as PyTorch would call it."""
     if func.namespace == "prim":  # prim.device, which the wrapper answers
         return func(*args, **kwargs)
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = _tensors(args, kwargs)
     on_device = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
     device = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if not on_device and (device is None or device.type != "cuda"):
@@ -164,29 +187,45 @@ def run_operator(func, args, kwargs):
     if os.getpid() != _process:
         waits.refuse("Cannot re-initialize CUDA in forked subprocess. Use the 'spawn' start method")
     torch.cuda._lazy_init()
+    operator = Operator.of(func)
     # In inference mode, operators arrive here before they are decomposed.
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+    if operator.composite:
         with thread_mode():
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
 
-    name = func._schema.name.partition("::")[2]
-    _check_devices(func, name, args, tensors)
+    _check_devices(func, operator, args, tensors)
     for tensor in on_device:
         streams.read(tensor.values)
-    if name in COPIES:
-        return _copy(func, name, args, kwargs, device)
-    inner_args, inner_kwargs = tree_map(_values_of, (args, kwargs))
+    if operator.name in COPIES:
+        return _copy(func, operator.name, args, kwargs, device)
+    inner_args, inner_kwargs = _map(_values_of, args), {key: _map(_values_of, kwargs[key]) for key in kwargs}
     if device is not None:
         inner_kwargs["device"] = torch.device("cpu")
         inner_kwargs.pop("pin_memory", None)
     result = func(*inner_args, **inner_kwargs)
-    result = _wrap(func, args, kwargs, result, tensors)
-    if torch.Tag.inplace_view in func.tags:
+    result = _wrap(operator, args, kwargs, result, tensors)
+    if operator.changes_shape:
         _change_shape(func, args, kwargs)
-    _count_waits(name, args, kwargs, on_device)
+    _count_waits(operator.name, args, kwargs, on_device)
     return result
+
+
+def _tensors(args, kwargs) -> list[torch.Tensor]:
+    """Returns the tensors among arguments, which may be in lists."""
+    found = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value, {})
+    return found
+
+
+def _map(function, value):
+    """Applies a function to the values in lists and tuples."""
+    return type(value)([_map(function, item) for item in value]) if type(value) in (list, tuple) else function(value)
 
 
 def _values_of(leaf):
@@ -205,26 +244,22 @@ def _run_on_host(func, args, kwargs):
     return func(*args, **kwargs)
 
 
-def _wrap(func, args, kwargs, result, tensors):
+def _wrap(operator: Operator, args, kwargs, result, tensors):
     """Puts the tensors of a result onto the device. What an operator writes in place stays the same object."""
     same = {id(_values_of(tensor)): tensor for tensor in tensors}
     inputs = {streams.address(_values_of(tensor)) for tensor in tensors}
+    for place, name in operator.writes:
+        for tensor in _tensors([args[place] if place < len(args) else kwargs.get(name)], {}):
+            streams.write(_values_of(tensor))
 
     def wrap(value):
         if not isinstance(value, torch.Tensor):
             return value
-        # A view shares its memory with an argument, and no kernel writes it.
-        if func._schema.is_mutable or streams.address(value) not in inputs:
+        if streams.address(value) not in inputs:  # otherwise it is a view, which no kernel writes
             streams.write(value)
         return same[id(value)] if id(value) in same else DeviceTensor(value)
 
-    if func._schema.is_mutable:
-        for place, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written = args[place] if place < len(args) else kwargs.get(argument.name)
-                for tensor in tree_leaves(written):
-                    streams.write(_values_of(tensor))
-    return tree_map(wrap, result)
+    return _map(wrap, result)
 
 
 def _copy(func, name: str, args, kwargs, device: torch.device | None):
@@ -260,19 +295,19 @@ def _copy(func, name: str, args, kwargs, device: torch.device | None):
     return DeviceTensor(result)
 
 
-def _check_devices(func, name: str, args, tensors) -> None:
+def _check_devices(func, operator: Operator, args, tensors) -> None:
     """Raises where CUDA does because an operator is given tensors of two devices."""
     host = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor) and tensor.device.type == "cpu"]
-    if not host or len(host) == len(tensors) or name in COPIES:
+    if not host or len(host) == len(tensors) or operator.name in COPIES:
         return
-    if name in INDEXING:
+    if operator.name in INDEXING:
         if not isinstance(args[0], DeviceTensor):
             waits.refuse("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         indices = [tensor for tensor in host if any(tensor is index for index in args[1])]
         if indices:
             waits.add("index from the host", len(indices))
         host = [tensor for tensor in host if not any(tensor is index for index in indices)]
-    scalars = torch.Tag.pointwise in func.tags or name in TAKES_CPU_SCALARS
+    scalars = operator.pointwise or operator.name in TAKES_CPU_SCALARS
     wrong = [tuple(tensor.shape) for tensor in host if tensor.dim() > 0 or not scalars]
     if wrong:
         waits.refuse(
