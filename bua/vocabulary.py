@@ -17,6 +17,7 @@ class Vocabulary:
     Args:
         lines: One string per class, such as ``"stop sign,stopsign"``. Case and surrounding blanks do not matter.
         source: Name of the vocabulary in error messages.
+        allow_empty: Whether there may be no classes, as where a data set has no attributes.
 
     Attributes:
         lines: The classes as in a vocabulary file, in lower case, without line ends.
@@ -24,10 +25,10 @@ class Vocabulary:
         aliases: The other names of each class: one tuple per class, which is usually empty.
 
     Raises:
-        InputError: A line has no name, a name occurs in two lines, or there are no lines.
+        InputError: A line has no name, a name occurs in two lines, or there are no lines though there must be.
     """
 
-    def __init__(self, lines: Iterable[str], source: str | Path = "vocabulary"):
+    def __init__(self, lines: Iterable[str], source: str | Path = "vocabulary", *, allow_empty: bool = False):
         self.lines: list[str] = []
         self.names: list[str] = []
         self.aliases: list[tuple[str, ...]] = []
@@ -44,7 +45,7 @@ class Vocabulary:
             self.lines.append(",".join(names))
             self.names.append(names[0])
             self.aliases.append(tuple(names[1:]))
-        if not self.lines:
+        if not self.lines and not allow_empty:
             raise InputError(f"{source}: is empty; write one class per line")
 
     @classmethod

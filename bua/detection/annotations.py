@@ -3,7 +3,8 @@
 The file has ``images`` (id, file_name relative to the data set's folder, width, height), ``annotations`` (id,
 image_id, category_id from 0, bbox as x, y, width, height in pixels, area, iscrowd, attribute_ids from 0),
 ``categories`` and ``attribute_categories`` (id from 0, name, aliases). Programs that read COCO files can read it. The
-field ``attribute_ids`` is named as in grid-feats-vqa, which can read the file too.
+field ``attribute_ids`` is named as in grid-feats-vqa, which can read the file too. Ordinary COCO files are read, too
+(``bua.detection.coco_files``).
 """
 
 import os
@@ -15,6 +16,7 @@ from typing import overload
 import numpy as np
 import orjson
 
+from bua.detection.coco_files import is_ordinary, with_ids_from_zero
 from bua.errors import InputError, make_folder
 from bua.io.files import whole_file
 from bua.io.json_records import without_gc
@@ -34,6 +36,8 @@ class DetectionDataset(Sequence[dict]):
         annotation_file: The file, in the format that the module's docstring describes.
         image_folder: Folder that the file names in the annotation file are relative to.
         name: Name of the data set in messages and logs. By default this is the file's name without its suffix.
+        attributes: For an ordinary COCO file whose annotations hold names of attributes: all names, in the order of
+            their ids; by default the names in the file, in alphabetical order.
 
     Attributes:
         name: Name of the data set.
@@ -51,12 +55,18 @@ class DetectionDataset(Sequence[dict]):
     image_ids: np.ndarray
     sizes: np.ndarray
 
-    def __init__(self, annotation_file: str | Path, image_folder: str | Path, name: str | None = None):
+    def __init__(
+        self,
+        annotation_file: str | Path,
+        image_folder: str | Path,
+        name: str | None = None,
+        attributes: Sequence[str] | None = None,
+    ):
         path = Path(annotation_file)
         self.name = name or path.stem
         self._image_folder = os.fspath(image_folder)
         with without_gc():
-            self._read(path)
+            self._read(path, attributes)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -114,8 +124,10 @@ class DetectionDataset(Sequence[dict]):
         index = range(len(self))[index]
         return slice(self._offsets[index], self._offsets[index + 1])
 
-    def _read(self, path: Path) -> None:
-        tree = _parse(path)
+    def _read(self, path: Path, attributes: Sequence[str] | None) -> None:
+        tree = read_coco(path)
+        if is_ordinary(tree):
+            tree = with_ids_from_zero(tree, path, attributes)
         self.objects = _vocabulary(tree["categories"], path, "categories")
         self.attribute_names = _vocabulary(tree["attribute_categories"], path, "attribute_categories")
         images, annotations = tree.pop("images"), tree.pop("annotations")
@@ -138,12 +150,12 @@ class DetectionDataset(Sequence[dict]):
             (classes >= 0) & (classes < len(self.objects)), path, "category_id", f"not in 0..{len(self.objects) - 1}"
         )
         boxes = _boxes(annotations, path)
-        attributes = _attributes(annotations, len(self.attribute_names), path)
+        attribute_ids = _attributes(annotations, len(self.attribute_names), path)
 
         order = np.argsort(positions, kind="stable")
         self._boxes = boxes[order]
         self._classes = classes[order].astype(np.int32)
-        self._attributes = attributes[order]
+        self._attributes = attribute_ids[order]
         counts = np.bincount(positions, minlength=len(images))
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).tolist()
 
@@ -223,18 +235,23 @@ def _categories(vocabulary: Vocabulary) -> list[dict]:
     return [{"id": number, "name": name, "aliases": aliases} for number, (name, aliases) in enumerate(named)]
 
 
-def _parse(path: Path) -> dict:
+def read_coco(path: Path) -> dict:
+    """Returns the content of a COCO file, which has lists ``images``, ``annotations`` and ``categories``.
+
+    Raises:
+        InputError: The file does not exist, is not JSON, or lacks one of the lists.
+    """
     try:
         tree = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: this annotation file does not exist") from error
     except orjson.JSONDecodeError as error:
         raise InputError(f"{path}: not a complete JSON file ({error}); create it again") from error
-    for field in ("images", "annotations", "categories", "attribute_categories"):
+    for field in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(field), list):
             raise InputError(
-                f"{path}: has no list {field!r}, so it is not an annotation file of bua; create one with "
-                "datasets/prepare_visual_genome.py"
+                f"{path}: has no list {field!r}, so it is not a COCO file of boxes; give one, or prepare Visual Genome "
+                "with datasets/prepare_visual_genome.py"
             )
     return tree
 
@@ -245,7 +262,8 @@ def _vocabulary(categories: list, path: Path, field: str) -> Vocabulary:
     if ids != list(range(len(ids))):
         raise InputError(f"{path}: {field}: the ids must be 0, 1, 2, ... in this order")
     aliases = [category.get("aliases", ()) for category in categories]
-    return Vocabulary([",".join([name, *more]) for name, more in zip(names, aliases)], source=f"{path}: {field}")
+    lines = [",".join([name, *more]) for name, more in zip(names, aliases)]
+    return Vocabulary(lines, source=f"{path}: {field}", allow_empty=field == "attribute_categories")
 
 
 def _column(records: list, field: str, kind: type, path: Path, where: str) -> list:

@@ -299,11 +299,12 @@ def edit(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tree: tree.pop("attribute_categories"), "no list 'attribute_categories'"),
+        (lambda tree: tree.pop("categories"), "no list 'categories'"),
+        (lambda tree: tree.pop("attribute_categories"), r"annotations\[\d+\]: attributes: \d is not known"),
         (lambda tree: tree["annotations"][1].pop("attribute_ids"), r"annotations\[1\] has no 'attribute_ids'"),
         (lambda tree: tree["images"][0].pop("file_name"), r"images\[0\] has no 'file_name'"),
         (lambda tree: tree["images"].append(tree["images"][0]), "images: the same id appears twice"),
-        (lambda tree: tree["categories"].pop(0), "categories: the ids must be 0, 1, 2"),
+        (lambda tree: tree["categories"].pop(0), r"annotations\[0\]: category_id: 0 is not known; known are 1, 2"),
         (edit(category_id=3), r"annotations\[1\]: category_id: not in 0\.\.2"),
         (edit(category_id="dog"), r"annotations\[1\]: category_id is 'dog', not int"),
         (edit(attribute_ids=[1, 5]), r"annotations\[1\]: attribute_ids: not in 0\.\.4"),
