@@ -30,6 +30,7 @@ POSITIVE = (
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
     "TEST.DETECTIONS_PER_IMAGE",
 )
+FILES, FILE_FIELDS = "DATASETS.FILES", ("json", "images")
 NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
 
 
@@ -68,6 +69,10 @@ def add_bua_config(cfg: CfgNode) -> None:
 
     # Releases of Detectron2 before this key do not have it.
     cfg.setdefault("FLOAT32_PRECISION", "")
+    # Data sets of the user's own by their names, for DATASETS.TRAIN and DATASETS.TEST: a COCO file of boxes, and the
+    # folder of its images, such as {"mine_train": {"json": "mine/train.json", "images": "mine/images"}}.
+    cfg.DATASETS.FILES = CfgNode(new_allowed=True)
+
     # "SGD", with which all published detectors were trained, or "Adam", "Adamax" or "AdamW". AdamW, whose weight decay
     # is decoupled, learns faster from scratch.
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -257,7 +262,7 @@ def load_cfg(config_file: str | Path, overrides: Sequence[str] = (), *, defaults
 def merge(cfg: CfgNode, config_file: str | Path, overrides: Sequence[str] = ()) -> None:
     """Applies a YAML file and ``KEY VALUE`` pairs to ``cfg`` in place. The errors are those of ``load_cfg``."""
     _merge_file(cfg, find_config(config_file))
-    _merge_overrides(cfg, list(overrides))
+    merge_overrides(cfg, overrides)
 
 
 def check_device(device: str, source: str = "MODEL.DEVICE") -> None:
@@ -298,7 +303,8 @@ def _merge_file(cfg: CfgNode, path: Path) -> None:
         _set(cfg, key, value, str(path))
 
 
-def _merge_overrides(cfg: CfgNode, pairs: list[str]) -> None:
+def merge_overrides(cfg: CfgNode, pairs: Sequence[str]) -> None:
+    """Applies ``KEY VALUE`` pairs to ``cfg`` in place. The errors are those of ``load_cfg``."""
     if len(pairs) % 2:
         raise InputError(f"command line: overrides must be pairs KEY VALUE; {pairs[-1]!r} has no value")
     for key, text in zip(pairs[::2], pairs[1::2]):
@@ -315,6 +321,10 @@ def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _set(cfg: CfgNode, key: str, value: object, source: str) -> None:
+    if "DATASETS" in cfg and (key == FILES or key.startswith(f"{FILES}.")):
+        for leaf, path in _leaves({key: value}):
+            _set_file(cfg, leaf.split(".")[2:], path, source)
+        return
     known = [name for name, _ in _leaves(cfg)]
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
@@ -324,3 +334,14 @@ def _set(cfg: CfgNode, key: str, value: object, source: str) -> None:
         cfg.merge_from_list([key, value])
     except ValueError as error:
         raise InputError(f"{source}: {key}: {' '.join(str(error).split())}") from error
+
+
+def _set_file(cfg: CfgNode, parts: list[str], path: object, source: str) -> None:
+    """Sets a field of a data set in DATASETS.FILES. ``parts`` are the name of the data set and the field."""
+    if len(parts) != 2 or parts[1] not in FILE_FIELDS or not isinstance(path, str):
+        raise InputError(
+            f"{source}: {'.'.join([FILES, *parts])}: give a data set as "
+            "{'mine': {'json': 'mine.json', 'images': 'folder'}}"
+        )
+    name, field = parts
+    cfg.DATASETS.FILES.setdefault(name, CfgNode(new_allowed=True))[field] = path

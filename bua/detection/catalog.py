@@ -2,9 +2,12 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from bua.detection.annotations import DetectionDataset
+from bua.config import FILE_FIELDS
+from bua.detection.annotations import DetectionDataset, read_coco
+from bua.detection.coco_files import attribute_names
 from bua.errors import InputError
 
 # Data sets for which this repository has a preparation script.
@@ -44,20 +47,41 @@ def register_dataset(name: str, folder: str | Path, annotation_file: str | Path)
     _locations[name] = (os.fspath(folder), os.fspath(annotation_file))
 
 
-def get_dataset(name: str) -> DetectionDataset:
+def get_dataset(name: str, files: Mapping[str, Mapping[str, str]] | None = None) -> DetectionDataset:
     """Reads a data set.
+
+    Args:
+        name: One of ``dataset_names()`` or of ``files``, or the path of a COCO file beside whose images it lies.
+        files: The user's own data sets by name, as in ``DATASETS.FILES`` of a configuration.
 
     Raises:
         InputError: No data set has this name, or the data set is not prepared, or its annotation file is damaged.
     """
+    if files and name in files:
+        return _dataset_of_files(name, files)
+    if name.endswith(".json"):
+        return DetectionDataset(name, Path(name).parent)
     if name not in _locations:
-        close = difflib.get_close_matches(name, _locations, n=1)
+        close = difflib.get_close_matches(name, [*(files or ()), *_locations], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(f"data set {name!r}: there is no such name; {hint}the names are {', '.join(_locations)}")
+        names = ", ".join([*(files or ()), *_locations])
+        raise InputError(f"data set {name!r}: there is no such name; {hint}the names are {names}")
     folder, annotation_file = (datasets_root() / path for path in _locations[name])
     if not annotation_file.is_file():
         raise InputError(f"{annotation_file}: data set {name} is not prepared; {_how_to_prepare(name, folder)}")
     return DetectionDataset(annotation_file, folder, name)
+
+
+def _dataset_of_files(name: str, files: Mapping[str, Mapping[str, str]]) -> DetectionDataset:
+    missing = [field for field in FILE_FIELDS if field not in files[name]]
+    if missing:
+        raise InputError(
+            f"DATASETS.FILES.{name}: has no {missing[0]}; give the COCO file as json, the folder as images"
+        )
+    # All data sets have the same attributes, so that those of one that is evaluated have the ids of the trained one.
+    found = [attribute_names(read_coco(Path(one["json"]))) for one in files.values() if "json" in one]
+    names = None if None in found else sorted({name for one in found for name in one or ()})
+    return DetectionDataset(files[name]["json"], files[name]["images"], name, names)
 
 
 def vocabulary_folder(name: str) -> Path:

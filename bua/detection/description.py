@@ -1,0 +1,88 @@
+"""What a detector's checkpoint says about the detector: its configuration, and the names of its classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from bua.config import check_device, get_cfg, merge_overrides
+from bua.errors import InputError
+
+KEY = "detector"
+
+
+@dataclass(frozen=True)
+class DetectorDescription:
+    """What inference needs to know about a detector besides its weights.
+
+    Attributes:
+        config: The configuration that the detector was built from, as YAML, with the keys of the torch engine.
+        objects: Names of the object classes.
+        attributes: Names of the attributes, without "no attribute"; empty if the detector has no attribute head.
+    """
+
+    config: str
+    objects: Sequence[str]
+    attributes: Sequence[str]
+
+    def state(self) -> dict[str, Any]:
+        """Returns the description as a checkpoint holds it under ``KEY``."""
+        return {name: value if isinstance(value, str) else list(value) for name, value in asdict(self).items()}
+
+
+def describe_detector(cfg: CfgNode, objects: Sequence[str], attributes: Sequence[str]) -> DetectorDescription:
+    """Returns the description of the detector that ``cfg``, a configuration of either engine, builds.
+
+    Args:
+        objects, attributes: Names of the classes of the data set that it is trained on.
+    """
+    own = get_cfg()
+    _copy_common(cfg, own)
+    return DetectorDescription(own.dump(), objects, attributes if cfg.MODEL.BUA.ATTRIBUTES.ENABLED else ())
+
+
+def read_description(saved: Mapping[str, Any]) -> DetectorDescription | None:
+    """Returns the description that the content of a checkpoint has, or None if it has none, as one that another program
+    or an earlier version of bua wrote."""
+    state = saved.get(KEY)
+    return DetectorDescription(**state) if isinstance(state, Mapping) else None
+
+
+def described_cfg(description: DetectorDescription, path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """Returns the configuration of a described detector, with ``KEY VALUE`` pairs applied.
+
+    Args:
+        path: The checkpoint, for messages.
+
+    Raises:
+        InputError: Another version of bua wrote the configuration, or an override cannot be applied.
+    """
+    cfg = get_cfg()
+    device = cfg.MODEL.DEVICE
+    try:
+        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(description.config)))
+    except (KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: its configuration is of another version of bua ({reason}); give a configuration file"
+        ) from error
+    # The detector may have been trained on another machine.
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.WEIGHTS = str(path)
+    merge_overrides(cfg, overrides)
+    check_device(cfg.MODEL.DEVICE)
+    return cfg
+
+
+def _copy_common(source: CfgNode, target: CfgNode) -> None:
+    """Copies the values of the keys that both configurations have."""
+    for key in target:
+        if key not in source:
+            continue
+        if isinstance(target[key], CfgNode):
+            _copy_common(source[key], target[key])
+        else:
+            target[key] = source[key]
