@@ -1,9 +1,13 @@
+import argparse
 import hashlib
+import importlib
 import re
+import shlex
 
 import pytest
 from local_site import refusing, sending, zipped
 
+from bua.commands import command_names, main
 from bua.download import CATALOG, download
 from bua.download.data_set import DataSet, File, Part
 from bua.download.space import NoSpace
@@ -255,3 +259,33 @@ def test_the_catalog_is_consistent(name):
     for parts, command in data_set.next.items():
         assert set(parts.split("+")) <= set(data_set.parts)
         assert "{root}" in command
+
+
+def test_the_command_says_what_it_would_do(root, capsys, monkeypatch):
+    assert main(["download", "vqa", "glove", "--only", "val", "6B", "--dry-run", "--root", str(root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines[:3]] == [
+        "v2_Questions_Val_mscoco.zip",
+        "v2_Annotations_Val_mscoco.zip",
+        "glove.6B.zip",
+    ]
+    assert "to fetch: 876 MB" in lines
+    assert not root.exists()
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    assert main(["download", "flickr30k", "--dry-run"]) == 0
+    assert f"{root}/flickr30k_entities: needs about" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_the_commands_in_the_catalog_are_accepted(name):
+    data_set = CATALOG[name]
+    texts = [*data_set.next.values(), *(note.rpartition(": ")[2] for note in data_set.notes if "bua " in note)]
+    for text in texts:
+        _, command, *arguments = shlex.split(text.format(root="datasets"))
+        if command not in command_names():
+            pytest.skip(f"bua {command} is not there yet")
+        module = importlib.import_module(f"bua.commands.{command.replace('-', '_')}")
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        parser.parse_args(arguments)
