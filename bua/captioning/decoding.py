@@ -1,7 +1,7 @@
 """Generates captions with a captioner: by the most probable word at each step, by sampling, or by beam search."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
 from bua.captioning.updown import SpecialWords, State, UpDownCaptioner
+from bua.tasks.read_ahead import upload
 
 # Number of steps of a caption in Anderson's code, the end included.
 MAX_LENGTH = 20
+# Every how many steps the CPU asks a device whether all captions have ended. It has to wait for a GPU's answer.
+STEPS_PER_CHECK = {"cpu": 1, "cuda": 5}
 # The words that a caption may repeat in Anderson's code (scripts/create_caption_lstm.py).
 # fmt: off
 REPEATABLE = (
@@ -78,8 +81,9 @@ class DecodedCaptions(NamedTuple):
             with_end: Whether the end of a caption, if it has one, is among its words.
         """
         is_word = self.mask if with_end else self.mask & (self.tokens != end)
-        tokens, lengths = self.tokens.tolist(), is_word.sum(dim=2).tolist()
-        return [[caption[:length] for caption, length in zip(*image)] for image in zip(tokens, lengths)]
+        # One tensor, so that a GPU is waited for once.
+        found = torch.cat([is_word.sum(dim=2, keepdim=True), self.tokens], dim=2).tolist()
+        return [[tokens[:length] for length, *tokens in image] for image in found]
 
 
 def greedy(
@@ -163,6 +167,9 @@ def beam_search(
         decoder = _Decoder(models, features, mask, beam)
         special, rules = decoder.special, _Rules(constraints, decoder, features.device)
         captions = _Unfinished.empty(len(features), beam, max_length, features, special.pad)
+        end = _End(features.device, max_length)
+        # Where each caption is continued with padding.
+        ended = torch.arange(beam, device=features.device) * decoder.num_words + special.pad
         # In the first step all K are the same, so that all but one are ruled out.
         sums = torch.full((len(features), beam), -torch.inf, device=features.device)
         sums[:, 0] = 0
@@ -176,8 +183,9 @@ def beam_search(
             candidates[:, :, special.pad] = torch.where(done, sums, candidates[:, :, special.pad])
             lengths = torch.where(done, lengths, t + 1)
             compared = (candidates / penalty(lengths).unsqueeze(-1)).flatten(1)
-            scores, best = compared.topk(beam, dim=1)
-
+            # Once all captions have ended, they keep their order, also those with the same score.
+            best = torch.where(end.is_due, ended, compared.topk(beam, dim=1).indices)
+            scores = compared.gather(1, best)
             parent, word = best // decoder.num_words, best % decoder.num_words
             sums, lengths = candidates.flatten(1).gather(1, best), lengths.gather(1, parent)
             was_done = done.gather(1, parent)
@@ -186,10 +194,10 @@ def beam_search(
             captions = captions.select(parent)
             captions.write(t, word, log_probs, attention, ~was_done)
             done = was_done | (word == special.end) | sums.isneginf()
-            if done.all():
+            if end.is_reached(t, done):
                 break
             decoder.select(parent)
-    return captions.finish(t + 1, scores, special)
+    return captions.finish(end.steps, scores, special)
 
 
 @torch.no_grad()
@@ -208,6 +216,7 @@ def _follow(
         decoder = _Decoder(models, features, mask, captions_each)
         special, rules = decoder.special, _Rules(constraints, decoder, features.device)
         captions = _Unfinished.empty(len(features), captions_each, max_length, features, special.pad)
+        end = _End(features.device, max_length)
         sums = torch.zeros(len(features), captions_each, device=features.device)
         done = torch.zeros_like(sums, dtype=torch.bool)
         word = torch.full_like(sums, special.begin, dtype=torch.int64)
@@ -219,9 +228,9 @@ def _follow(
             captions.write(t, word, chosen, attention.masked_fill(done.unsqueeze(-1), 0), ~done)
             sums = sums + chosen
             done = done | (word == special.end) | sums.isneginf()
-            if done.all():
+            if end.is_reached(t, done):
                 break
-    return captions.finish(t + 1, sums, special)
+    return captions.finish(end.steps, sums, special)
 
 
 class _Decoder:
@@ -253,11 +262,11 @@ class _Rules:
     def __init__(self, constraints: Constraints, decoder: _Decoder, device: torch.device):
         self.constraints, self.end = constraints, decoder.special.end
         never = {decoder.special.begin, decoder.special.pad, *constraints.suppress} - {self.end}
-        self.never = _members(never, decoder.num_words, device)
-        self.bad_endings = _members(constraints.bad_endings, decoder.num_words, device)
-        self.once = None
-        if constraints.repeatable is not None:
-            self.once = ~_members(constraints.repeatable, decoder.num_words, device)
+        members = torch.zeros(3, decoder.num_words, dtype=torch.bool)
+        for row, ids in zip(members, (never, constraints.bad_endings, constraints.repeatable or ())):
+            row[list(ids)] = True
+        self.never, self.bad_endings, repeatable = upload(members, device)
+        self.once = None if constraints.repeatable is None else ~repeatable
 
     def apply(self, log_probs: Tensor, words: Tensor) -> Tensor:
         """Returns the log-probabilities [B, K, V] with minus infinity for each word that must not follow the words
@@ -279,6 +288,32 @@ class _Rules:
             bans = torch.zeros_like(bans[:, :, -1]).masked_fill(self.bad_endings[words[:, :, -1]], -torch.inf)
             log_probs[:, :, self.end] += bans
         return log_probs
+
+
+class _End:
+    """Finds out when all captions have ended, every ``STEPS_PER_CHECK`` steps. The steps that were computed in vain are
+    not counted.
+
+    Attributes:
+        is_due: [] bool, whether all captions had ended before the current step.
+        steps: The number of steps until all captions had ended, once ``is_reached`` has returned true.
+    """
+
+    def __init__(self, device: torch.device, max_length: int):
+        self.period = STEPS_PER_CHECK.get(device.type, 1)
+        self.steps = self.max_length = max_length
+        self.is_due = torch.zeros((), dtype=torch.bool, device=device)
+        self._count = torch.ones((), dtype=torch.int64, device=device)
+
+    def is_reached(self, step: int, done: Tensor) -> bool:
+        """Takes which captions have ended after a step, bool of any shape, and returns whether no step must follow."""
+        self.is_due = done.all()
+        self._count += ~self.is_due
+        last = step + 1 == self.max_length
+        if not last and (step + 1) % self.period:
+            return False
+        self.steps = min(int(self._count), self.max_length)
+        return last or self.steps <= step + 1
 
 
 class _Unfinished(NamedTuple):
@@ -317,13 +352,6 @@ class _Unfinished(NamedTuple):
 def _rows(part: Tensor, captions: Tensor) -> Tensor:
     """Returns [B, K, ...] whose row k of image b is row ``captions[b, k]`` of ``part``."""
     return part[torch.arange(len(part), device=part.device).unsqueeze(1), captions]
-
-
-def _members(ids: Iterable[int], size: int, device: torch.device) -> Tensor:
-    """Returns [size] bool, true at ``ids``."""
-    members = torch.zeros(size, dtype=torch.bool, device=device)
-    members[list(ids)] = True
-    return members
 
 
 def _penalty(name: str | None, alpha: float) -> Callable[[Tensor], Tensor]:

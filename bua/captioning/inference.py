@@ -153,13 +153,14 @@ def caption_regions(captioners: Sequence[Captioner], regions: Regions) -> list[C
     check_ensemble(captioners)
     first.check_features(regions.features.shape[1], f"image {regions.image_id}")
     captions = _decode(captioners, RegionBatch.of_image(regions, first.max_boxes))
+    captions = DecodedCaptions(*(part.cpu() for part in captions))
     found = []
     for ids, score, attention in zip(
         captions.words(first.vocabulary.end)[0], captions.scores[0], captions.attention[0]
     ):
         # Regions beyond ``max_boxes`` get no attention.
         of_regions = np.zeros((len(ids), len(regions)), np.float32)
-        of_regions[:, : first.max_boxes] = attention[: len(ids)].cpu().numpy()
+        of_regions[:, : first.max_boxes] = attention[: len(ids)].numpy()
         words = [first.vocabulary.words[number] for number in ids]
         if torch.isfinite(score):
             found.append(Caption(first.vocabulary.decode(ids), words, float(score), of_regions))

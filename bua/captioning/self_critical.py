@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bua.captioning.decoding import MAX_LENGTH, Constraints, DecodedCaptions, beam_search, greedy, sample
 from bua.captioning.updown import UpDownCaptioner, caption_loss
+from bua.tasks.read_ahead import upload
 
 METHODS = ("beam", "greedy", "leave_one_out")
 
@@ -70,7 +71,7 @@ def self_critical_loss(
         words = [caption for image in captions.words(captioner.special.end, end_in_reward) for caption in image]
         each = captions.tokens.shape[1]
         scores = reward(words, [image_id for image_id in image_ids for _ in range(each)])
-        return torch.as_tensor(scores, dtype=torch.float32, device=features.device).view(-1, each)
+        return upload(torch.from_numpy(scores.astype(np.float32)), features.device).view(-1, each)
 
     with _evaluation(captioner):
         if method == "beam":

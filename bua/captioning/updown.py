@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as normalize_weight
 from torch.nn.utils.parametrize import cached
 
-from bua.tasks.layers import at_least_float32, masked_softmax
+from bua.tasks.layers import at_least_float32, in_float32, masked_softmax
 
 GATES = {"lstm": 4, "gru": 3}
 
@@ -213,8 +213,8 @@ class UpDownCaptioner(nn.Module):
         hidden = attention_state[0]
 
         joint = self.activation(encoded.keys.unsqueeze(1) + self.query(hidden).unsqueeze(2))
-        relevance = self.relevance(self.attention_dropout(joint)).squeeze(-1)
-        attention = masked_softmax(at_least_float32(relevance), encoded.mask)
+        relevance = in_float32(self.relevance, self.attention_dropout(joint)).squeeze(-1)
+        attention = masked_softmax(relevance, encoded.mask)
         attended = torch.bmm(attention, encoded.regions)
 
         gates = self.language_cell.read(attention=hidden, attended=attended)
@@ -222,13 +222,14 @@ class UpDownCaptioner(nn.Module):
         return attention, State(encoded, attention_state, language_state)
 
     def _predict(self, hidden: Tensor) -> Tensor:
-        return at_least_float32(self.predict(self.dropout(hidden)))
+        return in_float32(self.predict, self.dropout(hidden))
 
     def _sample_inputs(self, captions: Tensor, state: State, probability: float) -> Tensor:
         logits: list[Tensor] = []
         for words in captions.unbind(2):
             if logits:
-                drawn = torch.distributions.Categorical(logits=logits[-1].detach()).sample()
+                # The check of the arguments would wait for a GPU.
+                drawn = torch.distributions.Categorical(logits=logits[-1].detach(), validate_args=False).sample()
                 words = torch.where(torch.rand(words.shape, device=words.device) < probability, drawn, words)
             predicted, _, state = self.step(words, state)
             logits.append(predicted)

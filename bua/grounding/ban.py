@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bua.tasks.bilinear import BilinearAttention
 from bua.tasks.embedding import WordEmbedding
-from bua.tasks.layers import at_least_float32
+from bua.tasks.layers import in_float32
 
 # The logit of padding, as in ban-vqa: its probability is zero in float32, and it has no gradient.
 MASKED = -99.0
@@ -67,7 +67,7 @@ class BANGrounding(nn.Module):
             Logits [B, E, n] of the probability that the region is right, float32 in autocast too; ``MASKED`` where the
             phrase or the region is padding.
         """
-        states, _ = self.gru(self.embedding(words))
-        phrases = torch.gather(at_least_float32(states), 1, positions.unsqueeze(2).expand(-1, -1, states.shape[2]))
+        states, _ = in_float32(self.gru, self.embedding(words))
+        phrases = torch.gather(states, 1, positions.unsqueeze(2).expand(-1, -1, states.shape[2]))
         logits = self.attention(features, phrases).squeeze(1).transpose(1, 2)
         return logits.masked_fill(~(phrase_mask.unsqueeze(2) & mask.unsqueeze(1)), MASKED)

@@ -1,8 +1,13 @@
 """Layers that the models of several tasks have in common."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+OutputT = TypeVar("OutputT")
 
 
 class WeightNormLinear(nn.Module):
@@ -115,6 +120,16 @@ class Standardize(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Standardises features [..., feature_dim]."""
         return (features - self.mean) / self.deviation
+
+
+def in_float32(layer: Callable[..., OutputT], *inputs: Tensor) -> OutputT:
+    """Returns ``layer(*inputs)``, computed in float32 in autocast too, of inputs in any floating-point dtype.
+
+    Logits are computed so, because bfloat16 rounds them by up to 0.4%. So are recurrent layers, since torch's autocast
+    computes those of cuDNN in float16, whatever its dtype is, and gradients may vanish there.
+    """
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return layer(*map(at_least_float32, inputs))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bua.tasks.bilinear import BilinearAttention
 from bua.tasks.embedding import WordEmbedding
-from bua.tasks.layers import Projection, Standardize, at_least_float32, mask_logits, masked_softmax
+from bua.tasks.layers import Projection, Standardize, in_float32, mask_logits, masked_softmax
 from bua.vqa.classifier import AnswerClassifier
 from bua.vqa.counter import Counter
 
@@ -109,9 +109,8 @@ class BAN(nn.Module):
             each glimpse, or 0 for an image without boxes; both float32, in autocast too.
         """
         features = self.standardize(features)
-        states, _ = self.gru(self.embedding(question))
         # The glimpses are summed in the states, which needs more precision than bfloat16 has.
-        states = at_least_float32(states)
+        states, _ = in_float32(self.gru, self.embedding(question))
         words = torch.ones_like(question, dtype=torch.bool)
         if not self.attend_padded_words:
             words = question != self.embedding.num_words
@@ -123,7 +122,7 @@ class BAN(nn.Module):
         for g, glimpse in enumerate(self.glimpses):
             states = glimpse(features, states, attention[:, g], None if counts is None else counts[:, g])
         joint = (states * words.unsqueeze(-1)).sum(dim=1)
-        return at_least_float32(self.classifier(joint)), attention
+        return self.classifier(joint), attention
 
     def _counts(self, boxes: Tensor, mask: Tensor, logits: Tensor) -> Tensor | None:
         """Returns the counter's output [B, G, counted_objects + 1] for each glimpse, of masked logits [B, G, n, L]."""

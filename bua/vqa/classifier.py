@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from bua.tasks.layers import Projection
+from bua.tasks.layers import Projection, in_float32
 
 
 class AnswerClassifier(nn.Module):
@@ -33,5 +33,5 @@ class AnswerClassifier(nn.Module):
         )
 
     def forward(self, joint: Tensor) -> Tensor:
-        """Returns logits [B, num_answers] of joint representations [B, in_features]."""
-        return self.answers(self.hidden(joint))
+        """Returns logits [B, num_answers] of joint representations [B, in_features]; float32, in autocast too."""
+        return in_float32(self.answers, self.hidden(joint))

@@ -76,7 +76,7 @@ class Counter(nn.Module):
     def _copies(self, attention: Tensor, edges: Tensor) -> Tensor:
         """Maps [N, k] and [N, k, k] to [N, k], the number of boxes that resemble each box, itself included."""
         alike = self._function(2, 1 - (attention.unsqueeze(2) - attention.unsqueeze(1)).abs())
-        same_edges = self._function(2, 1 - (edges.unsqueeze(3) - edges.unsqueeze(2)).abs()).prod(dim=1)
+        same_edges = _product(self._function(2, 1 - (edges.unsqueeze(3) - edges.unsqueeze(2)).abs()))
         return (alike * same_edges).sum(dim=2)
 
     def _function(self, i: int, x: Tensor) -> Tensor:
@@ -91,6 +91,16 @@ class Counter(nn.Module):
     def _one_hot(self, number: Tensor) -> Tensor:
         counts = torch.arange(self.objects + 1, device=number.device, dtype=number.dtype)
         return (1 - (number.unsqueeze(1) - counts).abs()).clamp(min=0)
+
+
+def _product(factors: Tensor) -> Tensor:
+    """Returns the product over dimension 1, as ``Tensor.prod``, whose gradient needs the number of zeros on the CPU and
+    so waits for a GPU."""
+    while factors.shape[1] > 1:
+        half = factors.shape[1] // 2
+        products = factors[:, :half] * factors[:, half : 2 * half]
+        factors = torch.cat([products, factors[:, 2 * half :]], dim=1)
+    return factors.squeeze(1)
 
 
 def _iou(boxes: Tensor) -> Tensor:

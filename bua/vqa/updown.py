@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bua.tasks.embedding import WordEmbedding
-from bua.tasks.layers import (
-    Projection,
-    Standardize,
-    WeightNormLinear,
-    at_least_float32,
-    masked_softmax,
-)
+from bua.tasks.layers import Projection, Standardize, WeightNormLinear, in_float32, masked_softmax
 from bua.vqa.classifier import AnswerClassifier
 
 
@@ -97,12 +91,12 @@ class UpDown(nn.Module):
             image without regions. Both are float32, in autocast too.
         """
         features = self.standardize(features)
-        states, _ = self.gru(self.embedding(question))
+        states, _ = in_float32(self.gru, self.embedding(question))
         vector = states[:, -1]
         attention = self.attention(features, mask, vector)
         attended = torch.bmm(attention, features).flatten(1)
         joint = self.question(vector) * self.image(attended)
-        return at_least_float32(self.classifier(joint)), attention
+        return self.classifier(joint), attention
 
 
 class RegionAttention(nn.Module):
@@ -129,5 +123,5 @@ class RegionAttention(nn.Module):
         """Maps features [B, n, D], a mask bool [B, n] and question vectors [B, hidden_dim] to attention over the
         regions, [B, glimpses, n] float32."""
         joint = self.dropout(self.image(features) * self.question(vector).unsqueeze(1))
-        logits = at_least_float32(self.score(joint)).transpose(1, 2)
+        logits = in_float32(self.score, joint).transpose(1, 2)
         return masked_softmax(logits, mask.unsqueeze(1).expand_as(logits))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bua.captioning import Constraints, beam_search, greedy, sample
-from bua.captioning.decoding import DecodedCaptions
+from bua.captioning.decoding import STEPS_PER_CHECK, DecodedCaptions
 
 LENGTH = 6
 # In double precision nothing depends on how sums are rounded.
@@ -182,3 +182,26 @@ def test_decoding_leaves_no_gradient():
 def test_unknown_length_penalty():
     with pytest.raises(ValueError, match="length_penalty"):
         beam_search(MODELS["original", 0], FEATURES, MASK, length_penalty="other")
+
+
+@pytest.mark.parametrize("steps", [2, 4, 50])
+@pytest.mark.parametrize("seed", [0, 1, None])
+@pytest.mark.parametrize("rules", [Constraints(), Constraints(repeatable=[], suppress=[2])])
+@pytest.mark.parametrize("max_length", [7, 12])
+@pytest.mark.parametrize("decode", [beam_search, greedy, sample])
+def test_asking_less_often_for_the_end_changes_nothing(monkeypatch, steps, seed, rules, max_length, decode):
+    """With ``seed`` None, all words and so all captions of a length are equally probable."""
+    model = small(seed or 0).double()
+    if seed is None:
+        torch.nn.init.zeros_(model.predict.weight)
+    # Captions end early.
+    model.predict.bias.data[model.special.end] += 3
+
+    def captions() -> DecodedCaptions:
+        torch.manual_seed(0)
+        return decode(model, FEATURES, MASK, max_length=max_length, constraints=rules)
+
+    expected = captions()
+    monkeypatch.setitem(STEPS_PER_CHECK, "cpu", steps)
+    for found, value in zip(captions(), expected, strict=True):
+        assert torch.equal(found, value)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from caption_examples import FEATURES, VARIANTS, WORDS, images, small
+from low_precision import float32_layers
 from torch import nn
 
 from bua.captioning import SpecialWords, UpDownCaptioner, caption_loss
@@ -153,6 +154,9 @@ def test_bfloat16(variant):
         _, attention, state = model.step(tokens[:, :1], model.start(features, mask))
     assert logits.dtype == attention.dtype == state.language[0].dtype == torch.float32
     torch.testing.assert_close(logits, model(features, mask, tokens), atol=0.3, rtol=0.1)
+    layers = float32_layers(model, lambda: model(features, mask, tokens))
+    assert {"relevance", "predict"} <= layers
+    assert "region_key" not in layers
 
 
 def test_dropout_is_applied_only_if_asked_for():

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from low_precision import float32_layers
 
 from bua.grounding import BANGrounding
 from bua.grounding.ban import MASKED
@@ -119,6 +120,9 @@ def test_bfloat16_is_near():
         found = model(*batch)
         training = model.train()(*batch)
     assert found.dtype == torch.float32
+    layers = float32_layers(model, lambda: model(*batch))
+    assert "gru" in layers
+    assert "attention.image.linear" not in layers
     real = expected > MASKED
     assert (found - expected)[real].abs().max() < 0.05 * expected[real].abs().max()
     F.binary_cross_entropy_with_logits(training, torch.zeros_like(training)).backward()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from bua.tasks.layers import Projection, Standardize, WeightNormLinear, masked_softmax
+from bua.tasks.layers import Projection, Standardize, WeightNormLinear, in_float32, masked_softmax
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -57,6 +57,17 @@ def test_dropout_is_of_the_input_and_of_training():
     assert round(kept) == pytest.approx(kept, abs=1e-3)
     assert 400 < kept < 600
     assert layer.eval()(x).item() == pytest.approx(1000, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_layer_in_float32(dtype):
+    layer, x = nn.Linear(64, 3), torch.randn(5, 64).to(dtype)
+    expected = layer(x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(in_float32(layer, x), expected)
+        assert layer(x).dtype == torch.bfloat16
+    layer.double()
+    assert in_float32(layer, x.double()).dtype == torch.float64
 
 
 def test_masked_softmax():

@@ -1,10 +1,11 @@
 """The counter against loops over boxes."""
 
 import numpy as np
+import pytest
 import torch
 from vqa_examples import slow_count
 
-from bua.vqa.counter import Counter
+from bua.vqa.counter import Counter, _product
 
 
 def random_boxes(*shape: int) -> torch.Tensor:
@@ -56,3 +57,16 @@ def test_gradients_are_finite_where_nothing_is_attended():
     counter(torch.zeros(1, 10, 4), logits).sum().backward()
     assert logits.grad.isfinite().all()
     assert counter.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 10])
+def test_the_product_is_that_of_prod_with_its_gradient(count):
+    torch.manual_seed(count)
+    factors = torch.rand(4, count, 3, 2, dtype=torch.float64)
+    factors[0, 0], factors[1, :2] = 0, 0
+    factors.requires_grad_()
+    found, expected = _product(factors), factors.prod(dim=1)
+    torch.testing.assert_close(found, expected)
+    weights = torch.rand_like(found)
+    gradients = [torch.autograd.grad((value * weights).sum(), factors)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients)

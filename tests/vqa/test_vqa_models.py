@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from low_precision import float32_layers
 from vqa_examples import ANSWERS, inputs, run, small
 
 from bua.vqa import BAN, UpDown
@@ -61,6 +62,15 @@ def test_bfloat16_gives_nearly_the_same(kind, arguments):
         assert (ours - theirs).abs().max() < 0.03 * theirs.abs().max()
     F.binary_cross_entropy_with_logits(training, torch.zeros_like(training)).backward()
     assert all(value.grad.isfinite().all() for value in model.parameters())
+
+
+@both
+def test_recurrent_layers_and_logits_are_computed_in_float32(kind, arguments):
+    model, batch = small(kind, **arguments), inputs([5, 0, 12])
+    layers = float32_layers(model, lambda: run(model, batch))
+    assert {"gru", "classifier.answers.linear"} <= layers
+    assert ("attention.score" in layers) == (kind is UpDown)
+    assert not layers & {"attention.image.linear", "classifier.hidden.linear"}
 
 
 @both
