@@ -188,19 +188,20 @@ def _receive(partial: _Partial, size: int | None, timeout: float, progress: bool
         headers |= {"Range": f"bytes={offset}-", "If-Range": about["validator"]}
     try:
         with urllib.request.urlopen(urllib.request.Request(partial.url, headers=headers), timeout=timeout) as response:
-            if response.status == 206:
+            is_rest = response.status == 206
+            if is_rest:
                 _check_rest(partial, response, about, offset)
-                total = about["size"]
-            else:
-                offset, total = 0, _length(response)
-                with writing(partial.path):
-                    partial.start(_validator(response), total)
+            total = about["size"] if is_rest else _length(response)
+            # What has arrived stays: this may be the page of a hotel's network, instead of the file.
             if size is not None and total is not None and total != size:
-                partial.discard()
                 raise InputError(
                     f"{partial.url}: has {total} bytes according to the server, but the published file has {size}; get "
                     "that file from another place"
                 )
+            if not is_rest:
+                offset = 0
+                with writing(partial.path):
+                    partial.start(_validator(response), total)
             _write(partial, response, offset, size if total is None else total, progress)
     except urllib.error.HTTPError as error:
         if error.code == 416:

@@ -146,6 +146,15 @@ def test_another_size_than_the_published_one_is_refused_before_the_file_arrives(
     assert names(target) == []
 
 
+def test_another_page_in_between_does_not_cost_what_arrived(site, target):
+    login = sending(length=5, cut=5, ranges=False, tag=None)  # as the network of a hotel answers
+    url = serve(site, sending(cut=100_000), login)
+    with pytest.raises(InputError, match="has 5 bytes according to the server"):
+        quick(url, target, size=len(DATA))
+    assert quick(url, target, size=len(DATA)).read_bytes() == DATA
+    assert site.ranges("file.bin")[-1] == "bytes=100000-"
+
+
 def test_a_size_that_is_claimed_too_large_is_noticed(site, target):
     url = serve(site, *[sending(length=310_000)] * 20)
     with pytest.raises(InputError, match="cannot be fetched"):
