@@ -1,9 +1,10 @@
 """The data sets that bua can fetch: addresses, sizes, checksums, and where their files belong, as plain data.
 
 Sizes and checksums are those that others published or recorded; None means that none is known, and then only what the
-server says is checked. The sources are: TensorFlow Datasets (sizes and SHA-256 of COCO's archives and of Karpathy's),
-ParlAI (SHA-256 of VQA v2), the git repositories themselves (ids of their files), AllenNLP and Keras (SHA-256 of GloVe),
-and several projects' records of the sizes that the servers report. Sizes of what is in an archive are rounded.
+server says is checked. The sources are TensorFlow Datasets (sizes and SHA-256 of COCO's archives and of Karpathy's),
+ParlAI (SHA-256 of VQA v2), the git repositories themselves (ids of their files), and records of several projects that
+agree (SHA-256 of GloVe and of image_data.json.zip, sizes of the other files). Nothing of it was compared with the
+servers from here. Sizes of what is in an archive are rounded.
 """
 
 from bua.download.data_set import DataSet, File, Part
