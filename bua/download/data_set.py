@@ -16,7 +16,8 @@ class File:
         members: For an archive, what is unpacked: pattern of the end of a path in the archive -> folder below the
             folder of all data sets. An empty mapping means that the file is used as it is.
         unpacked: About how many bytes unpacking gives, if it differs much from ``size``.
-        count: Number of files that unpacking gives.
+        count: Number of files that unpacking gives at least. Files that were unpacked in another way are recognised by
+            it.
     """
 
     url: str
