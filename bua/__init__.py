@@ -1,6 +1,7 @@
 """Bottom-up attention (Anderson et al., CVPR 2018): the detector, its region features, and the tasks that use them."""
 
 import os
+from typing import Any
 
 # After parallel work, OpenMP's threads wait actively for a while before they sleep. With the default wait, training on
 # a CPU loses most of its speed as soon as other processes, such as data-loader workers, need the cores. With this
@@ -9,3 +10,14 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "pipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch and the models are imported only when they are needed, so that the help of commands is shown at once.
+    if name == "pipeline":
+        from bua.pipelines import pipeline
+
+        return pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,7 +38,8 @@ GROUPS = {
         "verify-features": "compare features with a reference",
     },
     "All of it": {
-        "demo": "train everything on Shapes, and write a page of the results",
+        "demo": "show everything on drawn images, and write a page of the results",
+        "pack-weights": "make the models that come with the package from a training of the demo",
     },
 }
 

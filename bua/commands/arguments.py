@@ -3,7 +3,7 @@
 import argparse
 
 
-def add_config_file(parser: argparse.ArgumentParser, what: str, *, default: str | None = None) -> None:
+def add_config_file(parser: argparse._ActionsContainer, what: str, *, default: str | None = None) -> None:
     """Adds --config-file.
 
     Args:

@@ -10,6 +10,7 @@ loss was infinite or not a number, 2 for bad input, 130 after Ctrl-C.
 import argparse
 import importlib.util
 import sys
+from collections.abc import Callable
 
 from bua.commands.arguments import add_config_file, add_overrides
 from bua.errors import InputError
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    train_detector: Callable[..., object]
+    evaluate_checkpoint: Callable[..., object]
     if choose_engine(args.engine) == "detectron2":
         from bua.d2.config import load_cfg
         from bua.d2.launch import launch

@@ -4,12 +4,29 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 
-from bua.demo.stages import STAGES, Record
+from bua.demo.stages import PACKED_STAGES, STAGES, Record
 from bua.demo.tasks import BLIND, PERFECT, REGIONS, DemoPaths
 from bua.detection.evaluation.average_precision import PrecisionRecall
 from bua.visualization.gallery import GalleryImage
 from bua.visualization.report import Report, format_seconds
 from bua.visualization.scores import Score
+
+# Purpose and shell command of examples with the models that come with the package.
+PACKED_COMMANDS = (
+    ("Draw the objects that the detector finds", "bua visualize my_image.jpg"),
+    ("Answer a question", 'bua answer --image my_image.jpg --question "What color is the star?"'),
+    ("Caption an image", "bua caption --image my_image.jpg"),
+    ("Ground the phrases of a sentence", 'bua ground --image my_image.jpg --sentence "a star above a red circle"'),
+    (
+        "Extract region features of a folder of images",
+        "bua extract --detector shapes --images my_images --output features.tsv",
+    ),
+    ("Train all of these models from pixels", "bua demo --train"),
+    (
+        "Train a detector for photographs on Visual Genome (datasets/README.md says how to get it)",
+        "bua train-net --config-file vg_r101.yaml",
+    ),
+)
 
 
 def demo_report(
@@ -56,17 +73,44 @@ def demo_report(
     )
 
 
+def packed_report(record: Record, *, images: Sequence[GalleryImage]) -> Report:
+    """Returns the content of the page of the short demo.
+
+    Args:
+        record: Metrics and durations.
+        images: Images with the models' results.
+    """
+    return Report(
+        title="Detection, question answering, captioning and grounding on newly drawn images",
+        introduction=(
+            "The detector and the models for question answering, captioning and phrase grounding come with the "
+            "package. They were trained on drawn images of objects in several colours, sizes and textures. For this "
+            "page, other images were drawn. It shows the scores and the results of the models on these images, and how "
+            "to use the models."
+        ),
+        scores=scores(record.metrics),
+        metrics=record.metrics,
+        facts={"Total time": format_seconds(sum(record.seconds.values()))},
+        gallery=images,
+        timings={stage.title: record.seconds[name] for name, stage in PACKED_STAGES.items() if name in record.seconds},
+        commands=PACKED_COMMANDS,
+    )
+
+
 def scores(metrics: Mapping[str, float]) -> list[Score]:
     """Returns the score of each task, with those of the blind baseline and of the model with ground-truth regions.
 
     Args:
-        metrics: Content of metrics.json.
+        metrics: Content of metrics.json. The short demo has no models with ground-truth regions.
     """
-    accuracy, blind_accuracy, accuracy_bound = (metrics[f"vqa/{name}/accuracy"] for name in ("updown", BLIND, PERFECT))
-    cider, blind_cider, cider_bound = (metrics[f"captioning/{name}/CIDEr-D"] for name in ("updown", BLIND, PERFECT))
+    names = ("updown", BLIND, PERFECT)
+    accuracy, blind_accuracy, accuracy_bound = (metrics.get(f"vqa/{name}/accuracy") for name in names)
+    cider, blind_cider, cider_bound = (metrics.get(f"captioning/{name}/CIDEr-D") for name in names)
+    assert accuracy is not None
+    assert cider is not None
     recall, chance, recall_bound = (metrics[f"grounding/ban/{name}"] for name in ("R@1", "chance", "bound"))
     # CIDEr-D is not a percentage, and can exceed 1. Its bar ends at the next whole number.
-    cider_end = float(max(1, math.ceil(max(cider, blind_cider, cider_bound))))
+    cider_end = float(max(1, *(math.ceil(value) for value in (cider, blind_cider, cider_bound) if value is not None)))
     return [
         Score("Objects", "mAP@0.5", metrics["objects/mAP50"]),
         Score("Attributes", "mAP@0.5", metrics["attributes/mAP50"]),

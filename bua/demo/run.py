@@ -9,23 +9,20 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.config import load_cfg
+from bua.demo.data import copy_by_other_ids, make_data
 from bua.demo.gallery import draw_gallery
 from bua.demo.page import demo_report
-from bua.demo.stages import Record, check_configuration, print_plan
+from bua.demo.stages import STAGES, Record, check_configuration, print_plan
 from bua.demo.tasks import REGIONS, TASKS, DemoPaths, configurations, train_and_score
 from bua.detection.catalog import datasets_root, get_dataset
 from bua.detection.evaluation.run import evaluate_detector
 from bua.detection.training import build_evaluators, train_detector
 from bua.engine import launch
+from bua.engine.checkpoints import FINAL, last_checkpoint
 from bua.engine.log import METRICS_FILE
-from bua.engine.trainer import FINAL, last_checkpoint
 from bua.errors import make_folder
 from bua.extraction import extract
-from bua.features import convert_features
-from bua.io.json_records import iter_records
-from bua.shapes.make import MARKER, make_shapes
-from bua.shapes.oracle_features import write_oracle_features
-from bua.visual_genome.prepare import SPLITS, prepare
+from bua.visual_genome.prepare import SPLITS
 from bua.visualization.report import write_report
 from bua.visualization.visualize import load_detector
 
@@ -84,12 +81,12 @@ def run_demo(
     paths = DemoPaths(shapes, output, Path(task_configs), tuple(task_overrides), cfg.MODEL.DEVICE)
     for task in TASKS:
         configurations(paths, task)
-    record = Record(output / "metrics.json")
+    record = Record(output / "metrics.json", STAGES)
     make_folder(output)
-    print_plan()
+    print_plan(STAGES)
 
     with record.stage("data", resumed=True):
-        _make_data(shapes, num_train, num_val, num_test)
+        make_data(shapes, num_train, num_val, num_test)
         test = get_dataset("shapes_test")
     with record.stage("training", resumed=last_checkpoint(detector_dir) is not None):
         launch(train_detector, (cfg, True), num_processes=_training_processes(cfg))
@@ -117,16 +114,6 @@ def run_demo(
     return record.content()
 
 
-def _make_data(folder: Path, num_train: int, num_val: int, num_test: int) -> None:
-    annotation_files = [folder / "annotations" / f"shapes_{split}.json" for split in SPLITS]
-    if not all(path.is_file() for path in annotation_files):
-        if not (folder / MARKER).is_file():
-            make_shapes(folder, num_train, num_val, num_test)
-        prepare(folder, "shapes")
-    sizes = ", ".join(f"{len(get_dataset(f'shapes_{split}'))} {split}" for split in SPLITS)
-    print(f"images in {folder}: {sizes}")
-
-
 def _training_processes(cfg: CfgNode) -> int:
     """Returns the number of processes to train the detector with.
 
@@ -152,12 +139,10 @@ def has_bfloat16(device: str) -> bool:
 def _extract(paths: DemoPaths, cfg: CfgNode, config_file: str | Path, overrides: Sequence[str]) -> None:
     """Extracts the features of all images.
 
-    They are extracted once, by Visual Genome's image ids, and then copied by COCO's and by Flickr30k's ids. The
-    features of ground-truth regions are written, too.
+    They are extracted once, by Visual Genome's image ids, and then copied by other data sets' ids.
     """
-    image_data = paths.shapes / "image_data.json"
     summary = extract(
-        image_data,
+        paths.shapes / "image_data.json",
         paths.features("visual_genome"),
         image_root=paths.shapes,
         config_file=config_file,
@@ -172,19 +157,4 @@ def _extract(paths: DemoPaths, cfg: CfgNode, config_file: str | Path, overrides:
         num_gpus=min(os.cpu_count() or 1, MOST_PROCESSES) if cfg.MODEL.DEVICE == "cpu" else 1,
     )
     print(f"{paths.features('visual_genome')}: {summary.done} images extracted, {summary.skipped} were there already")
-    coco, flickr30k = _ids(image_data, "coco_id"), _ids(image_data, "flickr_id")
-    for name, ids in (("coco", coco), ("flickr30k", flickr30k)):
-        convert_features(paths.features("visual_genome"), paths.features(name), "flat-fp16", ids=dict(ids.items()))
-    datasets = [get_dataset(f"shapes_{split}") for split in SPLITS]
-    write_oracle_features(datasets, paths.features("perfect"), image_id_of=coco.get, progress=False)
-
-
-def _ids(image_data: Path, key: str) -> dict[int, int]:
-    """Returns another data set's ids of Visual Genome's images, by Visual Genome's id, for the images that it has.
-
-    Args:
-        image_data: Visual Genome's image_data.json.
-        key: Field of a record that holds the other id: "coco_id" or "flickr_id".
-    """
-    records = iter_records(image_data, progress=False)
-    return {record["image_id"]: record[key] for record in records if record[key] is not None}
+    copy_by_other_ids(paths, [get_dataset(f"shapes_{split}") for split in SPLITS])

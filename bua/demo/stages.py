@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +35,21 @@ STAGES = {
     "heads": Stage("Training and scoring the task models", 6.0),
     "page": Stage("Drawing the page", 0.1),
 }
+# The stages of the short demo, whose models come with the package.
+PACKED_STAGES = {
+    "data": Stage("Drawing and preparing new images", 0.2),
+    "extraction": Stage("Extracting the regions of all images", 0.3),
+    "evaluation": Stage("Evaluating the detector", 0.2),
+    "tasks": Stage("Scoring the task models", 0.2),
+    "page": Stage("Drawing the page", 0.1),
+}
 
 
 class Record:
     """The demo's results. They are saved at the end of each stage, and also when a stage is stopped.
 
     Attributes:
+        stages: The stages by name.
         metrics: Scores by name, as fractions.
         seconds: Duration of each stage by its name, summed over all runs.
 
@@ -48,8 +57,8 @@ class Record:
         InputError: The file exists and is not the metrics of a demo.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, stages: Mapping[str, Stage]):
+        self.path, self.stages = path, stages
         self.metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         if not path.is_file():
@@ -61,17 +70,17 @@ class Record:
                 f"{path}: not the metrics of a demo ({error}); remove the file, or give another --output"
             ) from error
         self.metrics = {key: value for key, value in content.items() if not key.startswith(SECONDS)}
-        self.seconds = {name: content[SECONDS + name] for name in STAGES if SECONDS + name in content}
+        self.seconds = {name: content[SECONDS + name] for name in stages if SECONDS + name in content}
 
     @contextmanager
     def stage(self, name: str, resumed: bool = False) -> Iterator[None]:
         """Prints the title of a stage, and records how many seconds the block takes.
 
         Args:
-            name: Name of the stage in ``STAGES``.
+            name: Name of the stage.
             resumed: Whether the stage continues an earlier run, so that the seconds are added to the earlier ones.
         """
-        print(f"\n[{list(STAGES).index(name) + 1}/{len(STAGES)}] {STAGES[name].title}", flush=True)
+        print(f"\n[{list(self.stages).index(name) + 1}/{len(self.stages)}] {self.stages[name].title}", flush=True)
         before = self.seconds.pop(name, 0.0)
         start = time.perf_counter()
         try:
@@ -84,8 +93,8 @@ class Record:
             self.save()
 
     def content(self) -> dict[str, float]:
-        """Returns the metrics, followed by ``seconds/<stage>`` in the order of ``STAGES``."""
-        seconds = {SECONDS + name: round(self.seconds[name], 3) for name in STAGES if name in self.seconds}
+        """Returns the metrics, followed by ``seconds/<stage>`` in their order."""
+        seconds = {SECONDS + name: round(self.seconds[name], 3) for name in self.stages if name in self.seconds}
         return {**self.metrics, **seconds}
 
     def save(self) -> None:
@@ -93,12 +102,12 @@ class Record:
             file.write((json.dumps(self.content(), indent=2) + "\n").encode())
 
 
-def print_plan() -> None:
+def print_plan(stages: Mapping[str, Stage]) -> None:
     """Prints the stages with the approximate minutes that they take."""
     print("The stages, with the approximate minutes that they take on two idle CPU cores:")
-    for number, stage in enumerate(STAGES.values(), start=1):
+    for number, stage in enumerate(stages.values(), start=1):
         print(f"  {number}  {stage.title:42} {stage.minutes:4.1f}")
-    print(f"     {'total':42} {sum(stage.minutes for stage in STAGES.values()):4.1f}", flush=True)
+    print(f"     {'total':42} {sum(stage.minutes for stage in stages.values()):4.1f}", flush=True)
 
 
 def check_configuration(path: Path, text: str, except_for: tuple[str, ...] = ()) -> None:

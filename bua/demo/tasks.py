@@ -28,7 +28,7 @@ from bua.captioning.official import load_karpathy
 from bua.captioning.training import train_caption
 from bua.demo.stages import check_configuration
 from bua.demo.workers import run_parallel
-from bua.engine.trainer import BEST, FINAL
+from bua.engine.checkpoints import BEST, FINAL
 from bua.errors import make_folder
 from bua.grounding import config as grounding_config
 from bua.grounding import dataset as flickr30k
@@ -135,7 +135,7 @@ def configurations(paths: DemoPaths, task: str) -> dict[str, CfgNode]:
     for name in TASKS[task].names:
         cfg = TASKS[task].load_cfg(paths.configs / task / TASKS[task].config_file, list(paths.overrides))
         cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = paths.device, str(paths.model(task, name).parent)
-        cfg.DATA.FOLDER, cfg.DATA.FEATURES = str(paths.data(task)), (str(_features(paths, task, name)),)
+        cfg.DATA.FOLDER, cfg.DATA.FEATURES = str(paths.data(task)), (str(features_of(paths, task, name)),)
         # As for the detector, training always uses a fixed random seed, so that the demo can be reproduced.
         cfg.SEED = max(cfg.SEED, 0)
         if name == BLIND:
@@ -189,7 +189,7 @@ def _train_and_score(paths: DemoPaths, task: str, name: str, cfg: CfgNode) -> di
     path = make_folder(cfg.OUTPUT_DIR) / "log.txt"
     with open(path, "a", encoding="utf-8") as log, redirect_stdout(_ThinnedLog(log, sys.stdout, f"{task}, {name}: ")):
         TASKS[task].train(cfg, True)
-        return TASKS[task].score(paths, paths.model(task, name), _features(paths, task, name))
+        return TASKS[task].score(paths, paths.model(task, name), features_of(paths, task, name))
 
 
 class _ThinnedLog(io.TextIOBase):
@@ -214,7 +214,8 @@ class _ThinnedLog(io.TextIOBase):
         self.file.flush()
 
 
-def _features(paths: DemoPaths, task: str, name: str) -> Path:
+def features_of(paths: DemoPaths, task: str, name: str) -> Path:
+    """Returns the file of features that a model of a task reads."""
     # The blind baseline does not use features; it is given those that are read fastest.
     return paths.features("perfect" if name in (BLIND, PERFECT) else TASKS[task].features)
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from bua.errors import InputError
 from bua.features.ids import image_id_of, parse_id
+from bua.features.settings import read_settings, settings_file
 from bua.features.store import FeatureStore, FeatureWriter, check_format, open_features, open_writer
 from bua.io.files import whole_file
 
@@ -55,7 +56,7 @@ def convert_features(
         raise InputError(f"{target}: is the source itself; name another target")
     store = open_features(source)
     known = {**getattr(store, "about", {}), **(about or {})}
-    settings = _read_settings(source) or known.get("settings")
+    settings = read_settings(source)
     if settings:
         known["settings"] = settings
     with open_writer(target, format, known or None) as writer:
@@ -154,25 +155,11 @@ def _renaming(ids: str | Path | Mapping[int | str, int | str]) -> Callable[[int 
     return rename
 
 
-def _settings_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.meta.json")
-
-
-def _read_settings(path: Path) -> dict[str, Any] | None:
-    file = _settings_file(path)
-    if not file.exists():
-        return None
-    try:
-        settings: dict[str, Any] = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON ({error}); remove it to convert without it") from error
-    return settings
-
-
 def _write_settings(path: Path, settings: dict[str, Any] | None) -> None:
-    earlier = _read_settings(path)
+    file = settings_file(path)
+    earlier = read_settings(path) if file.exists() else None
     if earlier is not None and earlier != settings:
-        raise InputError(f"{_settings_file(path)}: the features have other settings; choose another target")
+        raise InputError(f"{file}: the features have other settings; choose another target")
     if settings:
-        with whole_file(_settings_file(path)) as file:
-            file.write(json.dumps(settings, indent=1).encode() + b"\n")
+        with whole_file(file) as target:
+            target.write(json.dumps(settings, indent=1).encode() + b"\n")

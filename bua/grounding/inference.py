@@ -24,6 +24,7 @@ from bua.tasks.released import constructor_arguments, read_released_checkpoint
 from bua.tasks.training import progress_bar
 from bua.tasks.words import WordVocabulary
 from bua.weights.layouts import Weights
+from bua.weights.zoo import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ def load_grounding(path: str | Path, device: str = "cpu", *, folder: str | Path 
     Raises:
         InputError: There is no such file, or it is not such a checkpoint.
     """
+    path = fetch(path)
     released = read_released_checkpoint(path, RELEASED_MODELS)
     saved: dict[str, Any] = read_checkpoint(path) if released is None else {"model": released[1]}
     missing = missing_parts(saved, ("vocabulary", "phrase_tags"))

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from torch import nn
 from bua.checkpoint import read_checkpoint
 from bua.errors import InputError
 from bua.tasks.config import CheckValues, check_nothing
+from bua.weights.zoo import fetch
 
 
 @dataclass
@@ -24,11 +25,14 @@ class TaskModel(ABC):
         model: The network.
         cfg: The configuration that the network was built from.
         feature_dim: Dimension of the region features that the network was trained on.
+        features: What is known of how these features were extracted, as ``bua.features.settings.settings_for_model``
+            returns it.
     """
 
     model: nn.Module
     cfg: CfgNode
     feature_dim: int
+    features: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +45,12 @@ class TaskModel(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Returns what a checkpoint holds besides the weights, for inference."""
-        return {"config": self.cfg.dump(), **self.vocabularies(), "feature_dim": self.feature_dim}
+        return {
+            "config": self.cfg.dump(),
+            **self.vocabularies(),
+            "feature_dim": self.feature_dim,
+            "features": self.features,
+        }
 
     def check_features(self, dim: int, source: str) -> None:
         """Checks that the model can read features of dimension ``dim``.
@@ -66,13 +75,14 @@ def read_task_checkpoint(path: str | Path, vocabularies: Sequence[str], advice: 
     """Returns all that a checkpoint of a task's model holds.
 
     Args:
+        path: A file, the name of a model that comes with the package, or an address, as for ``bua.weights.zoo.fetch``.
         vocabularies: The keys of ``TaskModel.vocabularies``.
         advice: What the user can do if the file lacks some of it; the end of the message.
 
     Raises:
         InputError: There is no such file, or it is not a checkpoint of this task.
     """
-    saved = read_checkpoint(path)
+    saved = read_checkpoint(fetch(path))
     missing = missing_parts(saved, vocabularies)
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; {advice}")
@@ -114,5 +124,7 @@ def restore_weights(task_model: ModelT, saved: dict[str, Any], path: str | Path,
         task_model.model.load_state_dict(saved["model"])
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit its configuration: {' '.join(str(error).split())}") from error
+    # Earlier versions of bua did not save this.
+    task_model.features = saved.get("features", {})
     task_model.model.to(device).eval()
     return task_model

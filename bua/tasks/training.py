@@ -19,6 +19,7 @@ from bua.engine.optimizer import build_clip, build_optimizer, build_scheduler
 from bua.engine.random_state import seed_run
 from bua.engine.trainer import Trainer
 from bua.errors import InputError
+from bua.features.settings import settings_for_model
 from bua.tasks.checkpoint import ModelT
 from bua.tasks.prepared import PreparedDataset
 from bua.tasks.region_batches import BatchT, RegionLoader, RegionReader
@@ -63,6 +64,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
             # Images that lack features are reported before the training instead of after its first epoch.
             self.reader.locate(self.validation.image_ids, self.validation.name)
         self.trained = self.build()
+        self.trained.features = settings_for_model(cfg.DATA.FEATURES)
         self.trained.model.to(self.processes.device)
         self.reader = self._on_device()
         self.loader = self.build_loader(self.processes.loading)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bua.detection.annotations import DetectionDataset
-from bua.detection.evaluation.detections import object_detections
+from bua.detection.found_objects import found_objects
 from bua.structures import RegionPredictions
 from bua.visualization.draw import class_colors, draw_regions
 from bua.vocabulary import Vocabulary
@@ -48,25 +48,22 @@ def labelled_detections(
     Args:
         predictions: Predictions of the detector for the image.
         objects, attributes: Names of the classes.
-        threshold: Least probability of an object. The original's demo uses 0.4.
-        attribute_threshold: An attribute is named if its probability exceeds this. The original's demo uses 0.1. The
-            probabilities of all attributes sum to 1, so several attributes that all apply have low probabilities.
-        max_attributes: Number of attributes per object, at most; the most probable ones come first.
+        threshold, attribute_threshold, max_attributes: As for ``found_objects``.
         convention: Convention of the boxes, "caffe" or "detectron2".
     """
-    rows = object_detections(predictions, convention=convention, score_threshold=threshold)
-    boxes, class_ids = rows[:, 2:], rows[:, 0].astype(np.int64)
-    regions = _regions(predictions, rows)
-    all_probs = predictions.attribute_probs
-    labels = []
-    for class_id, score, region in zip(class_ids, rows[:, 1], regions):
-        names: list[str] = []
-        if all_probs is not None:
-            probs = all_probs[region].float().cpu().numpy()
-            best = np.argsort(-probs, kind="stable")[:max_attributes]
-            names = [attributes.names[attribute] for attribute in best if probs[attribute] > attribute_threshold]
-        labels.append(region_label(objects.names[class_id], names, score))
-    return LabelledBoxes(boxes, class_ids, labels)
+    found = found_objects(
+        predictions,
+        threshold,
+        attribute_threshold=attribute_threshold,
+        max_attributes=max_attributes,
+        convention=convention,
+    )
+    labels = [
+        region_label(objects.names[one.class_id], [attributes.names[id] for id, _ in one.attributes], one.score)
+        for one in found
+    ]
+    boxes = np.array([one.box for one in found], np.float32).reshape(-1, 4)
+    return LabelledBoxes(boxes, np.array([one.class_id for one in found], np.int64), labels)
 
 
 def labelled_annotations(dataset: DetectionDataset, index: int) -> LabelledBoxes:
@@ -83,13 +80,3 @@ def labelled_annotations(dataset: DetectionDataset, index: int) -> LabelledBoxes
 def draw_labelled(image: np.ndarray, labelled: LabelledBoxes) -> np.ndarray:
     """Draws boxes with labels as ``draw_regions``, with one colour per object class: [H', W', 3] uint8 BGR."""
     return draw_regions(image, labelled.boxes, labelled.labels, class_colors(labelled.class_ids))
-
-
-def _regions(predictions: RegionPredictions, rows: np.ndarray) -> list[int]:
-    """Returns the region of each detection: the first one with the same score and the same box in its class."""
-    assert predictions.boxes is not None
-    probs, boxes = predictions.class_probs.float().cpu().numpy(), predictions.boxes.float().cpu().numpy()
-    return [
-        int(np.argmax((probs[:, int(row[0])] == row[1]) & (boxes[:, int(row[0])] == row[2:]).all(axis=1)))
-        for row in rows
-    ]

@@ -1,5 +1,6 @@
 """Downloads released weights, by short names or by addresses, into a cache."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,9 @@ from huggingface_hub import hf_hub_download
 from iopath.common.download import download
 from iopath.common.file_io import file_lock, get_cache_dir
 
+from bua.download.catalog import GENOME_LISTS, GENOME_VOCABULARIES
 from bua.errors import InputError
+from bua.vocabulary import Vocabulary
 
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
 _GOOGLE = "https://storage.googleapis.com/"
@@ -139,6 +142,18 @@ ZOO = {
     ),
 }
 
+# Models that come with the package: a detector, and models for the three tasks on its features. They were trained on
+# the drawn images of Shapes, by `make demo-train`; `bua pack-weights` made the files of its output.
+PACKAGED_FOLDER = Path(__file__).parent / "shapes"
+PACKAGED = {
+    "shapes": "detector.pth",
+    "shapes-vqa": "vqa.pth",
+    "shapes-vqa-blind": "vqa_blind.pth",
+    "shapes-captioning": "captioning.pth",
+    "shapes-captioning-blind": "captioning_blind.pth",
+    "shapes-grounding": "grounding.pth",
+}
+
 
 def fetch(path_or_uri: str | Path) -> Path:
     """Returns the local file of weights, which is downloaded if it is not in the cache.
@@ -147,8 +162,8 @@ def fetch(path_or_uri: str | Path) -> Path:
     from Hugging Face in that of huggingface_hub.
 
     Args:
-        path_or_uri: A name in ``ZOO``; a path, which is returned unchanged; or an address: http(s)://...,
-            detectron2://..., or hf://<owner>/<repository>[/<file>].
+        path_or_uri: A name in ``ZOO`` or ``PACKAGED``; a path, which is returned unchanged; or an address:
+            http(s)://..., detectron2://..., or hf://<owner>/<repository>[/<file>].
 
     Raises:
         InputError: The download failed. The message names the addresses, and where to put a file that was obtained in
@@ -157,13 +172,36 @@ def fetch(path_or_uri: str | Path) -> Path:
     text = str(path_or_uri)
     if os.path.exists(text):
         return Path(text)
+    if text in PACKAGED:
+        return PACKAGED_FOLDER / PACKAGED[text]
     if text in ZOO:
         return _fetch_release(text, ZOO[text])
     if "://" in text:
         return _fetch_address(text)
     if "/" not in text and "." not in text:
-        raise InputError(f"{text}: is neither a file nor the name of released weights; use one of {', '.join(ZOO)}")
+        raise InputError(
+            f"{text}: is neither a file nor the name of released weights; use one of {', '.join([*ZOO, *PACKAGED])}"
+        )
     return Path(text)
+
+
+def fetch_vocabularies() -> dict[str, list[str]]:
+    """Returns the class names of the detectors in ``ZOO`` that were trained on Visual Genome: "objects", 1600 names,
+    and "attributes", 400 names. They are downloaded if they are not in the cache.
+
+    Raises:
+        InputError: A download failed, or it is not the published file.
+    """
+    names = {}
+    for kind, (remote, md5) in {
+        "objects": GENOME_VOCABULARIES["vocab/objects_vocab.txt"],
+        "attributes": GENOME_VOCABULARIES["vocab/attributes_vocab.txt"],
+    }.items():
+        path = _fetch_address(GENOME_LISTS + remote)
+        if hashlib.md5(path.read_bytes()).hexdigest() != md5:
+            raise InputError(f"{path}: is not the published file (MD5 {md5}); remove it, and it is downloaded again")
+        names[kind] = Vocabulary.read(path).names
+    return names
 
 
 def _fetch_release(name: str, release: Release) -> Path:

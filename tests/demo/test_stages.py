@@ -5,7 +5,7 @@ import pytest
 
 from bua.demo import stages, tasks
 from bua.demo.page import scores
-from bua.demo.stages import Record, check_configuration, print_plan
+from bua.demo.stages import STAGES, Record, check_configuration, print_plan
 from bua.demo.tasks import _ThinnedLog
 from bua.errors import InputError
 
@@ -21,7 +21,7 @@ def clock(monkeypatch):
 
 
 def test_the_seconds_of_a_stopped_stage_are_kept_and_added_to(tmp_path, clock, capsys):
-    record = Record(tmp_path / "metrics.json")
+    record = Record(tmp_path / "metrics.json", STAGES)
     record.metrics["vqa/blind/accuracy"] = 0.4
 
     def stopped():
@@ -33,7 +33,7 @@ def test_the_seconds_of_a_stopped_stage_are_kept_and_added_to(tmp_path, clock, c
         stopped()
     assert "[2/6] Training the detector" in capsys.readouterr().out
 
-    record = Record(tmp_path / "metrics.json")
+    record = Record(tmp_path / "metrics.json", STAGES)
     assert record.content() == {"vqa/blind/accuracy": 0.4, "seconds/training": 30}
     with record.stage("training", resumed=True):
         clock[0] += 5
@@ -43,14 +43,14 @@ def test_the_seconds_of_a_stopped_stage_are_kept_and_added_to(tmp_path, clock, c
     assert content == {"vqa/blind/accuracy": 0.4, "seconds/data": 2, "seconds/training": 35}
     with record.stage("training"):
         clock[0] += 1
-    assert Record(tmp_path / "metrics.json").seconds == {"data": 2, "training": 1}
+    assert Record(tmp_path / "metrics.json", STAGES).seconds == {"data": 2, "training": 1}
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '{"objects/mAP50": "many"}', '{"a": null}', "{", '{"a": 1}\n{"a": 2}'])
 def test_files_that_are_not_metrics_are_refused(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(InputError, match=r"metrics\.json: not the metrics of a demo"):
-        Record(tmp_path / "metrics.json")
+        Record(tmp_path / "metrics.json", STAGES)
 
 
 def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
@@ -64,7 +64,7 @@ def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
 
 
 def test_the_plan_adds_up(capsys):
-    print_plan()
+    print_plan(STAGES)
     *lines, last = capsys.readouterr().out.splitlines()[1:]
     assert sum(float(line.split()[-1]) for line in lines) == pytest.approx(float(last.split()[-1]))
     assert float(last.split()[-1]) < 15

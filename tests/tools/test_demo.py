@@ -36,7 +36,8 @@ def demo(tmp_path_factory):
             monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "datasets"))
             return main(
                 [
-                    *("--output", str(output), "--config-file", str(ROOT / "configs" / "shapes.yaml"), "--quick"),
+                    *("--output", str(output), "--config-file", str(ROOT / "configs" / "shapes.yaml"), "--train"),
+                    "--quick",
                     *("--task-configs", str(ROOT / "configs")),
                     *("--num-train", "8", "--num-val", "2", "--num-test", "4"),
                     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2"),
@@ -167,7 +168,7 @@ def test_task_models_of_two_configurations_are_not_mixed(demo, capsys, tmp_path)
 def test_bad_input_is_one_line(tmp_path, capsys, args, message):
     output = tmp_path / "output"
     config = [] if "--config-file" in args else ["--config-file", str(ROOT / "configs" / "shapes.yaml")]
-    assert load_tool("demo").main(["--output", str(output), *config, *args]) == 2
+    assert load_tool("demo").main(["--train", "--output", str(output), *config, *args]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -177,6 +178,6 @@ def test_bad_input_is_one_line(tmp_path, capsys, args, message):
 def test_metrics_that_are_not_a_demos_are_not_overwritten(tmp_path, capsys):
     (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2}\n')
     config = ["--config-file", str(ROOT / "configs" / "shapes.yaml"), "--head-configs", str(ROOT / "configs")]
-    assert load_tool("demo").main(["--output", str(tmp_path), *config]) == 2
+    assert load_tool("demo").main(["--train", "--output", str(tmp_path), *config]) == 2
     assert "metrics.json: not the metrics of a demo" in capsys.readouterr().err
     assert (tmp_path / "metrics.json").read_text().count("iteration") == 2

@@ -1,0 +1,188 @@
+"""A detector that is loaded once and applied to images in memory, with the names of its classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+
+from bua.checkpoint import identify, load_weights, read_checkpoint
+from bua.config import load_cfg
+from bua.config_files import find_config
+from bua.detection.catalog import vocabulary_folder
+from bua.detection.description import DetectorDescription, described_cfg, read_description
+from bua.errors import InputError
+from bua.extraction.extractor_config import RegionChoice, fingerprint
+from bua.extraction.select import regions_from
+from bua.modeling import build_detector
+from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
+from bua.structures import RegionPredictions, Regions
+from bua.vocabulary import Vocabulary
+from bua.weights.zoo import ZOO, fetch, fetch_vocabularies
+
+
+class ImageDetector:
+    """A detector, the choice of regions, and the names of the classes.
+
+    Attributes:
+        detector: The network.
+        choice: Which regions of an image are kept.
+        name: The checkpoint or the name that the detector was opened by, for messages.
+        fingerprint: "sha256:" and the SHA-256 of its weights file, as in the settings of extracted features.
+        objects, attributes: Names of the classes, counted from 0; None if they are not known, and an empty list if the
+            detector has no attribute head.
+    """
+
+    def __init__(
+        self,
+        detector: OptimizedDetector,
+        choice: RegionChoice,
+        *,
+        name: str,
+        fingerprint: str,
+        objects: list[str] | None,
+        attributes: list[str] | None,
+    ):
+        self.detector, self.choice, self.name, self.fingerprint = detector, choice, name, fingerprint
+        self.objects, self.attributes = objects, attributes
+
+    @property
+    def device(self) -> torch.device:
+        return self.detector.device
+
+    def regions(self, images: Sequence[np.ndarray]) -> list[Regions]:
+        """Returns the chosen regions of images [H, W, 3] uint8 BGR. Their image ids count from 0."""
+        choice = self.choice
+        return [
+            regions_from(
+                predictions,
+                number,
+                min_boxes=choice.min_boxes,
+                max_boxes=choice.max_boxes,
+                score_threshold=choice.score_threshold,
+                nms_threshold=choice.nms_threshold,
+                convention=self.detector.convention,
+                regressed=choice.regressed,
+            )
+            for number, predictions in enumerate(self.predictions(images, regress=choice.regressed))
+        ]
+
+    def predictions(self, images: Sequence[np.ndarray], *, regress: bool = True) -> list[RegionPredictions]:
+        """Returns the predictions for all proposals of images [H, W, 3] uint8 BGR.
+
+        Args:
+            regress: As for ``bua.modeling.Detector.infer``.
+        """
+        return self.detector.infer([self.detector.prepare(image) for image in images], regress=regress)
+
+    def class_names(self) -> tuple[list[str], list[str]]:
+        """Returns the names of the objects and of the attributes.
+
+        Raises:
+            InputError: They are not known.
+        """
+        if self.objects is None or self.attributes is None:
+            raise InputError(
+                f"{self.name}: does not hold the names of its classes; name the folder of objects_vocab.txt and "
+                "attributes_vocab.txt as the vocabulary"
+            )
+        return self.objects, self.attributes
+
+
+def open_detector(
+    weights: str | Path,
+    *,
+    config_file: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    choice: RegionChoice | None = None,
+    vocabulary: str | Path | None = None,
+    precision: str = "fp32",
+) -> ImageDetector:
+    """Loads a detector for images in memory.
+
+    Args:
+        weights: A checkpoint, the name of a released one (``bua.weights.zoo.ZOO``) or of the one that comes with the
+            package ("shapes"), or an address.
+        config_file, overrides: As for ``bua.config.load_cfg``; by default the configuration that the checkpoint holds,
+            or that belongs to the released weights.
+        device: A torch device; by default that of the configuration.
+        choice: Which regions of an image are kept; by default 10 to 100.
+        vocabulary: Folder of objects_vocab.txt and attributes_vocab.txt; by default the names that the checkpoint
+            holds, those of the released weights, or those of the configuration's data set.
+        precision: As for ``bua.modeling.optimize.optimize_for_inference``.
+
+    Raises:
+        InputError: A file cannot be read, no configuration is known, or the weights do not fit the configuration.
+    """
+    path = fetch(weights)
+    choice = choice or RegionChoice()
+    choice.check()
+    overrides = [*overrides, *(["MODEL.DEVICE", device] if device else [])]
+    description = _description(path)
+    if config_file is None and description is not None:
+        cfg = described_cfg(description, path, overrides)
+    else:
+        cfg = load_cfg(config_file or _config_of_released(weights, path), overrides)
+    objects, attributes = _class_names(cfg, weights, description, vocabulary)
+    detector = build_detector(cfg)
+    load_weights(detector, path)
+    return ImageDetector(
+        optimize_for_inference(detector, precision=precision),
+        choice,
+        name=str(weights),
+        fingerprint=fingerprint(str(path)),
+        objects=objects,
+        attributes=attributes,
+    )
+
+
+def _description(path: Path) -> DetectorDescription | None:
+    return read_description(read_checkpoint(path)) if path.suffix == ".pth" else None
+
+
+def _config_of_released(weights: str | Path, path: Path) -> str:
+    if str(weights) in ZOO:
+        return ZOO[str(weights)].config
+    config = identify(path).config
+    try:
+        find_config(config)
+    except InputError:
+        raise InputError(
+            f"{weights}: does not say how its detector is configured; name the configuration file"
+        ) from None
+    return config
+
+
+def _class_names(
+    cfg: CfgNode, weights: str | Path, description: DetectorDescription | None, folder: str | Path | None
+) -> tuple[list[str] | None, list[str] | None]:
+    """Returns the names of the objects and of the attributes, each as far as they are known and have the right number.
+
+    Raises:
+        InputError: The vocabulary in ``folder`` has another number of classes than the detector.
+    """
+    sizes = {"objects": cfg.MODEL.ROI_HEADS.NUM_CLASSES, "attributes": cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES}
+    if not cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
+        del sizes["attributes"]
+    found: dict[str, list[str] | None] = {"objects": None, "attributes": None if "attributes" in sizes else []}
+    for kind, size in sizes.items():
+        if folder is not None:
+            names = Vocabulary.read(Path(folder) / f"{kind}_vocab.txt").names
+            if len(names) != size:
+                raise InputError(
+                    f"{folder}: {kind}_vocab.txt has {len(names)} classes, but the detector has {size}; give the "
+                    "vocabulary that it was trained with"
+                )
+            found[kind] = names
+        elif description is not None:
+            found[kind] = list(getattr(description, kind))
+        elif str(weights) in ZOO:
+            found[kind] = fetch_vocabularies()[kind]
+        elif cfg.DATASETS.TEST and (path := vocabulary_folder(cfg.DATASETS.TEST[0]) / f"{kind}_vocab.txt").is_file():
+            found[kind] = Vocabulary.read(path).names
+        names_of_kind = found[kind]
+        if names_of_kind is not None and len(names_of_kind) != size:
+            found[kind] = None
+    return found["objects"], found["attributes"]
