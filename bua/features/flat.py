@@ -265,17 +265,30 @@ class FlatWriter:
         features, rows = self._features_of(regions).tobytes(), _rows_of(regions).tobytes()
         record, text = self._record_of(image_id, regions)
         record["checksum"] = checksum(features, rows, text, record.tobytes())
-        contents = dict(zip(DATA_FILES, (features, rows, text, record.tobytes())))
-        try:
-            for name, content in contents.items():
-                _write(self._handles[name], content, self._ends[name])
-        except BaseException:
-            self._truncate()
-            raise
-        for name, content in contents.items():
-            self._ends[name] += len(content)
-        self._records += 1
-        self.done.add(image_id)
+        self._append([image_id], (features, rows, text, record.tobytes()))
+
+    def merge(self, part: Path) -> None:
+        """Adds the images of another folder of the same format that are not in ``done``, by copying their bytes.
+
+        Raises:
+            InputError: The folder is incomplete, or its features have another dtype or dimension.
+        """
+        header = read_header(part)
+        files = FlatFiles(part, self.dtype, header["dim"] or 0)
+        ids = [files.id(row) for row in range(len(files.index))]
+        new = np.array([image_id not in self.done for image_id in ids], bool)
+        if not new.any():
+            return
+        if header["dim"]:
+            self._take_first_dim(header["dim"])
+        for name in ("dtype", "dim"):
+            if header[name] not in (self._header[name], None):
+                raise InputError(f"{part}: {name} is {header[name]}; {self.path} needs {self._header[name]}")
+        if not files.has_ends(len(ids)):
+            raise InputError(f"{part}: is incomplete; extract its images again")
+        bounds = np.flatnonzero(np.diff(new, prepend=False, append=False)).tolist()
+        for first, last in zip(bounds[::2], bounds[1::2]):
+            self._append(ids[first:last], files.contents(first, last, self._ends))
 
     def sync(self) -> None:
         """Syncs everything that was appended to the disk."""
@@ -298,10 +311,7 @@ class FlatWriter:
         features = np.asarray(regions.features)
         if not len(features):
             return np.empty((0, 0), self.dtype)
-        if self._records == 0 or not self._header["dim"]:
-            header = {**self._header, "dim": features.shape[1]}
-            write_header(self.path, header)
-            self._header = header
+        self._take_first_dim(features.shape[1])
         if features.shape != (len(regions), self._header["dim"]):
             raise InputError(
                 f"image {regions.image_id}: features have the shape {features.shape}; "
@@ -313,6 +323,26 @@ class FlatWriter:
         except FloatingPointError:
             message = f"image {regions.image_id}: features are outside the range of float16; use the format flat"
             raise InputError(message) from None
+
+    def _take_first_dim(self, dim: int) -> None:
+        """Writes the feature dimension into the header, unless there are features."""
+        if self._records == 0 or not self._header["dim"]:
+            header = {**self._header, "dim": dim}
+            write_header(self.path, header)
+            self._header = header
+
+    def _append(self, ids: list[int | str], contents: tuple[bytes | memoryview, ...]) -> None:
+        """Appends to each of DATA_FILES what images with these ids have in it."""
+        try:
+            for name, content in zip(DATA_FILES, contents):
+                _write(self._handles[name], content, self._ends[name])
+        except BaseException:
+            self._truncate()
+            raise
+        for name, content in zip(DATA_FILES, contents):
+            self._ends[name] += len(content)
+        self._records += len(ids)
+        self.done.update(ids)
 
     def _record_of(self, image_id: int | str, regions: Regions) -> tuple[np.ndarray, bytes]:
         key, text = key_and_text(image_id)
@@ -359,7 +389,7 @@ def _rows_of(regions: Regions) -> np.ndarray:
     return rows
 
 
-def _write(handle: int, content: bytes, offset: int) -> None:
+def _write(handle: int, content: bytes | memoryview, offset: int) -> None:
     rest = memoryview(content)
     while rest:
         written = os.pwrite(handle, rest, offset)

@@ -20,6 +20,7 @@ import mmap
 import os
 import zlib
 from bisect import bisect_right
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,6 +88,11 @@ class FlatFiles:
         start = self.text_offsets.item(row)
         return self.texts[start : start + self.text_lengths.item(row)].tobytes()
 
+    def id(self, row: int) -> int | str:
+        if not self.text_lengths.item(row):
+            return int(self.index["key"].item(row))
+        return parse_id(self.text(row).decode(errors="surrogateescape"))
+
     def ends(self, records: int) -> dict[str, int]:
         """Returns the sizes in bytes that the data files have with exactly this number of images."""
         if not records:
@@ -96,20 +102,39 @@ class FlatFiles:
         text = int(last["text_offset"]) + int(last["text_length"])
         return dict(zip(DATA_FILES, (rows * self.row_bytes, rows * REGION.itemsize, text, records * RECORD.itemsize)))
 
+    def has_ends(self, records: int) -> bool:
+        """Whether the data files have at least the sizes of ``ends``."""
+        sizes = {"features.bin": self.features.nbytes, "regions.bin": self.regions.nbytes, "ids.bin": self.texts.nbytes}
+        ends = self.ends(records)
+        return all(ends[name] <= size for name, size in sizes.items())
+
+    def contents(self, first: int, last: int, ends: Mapping[str, int]) -> tuple[memoryview, ...]:
+        """Returns what the images of the rows ``first`` to ``last - 1`` have in each of DATA_FILES if they are
+        appended to other files with the sizes ``ends``."""
+        records = self.index[first:last]
+        start, end = self.ends(first), self.ends(last)
+        rows = slice(start["regions.bin"] // REGION.itemsize, end["regions.bin"] // REGION.itemsize)
+        arrays = (
+            self.features[rows],
+            self.regions[rows],
+            self.texts[start["ids.bin"] : end["ids.bin"]],
+            moved_records(records, ends["regions.bin"] // REGION.itemsize, ends["ids.bin"]),
+        )
+        # The views have the bytes of the mapped files, without copying them.
+        return tuple(array.reshape(-1).view(np.uint8).data for array in arrays)
+
     def ids(self, records: int) -> set[int | str]:
         index = self.index[:records]
         ids: set[int | str] = set(index["key"][index["text_length"] == 0].tolist())
         for row in np.flatnonzero(index["text_length"]).tolist():
-            ids.add(parse_id(self.text(row).decode(errors="surrogateescape")))
+            ids.add(self.id(row))
         return ids
 
     def whole_records(self) -> int:
         """Returns how many images, counted from the first, are completely there."""
-        sizes = {"features.bin": self.features.nbytes, "regions.bin": self.regions.nbytes, "ids.bin": self.texts.nbytes}
 
         def lacking(row: int) -> bool:
-            ends = self.ends(row + 1)
-            return any(ends[name] > size for name, size in sizes.items())
+            return not self.has_ends(row + 1)
 
         synced = min(_read_synced(self.folder), len(self.index))
         # The ends only grow, so that the first image that lacks bytes is found by bisection.
@@ -187,6 +212,25 @@ def checksum(features: bytes | memoryview, regions: bytes | memoryview, text: by
     return value
 
 
+def moved_records(records: np.ndarray, region: int, text: int) -> np.ndarray:
+    """Returns the records [N] of consecutive images as they are in other files.
+
+    Args:
+        region, text: Where the data of the first of the images begin there: the first region, and the byte in ids.bin.
+    """
+    moved = records.copy()
+    for name, start in (("offset", region), ("text_offset", text)):
+        offsets = records[name].astype(np.int64)
+        moved[name] = offsets - offsets[:1] + start
+    # CRC-32 is linear over XOR apart from its constants. Therefore the new checksum follows from the old one and the
+    # change of the record, and damage to the features that happened before can still be found.
+    before, after = (_without_checksums(array) for array in (records, moved))
+    constant = zlib.crc32(bytes(CHECKSUM_OFFSET))
+    changes = [zlib.crc32(change.data) ^ constant for change in before ^ after]
+    moved["checksum"] ^= np.array(changes, np.uint32)
+    return moved
+
+
 def make_lookup(index: np.ndarray) -> np.ndarray:
     """Returns [2, N] int64: the keys of the images in ascending order, and their rows."""
     keys = index["key"].astype(np.int64)
@@ -213,6 +257,10 @@ def load_lookup(folder: Path, index: np.ndarray) -> np.ndarray:
     except OSError as error:
         logger.debug("%s/%s: cannot be saved: %s", folder, LOOKUP_FILE, error)
     return lookup
+
+
+def _without_checksums(records: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(records).view(np.uint8).reshape(len(records), -1)[:, :CHECKSUM_OFFSET]
 
 
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:

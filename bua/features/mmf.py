@@ -22,7 +22,7 @@ from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, labels_of
 from bua.io import safe_pickle
-from bua.io.files import sync_folder, whole_file
+from bua.io.files import move_file, sync_folder, whole_file
 from bua.structures import Regions
 
 # LXMERT's names of the labels, except for the objects, for which MMF has another name.
@@ -90,6 +90,16 @@ class MmfWriter:
         with whole_file(self.path / f"{stem}.npy", durable=True) as file:
             np.save(file, np.ascontiguousarray(regions.features, np.float32))
         self.done.add(parse_id(regions.image_id))
+
+    def merge(self, part: Path) -> None:
+        """Moves the files of another folder here, except those of images in ``done``."""
+        for image_id, stem in _list_stems(part).items():
+            if image_id not in self.done:
+                # The features come last, as in ``append``.
+                for name in (f"{stem}{_INFO}.npy", f"{stem}.npy"):
+                    move_file(part / name, self.path / name)
+                self.done.add(image_id)
+        sync_folder(self.path)
 
     def sync(self) -> None:
         """Syncs the names of all files so far to the disk. Their contents have been synced before."""

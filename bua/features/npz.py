@@ -26,7 +26,7 @@ from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, labels_of
 from bua.io import safe_pickle
-from bua.io.files import whole_file
+from bua.io.files import move_file, sync_folder, whole_file
 from bua.structures import Regions
 
 
@@ -94,6 +94,14 @@ class NpzWriter:
         with whole_file(self.path / name, durable=True) as file:
             _save(file, arrays, info)
         self.done.add(parse_id(regions.image_id))
+
+    def merge(self, part: Path) -> None:
+        """Moves the files of another folder here, except those of images in ``done``."""
+        for image_id, name in _list_files(part).items():
+            if image_id not in self.done:
+                move_file(part / name, self.path / name)
+                self.done.add(image_id)
+        sync_folder(self.path)
 
     def sync(self) -> None:
         """Does nothing, since ``append`` syncs each file."""

@@ -29,7 +29,7 @@ def read_line(file: BinaryIO, start: int, end: int) -> bytes:
     return os.pread(file.fileno(), end - start, start)
 
 
-def append_line(file: int, line: bytes) -> None:
+def append_line(file: int, line: bytes | memoryview) -> None:
     """Appends a line to a file (a descriptor), which keeps its size if the line cannot be written completely."""
     start = os.fstat(file).st_size
     rest = memoryview(line)

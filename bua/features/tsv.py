@@ -23,6 +23,7 @@ from bua.features.encoding import decode_array, encode_array_as_bytes
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import FLOAT, LXMERT_LABELS
+from bua.features.row_merging import append_rows_of
 from bua.features.synced_size import SyncedSize
 from bua.features.text_rows import append_line, open_for_reading, read_line, unread_lines
 from bua.io.files import whole_file
@@ -150,6 +151,11 @@ class TsvWriter:
         """
         append_line(self._file, encode_row(regions, self.fields))
         self.done.add(parse_id(regions.image_id))
+
+    def merge(self, part: Path) -> None:
+        """Appends the rows of another file with the same columns, as they are, except those of images in ``done``."""
+        for _ in append_rows_of(part, self._file, self.done, _id_text):
+            pass
 
     def sync(self) -> None:
         """Syncs all rows to the disk."""

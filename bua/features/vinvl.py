@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 from bua.errors import InputError
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
+from bua.features.row_merging import append_rows_of
 from bua.features.synced_size import SyncedSize
 from bua.features.text_rows import append_line, open_for_reading, read_line, unread_lines
 from bua.features.vinvl_rows import (
@@ -177,6 +178,13 @@ class VinvlWriter:
         self._offsets.append(self._offsets[-1] + len(row))
         self.done.add(parse_id(regions.image_id))
 
+    def merge(self, part: Path) -> None:
+        """Appends the rows of another file of the same format and with the same names, as they are, except those of
+        images in ``done``."""
+        for lengths in append_rows_of(part, self._file, self.done, _id_text):
+            for length in lengths.values():
+                self._offsets.append(self._offsets[-1] + length)
+
     def sync(self) -> None:
         """Syncs all rows to the disk."""
         self._synced_size.sync(self._file)
@@ -299,7 +307,11 @@ def _ids_and_starts(content: mmap.mmap, offsets: "array[int]") -> Iterator[tuple
     """Yields the id of each row ("" for lines without a tab), and the position at which the next column begins."""
     for start, end in pairwise(offsets):
         tab = content.find(b"\t", start, end)
-        yield content[start : max(tab, start)].decode(errors="surrogateescape"), tab + 1
+        yield _id_text(content[start : max(tab, start)]), tab + 1
+
+
+def _id_text(cell: bytes) -> str:
+    return cell.decode(errors="surrogateescape")
 
 
 def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,9 @@
 """Writes files that are complete whenever they exist, and locks files that only one process may write at a time."""
 
+import errno
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,18 @@ def whole_file(path: Path, *, durable: bool = False, shared: bool = False) -> It
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Gives a file another name, also on another file system. ``target`` is complete whenever it exists."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with open(source, "rb") as content, whole_file(target, durable=True) as copy:
+            shutil.copyfileobj(content, copy)
+        source.unlink()
 
 
 @contextmanager
