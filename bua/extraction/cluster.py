@@ -3,7 +3,6 @@ Ray.
 
 A task writes the features of its images into the folder of its shard, which gets its name only when it is complete.
 All machines must share the file system of the output. If a machine is lost, its shards run again on another machine.
-The shards that an interrupted run left are used by the next run.
 """
 
 import functools
@@ -23,8 +22,8 @@ import torch
 from bua.errors import InputError, make_folder
 from bua.extraction.extractor import Extractor, Outcome
 from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig
+from bua.extraction.shards import Shard, ShardFolder, Written, explaining_write_errors, write_outcome
 from bua.extraction.sources import ImageFile
-from bua.features import open_features, open_writer
 
 # Number of images per shard.
 SHARD_SIZE = 1000
@@ -44,14 +43,14 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def connect_to_ray(
-    config: ExtractorConfig, address: str, folder: Path, device: str, shard_size: int = SHARD_SIZE
+    config: ExtractorConfig, address: str, shards: ShardFolder, device: str, shard_size: int = SHARD_SIZE
 ) -> Iterator["RayCluster"]:
     """Connects to a Ray cluster for extraction, and disconnects after the block.
 
     Args:
         address: Address of the cluster as ``ray.init`` takes it: "auto", "host:port", or "local" for a cluster on this
             machine only.
-        folder: Folder for the shards. All machines must see it, the images, and the files that ``config`` names, under
+        shards: Folder for the shards. All machines must see it, the images, and the files that ``config`` names, under
             the same paths.
         device: "cuda" (one GPU and one core per task) or "cpu" (one core per task).
         shard_size: Number of images per shard.
@@ -74,7 +73,7 @@ def connect_to_ray(
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray does not annotate it
         if torch.device(device).type == "cuda" and not resources.get("GPU"):
             logger.warning("--ray %s: no machine with a GPU yet; waiting for one (or add --device cpu)", address)
-        yield RayCluster(config, folder, device, shard_size)
+        yield RayCluster(config, shards, device, shard_size)
     finally:
         ray.shutdown()
 
@@ -82,30 +81,22 @@ def connect_to_ray(
 class RayCluster:
     """Extracts on the Ray cluster that ``connect_to_ray`` has connected to."""
 
-    def __init__(self, config: ExtractorConfig, folder: Path, device: str, shard_size: int):
-        self.config, self.folder, self.shard_size = _with_absolute_paths(config), folder.absolute(), shard_size
+    def __init__(self, config: ExtractorConfig, shards: ShardFolder, device: str, shard_size: int):
+        self.config, self.shard_size = _with_absolute_paths(config), shard_size
+        self.shards = replace(shards, path=shards.path.absolute())
         self.device = torch.device(device).type
 
-    def __call__(self, images: list[ImageFile]) -> Iterator[Outcome]:
-        """Yields the outcome of each image, shard by shard as they are completed.
+    def __call__(self, images: list[ImageFile]) -> Iterator[Outcome | Written | Shard]:
+        """Yields for each image that it is written or why it failed, and each shard as soon as it is complete.
 
         Raises:
             InputError: A task cannot load the detector or write its shard.
         """
-        make_folder(self.folder)
-        missing = {image.image_id: image for image in images}
-        for shard in sorted(self.folder.glob("*.shard")):
-            # Images that failed in the earlier run are tried again.
-            yield from _regions_in(shard, missing)
-        rest = list(missing.values())
-        parts = deque(rest[i : i + self.shard_size] for i in range(0, len(rest), self.shard_size))
-        yield from self._extract(parts, missing)
+        make_folder(self.shards.path)
+        parts = deque(images[i : i + self.shard_size] for i in range(0, len(images), self.shard_size))
+        yield from self._extract(parts)
 
-    def remove_shards(self) -> None:
-        """Removes the shards, which must only be done when the output has their features."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _extract(self, parts: deque[list[ImageFile]], missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
+    def _extract(self, parts: deque[list[ImageFile]]) -> Iterator[Outcome | Written | Shard]:
         import ray
 
         # With max_calls 0 a worker process keeps its detector for further tasks, also on a GPU.
@@ -119,9 +110,9 @@ class RayCluster:
         while parts or running:
             while parts and len(running) < MAX_TASKS:
                 part = parts.popleft()
-                shard = self.folder / f"{uuid.uuid4().hex}.shard"
+                shard = self.shards.new()
                 images = [image._replace(path=os.path.abspath(image.path)) for image in part]
-                running[task.remote(self.config, self.device, images, shard)] = part, shard
+                running[task.remote(self.config, self.device, images, self.shards, shard)] = part, shard
             (done,), _ = ray.wait(list(running))
             part, shard = running.pop(done)
             try:
@@ -137,13 +128,15 @@ class RayCluster:
                 if len(part) > 1:
                     parts.extendleft([part[: len(part) // 2], part[len(part) // 2 :]])
                 else:
-                    yield Outcome(missing.pop(part[0].image_id), None, reason)
+                    yield Outcome(part[0], None, reason)
             else:
-                yield from _outcomes_in(shard, missing)
+                yield from _outcomes_in(shard, part)
 
 
-def write_shard(config: ExtractorConfig, device: str, images: list[ImageFile], shard: Path) -> None:
-    """Runs in a Ray task: writes the features of ``images`` into the folder ``shard``.
+def write_shard(
+    config: ExtractorConfig, device: str, images: list[ImageFile], shards: ShardFolder, shard: Path
+) -> None:
+    """Runs in a Ray task: writes the features of ``images`` into the folder ``shard``, which is one of ``shards``.
 
     A task that Ray believes to be lost may still run at the same time as its successor. Therefore each writes a folder
     of its own, and the first to finish renames it to the shard's name.
@@ -156,24 +149,24 @@ def write_shard(config: ExtractorConfig, device: str, images: list[ImageFile], s
     attempt = shard.with_name(f"{shard.stem}.{uuid.uuid4().hex}.attempt")
     try:
         with (
-            open_writer(attempt / "features", "flat") as writer,
+            explaining_write_errors(shards.path),
+            shards.open(attempt) as writer,
             open(attempt / FAILURES_FILE, "w", encoding="utf-8") as failures,
         ):
-            for image, regions, reason in _loaded_extractor(config, device)(images):
-                if regions is not None:
-                    writer.append(regions)
-                else:
-                    failures.write(json.dumps({"image_id": image.image_id, "reason": reason}) + "\n")
+            for outcome in _loaded_extractor(config, device)(images):
+                result = write_outcome(writer, outcome)
+                if isinstance(result, Outcome):
+                    failures.write(json.dumps({"image_id": result.image.image_id, "reason": result.reason}) + "\n")
+            # Another machine may merge the shard, and this one may be lost.
             writer.finish()
             failures.flush()
             os.fsync(failures.fileno())
-        try:
-            attempt.rename(shard)
-        except OSError:
-            if not shard.exists():
-                raise
-    except OSError as error:
-        raise InputError(f"{shard.parent}: cannot be written: {error.strerror or error}; make room") from error
+        with explaining_write_errors(shards.path):
+            try:
+                attempt.rename(shard)
+            except OSError:
+                if not shard.exists():
+                    raise
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
 
@@ -184,21 +177,14 @@ def _loaded_extractor(config: ExtractorConfig, device: str) -> Extractor:
     return Extractor.from_config(config, device)
 
 
-def _outcomes_in(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
-    """Yields the outcomes in a shard of the ``missing`` images, and removes these from ``missing``."""
-    yield from _regions_in(shard, missing)
-    for line in (shard / FAILURES_FILE).read_text(encoding="utf-8").splitlines():
-        failure = json.loads(line)
-        if image := missing.pop(failure["image_id"], None):
-            yield Outcome(image, None, failure["reason"])
-
-
-def _regions_in(shard: Path, missing: dict[int | str, ImageFile]) -> Iterator[Outcome]:
-    """Yields the outcomes with regions of ``_outcomes_in``."""
-    store = open_features(shard / "features")
-    for image_id in store:
-        if image := missing.pop(image_id, None):
-            yield Outcome(image, store[image_id])
+def _outcomes_in(shard: Path, images: list[ImageFile]) -> Iterator[Outcome | Written | Shard]:
+    """Yields for each of the images of a complete shard that it is written or why it failed, and then the shard."""
+    lines = (shard / FAILURES_FILE).read_text(encoding="utf-8").splitlines()
+    reasons = {failure["image_id"]: failure["reason"] for failure in map(json.loads, lines)}
+    for image in images:
+        reason = reasons.get(image.image_id)
+        yield Written(image) if reason is None else Outcome(image, None, reason)
+    yield Shard(shard)
 
 
 def _with_absolute_paths(config: ExtractorConfig) -> ExtractorConfig:

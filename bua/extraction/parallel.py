@@ -1,5 +1,5 @@
 """Extracts the regions of images on several devices of this machine. Each device has a process, which gets more images
-when it is free."""
+when it is free, and writes their regions into shards."""
 
 import logging
 import math
@@ -9,17 +9,19 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 
 import torch
 
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
 from bua.extraction.extractor import FLUSH_BATCHES, Extractor, Outcome
 from bua.extraction.extractor_config import ExtractorConfig
+from bua.extraction.shards import SHARD_SECONDS, Shard, ShardFolder, ShardWriter, Written
 from bua.extraction.sources import ImageFile
+from bua.extraction.write_behind import record_behind
 
 # Number of images that a process has in addition to those in progress, so that it never waits for more.
 QUEUED_IMAGES = 32
@@ -30,6 +32,9 @@ MAX_DEATHS = 3
 
 # Time that a process has to end by itself.
 GRACE_SECONDS = 10
+
+# A mark in place of images, after all of them are finished: the process completes its shard.
+CLOSE_SHARD = "close the shard"
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,7 @@ def devices_of(device: str, number: int) -> list[str]:
     if number < 1:
         raise InputError(f"--num-gpus {number}: must be 1 or more")
     if torch.device(device).type != "cuda":
+        logger.info("--num-gpus %d: the device is %s, so that %d processes share its cores", number, device, number)
         return [device] * number
     if torch.cuda.device_count() < number:
         raise InputError(
@@ -53,13 +59,13 @@ def devices_of(device: str, number: int) -> list[str]:
 
 
 @contextmanager
-def start_device_pool(config: ExtractorConfig, devices: list[str]) -> Iterator["DevicePool"]:
+def start_device_pool(config: ExtractorConfig, devices: list[str], shards: ShardFolder) -> Iterator["DevicePool"]:
     """Starts a process on each device, waits until all have loaded the detector, and ends them after the block.
 
     Raises:
         InputError: What ``ExtractorConfig.load_detector`` raises in the processes.
     """
-    pool = DevicePool(config, devices)
+    pool = DevicePool(config, devices, shards)
     try:
         pool.wait_until_ready()
         yield pool
@@ -68,31 +74,33 @@ def start_device_pool(config: ExtractorConfig, devices: list[str]) -> Iterator["
 
 
 class DevicePool:
-    """Extracts on several devices.
+    """Extracts on several devices. The processes write the regions into shards.
 
     When a process dies, a new one is started in its place, and other processes continue with its images. The images
     that it had in progress are suspects: each is tried once more on its own, and an image that kills a second process
-    is marked as failed.
+    is marked as failed. The shard of a process that dies is left in the folder.
     """
 
-    def __init__(self, config: ExtractorConfig, devices: list[str]):
-        self._config = config
+    def __init__(self, config: ExtractorConfig, devices: list[str], shards: ShardFolder):
+        self._config, self._shards = config, shards
         self._threads = max(1, (os.cpu_count() or 1) // len(devices))
         self._workers: list[_Worker] = []
         for number, device in enumerate(devices):
-            self._workers.append(_Worker(config, device, self._threads, quiet=number > 0))
+            self._workers.append(_Worker(config, device, self._threads, shards, quiet=number > 0))
 
     def wait_until_ready(self) -> None:
         """Waits until all processes have loaded the detector."""
         for worker in self._workers:
             worker.wait_until_ready()
 
-    def __call__(self, images: list[ImageFile]) -> Iterator[Outcome]:
-        """Yields the outcome of each image, in the order in which they are finished.
+    def __call__(self, images: list[ImageFile]) -> Iterator[Outcome | Written | Shard]:
+        """Yields for each image that it is written or why it failed, in the order in which they are finished, and each
+        shard as soon as it is complete.
 
         Raises:
-            InputError: The processes on all devices have died.
+            InputError: The processes on all devices have died, or a shard cannot be written.
         """
+        make_folder(self._shards.path)
         waiting: deque[ImageFile] = deque(images)
         suspects: deque[ImageFile] = deque()
         while waiting or suspects or any(worker.images for worker in self._workers):
@@ -110,9 +118,16 @@ class DevicePool:
                     self._finish_start(worker)
                     continue
                 try:
-                    yield worker.receive()
+                    answer = worker.receive()
                 except (EOFError, OSError):
                     yield from self._replace(worker, waiting, suspects)
+                    continue
+                if isinstance(answer, InputError):
+                    raise answer
+                yield answer
+        for worker in self._workers:
+            if worker.ready and (shard := worker.close_shard()):
+                yield shard
 
     def close(self) -> None:
         """Ends all processes."""
@@ -150,7 +165,9 @@ class DevicePool:
             suspects.extend(in_progress)
         deaths = worker.deaths + 1
         if deaths < MAX_DEATHS:
-            self._workers.append(_Worker(self._config, worker.device, self._threads, quiet=True, deaths=deaths))
+            self._workers.append(
+                _Worker(self._config, worker.device, self._threads, self._shards, quiet=True, deaths=deaths)
+            )
         else:
             logger.warning("%d processes died on %s; %d devices are left", deaths, worker.device, len(self._workers))
 
@@ -167,7 +184,16 @@ class _Worker:
         deaths: Number of processes that died on this device before it, since one of them finished an image.
     """
 
-    def __init__(self, config: ExtractorConfig, device: str, threads: int, *, quiet: bool, deaths: int = 0):
+    def __init__(
+        self,
+        config: ExtractorConfig,
+        device: str,
+        threads: int,
+        shards: ShardFolder,
+        *,
+        quiet: bool,
+        deaths: int = 0,
+    ):
         # Processes are forked from a server that has only done the imports, because CUDA does not survive a fork.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -176,7 +202,8 @@ class _Worker:
         self.ready = self.has_suspect = self.flushed = False
         self.max_in_progress = 0
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_run_worker, args=(other, config, device, threads, quiet), daemon=True)
+        arguments = (other, config, device, threads, shards, quiet)
+        self.process = context.Process(target=run_worker, args=arguments, daemon=True)
         self.process.start()
         # The process has the only copy of the other end, so that the connection ends when it dies.
         other.close()
@@ -209,11 +236,22 @@ class _Worker:
         elif not waiting and self.images and not self.flushed:
             self._send([], flush=True)
 
-    def receive(self) -> Outcome:
-        outcome: Outcome = self.connection.recv()
-        self.images.remove(outcome.image)
-        self.deaths = 0
-        return outcome
+    def receive(self) -> Outcome | Written | Shard | InputError:
+        answer: Outcome | Written | Shard | InputError = self.connection.recv()
+        if isinstance(answer, (Outcome, Written)):
+            self.images.remove(answer.image)
+            self.deaths = 0
+        return answer
+
+    def close_shard(self) -> Shard | None:
+        """Lets a process without images complete its shard, and returns this."""
+        try:
+            self.connection.send(CLOSE_SHARD)
+            shard: Shard | None = self.connection.recv()
+        except (EOFError, OSError):
+            logger.warning("the process on %s died after its last image", self.device)
+            return None
+        return shard
 
     def wait_until_dead(self) -> int | None:
         """Returns the exit code of a process whose connection has ended."""
@@ -240,16 +278,21 @@ class _Worker:
             self.connection.send([*images, FLUSH_BATCHES] if flush else images)
 
 
-def _run_worker(connection: Connection, config: ExtractorConfig, device: str, threads: int, quiet: bool) -> None:
+def run_worker(
+    connection: Connection, config: ExtractorConfig, device: str, threads: int, shards: ShardFolder, quiet: bool
+) -> None:
     """Runs in the process of a ``_Worker``: sends the largest number of images in progress, or an InputError, and then
-    the outcomes of the images that it receives."""
+    for each image that it receives that it is written or why it failed, and each shard when it is complete."""
     # Ctrl-C reaches every process of the terminal; the main process ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch.device(device).type == "cpu":
         torch.set_num_threads(threads)
     # The main process may have ended.
-    with suppress(BrokenPipeError):
+    with suppress(ConnectionError):
         try:
+            if torch.device(device).type == "cuda":
+                # Otherwise, what names no GPU would use the first one, and its memory, in every process.
+                torch.cuda.set_device(device)
             # Only one process reports on the weights.
             logging.disable(logging.WARNING if quiet else logging.NOTSET)
             extractor = Extractor.from_config(replace(config, num_workers=min(config.num_workers, threads)), device)
@@ -258,23 +301,51 @@ def _run_worker(connection: Connection, config: ExtractorConfig, device: str, th
             connection.send(error)
             return
         connection.send(extractor.max_in_progress)
-        for outcome in extractor(_received(connection)):
-            connection.send(outcome)
+        writer = _WorkerShards(connection, shards)
+        for _ in record_behind(writer.write, extractor(_received(connection, writer.close))):
+            pass
+        writer.close()
 
 
-def _received(connection: Connection) -> Iterator[ImageFile | None]:
-    """Yields the images that the main process sends.
+class _WorkerShards:
+    """Writes outcomes into shards, and tells the main process about them. Two threads can use it."""
+
+    def __init__(self, connection: Connection, shards: ShardFolder):
+        self._connection, self._writer, self._lock = connection, ShardWriter(shards), threading.Lock()
+
+    def write(self, outcome: Outcome) -> None:
+        with self._lock:
+            try:
+                answer = self._writer.write(outcome)
+            except InputError as error:
+                self._connection.send(error)
+                return
+            # The image comes last: after all images, the main process expects no shard that it has not asked for.
+            if shard := self._writer.close(SHARD_SECONDS):
+                self._connection.send(shard)
+            self._connection.send(answer)
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.send(self._writer.close())
+
+
+def _received(connection: Connection, close_shard: Callable[[], None]) -> Iterator[ImageFile | None]:
+    """Yields the images that the main process sends, and calls ``close_shard`` when it says so.
 
     They are taken from the connection at once. If it were full, the main process would wait for this process, while
     this process, with an outcome to send, waits for the main process.
     """
-    incoming: queue.SimpleQueue[list[ImageFile | None] | None] = queue.SimpleQueue()
+    incoming: queue.SimpleQueue[list[ImageFile | None] | str | None] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, incoming), daemon=True).start()
     while (images := incoming.get()) is not None:
-        yield from images
+        if isinstance(images, str):
+            close_shard()
+        else:
+            yield from images
 
 
-def _receive(connection: Connection, incoming: queue.SimpleQueue[list[ImageFile | None] | None]) -> None:
+def _receive(connection: Connection, incoming: queue.SimpleQueue[list[ImageFile | None] | str | None]) -> None:
     try:
         while True:
             incoming.put(connection.recv())

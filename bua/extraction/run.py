@@ -3,9 +3,7 @@
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -28,7 +26,16 @@ from bua.extraction.run_files import (
     path_beside,
     write_settings,
 )
+from bua.extraction.shards import (
+    Shard,
+    ShardFolder,
+    ShardMerger,
+    Written,
+    explaining_write_errors,
+    write_outcome,
+)
 from bua.extraction.sources import ImageFile, list_images
+from bua.extraction.write_behind import record_behind
 from bua.features import FeatureWriter, open_writer
 from bua.features.ids import image_id_of, stem_of
 from bua.features.store import check_format
@@ -46,9 +53,6 @@ SYNC_SECONDS = 30
 
 # Seconds between lines of progress in a log.
 PROGRESS_SECONDS = 30
-
-# Number of outcomes that may wait to be written while the network runs.
-MAX_UNWRITTEN = 64
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +95,7 @@ def extract(
     boxes: str | Path | None = None,
     grid: bool = False,
     on_error: str = "skip",
-    batch_size: int = 1,
+    batch_size: int | None = None,
     num_workers: int | None = None,
     device: str | None = None,
     num_gpus: int = 1,
@@ -120,14 +124,15 @@ def extract(
         boxes: Boxes to describe instead of proposals, as for ``bua.extraction.load_boxes``.
         grid: Whether to write the cells of the feature map, row by row, instead of regions.
         on_error: "skip" continues after an image that fails; "stop" raises InputError at the first such image.
-        batch_size: Number of images of the same size per step. It does not change the features.
+        batch_size: Number of images that go through the network together; by default 1 on the CPU and 8 on a GPU. It
+            does not change the features.
         num_workers: Number of threads per device that decode and resize images; by default the configuration's, at most
             one per core.
         device: "cpu", "cuda", ...; by default the configuration's.
         num_gpus: Number of devices, each with a process; on the CPU, the number of processes.
         ray: Address of a Ray cluster ("auto", "host:port", "local") to use instead of this machine's devices.
         shard_size: Number of images per task on Ray.
-        precision: Precision of the convolutions, "fp32" or "bf16".
+        precision: Precision of the convolutions, one of ``bua.modeling.optimize.PRECISIONS``.
         compile: Whether to compile a part of the network with torch.compile.
         allow_missing: Whether parameters that the weights lack, or have in another shape, may keep random values.
         vocabulary: Folder of objects_vocab.txt and attributes_vocab.txt, for formats that store names; by default that
@@ -143,7 +148,7 @@ def extract(
     )
     choice.check()
     config = ExtractorConfig(
-        str(config_file), tuple(overrides), "", choice, precision, compile, batch_size, allow_missing=allow_missing
+        str(config_file), tuple(overrides), "", choice, precision, compile, batch_size or 1, allow_missing=allow_missing
     )
     cfg = config.cfg(device)
     if num_workers is None:
@@ -157,33 +162,41 @@ def extract(
     check_settings(output, settings)
     files = list_images(images, image_root, id_of=stem_of if format == "lxmert-tsv" else image_id_of)
 
+    about: dict[str, object] = {"settings": settings, **names}
+    shards = ShardFolder(path_beside(output, SHARDS_SUFFIX).absolute(), format, about)
     extractors: AbstractContextManager[Extractor | DevicePool | RayCluster]
     if ray is not None:
-        folder = path_beside(output, SHARDS_SUFFIX)
-        extractors = connect_to_ray(config, ray, folder, cfg.MODEL.DEVICE, shard_size)
+        extractors = connect_to_ray(config, ray, shards, cfg.MODEL.DEVICE, shard_size)
     elif num_gpus != 1:
-        extractors = start_device_pool(config, devices_of(cfg.MODEL.DEVICE, num_gpus))
+        extractors = start_device_pool(config, devices_of(cfg.MODEL.DEVICE, num_gpus), shards)
     else:
         extractors = _load_extractor(config, cfg.MODEL.DEVICE)
     make_folder(output.parent)
     with extractors as extractor, exclusive(path_beside(output, SETTINGS_SUFFIX)):
         check_settings(output, settings)
         # The settings are written first, so that a killed run never leaves an output without them.
-        with _explaining_write_errors(output):
+        with explaining_write_errors(output):
             write_settings(output, settings)
-        with open_writer(output, format, {"settings": settings, **names}) as writer:
-            summary = write_features(extractor, files, writer, FailureLog(output), stop_on_error=on_error == "stop")
-            if isinstance(extractor, RayCluster):
-                extractor.remove_shards()
+        with open_writer(output, format, about) as writer:
+            merger = ShardMerger(shards, writer)
+            with explaining_write_errors(output):
+                # An image that the output cannot hold is extracted again, so that its failure is listed.
+                merger.merge_rest()
+                merger.sync()
+            summary = write_features(
+                extractor, files, writer, FailureLog(output), merger=merger, stop_on_error=on_error == "stop"
+            )
+            merger.remove()
     return summary
 
 
 def write_features(
-    extractor: Callable[[list[ImageFile]], Iterator[Outcome]],
+    extractor: Callable[[list[ImageFile]], Iterator[Outcome | Written | Shard]],
     images: list[ImageFile],
     writer: FeatureWriter,
     failures: FailureLog,
     *,
+    merger: ShardMerger | None = None,
     stop_on_error: bool = False,
 ) -> ExtractionSummary:
     """Writes the outcomes of those ``images`` that ``writer`` does not have, and shows the progress. Meanwhile, the
@@ -191,40 +204,21 @@ def write_features(
 
     Args:
         extractor: An ``Extractor``, a ``DevicePool`` or a ``RayCluster``.
+        merger: Merges the shards of the last two into ``writer``.
 
     Raises:
         InputError: The output cannot be written, or an image failed and ``stop_on_error`` is set.
     """
     missing = [image for image in images if image.image_id not in writer.done]
     summary = ExtractionSummary(skipped=len(images) - len(missing))
-    start = last_sync = time.perf_counter()
-
-    def record(outcome: Outcome) -> None:
-        nonlocal last_sync
-        with _explaining_write_errors(failures.output):
-            if outcome.regions is not None:
-                try:
-                    writer.append(outcome.regions)
-                    summary.done += 1
-                except InputError as error:
-                    outcome = Outcome(outcome.image, None, str(error))
-            if outcome.regions is None:
-                failures.append(outcome)
-                summary.failed += 1
-                if stop_on_error:
-                    raise InputError(
-                        f"{outcome.image.path}: {outcome.reason}; --on-error skip continues with the other images"
-                    )
-            if time.perf_counter() - last_sync > SYNC_SECONDS:
-                writer.sync()
-                last_sync = time.perf_counter()
-
+    recorder = _Recorder(missing, writer, merger, failures, summary, stop_on_error)
+    start = time.perf_counter()
     try:
         with _Progress(summary, len(images)) as progress:
-            for _ in _record_behind(record, extractor(missing)):
-                progress.update()
-        with _explaining_write_errors(failures.output):
-            writer.finish()
+            for finished in record_behind(recorder.record, extractor(missing)):
+                if finished:
+                    progress.update()
+        recorder.finish()
     except KeyboardInterrupt:
         logger.warning("interrupted after %d images; run the same command again to continue", summary.done)
         raise
@@ -232,34 +226,64 @@ def write_features(
     return summary
 
 
-def _record_behind(record: Callable[[Outcome], None], outcomes: Iterator[Outcome]) -> Iterator[None]:
-    """Calls ``record`` with each outcome, in a thread of its own, so that the next outcomes are computed meanwhile.
-    Yields once for each outcome that is recorded."""
-    with ThreadPoolExecutor(1, "write") as thread:
-        waiting: deque[Future[None]] = deque()
-        try:
-            for outcome in outcomes:
-                waiting.append(thread.submit(record, outcome))
-                while waiting and (waiting[0].done() or len(waiting) > MAX_UNWRITTEN):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except Exception:
-            thread.shutdown(cancel_futures=True)
-            raise
-        # After Ctrl-C, the outcomes that wait are still written.
+class _Recorder:
+    """Writes outcomes, merges shards, lists failures and counts all of them in ``summary``."""
 
+    def __init__(
+        self,
+        missing: list[ImageFile],
+        writer: FeatureWriter,
+        merger: ShardMerger | None,
+        failures: FailureLog,
+        summary: ExtractionSummary,
+        stop_on_error: bool,
+    ):
+        self.writer, self.merger, self.failures, self.summary = writer, merger, failures, summary
+        self.stop_on_error = stop_on_error
+        # The images that have not failed.
+        self.images = {image.image_id: image for image in missing}
+        self.last_sync = time.perf_counter()
 
-@contextmanager
-def _explaining_write_errors(output: Path) -> Iterator[None]:
-    """Turns an OSError of the block into an InputError that names the output."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{output}: cannot be written: {error.strerror or error}; make room and run the same command again to "
-            "continue"
-        ) from error
+    def record(self, event: Outcome | Written | Shard) -> bool:
+        """Records one event. Returns whether an image is finished by it."""
+        with explaining_write_errors(self.failures.output):
+            if isinstance(event, Shard):
+                assert self.merger is not None
+                self._count_unmerged(self.merger.merge(event))
+            else:
+                result = write_outcome(self.writer, event) if isinstance(event, Outcome) else event
+                if isinstance(result, Written):
+                    self.summary.done += 1
+                else:
+                    self._fail(result)
+            if time.perf_counter() - self.last_sync > SYNC_SECONDS:
+                (self.merger or self.writer).sync()
+                self.last_sync = time.perf_counter()
+        return not isinstance(event, Shard)
+
+    def finish(self) -> None:
+        """Merges what is left in shards, and finishes the output."""
+        with explaining_write_errors(self.failures.output):
+            if self.merger is not None:
+                self._count_unmerged(self.merger.merge_rest())
+                lost = [image_id for image_id in self.images if image_id not in self.writer.done]
+                self._count_unmerged(dict.fromkeys(lost, "its shard is damaged; run the same command again"))
+            self.writer.finish()
+
+    def _count_unmerged(self, reasons: Mapping[int | str, str]) -> None:
+        """Counts images as failed that were counted as done when they were written into a shard."""
+        for image_id, reason in reasons.items():
+            # Shards may have images of an earlier run, which this one was not asked for.
+            if image_id in self.images:
+                self.summary.done -= 1
+                self._fail(Outcome(self.images[image_id], None, reason))
+
+    def _fail(self, outcome: Outcome) -> None:
+        del self.images[outcome.image.image_id]
+        self.failures.append(outcome)
+        self.summary.failed += 1
+        if self.stop_on_error:
+            raise InputError(f"{outcome.image.path}: {outcome.reason}; --on-error skip continues with the other images")
 
 
 @contextmanager

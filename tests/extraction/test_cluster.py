@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions, make_images
+from fake_detector import FakeExtractorConfig, make_images
+from shard_checks import assert_all_once
 
 from bua.errors import InputError
-from bua.extraction import Extractor, RegionChoice
+from bua.extraction import Outcome, RegionChoice
 from bua.extraction.cluster import RayCluster, connect_to_ray
+from bua.extraction.shards import Shard, ShardFolder
 from bua.features import open_features
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; run `pip install ray`")
@@ -27,61 +29,57 @@ def running(tmp_path_factory):
     """A Ray cluster on this machine, whose workers know this folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, *Path(__file__).parents[2:3]))))
-        with connect_to_ray(FakeExtractorConfig(), "local", tmp_path_factory.mktemp("shards"), "cpu") as cluster:
+        with connect_to_ray(
+            FakeExtractorConfig(), "local", a_folder(tmp_path_factory.mktemp("shards")), "cpu"
+        ) as cluster:
             yield cluster
 
 
+def a_folder(path, format="flat"):
+    return ShardFolder(path, format, {"weights": "random"})
+
+
 @pytest.fixture
-def cluster(running, tmp_path):
-    def make(shard_size=5, **config):
-        return RayCluster(FakeExtractorConfig(**config), tmp_path / "shards", "cpu", shard_size)
+def shards(tmp_path):
+    return a_folder(tmp_path / "out.shards")
+
+
+@pytest.fixture
+def cluster(running, shards):
+    def make(shard_size=5, shards=shards, **config):
+        return RayCluster(FakeExtractorConfig(**config), shards, "cpu", shard_size)
 
     return make
 
 
-def assert_all_once(outcomes, images, failed=()):
-    assert sorted(outcome.image.image_id for outcome in outcomes) == [image.image_id for image in images]
-    plain = {outcome.image: outcome.regions for outcome in Extractor(FakeDetector(), RegionChoice())(images)}
-    for image, regions, _ in outcomes:
-        if image.image_id in failed:
-            assert regions is None
-        else:
-            assert_same_regions(regions, plain[image])
+def with_ids_of(images, events):
+    """Returns events about files with other names as those about ``images``."""
+    return [
+        event if isinstance(event, Shard) else event._replace(image=images[event.image.image_id]) for event in events
+    ]
 
 
-def test_shards_together_are_what_one_device_does(cluster, images, tmp_path, monkeypatch):
+def test_shards_together_are_what_one_device_does(cluster, images, shards, monkeypatch):
     monkeypatch.chdir(Path(images[0].path).parent)
     relative = [image._replace(path=Path(image.path).name) for image in images]
-    workers = cluster(shard_size=7)
-    outcomes = list(workers(relative))
-    assert_all_once([outcome._replace(image=images[outcome.image.image_id]) for outcome in outcomes], images)
-    assert len(list((tmp_path / "shards").iterdir())) == 3
-    workers.remove_shards()
-    assert not (tmp_path / "shards").exists()
+    events = list(cluster(shard_size=7)(relative))
+    assert sorted(event.path for event in events if isinstance(event, Shard)) == shards.shards()
+    assert len(shards.shards()) == 3
+    assert_all_once(with_ids_of(images, events), images, shards)
 
 
-def test_images_that_fail_have_a_reason(cluster, images, tmp_path):
+def test_images_that_fail_have_a_reason(cluster, images, tmp_path, shards):
     (tmp_path / "text.jpg").write_text("no image")
     four = [*images[:3], images[3]._replace(path=str(tmp_path / "text.jpg"))]
-    outcomes = list(cluster()(four))
-    assert_all_once(outcomes, four, failed=(3,))
-    assert "not an image" in next(outcome.reason for outcome in outcomes if outcome.image.image_id == 3)
+    four[2] = four[2]._replace(image_id="tab\tid")
+    events = list(cluster(shards=replace(shards, format="tsv"))(four))
+    reasons = {event.image.image_id: event.reason for event in events if isinstance(event, Outcome)}
+    assert "not an image" in reasons[3]
+    assert "has a tab or line break" in reasons["tab\tid"]
+    assert len(reasons) == 2
 
 
-def test_an_interrupted_run_leaves_shards_that_are_used(cluster, images, tmp_path):
-    loads = tmp_path / "loads"
-    some = list(cluster(loads=str(loads))(images[:10]))
-    assert len(some) == 10
-    # Images that failed are tried again, and what the output has already is not asked for.
-    damaged = cluster()(images[5:])
-    next(damaged)
-    damaged.close()
-    deadly = tuple(range(10))
-    outcomes = list(cluster(deadly=deadly)(images[5:]))
-    assert_all_once(outcomes, images[5:])
-
-
-def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_path):
+def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_path, shards):
     # An image that comes through a pipe keeps its worker busy until it is killed.
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
@@ -89,7 +87,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_p
 
     def kill_then_let_go():
         end = wait_for(lambda: open_if_read(pipe))
-        wait_for(lambda: [p for p in (tmp_path / "shards").glob("*.attempt/features/index.bin") if p.stat().st_size])
+        wait_for(lambda: [p for p in shards.path.glob("*.attempt/features/index.bin") if p.stat().st_size])
         (worker,) = readers_of(pipe)
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda: readers_of(pipe) - {worker})
@@ -100,10 +98,10 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_p
     killed = []
     helper = threading.Thread(target=kill_then_let_go, daemon=True)
     helper.start()
-    outcomes = list(cluster(shard_size=10)(with_pipe))
+    events = list(cluster(shard_size=10)(with_pipe))
     helper.join(60)
     assert len(killed) == 1
-    assert_all_once([o._replace(image=images[o.image.image_id]) for o in outcomes], images)
+    assert_all_once(with_ids_of(images, events), images, shards)
 
 
 def wait_for(condition):
@@ -131,11 +129,11 @@ def readers_of(path):
     return readers - {os.getpid()}
 
 
-def test_an_image_that_kills_every_worker_is_found_and_marked_as_failed(cluster, images, monkeypatch, caplog):
+def test_an_image_that_kills_every_worker_is_found_and_marked_as_failed(cluster, images, shards, monkeypatch, caplog):
     monkeypatch.setattr("bua.extraction.cluster.TASK_RETRIES", 0)
-    outcomes = list(cluster(shard_size=2, deadly=(5,))(images[:8]))
-    assert_all_once(outcomes, images[:8], failed=(5,))
-    assert "its worker was lost 1 times" in next(o.reason for o in outcomes if o.regions is None)
+    events = list(cluster(shard_size=2, deadly=(5,))(images[:8]))
+    assert_all_once(events, images[:8], shards, failed=(5,))
+    assert "its worker was lost 1 times" in next(event.reason for event in events if isinstance(event, Outcome))
     assert caplog.text.count("a shard of ") == 2
 
 
@@ -150,7 +148,7 @@ def test_a_wrong_config_or_a_bad_folder_is_one_line(cluster, images, tmp_path):
     with pytest.raises(InputError, match=r"^weights: do not fit$"):
         list(unfit(images))
     (tmp_path / "file").write_text("")
-    unfit.folder = tmp_path / "file" / "shards"
+    unfit.shards = a_folder(tmp_path / "file" / "shards")
     with pytest.raises(InputError, match="cannot create this folder"):
         list(unfit(images))
 
@@ -158,17 +156,17 @@ def test_a_wrong_config_or_a_bad_folder_is_one_line(cluster, images, tmp_path):
 def test_paths_of_a_config_are_absolute_for_other_machines(running, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = replace(FakeExtractorConfig(), config_file="a.yaml", weights="b.pth", choice=RegionChoice(boxes="c.json"))
-    there = RayCluster(config, Path("shards"), "cuda:1", 5)
+    there = RayCluster(config, a_folder(Path("shards")), "cuda:1", 5)
     assert (there.config.config_file, there.config.weights) == (str(tmp_path / "a.yaml"), str(tmp_path / "b.pth"))
     assert there.config.choice.boxes == str(tmp_path / "c.json")
-    assert (there.folder, there.device) == (tmp_path / "shards", "cuda")
+    assert (there.shards.path, there.device) == (tmp_path / "shards", "cuda")
 
 
 def test_a_cluster_that_does_not_exist_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
     with (
         pytest.raises(InputError, match=r"^--ray .*: no cluster there") as error,
-        connect_to_ray(FakeExtractorConfig(), "nonsense", tmp_path, "cpu"),
+        connect_to_ray(FakeExtractorConfig(), "nonsense", a_folder(tmp_path), "cpu"),
     ):
         pytest.fail("joined")
     assert "\n" not in str(error.value)
@@ -178,8 +176,11 @@ def test_usage_is_not_reported(running):
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
-def test_shards_are_flat_folders(cluster, images, tmp_path):
-    list(cluster(shard_size=20)(images))
-    (shard,) = (tmp_path / "shards").iterdir()
-    assert set(open_features(shard / "features")) == set(range(20))
+@pytest.mark.parametrize("format", ["tsv", "hdf5"])
+def test_shards_have_a_format_that_can_be_merged(cluster, images, shards, format):
+    list(cluster(shard_size=20, shards=replace(shards, format=format), choice=RegionChoice(12, 12))(images))
+    (shard,) = shards.shards()
+    store = open_features(shard / "features")
+    assert store.format == ("flat" if format == "hdf5" else format)
+    assert set(store) == set(range(20))
     assert (shard / "failures.jsonl").read_text() == ""

@@ -9,12 +9,13 @@ import time
 import pytest
 from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions, exit_code_of, fork, make_images
 
-from bua.extraction import Extractor, RegionChoice, run
+from bua.extraction import Extractor, RegionChoice, parallel, run
 from bua.features import open_features
 from bua.features.summary import summarize
 
 IMAGES, KILLS = 60, 11  # for each format
 LONGEST_RUN = 0.25  # seconds until a run is killed
+POOL_KILLS = 2  # of runs on two devices, for each format
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +35,14 @@ def test_no_image_is_missing_or_written_twice(undisturbed, tmp_path, monkeypatch
     monkeypatch.setattr(run, "ExtractorConfig", FakeExtractorConfig)
     # The time between syncs is about the time between kills.
     monkeypatch.setattr(run, "SYNC_SECONDS", 0.02)
-    config, output = tmp_path / "empty.yaml", tmp_path / "out"
-    config.write_text("MODEL:\n  DEVICE: cpu\n")
-
-    def extract():
-        options = {"format": format, "min_boxes": 12, "max_boxes": 12}
-        return run.extract(folder, output, config_file=config, weights="random", **options)
+    extract, output = extraction(tmp_path, format), tmp_path / "out"
 
     def check():
-        store = open_features(output)
-        assert sorted(store) == list(range(IMAGES))
-        for image_id in store:
-            assert_same_regions(store[image_id], regions[image_id])
-        del store  # a process can open an LMDB only once at a time
-        summary = summarize(output)
-        assert summary.images == IMAGES
-        assert not summary.faults()
+        assert_complete(output, regions)
 
     kills = 0
     while kills < KILLS:
-        child = fork(lambda: extract().failed, tmp_path / "stderr")
+        child = fork(lambda: extract(folder).failed, tmp_path / "stderr")
         time.sleep(rng.random() * LONGEST_RUN)
         os.kill(child, signal.SIGKILL)
         code = exit_code_of(child)
@@ -64,7 +53,72 @@ def test_no_image_is_missing_or_written_twice(undisturbed, tmp_path, monkeypatch
         check()
         for path in tmp_path.glob("out*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    extract()
+    extract(folder)
     check()
     assert not (tmp_path / "out.failures.jsonl").exists()
-    assert extract().skipped == IMAGES
+    assert extract(folder).skipped == IMAGES
+
+
+class SlowDetector(FakeDetector):
+    def infer(self, batch, boxes=None, *, regress=True):
+        time.sleep(0.05)
+        return super().infer(batch, boxes, regress=regress)
+
+
+class SlowExtractorConfig(FakeExtractorConfig):
+    """The detector is slow, and processes on several devices begin a new shard often."""
+
+    def load_detector(self, device=None):
+        parallel.SHARD_SECONDS = 0.1
+        return SlowDetector()
+
+
+@pytest.mark.parametrize("format", ["tsv", "flat", "npz"])
+def test_runs_on_two_devices_that_are_killed_lose_nothing(undisturbed, tmp_path, monkeypatch, format):
+    """They are continued on two devices, and at last on one."""
+    folder, regions = undisturbed
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    monkeypatch.setattr(run, "ExtractorConfig", SlowExtractorConfig)
+    monkeypatch.setattr(run, "SYNC_SECONDS", 0.05)
+    extract, output = extraction(tmp_path, format), tmp_path / "out"
+    for _ in range(POOL_KILLS):
+        before = set(tmp_path.glob("out.shards/*.shard/*"))
+        child = fork(lambda: extract(folder, num_gpus=2).failed, tmp_path / "stderr")
+        # Loading the detectors takes most of the time. Something is written before the process is killed.
+        while not set(tmp_path.glob("out.shards/*.shard/*")) - before:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "stderr").read_text()
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.3)
+        os.kill(child, signal.SIGKILL)
+        if exit_code_of(child) == 0:
+            break
+    summary = extract(folder)
+    assert summary.skipped > 0
+    assert_complete(output, regions)
+    assert not (tmp_path / "out.shards").exists()
+    assert not (tmp_path / "out.failures.jsonl").exists()
+
+
+def extraction(folder, format):
+    """Returns a function that extracts images to the output ``out`` in a folder."""
+    config = folder / "empty.yaml"
+    config.write_text("MODEL:\n  DEVICE: cpu\n")
+
+    def extract(images, **options):
+        options |= {"format": format, "min_boxes": 12, "max_boxes": 12}
+        return run.extract(images, folder / "out", config_file=config, weights="random", **options)
+
+    return extract
+
+
+def assert_complete(output, regions):
+    store = open_features(output)
+    assert sorted(store) == list(range(IMAGES))
+    for image_id in store:
+        assert_same_regions(store[image_id], regions[image_id])
+    del store  # a process can open an LMDB only once at a time
+    summary = summarize(output)
+    assert summary.images == IMAGES
+    assert not summary.faults()

@@ -1,3 +1,5 @@
+import errno
+import multiprocessing
 import os
 import pickle
 import signal
@@ -5,11 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions, make_images
+from fake_detector import FakeExtractorConfig, make_images
+from shard_checks import assert_all_once
 
 from bua.errors import InputError
-from bua.extraction import Extractor, ExtractorConfig, RegionChoice
-from bua.extraction.parallel import MAX_DEATHS, devices_of, start_device_pool
+from bua.extraction import ExtractorConfig, Outcome, RegionChoice, parallel
+from bua.extraction.parallel import CLOSE_SHARD, MAX_DEATHS, devices_of, run_worker, start_device_pool
+from bua.extraction.shards import Shard, ShardFolder, Written
+from bua.features import open_features
 
 
 @pytest.fixture(scope="module")
@@ -17,66 +22,76 @@ def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("images"), 130)
 
 
-def assert_all_once(outcomes, images, failed=()):
-    assert sorted(outcome.image.image_id for outcome in outcomes) == [image.image_id for image in images]
-    plain = {outcome.image: outcome.regions for outcome in Extractor(FakeDetector(), RegionChoice())(images)}
-    for image, regions, reason in outcomes:
-        if image.image_id in failed:
-            assert regions is None
-            assert "two processes died while they processed it, the second with exit code -9" in reason
-        else:
-            assert_same_regions(regions, plain[image])
+@pytest.fixture
+def shards(tmp_path):
+    return ShardFolder(tmp_path / "out.shards", "flat", {"weights": "random"})
 
 
-def test_two_processes_do_what_one_does(images):
-    with start_device_pool(FakeExtractorConfig(batch_size=4), ["cpu", "cpu"]) as pool:
-        outcomes = list(pool(images))
-        assert_all_once(outcomes, images)
+@pytest.fixture
+def start_pool(shards):
+    def start(config, devices):
+        return start_device_pool(config, devices, shards)
+
+    return start
+
+
+def test_two_processes_do_what_one_does(images, shards, start_pool):
+    with start_pool(FakeExtractorConfig(batch_size=4), ["cpu", "cpu"]) as pool:
+        events = list(pool(images))
+        # Without deaths, all shards are complete at the end.
+        assert sorted(event.path for event in events if isinstance(event, Shard)) == shards.shards()
+        assert_all_once(events, images, shards)
         # It can be called again, and with fewer images than processes.
-        assert_all_once(list(pool(images[:1])), images[:1])
+        assert_all_once(list(pool(images[:1])), images[:1], shards)
         assert list(pool([])) == []
         processes = [worker.process for worker in pool._workers]
     assert [process.exitcode for process in processes] == [0, 0]
 
 
-def test_a_process_that_is_killed_is_replaced_and_its_images_are_done_by_others(images, caplog, tmp_path):
+def test_a_process_that_is_killed_is_replaced_and_its_images_are_done_by_others(
+    images, caplog, tmp_path, shards, start_pool
+):
     some = images[:60]
     # An image that comes through a pipe keeps its process busy until it is killed.
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     content = Path(some[3].path).read_bytes()
     stuck = some[3]._replace(path=str(pipe))
-    with start_device_pool(FakeExtractorConfig(batch_size=2, num_workers=1), ["cpu", "cpu"]) as pool:
-        outcomes, killed = [], []
-        for outcome in pool([*some[:3], stuck, *some[4:]]):
-            outcomes.append(outcome)
-            if not killed and len(outcomes) > 10:
+    with start_pool(FakeExtractorConfig(batch_size=2, num_workers=1), ["cpu", "cpu"]) as pool:
+        events, killed = [], []
+        for event in pool([*some[:3], stuck, *some[4:]]):
+            events.append(event if isinstance(event, Shard) else event._replace(image=some[event.image.image_id]))
+            if not killed and len(events) > 10:
                 killed = [worker.process for worker in pool._workers if stuck in worker.images]
                 os.kill(killed[0].pid, signal.SIGKILL)
                 killed[0].join()
                 threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True).start()
         assert len(pool._workers) == 2
         assert killed[0] not in [worker.process for worker in pool._workers]
-    assert_all_once([o._replace(image=some[o.image.image_id]) for o in outcomes], some)
+    assert_all_once(events, some, shards)
     assert "the process on cpu died (exit code -9); other processes continue with its " in caplog.text
 
 
-def test_images_that_kill_are_marked_as_failed_after_two_tries_each(images, caplog, tmp_path):
+def test_images_that_kill_are_marked_as_failed_after_two_tries_each(images, caplog, tmp_path, shards, start_pool):
     deadly, loads = (5, 6, 100), tmp_path / "loads"
-    with start_device_pool(FakeExtractorConfig(batch_size=2, deadly=deadly, loads=str(loads)), ["cpu", "cpu"]) as pool:
-        outcomes = list(pool(images))
+    with start_pool(FakeExtractorConfig(batch_size=2, deadly=deadly, loads=str(loads)), ["cpu", "cpu"]) as pool:
+        events = list(pool(images))
         assert len(pool._workers) == 2
-    assert_all_once(outcomes, images, failed=deadly)
+    # Processes that died left their shards, maybe with an incomplete record at the end.
+    assert {event.path for event in events if isinstance(event, Shard)} < set(shards.shards())
+    assert_all_once(events, images, shards, failed=deadly)
+    reasons = [event.reason for event in events if isinstance(event, Outcome)]
+    assert reasons == ["two processes died while they processed it, the second with exit code -9"] * len(deadly)
     # Two at the start, and one after every death. 5 and 6 may kill the same process.
     deaths = caplog.text.count("died (exit code -9)")
     assert len(deadly) + 2 <= deaths <= 2 * len(deadly)
     assert len(loads.read_text().splitlines()) <= 2 + deaths
 
 
-def test_when_the_processes_on_all_devices_die_the_run_ends_with_one_line(images, caplog):
+def test_when_the_processes_on_all_devices_die_the_run_ends_with_one_line(images, caplog, start_pool):
     everything = tuple(range(len(images)))
     with (
-        start_device_pool(FakeExtractorConfig(deadly=everything), ["cpu"]) as pool,
+        start_pool(FakeExtractorConfig(deadly=everything), ["cpu"]) as pool,
         pytest.raises(InputError, match=r"the processes on all devices died; (\d+) images are left") as error,
     ):
         list(pool(images))
@@ -86,16 +101,16 @@ def test_when_the_processes_on_all_devices_die_the_run_ends_with_one_line(images
     assert f"{MAX_DEATHS} processes died on cpu; 0 devices are left" in caplog.text
 
 
-def test_devices_on_which_no_new_process_starts(images, caplog, tmp_path):
+def test_devices_on_which_no_new_process_starts(images, caplog, tmp_path, start_pool):
     # Two detectors can be loaded; the next would be for processes that died, and kill theirs.
     config = FakeExtractorConfig(deadly=(20,), loads=str(tmp_path / "loads"), most_loads=2)
     outcomes = []
-    with start_device_pool(config, ["cpu", "cpu"]) as pool:
+    with start_pool(config, ["cpu", "cpu"]) as pool:
         with pytest.raises(InputError, match="the processes on all devices died"):
             outcomes.extend(pool(images))
         assert pool._workers == []
     assert "died while it loaded the detector (exit code -9); 1 devices are left" in caplog.text
-    assert [outcome.image.image_id for outcome in outcomes if outcome.regions is None] == [20]
+    assert [outcome.image.image_id for outcome in outcomes if isinstance(outcome, Outcome)] == [20]
 
 
 class UnfitExtractorConfig(FakeExtractorConfig):
@@ -103,29 +118,108 @@ class UnfitExtractorConfig(FakeExtractorConfig):
         raise InputError("weights: do not fit")
 
 
-def test_a_wrong_config_is_reported_before_anything_is_done(tmp_path):
+def test_a_wrong_config_is_reported_before_anything_is_done(tmp_path, start_pool):
     with (
         pytest.raises(InputError, match=r"^weights: do not fit$"),
-        start_device_pool(UnfitExtractorConfig(), ["cpu", "cpu"]),
+        start_pool(UnfitExtractorConfig(), ["cpu", "cpu"]),
     ):
         pytest.fail("it is not ready")
     config = FakeExtractorConfig(loads=str(tmp_path / "loads"), most_loads=0)
     with (
         pytest.raises(InputError, match=r"died while it loaded the detector \(exit code -9\)"),
-        start_device_pool(config, ["cpu"]),
+        start_pool(config, ["cpu"]),
     ):
         pytest.fail("it is not ready")
 
 
-def test_stopping_in_the_middle_ends_the_processes(images):
-    with start_device_pool(FakeExtractorConfig(), ["cpu", "cpu"]) as pool:
+def test_stopping_in_the_middle_ends_the_processes(images, start_pool):
+    with start_pool(FakeExtractorConfig(), ["cpu", "cpu"]) as pool:
         next(iter(pool(images)))
         processes = [worker.process for worker in pool._workers]
     assert not any(process.is_alive() for process in processes)
 
 
-def test_devices(monkeypatch):
-    assert devices_of("cpu", 3) == ["cpu"] * 3
+@pytest.mark.parametrize("format", ["tsv", "flat-fp16", "npz", "hdf5"])
+def test_shards_have_a_format_that_can_be_merged(images, tmp_path, format):
+    shards = ShardFolder(tmp_path / "out.shards", format, {})
+    with start_device_pool(FakeExtractorConfig(choice=RegionChoice(12, 12)), ["cpu", "cpu"], shards) as pool:
+        assert sum(isinstance(event, Written) for event in pool(images[:20])) == 20
+    found = [open_features(shard / "features") for shard in shards.shards()]
+    assert {store.format for store in found} == {"flat" if format == "hdf5" else format}
+    assert sorted(image_id for store in found for image_id in store) == list(range(20))
+
+
+def test_an_image_that_the_format_cannot_hold_fails(images, tmp_path):
+    shards = ShardFolder(tmp_path / "out.shards", "tsv", {})
+    bad = images[0]._replace(image_id="tab\tid")
+    with start_device_pool(FakeExtractorConfig(), ["cpu"], shards) as pool:
+        events = list(pool([bad, images[1]]))
+    (failed,) = [event for event in events if isinstance(event, Outcome)]
+    assert failed.image == bad
+    assert "has a tab or line break" in failed.reason
+
+
+def test_a_process_starts_a_new_shard_after_some_time(images, shards, monkeypatch):
+    monkeypatch.setattr(parallel, "SHARD_SECONDS", 0)
+    events = run_in_this_process(shards, images[:3])
+    # Each shard is told before its last image, so that none comes after the last image.
+    assert [type(event) for event in events] == [Shard, Written] * 3 + [type(None)]
+    assert len(shards.shards()) == 3
+    assert_all_once(events[:-1], images[:3], shards)
+
+
+def test_a_full_disk_ends_the_run_with_one_line(images, shards, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bua.features.flat.FlatWriter.append", full)
+    error = run_in_this_process(shards, images[:1])[0]
+    assert isinstance(error, InputError)
+    assert str(error) == (
+        f"{shards.path}: cannot be written: No space left on device; make room and run the same command again to "
+        "continue"
+    )
+
+
+def run_in_this_process(shards, images, device="cpu", config=None):
+    """Returns what the process of a device sends for images, after it has loaded the detector."""
+    ours, its = multiprocessing.Pipe()
+    arguments = (its, config or FakeExtractorConfig(), device, 1, shards, False)
+    handler = signal.getsignal(signal.SIGINT)
+    worker = threading.Thread(target=run_worker, args=arguments, daemon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: handler)  # which only the main thread may call
+        worker.start()
+        assert isinstance(ours.recv(), int)
+        ours.send([*images, None])
+        answers = []
+        while sum(isinstance(answer, (Outcome, Written, InputError)) for answer in answers) < len(images):
+            answers.append(ours.recv())
+        ours.send(CLOSE_SHARD)
+        answers.append(ours.recv())
+        ours.close()
+        worker.join(30)
+    return answers
+
+
+def test_each_process_uses_its_own_gpu(images, shards, monkeypatch):
+    chosen = []
+
+    class GpuExtractorConfig(FakeExtractorConfig):
+        def load_detector(self, device=None):
+            # It is chosen before anything is loaded.
+            assert chosen == [device] == ["cuda:1"]
+            return super().load_detector(device)
+
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    run_in_this_process(shards, images[:1], "cuda:1", GpuExtractorConfig())
+    assert chosen == ["cuda:1"]
+
+
+def test_devices(monkeypatch, caplog):
+    with caplog.at_level("INFO"):
+        assert devices_of("cpu", 3) == ["cpu"] * 3
+    assert "--num-gpus 3: the device is cpu, so that 3 processes share its cores" in caplog.text
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert devices_of("cuda", 2) == ["cuda:0", "cuda:1"]
     with pytest.raises(InputError, match="--num-gpus 3: 2 GPUs found"):

@@ -13,7 +13,7 @@ import pytest
 from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_features, exit_code_of, fork, make_images
 
 from bua.errors import InputError, command
-from bua.extraction import Extractor, ImageFile, RegionChoice, run
+from bua.extraction import Extractor, ImageFile, RegionChoice, run, write_behind
 from bua.extraction.run_files import FailureLog
 from bua.features import FORMATS, open_features, open_writer
 from bua.features.summary import summarize
@@ -302,7 +302,7 @@ def test_a_log_has_lines_of_progress(tmp_path, images, monkeypatch, caplog, caps
 
 def test_the_detector_is_not_far_ahead_of_a_slow_disk(tmp_path, monkeypatch):
     images = make_images(tmp_path / "images", 30)
-    monkeypatch.setattr(run, "MAX_UNWRITTEN", 3)
+    monkeypatch.setattr(write_behind, "MAX_UNWRITTEN", 3)
     extracted, ahead = 0, []
 
     def extractor(images):
