@@ -106,7 +106,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("devices and speed")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: MODEL.DEVICE of the configuration")
     group.add_argument(
-        "--num-gpus", type=int, default=1, help="number of GPUs, or of processes on the CPU (%(default)s)"
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="number of GPUs, each with a process, or of processes on the CPU (%(default)s)",
     )
     group.add_argument(
         "--ray", metavar="ADDRESS", help="run on a Ray cluster instead: `auto`, host:port, or `local` for this machine"
@@ -123,8 +126,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--batch-size",
         type=positive,
-        default=1,
-        help="number of images of the same size that go through the network together (%(default)s)",
+        help="number of images that go through the network together; default: 1 on the CPU, 8 on a GPU",
     )
     group.add_argument(
         "--num-workers",
