@@ -1,4 +1,4 @@
-"""Sets how precisely torch multiplies float32 matrices and computes float32 convolutions."""
+"""The precision of arithmetic: of float32 matrix products and convolutions, and of autocast."""
 
 import warnings
 
@@ -8,6 +8,8 @@ from bua.errors import InputError
 
 # Values of FLOAT32_PRECISION, which are those of ``torch.set_float32_matmul_precision`` and of Detectron2's key.
 FLOAT32_PRECISIONS = ("highest", "high", "medium")
+# Values of SOLVER.AMP.DTYPE, and "float32" for no autocast.
+AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_float32_precision(precision: str, source: str = "FLOAT32_PRECISION") -> None:
@@ -43,3 +45,16 @@ def set_float32_precision(precision: str, source: str = "FLOAT32_PRECISION") -> 
     # follow ``torch.backends.fp32_precision``.
     for operators in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # type: ignore[attr-defined]
         operators.fp32_precision = "tf32" if reduced else "ieee"  # type: ignore[union-attr]
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Returns the dtype for ``torch.autocast``, or None for float32, which needs no autocast.
+
+    Raises:
+        InputError: The precision is unknown, or the device does not support it.
+    """
+    if precision not in AUTOCAST_DTYPES:
+        raise InputError(f"SOLVER.AMP.DTYPE is {precision!r}; use one of {', '.join(AUTOCAST_DTYPES)}")
+    if precision == "float16" and device.type == "cpu":
+        raise InputError("SOLVER.AMP.DTYPE is 'float16', which needs a GPU; use 'bfloat16' or SOLVER.AMP.ENABLED False")
+    return AUTOCAST_DTYPES[precision]

@@ -21,12 +21,11 @@ class VisualGenomeEvaluator(bua.detection.evaluation.VisualGenomeEvaluator, Data
             The metrics of ``bua.detection.evaluation.VisualGenomeEvaluator`` in Detectron2's form, ``{"objects":
             {"mAP50": ...}}``, in the main process, and an empty dict in the others.
         """
-        parts = comm.gather(self._detections)
+        parts = comm.gather(self.detections)
         if not comm.is_main_process():
             return {}
         for part in parts:
-            for kind, detections in part.items():
-                self._detections[kind].update(detections)
+            self.add_detections(part)
         nested: dict[str, dict[str, float]] = {}
         for name, value in super().evaluate().items():
             kind, _, metric = name.partition("/")

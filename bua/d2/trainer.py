@@ -27,15 +27,16 @@ from bua.detection.training import (
     weights_to_evaluate,
 )
 from bua.engine import (
-    NonFiniteLoss,
     autocast_dtype,
     build_clip,
     build_optimizer,
     build_scheduler,
     last_checkpoint,
 )
+from bua.engine.checkpoints import describe_existing_run, to_cpu
 from bua.engine.loader import check_batch_size
-from bua.engine.trainer import describe_existing_run, describe_non_finite_losses
+from bua.engine.losses import LossHistory
+from bua.engine.optimizer import load_optimizer_state
 from bua.errors import InputError
 from bua.precision import set_float32_precision
 from bua.weights.zoo import fetch
@@ -67,9 +68,13 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self.clip = build_clip(cfg)
         self.dtype = autocast_dtype(cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32", self.device)
+        self.history = LossHistory()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         devices = {} if self.device.type == "cuda" else {"device_ids": None}
-        self.model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        self.model = create_ddp_model(model, **devices)
+        if isinstance(self.model, torch.nn.parallel.DistributedDataParallel):
+            # The argument of the constructor has different names in the versions of torch.
+            self.model.broadcast_buffers = False
         self.model.train()
         self.checkpointer = DetectionCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.register_hooks(self.build_hooks())
@@ -85,7 +90,8 @@ class Trainer(DefaultTrainer):
             return
         rest = self.checkpointer.resume_or_load("", resume=True)
         if "optimizer" in rest:  # the torch engine's
-            for part in ("optimizer", "scheduler", "scaler"):
+            load_optimizer_state(self.optimizer, rest["optimizer"])
+            for part in ("scheduler", "scaler"):
                 getattr(self, part).load_state_dict(rest[part])
             self.start_iter = rest["iteration"]
         else:
@@ -111,28 +117,28 @@ class Trainer(DefaultTrainer):
         data_time = time.perf_counter() - start
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             losses = self.model(batch)
-        bad = [name for name, loss in losses.items() if not loss.isfinite()]
-        if bad:
-            raise NonFiniteLoss(describe_non_finite_losses(self.iter + 1, bad, [str(x["image_id"]) for x in batch]))
+        self.history.add(self.iter + 1, losses, [image["image_id"] for image in batch])
         self.optimizer.zero_grad()
         self.scaler.scale(sum(losses.values())).backward()
         self.after_backward()
+        (reading,) = self.history.read()
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
             self.clip([p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None])
-        SimpleTrainer.write_metrics(losses, data_time, self.iter)
+        on_cpu = {name: torch.tensor(mean) for name, mean in reading.means.items()}
+        SimpleTrainer.write_metrics(on_cpu, data_time, self.iter)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def state_dict(self) -> dict:
         """Returns the state that checkpoints hold besides the model."""
-        parts = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        parts = {"optimizer": to_cpu(self.optimizer.state_dict()), "scaler": self.scaler.state_dict()}
         return {**TrainerBase.state_dict(self), **parts}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restores a state that ``state_dict`` returned."""
         TrainerBase.load_state_dict(self, state_dict)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        load_optimizer_state(self.optimizer, state_dict["optimizer"])
         self.scaler.load_state_dict(state_dict["scaler"])
 
     @classmethod

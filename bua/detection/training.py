@@ -61,13 +61,13 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         resume: Whether to continue from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
 
     Returns:
-        The metrics of the last evaluation. The dict is empty if there was none.
+        The metrics of the last evaluation. The dict is empty if there was none, and outside of the main process.
     """
     accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     seed = seed_run(cfg.SEED, accelerator)
     loader = training_loader(cfg, seed, accelerator.process_index, accelerator.num_processes)
-    evaluators = build_evaluators(cfg) if accelerator.is_main_process else []
+    evaluators = build_evaluators(cfg)
     detector = build_detector(cfg)
     if cfg.MODEL.WEIGHTS and not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
         load_initial_weights(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
@@ -83,6 +83,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         ids=lambda batch: [image.image_id for image in batch],
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         evaluate=(lambda: _evaluate(cfg, detector, evaluators)) if cfg.DATASETS.TEST else None,
+        shared_evaluation=True,
         eval_period=cfg.TEST.EVAL_PERIOD,
         clip=build_clip(cfg),
         precision=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32",
@@ -95,20 +96,20 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     """Evaluates a checkpoint on ``DATASETS.TEST`` and prints the metrics.
 
     The checkpoint is ``MODEL.WEIGHTS`` or, if that is empty, the newest one in ``OUTPUT_DIR``. If ``bua.engine.launch``
-    started several processes, only the first of them evaluates.
+    started several processes, they share the images.
 
     Returns:
         The metrics of ``VisualGenomeEvaluator``, named ``<data set>/<metric>`` if there are several data sets. The dict
         is empty in all processes but the first.
     """
-    if not connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION).is_main_process:
-        return {}
+    accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
     weights = weights_to_evaluate(cfg)
     evaluators = build_evaluators(cfg)
     detector = build_detector(cfg)
     load_weights(detector, weights)
     metrics = _evaluate(cfg, detector, evaluators)
-    print_metrics(metrics)
+    if accelerator.is_main_process:
+        print_metrics(metrics)
     return metrics
 
 

@@ -1,9 +1,12 @@
 """Training of any model on any number of devices. Nothing here depends on what the model computes."""
 
+from bua.engine.checkpoints import last_checkpoint
 from bua.engine.launch import connect, launch, rendezvous
+from bua.engine.losses import NonFiniteLoss
 from bua.engine.optimizer import build_clip, build_optimizer, build_scheduler
 from bua.engine.random_state import seed_everything, seed_run
-from bua.engine.trainer import NonFiniteLoss, Trainer, autocast_dtype, last_checkpoint
+from bua.engine.trainer import Trainer
+from bua.precision import autocast_dtype
 
 __all__ = [
     "NonFiniteLoss",

@@ -1,10 +1,15 @@
 """Starts one process per device and connects the processes to one group."""
 
+import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.multiprocessing as mp
@@ -14,9 +19,13 @@ from bua.config import check_device
 from bua.errors import InputError
 from bua.precision import set_float32_precision
 
-# All processes but the first wait while the first one evaluates.
-COLLECTIVE_TIMEOUT = timedelta(hours=12)
+# How long a process waits for the others in an iteration. It must cover the differences in reading data at the start.
+# The waits for the main process, which may take longer, are those of ``bua.engine.collectives``.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 EXIT_TIMEOUT_SECONDS = 10
+FAILED = 1
+# A pipe holds 64 KiB. The process that started the others reads it only when one has ended.
+LONGEST_REPORT = 32_000
 
 
 def launch(
@@ -58,8 +67,7 @@ def launch(
         "WORLD_SIZE": str(num_processes * num_machines),
         "LOCAL_WORLD_SIZE": str(num_processes),
     }
-    # torch passes on an error as the text of its traceback. bua's own errors arrive unchanged through this queue.
-    errors = mp.get_context("spawn").SimpleQueue()
+    errors = error_queue()
     processes = mp.start_processes(
         _run_process,
         (function, args, world, machine_rank * num_processes, errors),
@@ -73,10 +81,8 @@ def launch(
     except KeyboardInterrupt:
         _stop(processes)
         raise
-    except (mp.ProcessRaisedException, mp.ProcessExitedException):
-        if errors.empty():
-            raise
-        raise errors.get() from None
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
+        raise_reported(errors, failure)
 
 
 def connect(device: str, float32_precision: str = "") -> Accelerator:
@@ -125,13 +131,8 @@ def _run_process(local_rank: int, function: Callable, args: tuple, world: dict, 
     os.setpgrp()
     os.environ.update(world, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
     share_cores(int(world["LOCAL_WORLD_SIZE"]))
-    try:
+    with reported_errors(errors):
         function(*args)
-    except Exception as error:
-        if type(error).__module__.startswith("bua."):
-            errors.put(error)
-        raise
-    finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -152,6 +153,57 @@ def _stop(processes) -> None:
     finally:
         for process in processes.processes:
             process.terminate()
+
+
+def error_queue():
+    """Returns a queue for ``reported_errors`` in new processes and ``raise_reported`` in the one that starts them."""
+    # torch reports that it terminates the other processes. The user wants to read only why.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    return mp.get_context("spawn").SimpleQueue()
+
+
+@contextmanager
+def reported_errors(errors) -> Iterator[None]:
+    """A context in which an error ends this process within seconds, whatever the other processes do.
+
+    The error is put into the queue first. The process is then left without any clean-up: to destroy an NCCL group is a
+    collective operation, which would wait for the other processes, while these wait for this one.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        own = type(error).__module__.startswith("bua.") or isinstance(error, KeyboardInterrupt)
+        errors.put(error if own else traceback.format_exc()[-LONGEST_REPORT:])
+        for worker in mp.active_children():
+            worker.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(FAILED)
+
+
+def raise_reported(errors, failure: mp.ProcessRaisedException | mp.ProcessExitedException) -> NoReturn:
+    """Raises the error that the first process to fail has reported, after torch has terminated the others.
+
+    Args:
+        errors: The queue.
+        failure: What torch raised, which is raised again if there is no report.
+
+    Raises:
+        Exception: bua's own errors and KeyboardInterrupt as they are. All others are torch's ProcessRaisedException
+            with the traceback, or, if a process was killed, its ProcessExitedException.
+    """
+    if errors.empty():
+        raise failure
+    # Only the first report is read. One after it may be incomplete, because its process was terminated.
+    report = errors.get()
+    if isinstance(report, BaseException):
+        raise report from None
+    text = f"\n\n-- A process ended with the following error:\n{report}"
+    raised = mp.ProcessRaisedException(text, failure.error_index, failure.error_pid)
+    # The others lose their connection to a process that was killed, and report this.
+    if isinstance(failure, mp.ProcessExitedException) and failure.exit_code < 0:
+        raise failure from raised
+    raise raised from None
 
 
 def share_cores(num_processes: int) -> None:

@@ -14,8 +14,10 @@ from bua.errors import InputError
 
 # Of these, only the learning rate is configured.
 ADAPTIVE = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "Adamax": torch.optim.Adamax}
-# For these, torch can update all parameters with one kernel, which is faster.
-FUSED = {"Adam": {"fused": True}, "AdamW": {"fused": True}}
+# For these, torch can update all parameters with a few kernels. On the CPU, SGD keeps the order of its operations.
+FUSED = {"cpu": ("Adam", "AdamW"), "cuda": ("SGD", "Adam", "AdamW")}
+# The arguments of an optimizer that say how it computes. They are saved with its state.
+IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -26,6 +28,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     The parameters with the same learning rate and weight decay form a group. Biases have the learning rate
     ``BASE_LR * BIAS_LR_FACTOR`` (the factor is 2 in the original's train.prototxt), and the weight decay
     ``WEIGHT_DECAY_BIAS`` if that is not None. Normalisation layers have the weight decay ``WEIGHT_DECAY_NORM``.
+
+    The model must be on its device. On a GPU the optimizer is fused if torch has such an implementation (Adamax has
+    none), and no step waits for the GPU.
     """
     solver = cfg.SOLVER
     groups = defaultdict(list)
@@ -43,11 +48,35 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
                 decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
             groups[lr, decay].append(parameter)
     parameters = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+    devices = {parameter.device.type for parameter in seen}
+    fused = {"fused": True} if all(solver.OPTIMIZER in FUSED.get(device, ()) for device in devices) else {}
     if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(parameters, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+        momentum = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+        return torch.optim.SGD(parameters, lr=solver.BASE_LR, **momentum, **fused)
     if solver.OPTIMIZER in ADAPTIVE:
-        return ADAPTIVE[solver.OPTIMIZER](parameters, lr=solver.BASE_LR, **FUSED.get(solver.OPTIMIZER, {}))
+        return ADAPTIVE[solver.OPTIMIZER](parameters, lr=solver.BASE_LR, **fused)
     raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of SGD, {', '.join(ADAPTIVE)}")
+
+
+def can_skip_updates(optimizer: torch.optim.Optimizer) -> bool:
+    """Returns whether a step leaves the parameters unchanged if the tensor ``optimizer.found_inf`` is 1.
+
+    torch's fused optimizers do this on the device, for ``torch.amp.GradScaler``.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Restores the state that ``optimizer.state_dict()`` returned on any device, and keeps the own implementation.
+
+    The raised errors are those of ``optimizer.load_state_dict``.
+    """
+    groups = [
+        {**saved, **{key: own[key] for key in IMPLEMENTATION if key in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups)
+    ]
+    groups += state["param_groups"][len(groups) :]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:

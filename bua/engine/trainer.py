@@ -3,35 +3,34 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from bua.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from bua.engine.checkpoints import (
+    BEST,
+    describe_existing_run,
+    from_detectron2,
+    last_checkpoint,
+    last_checkpoint_hint,
+    to_cpu,
+    write_checkpoint,
+)
+from bua.engine.collectives import broadcast, gather, wait_for_all
 from bua.engine.interruption import Interruption
 from bua.engine.log import TrainingLog
+from bua.engine.losses import LossHistory, NonFiniteLoss
+from bua.engine.optimizer import can_skip_updates, load_optimizer_state
 from bua.engine.random_state import preserved_random_state, random_state, set_random_state
 from bua.errors import InputError, make_folder
-from bua.io.files import whole_file
-
-FINAL = "model_final.pth"
-BEST = "model_best.pth"
-POINTER = "last_checkpoint"
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss or a parameter is infinite or not a number.
-
-    The message is one line, which contains the iteration and, for a loss, the ids of the batch's items.
-    """
+from bua.precision import autocast_dtype
 
 
 class Trainer:
@@ -60,6 +59,8 @@ class Trainer:
         checkpoint_period, eval_period: Number of iterations between two checkpoints, and between two evaluations. With
             an ``eval_period`` of 0, the model is evaluated only at the end.
         evaluate: Returns metrics. It is called in the main process. With None, the model is never evaluated.
+        shared_evaluation: Whether ``evaluate`` is called in all processes, which share its work. What it returns counts
+            in the main process.
         best: Name of the metric whose highest value marks the best model, which is saved. With None, it is not saved.
         keep_all: Whether all checkpoints are kept. Otherwise only the newest and the best are kept.
         clip: Clips the gradients of a list of parameters in place.
@@ -88,6 +89,7 @@ class Trainer:
         accumulate: int = 1,
         checkpoint_period: int = 5000,
         evaluate: Callable[[], dict[str, float]] | None = None,
+        shared_evaluation: bool = False,
         eval_period: int = 0,
         best: str | None = None,
         keep_all: bool = True,
@@ -101,7 +103,12 @@ class Trainer:
         self.model, self.loader, self.optimizer, self.scheduler = model, loader, optimizer, scheduler
         self.accelerator, self.output_dir, self.max_iter, self.ids = accelerator, Path(output_dir), max_iter, ids
         self.checkpoint_period, self.log_period, self.config = checkpoint_period, log_period, config
-        self.evaluate, self.eval_period, self.clip = evaluate, eval_period, clip
+        self.evaluate, self.shared_evaluation, self.eval_period, self.clip = (
+            evaluate,
+            shared_evaluation,
+            eval_period,
+            clip,
+        )
         self.losses, self.accumulate, self.extra, self.unit = losses, accumulate, extra or {}, unit
         self.best, self.best_value, self.keep_all = best, -math.inf, keep_all
         self.device = next(model.parameters()).device
@@ -112,8 +119,20 @@ class Trainer:
         self.dtype = autocast_dtype(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.parallel = accelerator.prepare_model(model)
+        if isinstance(self.parallel, nn.parallel.DistributedDataParallel):
+            # Buffers are not sent to all processes before every forward pass: most are constant. A trained BN has
+            # statistics of its own in each process, as with Detectron2; those of the main process are saved.
+            # The argument of the constructor has different names in the versions of torch.
+            self.parallel.broadcast_buffers = False
+        # If the optimizer can skip an update on the GPU, no step waits for the GPU, and the losses are read when they
+        # are logged. Loss scaling uses the same means of the optimizer.
+        self.skips_updates = self.device.type == "cuda" and can_skip_updates(optimizer) and not self.scaler.is_enabled()
+        self.history = LossHistory(at_once=not self.skips_updates)
         self.log: TrainingLog | None = None
         self.iteration = 0
+        # Steps whose losses have not been logged yet, and the sums of the losses that were read, by iteration.
+        self._unlogged: list[_Step] = []
+        self._sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
     def run(self, resume: bool = False) -> dict[str, float]:
         """Trains until ``max_iter`` iterations are done.
@@ -155,8 +174,11 @@ class Trainer:
                 except InputError:
                     # An image cannot be read. With several processes, the others would not take part in saving.
                     if self.accelerator.num_processes == 1 and self.iteration > 0:
+                        self._log_losses()
                         self._save(self._snapshot())
                     raise
+                if self._losses_due() or stop:
+                    stop = self._log_losses() or stop
                 if stop or self.iteration == self.max_iter or self.iteration % self.checkpoint_period == 0:
                     self._save(self._snapshot())
                 if stop:
@@ -168,9 +190,11 @@ class Trainer:
         return metrics
 
     def _step(self, batches, interruption: Interruption) -> bool:
-        """Runs one iteration and returns whether to stop after it. The answer is the same in all processes."""
-        values: dict[str, float] = defaultdict(float)
-        items, data_seconds, stop = 0, 0.0, False
+        """Runs one iteration, and returns whether to stop after it as far as this process knows without waiting.
+
+        With several processes, the answer is in the losses of the iteration, so that it is the same in all of them.
+        """
+        items, data_seconds = 0, 0.0
         self.optimizer.zero_grad()
         for part in range(self.accumulate):
             start = time.perf_counter()
@@ -179,15 +203,17 @@ class Trainer:
             with self._gradient_exchange(enabled=part == self.accumulate - 1):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                     losses = self.losses(self.parallel, batch)
-                means, stop = self._average(losses, interruption.requested)
-                if not all(map(math.isfinite, means)):
-                    raise NonFiniteLoss(self._describe_failure(losses, batch))
+                ids = self.ids(batch)
+                self.history.add(self.iteration + 1, losses, ids, request=interruption.requested)
                 total = sum(losses.values())
                 assert isinstance(total, torch.Tensor)
                 self.scaler.scale(total / self.accumulate).backward()
-            for name, mean in zip(losses, means):
-                values[name] += mean / self.accumulate
-            items += len(self.ids(batch)) * self.accelerator.num_processes
+            items += len(ids) * self.accelerator.num_processes
+        if self.skips_updates:
+            self.optimizer.found_inf = self.history.not_finite  # type: ignore[attr-defined]
+            stop = False
+        else:
+            stop = self._read_losses()
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
             self.clip([p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None])
@@ -196,8 +222,41 @@ class Trainer:
         lr = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step()
         self.iteration += 1
-        if self.log is not None:
-            self.log.step(self.iteration, values, lr, items, data_seconds)
+        self._unlogged.append(_Step(self.iteration, lr, items, data_seconds))
+        return stop or (self.accelerator.num_processes == 1 and interruption.requested)
+
+    def _read_losses(self) -> bool:
+        """Reads the losses that were not read yet, and returns whether any process wants to stop.
+
+        Raises:
+            NonFiniteLoss: A loss is not finite.
+        """
+        try:
+            readings = self.history.read()
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error}{last_checkpoint_hint(self.output_dir)}") from None
+        for reading in readings:
+            for name, mean in reading.means.items():
+                self._sums[reading.iteration][name] += mean / self.accumulate
+        return any(reading.request for reading in readings)
+
+    def _losses_due(self) -> bool:
+        """Returns whether the losses must be read and logged: always, unless the optimizer can skip updates."""
+        periods = [self.log_period, self.checkpoint_period, *([self.eval_period] if self.eval_period else [])]
+        return (
+            not self.skips_updates
+            or self.iteration == self.max_iter
+            or any(self.iteration % period == 0 for period in periods)
+        )
+
+    def _log_losses(self) -> bool:
+        """Logs the steps that were not logged yet, and returns whether any process wants to stop."""
+        stop = self._read_losses()
+        for step in self._unlogged:
+            values = self._sums.pop(step.iteration)
+            if self.log is not None:
+                self.log.step(step.iteration, values, step.lr, step.items, step.data_seconds)
+        self._unlogged.clear()
         return stop
 
     def _gradient_exchange(self, enabled: bool) -> AbstractContextManager:
@@ -207,26 +266,6 @@ class Trainer:
         """
         return nullcontext() if enabled else self.accelerator.no_sync(self.parallel)
 
-    def _average(self, losses: dict[str, torch.Tensor], stop: bool) -> tuple[list[float], bool]:
-        """Returns the losses' means over all processes, and whether any process is to stop."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        if self.accelerator.num_processes == 1:
-            return values.tolist(), stop
-        flag = torch.tensor([float(stop)], device=values.device)
-        *means, stops = self.accelerator.reduce(torch.cat([values, flag]), "mean").tolist()
-        return means, stops > 0
-
-    def _describe_failure(self, losses: dict[str, torch.Tensor], batch) -> str:
-        own_names = [name for name, loss in losses.items() if not torch.isfinite(loss)]
-        failures = gather_object([(own_names, self.ids(batch))])
-        all_names = dict.fromkeys(name for names, _ in failures for name in names)
-        ids = [str(item) for names, items in failures if names for item in items]
-        return describe_non_finite_losses(self.iteration + 1, all_names, ids) + self._last_checkpoint_hint()
-
-    def _last_checkpoint_hint(self) -> str:
-        last = last_checkpoint(self.output_dir)
-        return f"; the last checkpoint is {last}" if last is not None else ""
-
     def _evaluation_due(self) -> bool:
         if self.evaluate is None or self.iteration == 0:
             return False
@@ -235,25 +274,25 @@ class Trainer:
     def _catch_up(self, interruption: Interruption) -> dict[str, float]:
         """Evaluates if the run ended between a checkpoint and the evaluation that follows it."""
         missing = self.log is not None and self._evaluation_due() and not self.log.has_metrics(self.iteration)
-        return self._evaluate(interruption) if broadcast_object_list([missing])[0] else {}
+        return self._evaluate(interruption) if broadcast(missing) else {}
 
     def _evaluate(self, interruption: Interruption) -> dict[str, float]:
         # The snapshot needs all processes. It is taken first, so that the main process can save without the others if
         # Ctrl-C is pressed during the evaluation.
         state = self._snapshot()
         metrics: dict[str, float] = {}
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process or self.shared_evaluation:
             assert self.evaluate is not None
-            assert self.log is not None
             try:
                 with preserved_random_state(), interruption.at_once():
                     metrics = self.evaluate()
             except KeyboardInterrupt:
                 self._save(state)
                 raise
+        if self.log is not None:
             self.log.metrics(self.iteration, metrics)
             self._keep_best(metrics)
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
         self.model.train()
         if self.log is not None:
             self.log.restart_clock()
@@ -264,7 +303,7 @@ class Trainer:
             return
         self.best_value = metrics[self.best]
         content = {"model": self.model.state_dict(), "iteration": self.iteration, "metrics": metrics, **self.extra}
-        save_checkpoint(self.output_dir / BEST, **content)
+        save_checkpoint(self.output_dir / BEST, **to_cpu(content))
 
     def _parts(self) -> dict:
         """Returns the objects whose state a checkpoint contains, by their keys in the checkpoint."""
@@ -281,7 +320,7 @@ class Trainer:
 
         All processes must call it, because each contributes its random state.
         """
-        random_states = gather_object([random_state()])
+        random_states = gather(random_state())
         if not self.accelerator.is_main_process:
             return {}
         assert self.log is not None
@@ -298,20 +337,9 @@ class Trainer:
         """Saves what ``_snapshot`` returned. It does nothing outside of the main process."""
         if not state:
             return
-        broken = [name for name, value in state["model"].items() if not torch.isfinite(value).all()]
-        if broken:
-            raise NonFiniteLoss(
-                f"iteration {self.iteration}: {len(broken)} parameters are not finite, such as {broken[0]}, so no "
-                "checkpoint is saved; lower the learning rate or clip gradients" + self._last_checkpoint_hint()
-            )
-        name = FINAL if self.iteration == self.max_iter else f"model_{self.iteration - 1:07d}.pth"
-        before = last_checkpoint(self.output_dir)
-        save_checkpoint(self.output_dir / name, **state)
-        with whole_file(self.output_dir / POINTER) as file:
-            file.write(name.encode())
-        if not self.keep_all and before is not None and before.name != name:
-            before.unlink(missing_ok=True)
-        print(f"saved {self.output_dir / name}", flush=True)
+        final = self.iteration == self.max_iter
+        path = write_checkpoint(self.output_dir, state, final=final, keep_all=self.keep_all)
+        print(f"saved {path}", flush=True)
 
     def _find_run(self, resume: bool) -> dict:
         """Loads the newest checkpoint's weights into the model and returns its content, or {} if there is none."""
@@ -321,7 +349,7 @@ class Trainer:
         if not resume:
             raise InputError(describe_existing_run(self.output_dir, path))
         load_weights(self.model, path)
-        saved = _from_detectron2(read_checkpoint(path))
+        saved = from_detectron2(read_checkpoint(path))
         needed = {*self._parts(), "iteration"} - {"data"}
         if not needed <= set(saved):
             raise InputError(f"{path}: contains only weights and cannot be resumed; set MODEL.WEIGHTS to it instead")
@@ -334,7 +362,10 @@ class Trainer:
             if name == "model" or (name == "data" and name not in saved):
                 continue
             try:
-                part.load_state_dict(saved[name])
+                if name == "optimizer":
+                    load_optimizer_state(self.optimizer, saved[name])
+                else:
+                    part.load_state_dict(saved[name])
             except (ValueError, KeyError, RuntimeError) as error:
                 path, reason = last_checkpoint(self.output_dir), " ".join(str(error).split())
                 raise InputError(
@@ -346,47 +377,8 @@ class Trainer:
             self.best_value = read_checkpoint(best)["metrics"][self.best]
 
 
-def _from_detectron2(saved: dict) -> dict:
-    """Converts a checkpoint of ``bua.d2.Trainer`` to one of this trainer. Returns any other checkpoint as it is.
-
-    Detectron2 saves the number of the last iteration, from 0, while this trainer saves how many are done. Detectron2's
-    data loader does not save its position, so the images start from the beginning.
-    """
-    if "LRScheduler" not in saved.get("trainer", {}).get("hooks", {}):
-        return saved
-    trainer = saved["trainer"]
-    parts = {name: trainer[name] for name in ("optimizer", "scaler")}
-    return {
-        "model": saved["model"],
-        **parts,
-        "scheduler": trainer["hooks"]["LRScheduler"],
-        "iteration": trainer["iteration"] + 1,
-    }
-
-
-def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """Returns the newest checkpoint of the run in ``output_dir``, or None if nothing was saved."""
-    pointer = Path(output_dir) / POINTER
-    return pointer.with_name(pointer.read_text().strip()) if pointer.is_file() else None
-
-
-def describe_existing_run(output_dir: str | Path, checkpoint: Path) -> str:
-    """Returns the error message for a new run in a folder that contains the checkpoint of another one."""
-    return f"{output_dir}: already contains a run ({checkpoint.name}); continue it with --resume or change OUTPUT_DIR"
-
-
-def describe_non_finite_losses(iteration: int, names: Iterable[str], ids: Iterable[str]) -> str:
-    """Returns the error message for losses that are not finite, computed in ``iteration`` from the items ``ids``."""
-    return (
-        f"iteration {iteration}: {', '.join(names)} not finite in the batch of {', '.join(ids)}; "
-        "check the annotations of these or lower the learning rate"
-    )
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Returns the dtype for ``torch.autocast``, or None for float32, which needs no autocast."""
-    if precision not in DTYPES:
-        raise InputError(f"SOLVER.AMP.DTYPE is {precision!r}; use one of {', '.join(DTYPES)}")
-    if precision == "float16" and device.type == "cpu":
-        raise InputError("SOLVER.AMP.DTYPE is 'float16', which needs a GPU; use 'bfloat16' or SOLVER.AMP.ENABLED False")
-    return DTYPES[precision]
+class _Step(NamedTuple):
+    iteration: int
+    lr: float
+    items: int
+    data_seconds: float

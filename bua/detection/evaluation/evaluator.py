@@ -99,6 +99,16 @@ class VisualGenomeEvaluator:
                     output["attributes"], max_detections=self.max_detections
                 )
 
+    @property
+    def detections(self) -> dict[str, dict[int, np.ndarray]]:
+        """The detections so far, in a form that ``add_detections`` takes in another process."""
+        return self._detections
+
+    def add_detections(self, detections: dict[str, dict[int, np.ndarray]]) -> None:
+        """Adds the ``detections`` of an evaluator of the same data set, which processed other images."""
+        for kind, found in detections.items():
+            self._detections[kind].update(found)
+
     def evaluate(self) -> dict[str, float]:
         """Scores the processed images and writes the tables.
 

@@ -1,63 +1,101 @@
 """Runs a detector over a data set and evaluates its predictions."""
 
-from itertools import islice
+from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from bua.detection.evaluation.evaluator import VisualGenomeEvaluator
+from bua.engine.collectives import gather_to_main, num_processes
 from bua.errors import InputError
 from bua.io.images import read_image
+from bua.modeling.detector import Detector
+from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
+
+# Number of images that the detector processes at a time, by the type of its device.
+BATCH_SIZES = {"cpu": 1, "cuda": 8}
 
 
 def evaluate_detector(
     detector,
     evaluator: VisualGenomeEvaluator,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     num_workers: int = 2,
     limit: int | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
     """Detects objects, and attributes at the boxes of the ground truth, in the evaluator's data set, and scores them.
 
+    If several processes are connected (``bua.engine.connect``), all of them must call it. They share the images, and
+    the main process scores the detections of all; the metrics are those of a single process.
+
     Args:
-        detector: A ``bua.modeling.Detector``, or an object with its methods ``prepare`` and ``infer``. It should use
-            the same box convention as the evaluator.
-        evaluator: Evaluator of the data set. It is reset first and contains the detections afterwards.
-        batch_size: Number of images that the detector processes at a time.
-        num_workers: Number of processes that decode and resize images. With 0, this process does it.
+        detector: A ``bua.modeling.Detector``, of which an optimised copy detects, or an object with its methods
+            ``prepare`` and ``infer``. It should use the same box convention as the evaluator.
+        evaluator: Evaluator of the data set. It is reset first and contains the detections afterwards, in the main
+            process those of all processes.
+        batch_size: Number of images that the detector processes at a time. By default it is 8 on a GPU and 1 on a CPU.
+        num_workers: Number of processes that decode and resize images, for each process. With 0, this process does it.
         limit: Number of images to evaluate, from the start of the data set. None evaluates all.
         progress: Whether to show a progress bar with images per second and the time left.
 
     Returns:
-        The metrics of ``evaluator.evaluate()``.
+        The metrics of ``evaluator.evaluate()``. In all processes but the main one, the dict is empty.
 
     Raises:
         InputError: An image, which the message names, cannot be read.
     """
+    if isinstance(detector, Detector) and not isinstance(detector, OptimizedDetector):
+        _share_statistics(detector)
+        detector = optimize_for_inference(detector)
+    if batch_size is None:
+        batch_size = BATCH_SIZES.get(detector.device.type, 1) if isinstance(detector, Detector) else 1
     dataset = evaluator.dataset
     number = len(dataset) if limit is None else min(limit, len(dataset))
+    rank = dist.get_rank() if num_processes() > 1 else 0
+    indices = range(rank, number, num_processes())
     loader = DataLoader(
-        _Images(dataset, detector.prepare, number),
+        _Images(dataset, detector.prepare, indices),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,
     )
     evaluator.reset()
-    indices = iter(range(number))
-    with tqdm(total=number, desc=f"evaluate {dataset.name}", unit="image", disable=not progress) as bar:
+    done = 0
+    with tqdm(
+        total=len(indices), desc=f"evaluate {dataset.name}", unit="image", disable=not progress or rank > 0
+    ) as bar:
         for batch in loader:
             for item in batch:
                 if isinstance(item, InputError):
                     raise item
-            evaluator.process(batch, _detect(detector, batch, dataset, list(islice(indices, len(batch)))))
+            rows = indices[done : done + len(batch)]
+            evaluator.process(batch, _detect(detector, batch, dataset, rows))
+            done += len(batch)
             bar.update(len(batch))
+    parts = gather_to_main(evaluator.detections)
+    if parts is None:
+        return {}
+    for part in parts:
+        evaluator.add_detections(part)
     return evaluator.evaluate()
 
 
-def _detect(detector, batch: list, dataset, indices: list[int]) -> list[dict]:
+def _share_statistics(detector: nn.Module) -> None:
+    """Copies the statistics of trained normalisation layers from the main process, whose are in checkpoints."""
+    if num_processes() == 1:
+        return
+    for module in detector.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+
+def _detect(detector, batch: list, dataset, indices: Sequence[int]) -> list[dict]:
     outputs = [{"objects": predictions} for predictions in detector.infer(batch)]
     boxes = [torch.as_tensor(dataset.boxes(index)) for index in indices]
     annotated = [i for i in range(len(batch)) if len(boxes[i]) and outputs[i]["objects"].attribute_probs is not None]
@@ -69,19 +107,20 @@ def _detect(detector, batch: list, dataset, indices: list[int]) -> list[dict]:
 
 
 class _Images(Dataset):
-    """The first images of a data set, prepared for the detector.
+    """Images of a data set, prepared for the detector.
 
     If an image cannot be read, its item is the InputError, because a data loader would add the worker's traceback to an
     error that is raised in a worker.
     """
 
-    def __init__(self, dataset, prepare, number: int):
-        self.dataset, self.prepare, self.number = dataset, prepare, number
+    def __init__(self, dataset, prepare, indices: Sequence[int]):
+        self.dataset, self.prepare, self.indices = dataset, prepare, indices
 
     def __len__(self) -> int:
-        return self.number
+        return len(self.indices)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, position: int):
+        index = self.indices[position]
         try:
             image = read_image(self.dataset.file_name(index))
         except InputError as error:
