@@ -12,33 +12,44 @@ the fastest run of each. First, their outputs are compared. The floor is the tim
 published would take at the rate of a large matrix product in that precision. bua computes fewer operations, so it can
 be faster than the floor; the share of the rate that it reaches with its own operations is printed too.
 
-With --images FOLDER it also extracts a folder of JPEGs into a file and prints where the time is spent. On a GPU:
+Then it extracts a folder of JPEGs into files, and prints the images per second, the share of the device's rate, the
+time of each part, and which part the others wait for; --images names the folder, or says how many images of COCO's
+sizes are drawn. With --scores realistic, the random classifier is scaled so that class probabilities are as peaked as
+those of a trained detector; with --scores random they are nearly equal, which selection takes longest for. On a GPU:
 
-    python benchmarks/extraction.py --device cuda --images FOLDER --batch-size 8
+    python benchmarks/extraction.py --device cuda --images 2000 --num-workers 8
 """
 
 import argparse
 import sys
 import tempfile
-import time
 import types
-from collections import defaultdict
 from pathlib import Path
-
-import cv2
-import numpy as np
 
 import bua  # noqa: F401  before torch: it sets how OpenMP waits
 
 # isort: split
 import torch
+from extraction_of_files import make_scores_realistic, measure_files
+from measuring import (
+    COCO_SIZES,
+    DTYPES,
+    PRODUCT,
+    check,
+    count_operations,
+    decode,
+    device_name,
+    draw_folder,
+    draw_jpeg,
+    matrix_products,
+    take_turns,
+)
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bua.config import load_cfg
-from bua.extraction import extract, list_images, regions_from
+from bua.errors import command
+from bua.extraction import regions_from
 from bua.features import open_writer
-from bua.io.images import read_image
 from bua.modeling import build_detector
 from bua.modeling.optimize import optimize_for_inference
 from bua.weights.export import AnchorGeometry, to_huggingface
@@ -48,11 +59,37 @@ OVERRIDES = ["MODEL.WEIGHTS", "", "MODEL.RPN.POST_NMS_TOPK_TEST", "300", "MODEL.
 NETWORK_SIZE = (600, 626)
 REGIONS = 300
 COMPILED = ", compiled"
-PRODUCT = 4096  # rows and columns of the matrices whose product gives the rate
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    check(args.device)
+    print(f"torch {torch.__version__}, {device_name(args.device)}")
+    torch.manual_seed(0)
+    overrides = [*OVERRIDES, *args.overrides]
+    plain = build_detector(load_cfg(CONFIG, [*overrides, "MODEL.DEVICE", args.device])).eval()
+    jpeg = args.image.read_bytes() if args.image else draw_jpeg(NETWORK_SIZE)
+    if args.scores == "realistic":
+        make_scores_realistic(plain, [plain.prepare(decode(draw_jpeg(COCO_SIZES[i], i))) for i in range(4)])
+    with torch.inference_mode():
+        if not args.only_files:
+            detectors = {"bua, fp32, as trained": plain}
+            for precision in ("fp32", "bf16"):
+                for compile in (False, True)[: 1 + args.compile]:
+                    name = f"bua, {precision}, optimised{COMPILED * compile}"
+                    detectors[name] = optimize_for_inference(plain, precision=precision, compile=compile)
+            compare_models(args, plain, detectors, jpeg)
+            compare_rest(args, detectors, jpeg)
+    if args.images:
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = args.images.isdigit()
+            images = draw_folder(Path(folder), int(args.images)) if drawn else Path(args.images)
+            measure_files(args, plain, CONFIG, overrides, images)
+    return 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=Path, help="folder of the port's modeling_frcnn.py")
     parser.add_argument("--device", default="cpu", help="%(default)s or cuda")
@@ -61,24 +98,18 @@ def main() -> None:
     )
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which takes minutes")
     parser.add_argument("--image", type=Path, help="a JPEG instead of a drawn one")
-    parser.add_argument("--images", type=Path, help="also extract this folder of JPEGs into a file")
-    parser.add_argument("--batch-size", type=int, default=1, help="batch size for --images (%(default)s)")
-    args = parser.parse_args()
-    print(f"torch {torch.__version__}, {_device_name(args.device)}")
-    torch.manual_seed(0)
-    cfg = load_cfg(CONFIG, [*OVERRIDES, "MODEL.DEVICE", args.device])
-    plain = build_detector(cfg).eval()
-    jpeg = args.image.read_bytes() if args.image else draw_jpeg()
-    detectors = {"bua, fp32, as trained": plain}
-    for precision in DTYPES:
-        for compile in (False, True)[: 1 + args.compile]:
-            name = f"bua, {precision}, optimised{COMPILED * compile}"
-            detectors[name] = optimize_for_inference(plain, precision=precision, compile=compile)
-    with torch.inference_mode():
-        compare_models(args, plain, detectors, jpeg)
-        compare_rest(args, detectors, jpeg)
-        if args.images:
-            extract_folder(args, optimize_for_inference(plain, precision="bf16", compile=args.compile))
+    parser.add_argument("--images", help="folder of JPEGs, or number of JPEGs to draw, to extract into files")
+    parser.add_argument("--only-files", action="store_true", help="only extract the images of --images")
+    parser.add_argument("--scores", choices=("random", "realistic"), default="realistic", help="%(default)s")
+    parser.add_argument("--precision", choices=DTYPES, default="bf16", help="precision for --images (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, help="batch size for --images; by default 8 on a GPU and 1 on the CPU"
+    )
+    parser.add_argument(
+        "--num-workers", type=int, default=2, help="threads that decode and resize, for --images (%(default)s)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the configuration and their values")
+    return parser.parse_intermixed_args(argv)
 
 
 def compare_models(args, plain, detectors: dict, jpeg: bytes) -> None:
@@ -96,7 +127,7 @@ def compare_models(args, plain, detectors: dict, jpeg: bytes) -> None:
         print_agreement(port, pixels, plain, detectors, inputs)
     for name, detector in detectors.items():
         runs[name] = lambda detector=detector: detector.infer([inputs], regress=False)
-    products = {precision: matrix_products(dtype, args.device) for precision, dtype in DTYPES.items()}
+    products = {precision: matrix_products(DTYPES[precision], args.device) for precision in ("fp32", "bf16")}
     turns = runs | {(precision, kind): run for precision in products for kind, run in products[precision].items()}
     seconds = take_turns(turns, args.repeat, args.device)
     rates = {p: 2 * PRODUCT**3 / min(seconds.pop((p, kind)) for kind in products[p]) for p in products}
@@ -127,8 +158,6 @@ def compare_rest(args, detectors: dict, jpeg: bytes) -> None:
     image = decode(jpeg)
     inputs = detector.prepare(image)
     (predictions,) = detector.infer([inputs], regress=False)
-    # Random weights find all classes alike, which trained ones do not, and which takes selection longest.
-    predictions.class_probs = (20 * predictions.class_probs.log()).softmax(dim=1)
     select = lambda: regions_from(  # noqa: E731
         predictions, 0, min_boxes=100, max_boxes=100, convention=detector.convention
     )
@@ -152,48 +181,6 @@ def compare_rest(args, detectors: dict, jpeg: bytes) -> None:
     print(f"\n{'outside the model':32}{'ms':>12}{'of ' + name:>30}")
     for part, time_taken in [*seconds.items(), ("together", sum(seconds.values()))]:
         print(f"{part:32}{1e3 * time_taken:12.1f}{100 * time_taken / model:29.1f}%")
-
-
-def extract_folder(args, detector) -> None:
-    """Extracts a folder into a file, then measures the parts one after the other, waiting for the device after each."""
-    with tempfile.TemporaryDirectory() as folder:
-        summary = extract(
-            args.images,
-            Path(folder, "features"),
-            config_file=CONFIG,
-            overrides=OVERRIDES,
-            weights="random",
-            format="flat-fp16",
-            precision="bf16",
-            compile=args.compile,
-            batch_size=args.batch_size,
-            device=args.device,
-        )
-    print(f"\n{args.images}: {summary.done} images, {summary.images_per_second:.1f} a second, bf16, to flat-fp16")
-
-    spent = defaultdict(float)
-    detector.backbone.forward = timed(detector.backbone.forward, "backbone", spent, args.device)
-    rpn = detector.proposal_generator
-    rpn.forward = timed(rpn.forward, "RPN", spent, args.device)
-    rpn.propose = timed(rpn.propose, "proposals", spent, args.device)
-    heads = detector.roi_heads
-    heads.features = timed(heads.features, "pooling and res5", spent, args.device)
-    infer = timed(detector.infer, "model", spent, args.device)
-    prepare = timed(lambda path: detector.prepare(read_image(path)), "decode and resize (in threads)", spent, "cpu")
-    select = timed(regions_from, "select and copy to the host", spent, args.device)
-    images = list_images(args.images)[: 50 * args.batch_size]
-    for start in range(0, len(images), args.batch_size):
-        if start == args.batch_size:
-            spent.clear()  # what the first batch took to set up
-        batch = [prepare(image.path) for image in images[start : start + args.batch_size]]
-        for predictions in infer(batch, regress=False):
-            select(predictions, 0, convention=detector.convention)
-    number = max(len(images) - args.batch_size, 1)
-    parts = sum(spent[part] for part in ("backbone", "RPN", "proposals", "pooling and res5"))
-    spent["upload, heads and the rest of the model"] = spent.pop("model") - parts
-    print(f"{'one after the other':44}{'ms per image':>14}")
-    for part, time_taken in sorted(spent.items(), key=lambda item: -item[1]):
-        print(f"{part:44}{1e3 * time_taken / number:14.2f}")
 
 
 def load_port(folder: Path, detector, device: str):
@@ -269,63 +256,6 @@ def print_agreement(port, pixels, plain, detectors: dict, inputs) -> None:
         print(f"{name:32}{100 * found:9.1f}%{difference:10.1e}{cosine:10.6f}{classes:9.0e}{attributes:12.0e}")
 
 
-def take_turns(runs: dict, repeat: int, device: str) -> dict[str, float]:
-    """Returns the seconds of the fastest run of each, after a run that is not measured."""
-    seconds = dict.fromkeys(runs, float("inf"))
-    for turn in range(repeat + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            _wait(device)
-            if turn > 0:
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return seconds
-
-
-def timed(function, part: str, spent: dict, device: str):
-    def run(*arguments, **keywords):
-        _wait(device)
-        start = time.perf_counter()
-        result = function(*arguments, **keywords)
-        _wait(device)
-        spent[part] += time.perf_counter() - start
-        return result
-
-    return run
-
-
-def count_operations(run) -> float:
-    """Returns the operations of convolutions and matrix products: two for each multiplication and addition."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def matrix_products(dtype: torch.dtype, device: str) -> dict:
-    """Returns functions that compute the product of two large square matrices: with torch's matrix product and as a 1x1
-    convolution, since some BLAS libraries are slow on the CPUs of other makers."""
-    a, b = (torch.randn(PRODUCT, PRODUCT, device=device).to(dtype) for _ in range(2))
-    rows, weight = a.T[None, :, :, None], b[:, :, None, None]
-    return {"product": lambda: a @ b, "convolution": lambda: nn.functional.conv2d(rows, weight)}
-
-
-def draw_jpeg() -> bytes:
-    """Returns a JPEG of NETWORK_SIZE with smooth colours, edges and noise."""
-    random = np.random.default_rng(0)
-    height, width = NETWORK_SIZE
-    blots = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    image = cv2.resize(blots, (width, height), interpolation=cv2.INTER_CUBIC)
-    for _ in range(30):
-        x, y, w, h = (int(value) for value in random.integers(0, [width, height, 200, 200]))
-        cv2.rectangle(image, (x, y), (x + w, y + h), random.integers(0, 256, 3).tolist(), -1)
-    image = np.clip(image + random.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
-    return cv2.imencode(".jpg", image)[1].tobytes()
-
-
-def decode(jpeg: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-
-
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
@@ -336,17 +266,5 @@ def _namespace(tree):
     return types.SimpleNamespace(**{key: _namespace(value) for key, value in tree.items()})
 
 
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    capabilities = torch.cpu.get_capabilities()
-    return f"{capabilities.get('cpu_name', 'CPU')}, {torch.get_num_threads()} threads"
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

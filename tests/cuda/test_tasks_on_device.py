@@ -32,7 +32,8 @@ class Task(NamedTuple):
     Attributes:
         world: The world whose folder it is trained on.
         loss: The function in ``module`` that computes the loss of a batch.
-        waits: The largest number of waits in a step. Self-critical training reads the captions that it rewards.
+        waits: The largest number of waits in a step. Self-critical training decodes twice, asks each time whether all
+            captions have ended, and reads the captions that it rewards.
         overrides: The size of the model, without dropout, because a GPU draws other random numbers.
     """
 
@@ -65,7 +66,7 @@ TASKS = {
     ),
     "self-critical captioner": Task(
         *("captions", load_caption_cfg, CONFIGS / "captioning" / "shapes_scst.yaml", train_caption),
-        *(bua.captioning.training, "self_critical_loss", 2),
+        *(bua.captioning.training, "self_critical_loss", 4),
         (*CAPTIONER, "DATA.MAX_LENGTH", 6, "SOLVER.SELF_CRITICAL.SAMPLES", 2, "MODEL.WEIGHTS", "captioner.pth"),
     ),
     "grounding": Task(
