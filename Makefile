@@ -4,13 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint install dist clean
+.PHONY: demo test test-gpu lint install dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py --output output/demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# The tests that `make test` runs on a pretended GPU, on a real one.
+test-gpu: $(INSTALLED)
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: no GPU was found")'
+	BUA_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/cuda
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
