@@ -131,6 +131,19 @@ def test_non_finite_loss_names_the_images(options, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_processes_share_training_and_evaluation(options, tmp_path, capsys):
+    changes = ("SOLVER.MAX_ITER", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    assert train_net.main([*options(*changes), "--num-gpus", "2"]) == 0
+    losses, shared = metrics_lines(tmp_path / "run")
+    assert losses["total_loss"] > 0
+    capsys.readouterr()
+    assert train_net.main([*options(*changes), "--eval-only"]) == 0
+    table = dict(line.rsplit(maxsplit=2)[:2] for line in capsys.readouterr().out.splitlines())
+    assert {name: float(value) for name, value in table.items()} == {
+        name: pytest.approx(100 * value, abs=0.01) for name, value in shared.items() if name != "iteration"
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "extra", "message"),
     [

@@ -1,4 +1,6 @@
 import csv
+import json
+import os
 from dataclasses import replace
 
 import cv2
@@ -8,6 +10,7 @@ import torch
 
 from bua.detection.annotations import DetectionDataset, ImageAnnotations, write_annotations
 from bua.detection.evaluation import VisualGenomeEvaluator, evaluate_detector
+from bua.engine import connect, launch
 from bua.errors import InputError
 from bua.structures import DetectorInput, RegionPredictions
 from bua.vocabulary import Vocabulary
@@ -180,3 +183,28 @@ def test_images_of_another_data_set_and_unknown_protocols_are_named(dataset):
         evaluator.process([{"image_id": 99}], [{}])
     with pytest.raises(InputError, match="voc"):
         VisualGenomeEvaluator(dataset, protocols=["voc"])
+
+
+LIMITS = (None, 1)
+
+
+def evaluate_in_this_process(folder, dataset):
+    connect("cpu")
+    evaluator = VisualGenomeEvaluator(dataset, output_dir=folder / os.environ["RANK"])
+    found = []
+    for limit in LIMITS:
+        metrics = evaluate_detector(Oracle(wrong=[7]), evaluator, num_workers=0, limit=limit, progress=False)
+        found.append([metrics, sorted(evaluator.detections["objects"])])
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+def test_processes_share_the_images_and_the_main_one_scores_them(dataset, tmp_path):
+    evaluator = VisualGenomeEvaluator(dataset)
+    expected = [
+        evaluate_detector(Oracle(wrong=[7]), evaluator, num_workers=0, limit=limit, progress=False) for limit in LIMITS
+    ]
+    launch(evaluate_in_this_process, (tmp_path, dataset), num_processes=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == [[expected[0], [0, 1, 2]], [expected[1], [0]]]
+    assert second == [[{}, [1]], [{}, []]]
+    assert not list((tmp_path / "1").iterdir())
