@@ -1,12 +1,15 @@
 """The region proposal network of bua's C4 detectors, for Detectron2."""
 
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from bua.d2.config import check_parts
+from bua.d2.ground_truth import ground_truth_of
 from bua.modeling.rpn import RPN
+from bua.modeling.suppression import ROUNDS
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -42,13 +45,28 @@ class BUAProposalGenerator(RPN):
         anchors: Boxes  # BUAAnchorGenerator returns Boxes, as Detectron2's own generators do
         anchors, objectness, deltas = super().forward(features[self.in_feature])
         predictions = (anchors.tensor, objectness, deltas)
+        scales = images.scales if self.convention == "caffe" else [1.0] * len(images)
         losses = {}
         if self.training:
             assert gt_instances is not None
-            losses = self.losses(*predictions, images.image_sizes, [x.gt_boxes.tensor for x in gt_instances])
-        scales = images.scales if self.convention == "caffe" else [1.0] * len(images)
-        proposals = self.propose(*predictions, images.image_sizes, scales)
+            losses = self.losses(*predictions, images.image_sizes, ground_truth_of(gt_instances))
+            proposals = self._propose_for_training(predictions, images.image_sizes, scales)
+        else:
+            proposals = self.propose(*predictions, images.image_sizes, scales)
         return [
             Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=logits)
             for size, (boxes, logits) in zip(images.image_sizes, proposals)
         ], losses
+
+    def _propose_for_training(
+        self, predictions: tuple[Tensor, Tensor, Tensor], sizes, scales
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Returns the same as ``propose``, but waits for a GPU only once."""
+        rounds = ROUNDS
+        while True:
+            proposals = self.propose_for_training(*predictions, sizes, scales, rounds=rounds)
+            *counts, settled = torch.cat([proposals.valid.sum(dim=1), proposals.settled[None].long()]).tolist()
+            if settled:
+                rows = zip(proposals.boxes, proposals.objectness, counts)
+                return [(boxes[:count], objectness[:count]) for boxes, objectness, count in rows]
+            rounds *= 8

@@ -16,12 +16,15 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import select_foreground_proposals
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import bua.modeling.roi_heads
 from bua.d2.config import check_parts
+from bua.d2.ground_truth import ground_truth_of, gt_attributes
 from bua.detection.evaluation.detections import find_objects
 from bua.errors import InputError
 from bua.modeling.attributes import build_attribute_predictor
+from bua.modeling.ground_truth import upload
 from bua.modeling.regions import RegionBoxes, RegionOutputs, proposed_regions, region_predictions
 from bua.structures import DetectorInput, RegionPredictions
 
@@ -147,10 +150,11 @@ class AttributeRes5ROIHeads(AttributeROIHeads, bua.modeling.roi_heads.AttributeR
         self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Returns the losses, and no proposals, because nothing after these heads needs them."""
-        regions = [
-            self.sample(x.proposal_boxes.tensor, target.gt_boxes.tensor, target.gt_classes, _gt_attributes(target))
-            for x, target in zip(proposals, targets)
-        ]
+        boxes = [x.proposal_boxes.tensor for x in proposals]
+        valid = pad_sequence([torch.ones(len(x), dtype=torch.bool) for x in boxes], batch_first=True)
+        padded = pad_sequence(boxes, batch_first=True)
+        drawn = self.sample(padded, upload(valid, padded.device), ground_truth_of(targets))
+        regions = drawn.split(drawn.counts.tolist())
         return [], self.losses(features[self.in_feature], regions, self.stride)
 
     def describe_regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> RegionOutputs:
@@ -180,7 +184,7 @@ class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Returns the sampled proposals and the losses."""
         for target in targets:
-            target.gt_attributes = _gt_attributes(target)
+            target.gt_attributes = gt_attributes(target)
         proposals = self.label_and_sample_proposals(proposals, targets)
         region_features = self._region_features(features, [x.proposal_boxes for x in proposals])
         losses = self.box_predictor.losses(self.box_predictor(region_features), proposals)
@@ -207,12 +211,6 @@ class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
         # Proposals of an image without ground truth do not have gt_attributes, and none of them is foreground.
         attributes = [x.gt_attributes for x in foreground if x.has("gt_attributes")] or [classes[:0, None]]
         return self.attribute_predictor.loss(region_features[torch.cat(masks)], classes, torch.cat(attributes))
-
-
-def _gt_attributes(target: Instances) -> Tensor:
-    if target.has("gt_attributes"):
-        return target.gt_attributes
-    return torch.full_like(target.gt_classes, -1)[:, None]
 
 
 def _set_attributes(instances: Instances, probs: Tensor) -> None:

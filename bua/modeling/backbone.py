@@ -4,27 +4,70 @@ Version 1 is the network of He et al. (2015). Version 2 (He et al. 2016), which 
 rectifies the input of each convolution, including the pixels.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
+import torchvision.ops.misc
 from torch import Tensor, nn
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STRIDE = 16
 VERSION_2_EPSILON = 2e-5
 
 
+class FrozenBatchNorm2d(torchvision.ops.misc.FrozenBatchNorm2d):
+    """Batch normalisation with fixed statistics, weight and bias, which keeps the dtype of its input.
+
+    torchvision's own module computes its factors at every call, and turns bfloat16 and float16 into float32, so that
+    in mixed precision all that follows is float32 too.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5):
+        super().__init__(num_features, eps)
+        self._computed = _Computed()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = (values[:, None, None].to(x.dtype) for values in self.scale_and_shift())
+        return torch.addcmul(shift, x, scale)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Returns the factor and the summand of each channel, [C]."""
+        return self._computed.get(self._scale_and_shift, (self.weight, self.bias, self.running_mean, self.running_var))
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+
 class ConvNorm(nn.Conv2d):
-    """A convolution without bias, followed by its normalisation, ``norm``."""
+    """A convolution without bias, followed by its normalisation, ``norm``.
+
+    A frozen normalisation is multiplied into the weight, because the weight has far fewer elements than the output. The
+    parameter is still the convolution's own weight, and so is what its gradient is for.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: str, **kwargs):
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
         self.norm = make_norm(norm, out_channels)
+        self._computed = _Computed()
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
+        if not isinstance(self.norm, FrozenBatchNorm2d):
+            return self.norm(super().forward(x))
+        scale, shift = self.norm.scale_and_shift()
+        if self.weight.requires_grad:
+            return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+        # Autocast would convert a weight that does not learn again at every call.
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        weight, shift = self._computed.get(
+            lambda: ((self.weight * scale[:, None, None, None]).to(dtype), shift.to(dtype)), (self.weight, scale), dtype
+        )
+        return self._conv_forward(x, weight, shift)
 
 
 class Stem(nn.Module):
@@ -235,6 +278,30 @@ def freeze_parameters(model: nn.Module, prefixes: list[str]) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith(tuple(prefixes)):
             parameter.requires_grad_(False)
+
+
+class _Computed:
+    """Keeps what is computed from tensors until one of them changes. A copy or pickle of it is empty."""
+
+    def __init__(self):
+        self._key: tuple = ()
+        self._sources: tuple[Tensor, ...] = ()  # kept, so that no other tensor gets their id
+        self._value: Any = None
+
+    def __reduce__(self):
+        return _Computed, ()
+
+    def get(self, compute: Callable[[], Any], sources: tuple[Tensor, ...], *more: Hashable) -> Any:
+        """Returns ``compute()``, which computes a value without gradients from ``sources`` and ``more``, or what it
+        returned before."""
+        if any(source.is_inference() for source in sources):
+            return compute()  # PyTorch does not count the changes of these
+        key = (*more, *((id(source), source.data_ptr(), source.dtype, source._version) for source in sources))
+        if key != self._key:
+            # What is computed in inference mode could not be used in training.
+            with torch.inference_mode(False), torch.no_grad():
+                self._key, self._sources, self._value = key, sources, compute()
+        return self._value
 
 
 def _set_weight(norm: nn.Module, value: float) -> None:

@@ -11,9 +11,11 @@ from bua.errors import InputError
 from bua.io.images import Resize
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.backbone import BLOCKS, STRIDE, ResNetC4, freeze_parameters
+from bua.modeling.ground_truth import GroundTruth, batch_ground_truth
 from bua.modeling.regions import given_regions, proposed_regions, region_predictions
-from bua.modeling.roi_heads import AttributeRes5ROIHeads
+from bua.modeling.roi_heads import AttributeRes5ROIHeads, SampledRegions
 from bua.modeling.rpn import RPN
+from bua.modeling.suppression import ROUNDS
 from bua.structures import DetectorInput, RegionPredictions
 
 
@@ -91,15 +93,10 @@ class Detector(nn.Module):
         """Returns the losses of a batch with ground truth: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg,
         loss_attr."""
         feature_map = self.backbone(self._stack(batch))
-        sizes, scales = _sizes(batch), [inputs.scale[0] for inputs in batch]
-        ground_truth = [self._ground_truth(inputs) for inputs in batch]
-        boxes = [image_boxes for image_boxes, _, _ in ground_truth]
-        anchors, objectness, deltas = self.proposal_generator(feature_map)
-        losses = self.proposal_generator.losses(anchors, objectness, deltas, sizes, boxes)
-        proposals = self.proposal_generator.propose(anchors, objectness, deltas, sizes, scales)
-        regions = [
-            self.roi_heads.sample(proposed, *annotated) for (proposed, _), annotated in zip(proposals, ground_truth)
-        ]
+        ground_truth = self._ground_truth(batch)
+        outputs: tuple[Tensor, Tensor, Tensor] = self.proposal_generator(feature_map)
+        losses = self.proposal_generator.losses(*outputs, _sizes(batch), ground_truth)
+        regions = self._sample(outputs, batch, ground_truth)
         return losses | self.roi_heads.losses(feature_map, regions, STRIDE)
 
     def predict(self, images: list[np.ndarray], boxes: list[Tensor] | None = None) -> list[RegionPredictions]:
@@ -162,22 +159,44 @@ class Detector(nn.Module):
             )
         ]
 
-    def _ground_truth(self, inputs: DetectorInput) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the boxes [G, 4], classes [G] and attributes [G, M] of a training image, on the detector's device."""
-        assert inputs.boxes is not None
-        assert inputs.classes is not None
-        assert inputs.attributes is not None
-        return inputs.boxes.to(self.device), inputs.classes.to(self.device), inputs.attributes.to(self.device)
+    def _sample(
+        self, outputs: tuple[Tensor, Tensor, Tensor], batch: list[DetectorInput], ground_truth: GroundTruth
+    ) -> list[SampledRegions]:
+        """Returns the regions of each image that the losses of the heads are computed from.
+
+        Here a training step waits for the GPU, once: for the number of regions, and for whether suppression is done.
+        """
+        scales = [inputs.scale[0] for inputs in batch]
+        rounds = ROUNDS
+        while True:
+            proposals = self.proposal_generator.propose_for_training(*outputs, _sizes(batch), scales, rounds=rounds)
+            drawn = self.roi_heads.sample(proposals.boxes, proposals.valid, ground_truth)
+            *counts, settled = torch.cat([drawn.counts.flatten(), proposals.settled[None].long()]).tolist()
+            if settled:
+                return drawn.split(list(zip(counts[::2], counts[1::2])))
+            rounds *= 8
+
+    def _ground_truth(self, batch: list[DetectorInput]) -> GroundTruth:
+        """Returns the ground truth of training images on the detector's device."""
+        images = []
+        for inputs in batch:
+            assert inputs.boxes is not None
+            assert inputs.classes is not None
+            assert inputs.attributes is not None
+            images.append((inputs.boxes, inputs.classes, inputs.attributes))
+        return batch_ground_truth(images, self.device)
 
     def _stack(self, batch: list[DetectorInput]) -> Tensor:
         """Returns the normalised images, padded with zeros to the largest: [N, 3, H, W], of the backbone's dtype."""
         height = max(inputs.image.shape[1] for inputs in batch)
         width = max(inputs.image.shape[2] for inputs in batch)
-        stacked = torch.zeros(len(batch), 3, height, width, device=self.device)
+        # The mean becomes the zeros of the padding.
+        stacked = self.pixel_mean.repeat(len(batch), 1, height, width)
         for row, inputs in zip(stacked, batch):
             image = inputs.image.to(self.device, non_blocking=True)
-            row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
-        return stacked.to(self.backbone.stem.conv1.weight.dtype)
+            row[:, : image.shape[1], : image.shape[2]] = image
+        normalised = (stacked - self.pixel_mean) / self.pixel_std
+        return normalised.to(self.backbone.stem.conv1.weight.dtype)
 
 
 def _sizes(batch: list[DetectorInput]) -> list[tuple[int, int]]:

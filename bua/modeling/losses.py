@@ -5,15 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def smooth_l1_loss(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
+def smooth_l1_loss(prediction: Tensor, target: Tensor, beta: float, weight: Tensor | None = None) -> Tensor:
     """Returns the sum over all elements of the smooth L1 loss: quadratic below ``beta``, linear above. It is the L1
     loss if ``beta`` is 0.
 
     The original's "sigma" is ``beta ** -0.5`` (lib/rpn, smooth_l1_loss_layer.cu).
+
+    Args:
+        prediction, target: [..., 4] or any other shape.
+        weight: Factor of each element, of a shape that broadcasts to theirs, such as 0 where there is no target. By
+            default it is 1.
     """
-    if beta == 0:
-        return F.l1_loss(prediction, target, reduction="sum")
-    return F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
+    if weight is None:
+        return F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
+    return (F.smooth_l1_loss(prediction, target, reduction="none", beta=beta) * weight).sum()
 
 
 def attribute_loss(logits: Tensor, attributes: Tensor, no_attribute: int | None) -> Tensor:
@@ -28,8 +33,8 @@ def attribute_loss(logits: Tensor, attributes: Tensor, no_attribute: int | None)
         no_attribute: The class that regions without attributes are trained on. None leaves these regions out.
     """
     if no_attribute is not None:
-        attributes = attributes.clone()
-        attributes[(attributes < 0).all(dim=1), 0] = no_attribute
+        first = attributes[:, :1].masked_fill((attributes < 0).all(dim=1, keepdim=True), no_attribute)
+        attributes = torch.cat([first, attributes[:, 1:]], dim=1)
     valid = attributes >= 0
     count = valid.sum(dim=1)
     log_probs = F.log_softmax(logits.float(), dim=1).gather(1, attributes.clamp(min=0))
@@ -38,13 +43,12 @@ def attribute_loss(logits: Tensor, attributes: Tensor, no_attribute: int | None)
 
 
 def box_regression_loss(deltas: Tensor, classes: Tensor, targets: Tensor, num_classes: int, beta: float) -> Tensor:
-    """Returns the sum of the smooth L1 losses of the foreground regions, each at the deltas of its own class.
+    """Returns the sum of the smooth L1 losses of foreground regions, each at the deltas of its own class.
 
     Args:
-        deltas: [N, num_classes * 4].
-        classes: [N] int64. ``num_classes`` stands for background.
-        targets: [N, 4].
+        deltas: [F, num_classes * 4].
+        classes: [F] int64, less than ``num_classes``.
+        targets: [F, 4].
     """
-    foreground = torch.nonzero(classes < num_classes).squeeze(1)
-    own = deltas.unflatten(1, (num_classes, 4))[foreground, classes[foreground]]
-    return smooth_l1_loss(own, targets[foreground], beta)
+    own = classes[:, None, None].expand(-1, 1, 4)
+    return smooth_l1_loss(deltas.unflatten(1, (num_classes, 4)).gather(1, own).squeeze(1), targets, beta)

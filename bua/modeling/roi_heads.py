@@ -1,5 +1,6 @@
 """The heads that describe regions: pooling, res5, and the predictions of class, box and attributes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,9 @@ from torchvision.ops import roi_align, roi_pool
 from bua.modeling.attributes import build_attribute_predictor
 from bua.modeling.backbone import make_stage, stage_channels
 from bua.modeling.boxes import encode_boxes, pairwise_iou
+from bua.modeling.ground_truth import GroundTruth
 from bua.modeling.losses import box_regression_loss
-from bua.modeling.matching import match, sample
+from bua.modeling.matching import match, sample, take_rows
 from bua.modeling.regions import RegionOutputs
 
 
@@ -22,8 +24,7 @@ class SampledRegions:
     Attributes:
         boxes: [N, 4] in network pixels.
         classes: [N] int64. The number of classes stands for background.
-        targets: [N, 4] ground-truth box that each region is assigned to, in network pixels. The rows of background
-            regions have no meaning.
+        targets: [F, 4] ground-truth box that each foreground region is assigned to, in network pixels.
         attributes: [F, M] int64 attributes of the foreground regions, padded with -1.
     """
 
@@ -31,6 +32,37 @@ class SampledRegions:
     classes: Tensor
     targets: Tensor
     attributes: Tensor
+
+
+@dataclass
+class DrawnRegions:
+    """The regions of B images, drawn on the device, with S places for each image (``bua.modeling.matching.Sample``).
+
+    Attributes:
+        boxes: [B, S, 4].
+        classes: [B, S].
+        targets: [B, S, 4]. Only the rows of foreground regions have a meaning.
+        attributes: [B, S, M]. Likewise.
+        counts: [B, 2] int64 number of foreground regions and of all regions of each image.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    targets: Tensor
+    attributes: Tensor
+    counts: Tensor
+
+    def split(self, counts: Sequence[tuple[int, int]]) -> list[SampledRegions]:
+        """Returns the regions of each image.
+
+        Args:
+            counts: Number of foreground regions and of all regions of each image: the values of ``self.counts``.
+        """
+        parts = zip(self.boxes, self.classes, self.targets, self.attributes, counts)
+        return [
+            SampledRegions(boxes[:number], classes[:number], targets[:foreground], attributes[:foreground])
+            for boxes, classes, targets, attributes, (foreground, number) in parts
+        ]
 
 
 class BoxPredictor(nn.Module):
@@ -77,49 +109,72 @@ class AttributeRes5ROIHeads(nn.Module):
         return self.res5(pooled).mean(dim=(2, 3))
 
     @torch.no_grad()
-    def sample(self, proposals: Tensor, boxes: Tensor, classes: Tensor, attributes: Tensor) -> SampledRegions:
-        """Draws the regions of one image that the losses are computed from (lib/rpn/proposal_target_layer.py).
+    def sample(self, proposals: Tensor, valid: Tensor, ground_truth: GroundTruth) -> DrawnRegions:
+        """Draws the regions that the losses are computed from (lib/rpn/proposal_target_layer.py), without waiting for a
+        GPU.
 
         Args:
-            proposals: [R, 4].
-            boxes: [G, 4] ground truth.
-            classes: [G].
-            attributes: [G, M].
+            proposals: [B, R, 4].
+            valid: [B, R] bool: False for padding.
+            ground_truth: Of the same images.
         """
         if self.roi_heads.PROPOSAL_APPEND_GT:
-            proposals = torch.cat([proposals, boxes])
+            proposals = torch.cat([ground_truth.boxes, proposals], dim=1)
+            valid = torch.cat([ground_truth.valid, valid], dim=1)
+        iou = pairwise_iou(proposals, ground_truth.boxes, self.convention)
         threshold = self.roi_heads.IOU_THRESHOLDS[0]
-        index, label = match(pairwise_iou(proposals, boxes, self.convention), threshold, threshold)
-        foreground, background = sample(label, self.roi_heads.BATCH_SIZE_PER_IMAGE, self.roi_heads.POSITIVE_FRACTION)
-        sampled = torch.cat([foreground, background])
-        region_classes = torch.full_like(sampled, self.num_classes)
-        region_classes[: len(foreground)] = classes[index[foreground]]
-        targets = boxes[index[sampled]] if len(boxes) else proposals[sampled]
-        return SampledRegions(proposals[sampled], region_classes, targets, attributes[index[foreground]])
+        index, label = match(iou.masked_fill_(~ground_truth.valid[:, None, :], -1.0), threshold, threshold)
+        label.masked_fill_(~valid, -1)
+        drawn = sample(label, self.roi_heads.BATCH_SIZE_PER_IMAGE, self.roi_heads.POSITIVE_FRACTION)
+        assigned = index.gather(1, drawn.index)
+        return DrawnRegions(
+            take_rows(proposals, drawn.index),
+            ground_truth.classes.gather(1, assigned).masked_fill_(~drawn.positive, self.num_classes),
+            take_rows(ground_truth.boxes, assigned),
+            take_rows(ground_truth.attributes, assigned),
+            torch.stack([drawn.num_positive, drawn.number], dim=1),
+        )
 
     def losses(self, feature_map: Tensor, regions: list[SampledRegions], stride: int) -> dict[str, Tensor]:
         """Returns ``loss_cls``, ``loss_box_reg`` and ``loss_attr`` of the sampled regions."""
+        numbers = [len(region.boxes) for region in regions]
         features = self.features(feature_map, [region.boxes for region in regions], stride)
         logits, deltas = self.box_predictor(features)
         classes = torch.cat([region.classes for region in regions])
+
+        def foreground(values: Tensor) -> Tensor:
+            parts = zip(values.split(numbers), regions)
+            return torch.cat([part[: len(region.targets)] for part, region in parts])
+
+        own_classes = foreground(classes)
         targets = encode_boxes(
-            torch.cat([region.boxes for region in regions]),
+            torch.cat([region.boxes[: len(region.targets)] for region in regions]),
             torch.cat([region.targets for region in regions]),
             self.box_head.BBOX_REG_WEIGHTS,
             self.convention,
         )
-        beta = self.box_head.SMOOTH_L1_BETA
-        loss_box_reg = box_regression_loss(deltas, classes, targets, self.num_classes, beta) / max(len(classes), 1)
+        loss_box_reg = box_regression_loss(
+            foreground(deltas), own_classes, targets, self.num_classes, self.box_head.SMOOTH_L1_BETA
+        )
+        normalizer = max(len(classes), 1)
         losses = {
-            "loss_cls": F.cross_entropy(logits, classes, reduction="sum") / max(len(classes), 1),
-            "loss_box_reg": self.box_head.BBOX_REG_LOSS_WEIGHT * loss_box_reg,
+            "loss_cls": F.cross_entropy(logits, classes, reduction="sum") / normalizer,
+            "loss_box_reg": self.box_head.BBOX_REG_LOSS_WEIGHT * loss_box_reg / normalizer,
         }
         if self.attribute_predictor is not None:
-            foreground = classes < self.num_classes
             attributes = torch.cat([region.attributes for region in regions])
-            loss = self.attribute_predictor.loss(features[foreground], classes[foreground], attributes)
+            loss = self.attribute_predictor.loss(foreground(features), own_classes, attributes)
             losses["loss_attr"] = self.attribute_loss_weight * loss
         return losses
+
+    def features_of_maps(self, feature_maps: list[Tensor], boxes: list[list[Tensor]], stride: int) -> Tensor:
+        """Returns what ``features`` returns, for the images of several feature maps.
+
+        Args:
+            feature_maps: [P, C, H, W] each.
+            boxes: For each feature map, the boxes [N, 4] of its P images.
+        """
+        return torch.cat([self.features(*of_map, stride) for of_map in zip(feature_maps, boxes)])
 
     def describe(self, feature_map: Tensor, boxes: list[Tensor], stride: int, *, regress: bool = True) -> RegionOutputs:
         """Returns the features and predictions of the boxes [N, 4] of each image, in network pixels. The regions of
@@ -128,7 +183,14 @@ class AttributeRes5ROIHeads(nn.Module):
         Args:
             regress: Whether to predict box deltas.
         """
-        features = self.features(feature_map, boxes, stride).float()
+        return self.describe_maps([feature_map], [boxes], stride, regress=regress)
+
+    def describe_maps(
+        self, feature_maps: list[Tensor], boxes: list[list[Tensor]], stride: int, *, regress: bool = True
+    ) -> RegionOutputs:
+        """Returns what ``describe`` returns, for the images of several feature maps. Arguments are as for
+        ``features_of_maps``."""
+        features = self.features_of_maps(feature_maps, boxes, stride).float()
         logits, deltas = self.box_predictor(features, regress)
         attribute_probs = None
         if self.attribute_predictor is not None:
@@ -148,7 +210,10 @@ def pool_regions(
         pooler: "ROIPool" (maximum over rounded bins, the original's), "ROIAlign", or "ROIAlignV2" (half-pixel
             corrected).
     """
+    # The original's layer has no bf16 or fp16 form, nor have torchvision's.
+    values = feature_map.float()
     if pooler == "ROIPool":
-        # The original's layer has no bf16 or fp16 form, nor has torchvision's.
-        return roi_pool(feature_map.float(), boxes, resolution, scale).to(feature_map.dtype)
-    return roi_align(feature_map, boxes, resolution, scale, sampling_ratio, aligned=pooler == "ROIAlignV2")
+        pooled = roi_pool(values, boxes, resolution, scale)
+    else:
+        pooled = roi_align(values, boxes, resolution, scale, sampling_ratio, aligned=pooler == "ROIAlignV2")
+    return pooled.to(feature_map.dtype)

@@ -44,8 +44,14 @@ def test_smooth_l1_is_quadratic_then_linear():
     assert smooth_l1_loss(prediction, torch.zeros(2), 0).item() == pytest.approx(1.05)
 
 
+def test_smooth_l1_weights():
+    prediction, target = torch.randn(3, 4), torch.randn(3, 4)
+    weighted = smooth_l1_loss(prediction, target, 0.5, torch.tensor([[1.0], [0], [1]]))
+    torch.testing.assert_close(weighted, smooth_l1_loss(prediction[::2], target[::2], 0.5))
+
+
 def test_box_regression_reads_the_deltas_of_the_regions_own_class():
     deltas = torch.arange(24.0).view(2, 12)
-    classes = torch.tensor([2, 3])  # the second is background
-    loss = box_regression_loss(deltas, classes, torch.zeros(2, 4), 3, beta=0)
-    assert loss.item() == 8 + 9 + 10 + 11
+    loss = box_regression_loss(deltas, torch.tensor([2, 0]), torch.zeros(2, 4), 3, beta=0)
+    assert loss.item() == 8 + 9 + 10 + 11 + 12 + 13 + 14 + 15
+    assert box_regression_loss(deltas[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), 3, beta=0) == 0
