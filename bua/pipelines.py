@@ -70,7 +70,8 @@ def pipeline(
     if task not in PIPELINES:
         raise InputError(f"task {task!r}: is unknown; use one of {', '.join(PIPELINES)}")
     kind = PIPELINES[task]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    configured = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.DEVICE")
+    device = device or configured or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device, "device")
     if kind.default_model is None and model is not None and detector is not None:
         raise InputError(f"{task}: the model is the detector; give one of them")

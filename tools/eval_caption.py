@@ -1,55 +1,11 @@
 #!/usr/bin/env python3
-"""Scores captions by BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE.
+"""The command `bua eval-caption`, as a program of a checkout."""
 
-    tools/eval_caption.py --results captions.json --references datasets/coco/captions/captions_test.json
-    tools/eval_caption.py --results captions.json --references captions_val2014.json \\
-        --images karpathy_test_images.txt --output scores.json
-"""
-
-import argparse
-import logging
 import sys
-from pathlib import Path
 
-from bua.captioning.scores import METRICS, PTB, caption_scores
-from bua.errors import command
-from bua.tasks.tool import tool_parser, write_scores
+from bua.commands import script
 
-
-@command
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    # The table says all that the scorers warn of.
-    logging.basicConfig(level=logging.ERROR)
-    scores = caption_scores(args.results, args.references, images=args.images, metrics=args.metrics)
-    print(table(scores))
-    if args.output:
-        write_scores(args.output, scores)
-
-
-def table(scores: dict) -> str:
-    """Returns the scores in percent, one line for each, the tokeniser, and the metrics that were left out and why."""
-    lines = [f"{metric:10s} {scores[metric]:7.2f}" for metric in METRICS if metric in scores]
-    tokenizer = scores["tokenizer"]
-    note = "" if tokenizer == PTB else ", since PTB needs Java; do not compare these scores with those of papers"
-    lines.append(f"{'tokeniser':10s} {tokenizer}{note}")
-    lines += [f"{metric:10s} left out: {reason}" for metric, reason in sorted(scores["left_out"].items())]
-    return "\n".join(lines)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = tool_parser(__doc__)
-    parser.add_argument("--results", required=True, help="captions, in the format of COCO's server")
-    parser.add_argument(
-        "--references", required=True, help="people's captions: COCO's file, or captions_*.json of prepare_captions.py"
-    )
-    parser.add_argument("--images", help="list of images; only the references of these images count")
-    parser.add_argument(
-        "--metrics", nargs="+", choices=METRICS, default=METRICS, metavar="METRIC", help=f"default: {' '.join(METRICS)}"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file for the scores")
-    return parser.parse_args(argv)
-
+main = script("eval-caption")
 
 if __name__ == "__main__":
     sys.exit(main())

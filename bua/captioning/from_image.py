@@ -1,4 +1,4 @@
-"""Captions image files, and draws the model's attention for each word."""
+"""Captions images, and draws the model's attention for each word."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from bua.captioning.inference import Caption, Captioner, caption_regions, load_captioner
-from bua.extraction.extractor_config import ExtractorConfig
-from bua.extraction.image_regions import image_regions
+from bua.extraction.image_detector import ImageDetector
+from bua.io.image_inputs import ImageInput, as_bgr
 from bua.structures import Regions
 from bua.visualization.strip import draw_strip
 
@@ -29,17 +29,18 @@ class CaptionedImage:
 
 
 def caption(
-    image: str | Path,
+    image: ImageInput,
     *,
-    extractor: ExtractorConfig,
+    detector: ImageDetector,
     captioner: str | Path | Captioner | Sequence[str | Path | Captioner],
     overrides: Sequence[str] = (),
 ) -> CaptionedImage:
-    """Captions an image file.
+    """Captions an image.
 
     Args:
-        extractor: The detector that extracted the captioner's training features, and the choice of regions; as
-            ``bua.extraction.extractor_config.extractor_config`` makes it.
+        image: An image in one of the forms that ``bua.io.image_inputs.as_bgr`` takes.
+        detector: The detector that extracted the captioner's training features, with the choice of regions, as
+            ``bua.extraction.image_detector.open_detector`` loads it.
         captioner: A checkpoint of ``train_caption``, or what ``load_captioner`` returns for one; or several for an
             ensemble.
         overrides: As for ``load_captioner``; for checkpoints.
@@ -47,21 +48,23 @@ def caption(
     Raises:
         InputError: A file cannot be read, or the captioner was trained on features of another dimension.
     """
-    return next(caption_all([image], extractor=extractor, captioner=captioner, overrides=overrides))
+    return next(caption_all([image], detector=detector, captioner=captioner, overrides=overrides))
 
 
 def caption_all(
-    images: Iterable[str | Path],
+    images: Iterable[ImageInput],
     *,
-    extractor: ExtractorConfig,
+    detector: ImageDetector,
     captioner: str | Path | Captioner | Sequence[str | Path | Captioner],
     overrides: Sequence[str] = (),
 ) -> Iterator[CaptionedImage]:
-    """Yields the captions of image files, with one detector; arguments and errors as for ``caption``."""
+    """Yields the captions of images, with one loaded captioner; arguments and errors as for ``caption``."""
     several = [captioner] if isinstance(captioner, str | Path | Captioner) else captioner
-    device = extractor.cfg().MODEL.DEVICE
+    device = str(detector.device)
     captioners = [one if isinstance(one, Captioner) else load_captioner(one, device, overrides) for one in several]
-    for decoded, regions in image_regions(images, extractor):
+    for image in images:
+        decoded = as_bgr(image)
+        (regions,) = detector.regions([decoded])
         captions = caption_regions(captioners, regions)
         best = captions[0]
         yield CaptionedImage(captions, regions, draw_strip(decoded, regions.boxes, best.words, best.attention))

@@ -1,6 +1,10 @@
 """Arguments that several commands have."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bua.pipelines import Pipeline
 
 
 def add_config_file(parser: argparse._ActionsContainer, what: str, *, default: str | None = None) -> None:
@@ -36,4 +40,78 @@ def add_overrides(parser: argparse.ArgumentParser, before: str = "") -> None:
     """
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help=f"keys of the configuration and their values{before}"
+    )
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a command that trains a task's model."""
+    add_config_file(parser, "the configuration of the model and its training")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, help="number of processes, one for each GPU, or on the CPU (%(default)s)"
+    )
+    add_overrides(parser)
+
+
+def add_inference_options(parser: argparse.ArgumentParser, *, images: str, unit: str, batch_size: int) -> None:
+    """Adds the options of a command that runs a model on files of features.
+
+    Args:
+        images: Which images the features must have, for the help.
+        unit: What the items of a batch are, for the help.
+        batch_size: The default of --batch-size.
+    """
+    parser.add_argument("--features", nargs="+", required=True, help=f"features of {images}, in any format")
+    parser.add_argument(
+        "--batch-size", type=int, default=batch_size, help=f"{unit} that go through the model at a time (%(default)s)"
+    )
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds --device."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+
+
+def add_image_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds the options of a command that applies a detector, and a task's model on its features, to image files.
+
+    Args:
+        several: Whether the command takes more than one image.
+    """
+    parser.add_argument(
+        "--image", required=True, nargs="+" if several else None, help="image files" if several else "image file"
+    )
+    add_detector(parser, "the one that comes with bua, for a model that comes with bua")
+    parser.add_argument(
+        "--config-file",
+        help="the detector's configuration; default: the one that its checkpoint holds, or that of released weights",
+    )
+    same = "default: as in the features that the model was trained on, or"
+    parser.add_argument("--min-boxes", type=int, help=f"minimum number of regions; {same} 10")
+    parser.add_argument("--max-boxes", type=int, help=f"maximum number of regions; {same} 100")
+    add_device(parser)
+    add_overrides(parser, " for the detector" + (", before --image" if several else ""))
+
+
+def load_pipeline(task: str, model: str | None, args: argparse.Namespace) -> "Pipeline":
+    """Loads the detector and the task's model that the options of ``add_image_options`` name.
+
+    Args:
+        task, model: As for ``bua.pipelines.pipeline``.
+
+    Raises:
+        InputError: As for ``bua.pipelines.pipeline``.
+    """
+    from bua.pipelines import pipeline
+
+    return pipeline(
+        task,
+        model,
+        detector=args.detector,
+        config_file=args.config_file,
+        overrides=args.overrides,
+        device=args.device,
+        min_boxes=args.min_boxes,
+        max_boxes=args.max_boxes,
     )

@@ -1,4 +1,4 @@
-"""What a detector's checkpoint says about the detector: its configuration, and the names of its classes."""
+"""What is known about a detector from its weights: its configuration, and the names of its classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,8 +8,10 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from bua.config import check_device, get_cfg, merge_overrides
+from bua.checkpoint import identify, read_checkpoint
+from bua.config import check_device, get_cfg, load_cfg, merge_overrides
 from bua.errors import InputError
+from bua.weights.zoo import ZOO, fetch
 
 KEY = "detector"
 
@@ -33,6 +35,33 @@ class DetectorDescription:
         return {name: value if isinstance(value, str) else list(value) for name, value in asdict(self).items()}
 
 
+def cfg_of_weights(weights: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """Returns the configuration that belongs to the weights of a detector: the one that a checkpoint of bua holds, or
+    that of released weights, with ``KEY VALUE`` pairs applied.
+
+    Args:
+        weights: A file, a name in ``bua.weights.zoo``, or an address.
+
+    Raises:
+        InputError: No configuration is known, or an override cannot be applied.
+    """
+    path = fetch(weights)
+    description = description_of(path)
+    if description is not None:
+        return _described_cfg(description, path, overrides)
+    config = ZOO[str(weights)].config if str(weights) in ZOO else identify(path).config
+    if not config.endswith(".yaml"):
+        raise InputError(
+            f"{weights}: does not say how its detector is configured; name the configuration file (--config-file)"
+        )
+    return load_cfg(config, [*overrides, "MODEL.WEIGHTS", str(path)])
+
+
+def description_of(path: str | Path) -> DetectorDescription | None:
+    """Returns the description that a checkpoint file holds, or None if it has none."""
+    return read_description(read_checkpoint(path)) if str(path).endswith(".pth") else None
+
+
 def describe_detector(cfg: CfgNode, objects: Sequence[str], attributes: Sequence[str]) -> DetectorDescription:
     """Returns the description of the detector that ``cfg``, a configuration of either engine, builds.
 
@@ -51,7 +80,7 @@ def read_description(saved: Mapping[str, Any]) -> DetectorDescription | None:
     return DetectorDescription(**state) if isinstance(state, Mapping) else None
 
 
-def described_cfg(description: DetectorDescription, path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+def _described_cfg(description: DetectorDescription, path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Returns the configuration of a described detector, with ``KEY VALUE`` pairs applied.
 
     Args:

@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,9 +13,11 @@ from fvcore.common.config import CfgNode
 
 from bua.checkpoint import load_weights
 from bua.config import load_cfg
+from bua.detection.description import cfg_of_weights
 from bua.errors import InputError
 from bua.modeling import build_detector
 from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
+from bua.precision import set_float32_precision
 from bua.weights.zoo import ZOO, fetch
 
 RANDOM_WEIGHTS = "random"
@@ -63,32 +65,40 @@ class ExtractorConfig:
     machines.
 
     Attributes:
-        config_file, overrides: As for ``bua.config.load_cfg``.
-        weights: A checkpoint file, or "random".
+        config_file, overrides: As for ``bua.config.load_cfg``. With None, the configuration is the one that belongs to
+            the weights (``bua.detection.description.cfg_of_weights``).
+        weights: A checkpoint file, the name of one, or "random".
         choice: Which regions of each image are extracted.
-        precision: Precision of the convolutions, "fp32" or "bf16".
+        precision: Precision of the network: "fp32" computes in float32, on a GPU too; "tf32" lets a GPU multiply in
+            TF32; "bf16" has convolutions in bfloat16.
         compile: Whether to compile a part of the network with torch.compile.
-        batch_size: Number of images of the same size that go through the network together.
+        batch_size: Number of images that go through the network together; None for the default of the device.
         num_workers: Number of threads that decode and resize images while the network runs.
         allow_missing: Whether parameters that the weights lack may keep random values.
     """
 
-    config_file: str
+    config_file: str | None
     overrides: tuple[str, ...]
     weights: str
     choice: RegionChoice = field(default_factory=RegionChoice)
     precision: str = "fp32"
     compile: bool = False
-    batch_size: int = 1
+    batch_size: int | None = None
     num_workers: int = 2
     allow_missing: bool = False
 
     def cfg(self, device: str | None = None) -> CfgNode:
         """Returns the detector's configuration, with MODEL.DEVICE set to ``device`` if it is given."""
-        return load_cfg(self.config_file, [*self.overrides, *(["MODEL.DEVICE", device] if device else [])])
+        overrides = [*self.overrides, *(["MODEL.DEVICE", device] if device else [])]
+        return (
+            cfg_of_weights(self.weights, overrides)
+            if self.config_file is None
+            else load_cfg(self.config_file, overrides)
+        )
 
     def load_detector(self, device: str | None = None) -> OptimizedDetector:
-        """Builds the detector, loads its weights and optimises it for inference.
+        """Builds the detector, loads its weights and optimises it for inference. The precision of float32 is set for
+        the whole process.
 
         Args:
             device: By default MODEL.DEVICE of the configuration.
@@ -96,10 +106,14 @@ class ExtractorConfig:
         Raises:
             InputError: The weights do not fit the configuration, or the device does not exist.
         """
+        cfg = self.cfg(device)
+        # This is a setting of the process. On a CPU it would let some products be in bfloat16.
+        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        set_float32_precision("high" if self.precision == "tf32" and not on_cpu else "highest")
         # Random weights are the same in each run, so that a later run can continue the output of an earlier one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            detector = build_detector(self.cfg(device))
+            detector = build_detector(cfg)
         if self.weights == RANDOM_WEIGHTS:
             logger.warning("weights random: the weights are not trained, so the features have no meaning")
         else:
@@ -108,23 +122,7 @@ class ExtractorConfig:
         return optimize_for_inference(detector, precision=self.precision, compile=self.compile)
 
 
-def extractor_config(
-    config_file: str | Path,
-    weights: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    *,
-    min_boxes: int = 10,
-    max_boxes: int = 100,
-) -> ExtractorConfig:
-    """Returns the configuration of an extractor for single images, such as those that the models of the three tasks
-    are applied to. Arguments and errors are as for ``bua.extraction.extract``."""
-    choice = RegionChoice(min_boxes, max_boxes)
-    choice.check()
-    config = ExtractorConfig(str(config_file), tuple(overrides), "", choice)
-    return replace(config, weights=find_weights(weights, config.cfg(), config_file))
-
-
-def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Path) -> str:
+def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Path | None) -> str:
     """Returns the path of a checkpoint file, which is downloaded if necessary, or ``RANDOM_WEIGHTS``.
 
     Args:

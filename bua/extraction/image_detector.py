@@ -1,22 +1,19 @@
 """A detector that is loaded once and applied to images in memory, with the names of its classes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from bua.checkpoint import identify, load_weights, read_checkpoint
-from bua.config import load_cfg
-from bua.config_files import find_config
 from bua.detection.catalog import vocabulary_folder
-from bua.detection.description import DetectorDescription, described_cfg, read_description
+from bua.detection.description import DetectorDescription, description_of
 from bua.errors import InputError
-from bua.extraction.extractor_config import RegionChoice, fingerprint
+from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig, RegionChoice, fingerprint
 from bua.extraction.select import regions_from
-from bua.modeling import build_detector
-from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
+from bua.modeling.optimize import OptimizedDetector
 from bua.structures import RegionPredictions, Regions
 from bua.vocabulary import Vocabulary
 from bua.weights.zoo import ZOO, fetch, fetch_vocabularies
@@ -104,7 +101,7 @@ def open_detector(
 
     Args:
         weights: A checkpoint, the name of a released one (``bua.weights.zoo.ZOO``) or of the one that comes with the
-            package ("shapes"), or an address.
+            package ("shapes"), an address, or "random" for random weights.
         config_file, overrides: As for ``bua.config.load_cfg``; by default the configuration that the checkpoint holds,
             or that belongs to the released weights.
         device: A torch device; by default that of the configuration.
@@ -116,43 +113,24 @@ def open_detector(
     Raises:
         InputError: A file cannot be read, no configuration is known, or the weights do not fit the configuration.
     """
-    path = fetch(weights)
     choice = choice or RegionChoice()
     choice.check()
-    overrides = [*overrides, *(["MODEL.DEVICE", device] if device else [])]
-    description = _description(path)
-    if config_file is None and description is not None:
-        cfg = described_cfg(description, path, overrides)
-    else:
-        cfg = load_cfg(config_file or _config_of_released(weights, path), overrides)
-    objects, attributes = _class_names(cfg, weights, description, vocabulary)
-    detector = build_detector(cfg)
-    load_weights(detector, path)
+    config = ExtractorConfig(
+        None if config_file is None else str(config_file), tuple(overrides), str(weights), choice, precision
+    )
+    if weights == RANDOM_WEIGHTS and config_file is None:
+        raise InputError(f"weights {RANDOM_WEIGHTS}: name the configuration file, too (--config-file)")
+    path = weights if weights == RANDOM_WEIGHTS else fetch(weights)
+    description = None if weights == RANDOM_WEIGHTS else description_of(path)
+    objects, attributes = _class_names(config.cfg(device), weights, description, vocabulary)
     return ImageDetector(
-        optimize_for_inference(detector, precision=precision),
+        replace(config, weights=str(path)).load_detector(device),
         choice,
         name=str(weights),
         fingerprint=fingerprint(str(path)),
         objects=objects,
         attributes=attributes,
     )
-
-
-def _description(path: Path) -> DetectorDescription | None:
-    return read_description(read_checkpoint(path)) if path.suffix == ".pth" else None
-
-
-def _config_of_released(weights: str | Path, path: Path) -> str:
-    if str(weights) in ZOO:
-        return ZOO[str(weights)].config
-    config = identify(path).config
-    try:
-        find_config(config)
-    except InputError:
-        raise InputError(
-            f"{weights}: does not say how its detector is configured; name the configuration file"
-        ) from None
-    return config
 
 
 def _class_names(

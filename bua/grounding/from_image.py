@@ -1,4 +1,4 @@
-"""Finds the phrases of a sentence in an image file, and draws their boxes."""
+"""Finds the phrases of a sentence in an image, and draws their boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.extraction.extractor_config import ExtractorConfig
-from bua.extraction.image_regions import image_regions
+from bua.extraction.image_detector import ImageDetector
 from bua.grounding.inference import GroundedPhrase, GroundingModel, ground_phrases, load_grounding
+from bua.io.image_inputs import ImageInput, as_bgr
 from bua.structures import Regions
 from bua.visualization.draw import class_colors, draw_regions
 
@@ -29,23 +29,24 @@ class GroundedImage:
 
 
 def ground(
-    image: str | Path, sentence: str, *, extractor: ExtractorConfig, grounding: str | Path | GroundingModel
+    image: ImageInput, sentence: str, *, detector: ImageDetector, grounding: str | Path | GroundingModel
 ) -> GroundedImage:
-    """Finds the phrases of a sentence in an image file.
+    """Finds the phrases of a sentence in an image.
 
     Args:
+        image: An image in one of the forms that ``bua.io.image_inputs.as_bgr`` takes.
         sentence: The sentence; its phrases may be in brackets, see ``ground_phrases``.
-        extractor: The detector that extracted the model's training features, and the choice of regions; as
-            ``bua.extraction.extractor_config.extractor_config`` makes it.
+        detector: The detector that extracted the model's training features, with the choice of regions, as
+            ``bua.extraction.image_detector.open_detector`` loads it.
         grounding: A checkpoint of ``train_grounding``, or what ``load_grounding`` returns for one.
 
     Raises:
         InputError: A file cannot be read, the sentence has no phrases, or the model was trained on features of another
             dimension.
     """
-    device = extractor.cfg().MODEL.DEVICE
-    model = grounding if isinstance(grounding, GroundingModel) else load_grounding(grounding, device)
-    ((decoded, regions),) = image_regions([image], extractor)
+    model = grounding if isinstance(grounding, GroundingModel) else load_grounding(grounding, str(detector.device))
+    decoded = as_bgr(image)
+    (regions,) = detector.regions([decoded])
     phrases = ground_phrases(model, regions, sentence)
     return GroundedImage(phrases, regions, draw_phrases(decoded, phrases))
 

@@ -191,6 +191,12 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
         raise InputError(f"{path}: cannot be written; give a name that ends in .jpg or .png, in a writable folder")
 
 
+def check_image_name(path: str | Path) -> None:
+    """Raises an InputError if OpenCV cannot write the format of the file name's extension."""
+    if not cv2.haveImageWriter(str(path)):
+        raise InputError(f"{path}: is not the name of an image; give a name that ends in .jpg or .png")
+
+
 def _enlarge(image: np.ndarray, min_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the image (always a copy) and the factors [4] by which it was scaled, as x, y, x, y."""
     height, width = image.shape[:2]

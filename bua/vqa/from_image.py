@@ -1,12 +1,12 @@
-"""Answers a question about an image file, and draws the model's attention."""
+"""Answers a question about an image, and draws the model's attention."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bua.extraction.extractor_config import ExtractorConfig
-from bua.extraction.image_regions import image_regions
+from bua.extraction.image_detector import ImageDetector
+from bua.io.image_inputs import ImageInput, as_bgr
 from bua.structures import Regions
 from bua.visualization.draw import draw_answer
 from bua.vqa.inference import Answer, VqaModel, answer_question, load_vqa
@@ -31,22 +31,25 @@ class AnsweredImage:
 
 
 def answer(
-    image: str | Path, question: str, *, extractor: ExtractorConfig, vqa: str | Path | VqaModel, top: int = 5
+    image: ImageInput, question: str, *, detector: ImageDetector, vqa: str | Path | VqaModel, top: int = 5
 ) -> AnsweredImage:
-    """Answers a question about an image file.
+    """Answers a question about an image.
 
     Args:
-        extractor: The detector that extracted the model's training features, and the choice of regions; as
-            ``bua.extraction.extractor_config.extractor_config`` makes it.
+        image: An image in one of the forms that ``bua.io.image_inputs.as_bgr`` takes.
+        detector: The detector that extracted the model's training features, with the choice of regions, as
+            ``bua.extraction.image_detector.open_detector`` loads it.
         vqa: A checkpoint of ``train_vqa``, or what ``load_vqa`` returns for one.
-        top: Number of answers.
+        top: Number of answers, 1 or more.
 
     Raises:
         InputError: A file cannot be read, the model knows no word of the question, or it was trained on features of
             another dimension.
     """
-    model = vqa if isinstance(vqa, VqaModel) else load_vqa(vqa, extractor.cfg().MODEL.DEVICE)
-    ((decoded, regions),) = image_regions([image], extractor)
+    model = vqa if isinstance(vqa, VqaModel) else load_vqa(vqa, str(detector.device))
+    decoded = as_bgr(image)
+    (regions,) = detector.regions([decoded])
     answers, attention = answer_question(model, regions, question, top)
-    best = answers[0].text if answers else ""
-    return AnsweredImage(answers, regions, attention, draw_answer(decoded, regions.boxes, attention, question, best))
+    return AnsweredImage(
+        answers, regions, attention, draw_answer(decoded, regions.boxes, attention, question, answers[0].text)
+    )

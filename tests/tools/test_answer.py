@@ -8,7 +8,8 @@ import pytest
 import torch
 from script_loading import load_script
 
-from bua.extraction.extractor_config import extractor_config
+from bua.extraction.extractor_config import RegionChoice
+from bua.extraction.image_detector import open_detector
 from bua.tasks.words import WordVocabulary
 from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.config import build_model, get_cfg
@@ -50,8 +51,8 @@ def test_answers_and_draws(main, image, tmp_path, capsys):
     assert lines[4].endswith("where.png")
     assert cv2.imread(str(tmp_path / "new" / "where.png")).shape[0] >= 90
     # From Python it is the same.
-    extractor = extractor_config(DETECTOR, "random", ["MODEL.DEVICE", "cpu"], max_boxes=12)
-    found = answer(image, "What is it?", extractor=extractor, vqa=vqa)
+    detector = open_detector("random", config_file=DETECTOR, device="cpu", choice=RegionChoice(max_boxes=12))
+    found = answer(image, "What is it?", detector=detector, vqa=vqa)
     assert [f"{one.score:17.2f}  {one.text}" for one in found.answers] == lines[1:4]
     assert 10 <= len(found.regions) <= 12
     assert found.attention.shape == (len(found.regions),)
@@ -82,6 +83,6 @@ def test_bad_input_is_one_line(main, image, tmp_path, capsys, change, message):
 def test_a_detector_with_other_features(main, image, tmp_path, capsys):
     assert main(arguments(image, save_model(tmp_path / "vqa.pth", 64))) == 2
     assert (
-        f"image {image}: the feature dimension is 512, but the model was trained on features of dimension 64"
+        "random: the feature dimension is 512, but the model was trained on features of dimension 64"
         in capsys.readouterr().err
     )

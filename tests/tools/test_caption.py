@@ -14,7 +14,8 @@ from bua.captioning.inference import Captioner
 from bua.captioning.vocabulary import CaptionVocabulary
 from bua.checkpoint import save_checkpoint
 from bua.errors import InputError
-from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig, RegionChoice
+from bua.extraction.extractor_config import RANDOM_WEIGHTS, RegionChoice
+from bua.extraction.image_detector import ImageDetector, open_detector
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "shapes.yaml")
@@ -29,7 +30,6 @@ SLIM = [
     *("INPUT.MAX_SIZE_TEST", "160"),
 ]
 VOCABULARY = CaptionVocabulary([".", "<unk>", "a", "cat", "on", "mat"])
-EXTRACTOR = ExtractorConfig(CONFIG, tuple(SLIM), RANDOM_WEIGHTS, RegionChoice(min_boxes=4, max_boxes=8))
 
 
 def main(*arguments) -> int:
@@ -50,6 +50,12 @@ def captioner() -> Captioner:
     return make_captioner(128)
 
 
+@pytest.fixture(scope="module")
+def detector() -> ImageDetector:
+    choice = RegionChoice(min_boxes=4, max_boxes=8)
+    return open_detector(RANDOM_WEIGHTS, config_file=CONFIG, overrides=SLIM, choice=choice)
+
+
 @pytest.fixture
 def image(tmp_path) -> Path:
     path = tmp_path / "cat.jpg"
@@ -57,8 +63,8 @@ def image(tmp_path) -> Path:
     return path
 
 
-def test_from_a_call(captioner, image):
-    found = caption(image, extractor=EXTRACTOR, captioner=captioner)
+def test_from_a_call(captioner, detector, image):
+    found = caption(image, detector=detector, captioner=captioner)
     assert 4 <= len(found.regions) <= 8
     assert len(found.captions) <= 5
     best = found.captions[0]
@@ -69,7 +75,7 @@ def test_from_a_call(captioner, image):
     assert found.strip.dtype == np.uint8
 
 
-def test_the_tool_prints_and_draws(captioner, image, tmp_path, capsys):
+def test_the_tool_prints_and_draws(captioner, detector, image, tmp_path, capsys):
     checkpoint, output = tmp_path / "captioner.pth", tmp_path / "new"
     save_checkpoint(checkpoint, model=captioner.model.state_dict(), **captioner.describe())
     other = tmp_path / "dog.png"
@@ -89,7 +95,7 @@ def test_the_tool_prints_and_draws(captioner, image, tmp_path, capsys):
     given += ["--min-boxes", 4, "--max-boxes", 8, "--image", image, other]
     assert main(*SLIM, *given) == 0
     lines = capsys.readouterr().out.splitlines()
-    expected = caption(image, extractor=EXTRACTOR, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
+    expected = caption(image, detector=detector, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
     assert lines[0] == f"{image}: {expected[0].text}"
     assert lines[1:3] == [f"  {one.score:8.2f}  {one.text}" for one in expected]
     assert lines[3] == f"  the model's attention: {output / 'cat_caption.jpg'}"
@@ -97,8 +103,8 @@ def test_the_tool_prints_and_draws(captioner, image, tmp_path, capsys):
         assert cv2.imread(str(output / f"{name}_caption.jpg")) is not None
 
 
-def test_what_cannot_be_captioned(captioner, tmp_path, image):
+def test_what_cannot_be_captioned(captioner, detector, tmp_path, image):
     with pytest.raises(InputError, match=r"none\.jpg"):
-        caption(tmp_path / "none.jpg", extractor=EXTRACTOR, captioner=captioner)
+        caption(tmp_path / "none.jpg", detector=detector, captioner=captioner)
     with pytest.raises(InputError, match=r"feature dimension is 128, but the model .* of dimension 64"):
-        caption(image, extractor=EXTRACTOR, captioner=make_captioner(64))
+        caption(image, detector=detector, captioner=make_captioner(64))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from script_loading import load_script
 
-from bua.extraction.extractor_config import extractor_config
+from bua.extraction.extractor_config import RegionChoice
+from bua.extraction.image_detector import open_detector
 from bua.grounding.config import build_model, get_cfg
 from bua.grounding.from_image import draw_phrases, ground
 from bua.grounding.inference import GroundedPhrase, GroundingModel
@@ -47,8 +48,8 @@ def test_phrases_with_their_boxes(main, image, tmp_path, capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     assert last.endswith("where.png")
     # From Python it is the same.
-    extractor = extractor_config(DETECTOR, "random", ["MODEL.DEVICE", "cpu"], max_boxes=12)
-    found = ground(image, SENTENCE, extractor=extractor, grounding=model)
+    detector = open_detector("random", config_file=DETECTOR, device="cpu", choice=RegionChoice(max_boxes=12))
+    found = ground(image, SENTENCE, detector=detector, grounding=model)
     assert [phrase.text for phrase in found.phrases] == ["a red blot", "a square"]
     for line, phrase in zip(lines, found.phrases, strict=True):
         x1, y1, x2, y2 = found.regions.boxes[phrase.region]
@@ -97,6 +98,6 @@ def test_bad_input_is_one_line(main, image, tmp_path, capsys, change, message):
 def test_a_detector_with_other_features(main, image, tmp_path, capsys):
     assert main(arguments(image, save_model(tmp_path / "ban.pth", 64))) == 2
     assert (
-        f"image {image}: the feature dimension is 512, but the model was trained on features of dimension 64"
+        "random: the feature dimension is 512, but the model was trained on features of dimension 64"
         in capsys.readouterr().err
     )

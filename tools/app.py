@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""The command `bua app`, as a program of a checkout."""
+
+import sys
+
+from bua.commands import script
+
+main = script("app")
+
+if __name__ == "__main__":
+    sys.exit(main())
