@@ -193,4 +193,5 @@ def _with_absolute_paths(config: ExtractorConfig) -> ExtractorConfig:
     if choice.boxes is not None:
         choice = replace(choice, boxes=os.path.abspath(choice.boxes))
     weights = config.weights if config.weights == RANDOM_WEIGHTS else os.path.abspath(config.weights)
-    return replace(config, config_file=os.path.abspath(config.config_file), weights=weights, choice=choice)
+    config_file = config.config_file and os.path.abspath(config.config_file)
+    return replace(config, config_file=config_file, weights=weights, choice=choice)
