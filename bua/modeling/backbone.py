@@ -281,7 +281,10 @@ def freeze_parameters(model: nn.Module, prefixes: list[str]) -> None:
 
 
 class _Computed:
-    """Keeps what is computed from tensors until one of them changes. A copy or pickle of it is empty."""
+    """Keeps what is computed from tensors until one of them changes. A copy or pickle of it is empty.
+
+    Changes through ``tensor.data`` are not noticed, because PyTorch does not count them.
+    """
 
     def __init__(self):
         self._key: tuple = ()

@@ -133,6 +133,14 @@ def test_engines_compute_the_same_losses(convention):
     assert not model.backbone.res4[0].shortcut.weight.requires_grad
 
 
+@pytest.mark.parametrize("config", ["configs/vg_r101.yaml", "configs/vg_r101_fpn.yaml"])
+def test_feature_maps_are_bfloat16_in_mixed_precision(config):
+    model = build_model(bua.d2.load_cfg(config, [*SLIM, "MODEL.FPN.OUT_CHANNELS", "16"]))
+    with torch.autocast("cpu", torch.bfloat16):
+        feature_maps = model.train().backbone(torch.randn(1, 3, 64, 64))
+    assert {feature_map.dtype for feature_map in feature_maps.values()} == {torch.bfloat16}
+
+
 def test_detections_have_the_fields_of_their_region():
     model, detector = engines("configs/vg_r101.yaml")
     image = detector.prepare(random_image(100, 130))
