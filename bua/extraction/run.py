@@ -12,9 +12,10 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from bua.detection.catalog import vocabulary_folder
 from bua.errors import InputError, make_folder
+from bua.extraction.class_names import class_names
 from bua.extraction.cluster import SHARD_SIZE, RayCluster, connect_to_ray
+from bua.extraction.default_arguments import default_config, default_output, images_of_data_sets
 from bua.extraction.extractor import Extractor, Outcome
 from bua.extraction.extractor_config import ExtractorConfig, RegionChoice, find_weights, settings_of
 from bua.extraction.parallel import DevicePool, devices_of, start_device_pool
@@ -41,7 +42,6 @@ from bua.features.ids import image_id_of, stem_of
 from bua.features.store import check_format
 from bua.io.files import exclusive
 from bua.modeling.optimize import PRECISIONS
-from bua.vocabulary import Vocabulary
 
 ON_ERROR = ("skip", "stop")
 
@@ -79,10 +79,10 @@ class ExtractionSummary:
 
 
 def extract(
-    images: str | Path,
-    output: str | Path,
+    images: str | Path | None = None,
+    output: str | Path | None = None,
     *,
-    config_file: str | Path,
+    config_file: str | Path | None = None,
     weights: str | Path | None = None,
     overrides: Sequence[str] = (),
     format: str = "tsv",
@@ -113,11 +113,13 @@ def extract(
     failed, ``<output>.failures.jsonl`` (``image_id``, ``path``, ``reason``). The next run tries these images again.
 
     Args:
-        images, image_root: As for ``bua.extraction.list_images``.
-        output: A file, or a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16.
-        config_file, overrides: As for ``bua.config.load_cfg``.
+        images, image_root: As for ``bua.extraction.list_images``; by default the images of DATASETS.TEST.
+        output: A file, or a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16; by default a file or folder in
+            ``output/features`` that is named after the configuration and the data set.
+        config_file, overrides: As for ``bua.config.load_cfg``; by default the configuration that belongs to
+            ``weights``, or "vg_r101.yaml" without weights.
         weights: A checkpoint, the name of a released one (``bua.weights.zoo.ZOO``) or an address; by default
-            MODEL.WEIGHTS of the configuration; "random" for random weights.
+            MODEL.WEIGHTS of the configuration, or the newest checkpoint in its OUTPUT_DIR; "random" for random weights.
         format: One of ``bua.features.FORMATS``.
         min_boxes, max_boxes, score_threshold, nms_threshold: As for ``bua.extraction.select_regions``.
         regressed: Whether boxes are those regressed for each region's best class, instead of the proposals.
@@ -132,35 +134,47 @@ def extract(
         num_gpus: Number of devices, each with a process; on the CPU, the number of processes.
         ray: Address of a Ray cluster ("auto", "host:port", "local") to use instead of this machine's devices.
         shard_size: Number of images per task on Ray.
-        precision: Precision of the convolutions, one of ``bua.modeling.optimize.PRECISIONS``.
+        precision: "fp32", "tf32" or "bf16", as in ``ExtractorConfig``.
         compile: Whether to compile a part of the network with torch.compile.
         allow_missing: Whether parameters that the weights lack, or have in another shape, may keep random values.
-        vocabulary: Folder of objects_vocab.txt and attributes_vocab.txt, for formats that store names; by default that
-            of DATASETS.TEST, if it fits the detector.
+        vocabulary: Folder of objects_vocab.txt and attributes_vocab.txt, for formats that store names; by default the
+            names are those of ``bua.extraction.class_names.class_names``.
 
     Raises:
         InputError: An argument cannot be used (the message names it, and nothing has been written), the disk is full,
             or an image failed and ``on_error`` is "stop".
     """
-    output = Path(output)
     choice = RegionChoice(
         min_boxes, max_boxes, score_threshold, nms_threshold, regressed, None if boxes is None else str(boxes), grid
     )
     choice.check()
+    config_file = config_file or default_config(weights)
     config = ExtractorConfig(
-        str(config_file), tuple(overrides), "", choice, precision, compile, batch_size or 1, allow_missing=allow_missing
+        None if config_file is None else str(config_file),
+        tuple(overrides),
+        str(weights),
+        choice,
+        precision,
+        compile,
+        batch_size,
+        allow_missing=allow_missing,
     )
     cfg = config.cfg(device)
     if num_workers is None:
         num_workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     config = replace(config, weights=find_weights(weights, cfg, config_file), num_workers=num_workers)
-    _check_options(config, cfg, format, on_error)
     if ray is not None and num_gpus != 1:
         raise InputError("--ray and --num-gpus: choose one; on a cluster every task uses one device")
-    names = _class_names(cfg, vocabulary)
+    output = Path(output) if output is not None else default_output(cfg, config_file or f"{weights}", format)
+    names = _names(cfg, weights, config.weights, vocabulary)
+    _check_options(config, cfg, format, on_error, names)
     settings = settings_of(config, cfg, format)
     check_settings(output, settings)
-    files = list_images(images, image_root, id_of=stem_of if format == "lxmert-tsv" else image_id_of)
+    id_of = stem_of if format == "lxmert-tsv" else None
+    if images is None:
+        files = images_of_data_sets(cfg, id_of)
+    else:
+        files = list_images(images, image_root, id_of=id_of or image_id_of)
 
     about: dict[str, object] = {"settings": settings, **names}
     shards = ShardFolder(path_beside(output, SHARDS_SUFFIX).absolute(), format, about)
@@ -325,8 +339,15 @@ class _Progress:
             )
 
 
-def _check_options(config: ExtractorConfig, cfg: CfgNode, format: str, on_error: str) -> None:
+def _check_options(
+    config: ExtractorConfig, cfg: CfgNode, format: str, on_error: str, names: Mapping[str, list[str]]
+) -> None:
     check_format(format)
+    if format == "vinvl-tsv" and "object_vocabulary" not in names:
+        raise InputError(
+            "format vinvl-tsv: needs the names of the detector's classes, which are not known; name their folder "
+            "(--vocabulary)"
+        )
     if config.precision not in PRECISIONS:
         raise InputError(f"precision {config.precision!r}: unknown; use one of {', '.join(PRECISIONS)}")
     if on_error not in ON_ERROR:
@@ -345,27 +366,12 @@ def _check_options(config: ExtractorConfig, cfg: CfgNode, format: str, on_error:
         )
 
 
-def _class_names(cfg: CfgNode, folder: str | Path | None) -> dict[str, list[str]]:
-    """Returns the names of the detector's classes, as far as they are known.
-
-    Returns:
-        Lists of names under "object_vocabulary" and "attribute_vocabulary".
-    """
-    names = {}
-    sizes = {"objects": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
-    if cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
-        sizes["attributes"] = cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES
-    for kind, size in sizes.items():
-        default = vocabulary_folder(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Path()
-        path = Path(folder or default) / f"{kind}_vocab.txt"
-        if folder is None and not path.is_file():
-            continue
-        vocabulary = Vocabulary.read(path)
-        if len(vocabulary) == size:
-            names[f"{kind.removesuffix('s')}_vocabulary"] = vocabulary.names
-        elif folder is not None:
-            raise InputError(
-                f"{path}: {len(vocabulary)} classes, but the detector has {size}; give the vocabulary that it was "
-                "trained with"
-            )
-    return names
+def _names(cfg: CfgNode, weights: str | Path | None, path: str, vocabulary: str | Path | None) -> dict[str, list[str]]:
+    """Returns the names of the detector's classes under "object_vocabulary" and "attribute_vocabulary", as far as they
+    are known."""
+    objects, attributes = class_names(cfg, weights or "", path, vocabulary)
+    return {
+        name: values
+        for name, values in {"object_vocabulary": objects, "attribute_vocabulary": attributes}.items()
+        if values
+    }

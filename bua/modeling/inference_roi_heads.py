@@ -1,6 +1,6 @@
 """ROI heads that only infer: the features of ``AttributeRes5ROIHeads`` with fewer and larger operations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,21 @@ from bua.modeling.windows import distinct_windows, roi_windows, window_maxima
 class InferenceROIHeads(AttributeRes5ROIHeads):
     """Computes the features of ``AttributeRes5ROIHeads`` faster, and cannot be trained.
 
-    Regions run through res5 in steps of equal size. With RoIPool, the first layers of res5 are computed once for each
-    distinct window of the feature map instead of once for each bin of each region (``bua.modeling.windows``).
+    The regions of all feature maps run through res5 together, in steps. With RoIPool, the first layers of res5 are
+    computed once for each distinct window of a feature map instead of once for each bin of each region
+    (``bua.modeling.windows``).
     """
 
     conv2_taps: Tensor
 
-    def __init__(self, trained: AttributeRes5ROIHeads, *, regions_per_step: int, compile: bool = False):
+    def __init__(self, trained: AttributeRes5ROIHeads, *, step_sizes: Sequence[int], compile: bool = False):
         """
         Args:
             trained: Heads whose normalisation is folded into the convolutions
                 (``bua.modeling.optimize.fold_norms``). Their networks are taken over, not copied.
-            regions_per_step: Number of regions that run through res5 at a time.
+            step_sizes: Numbers of regions that run through res5 at a time: the largest as long as there are so many,
+                and then the smallest that is enough, filled up. On a CPU the last step is only filled up for compiled
+                code.
             compile: Whether to compile the part of res5 that follows its second convolution.
         """
         # The constructor of AttributeRes5ROIHeads would build new networks.
@@ -35,11 +38,13 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
         self.box_predictor = trained.box_predictor
         self.attribute_predictor = trained.attribute_predictor
 
-        self.regions_per_step = regions_per_step
         self.first_block = self.res5[0]
+        on_cpu = self.first_block.conv1.weight.device.type == "cpu"
+        self.step_sizes = sorted(step_sizes)
+        # Compiled code, and cuDNN's plans, are for one shape each.
+        self.fills_steps = compile or not on_cpu
         self.mean_of_res5: Callable[[Tensor, Tensor], Tensor] = _MeanOfRes5(self.res5)
         if compile:
-            on_cpu = self.first_block.conv1.weight.device.type == "cpu"
             self.mean_of_res5 = torch.compile(
                 self.mean_of_res5, dynamic=False, options={"freezing": True} if on_cpu else None
             )
@@ -47,21 +52,24 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
         by_window = not any(isinstance(module, nn.GroupNorm) for module in self.res5.modules())
         self.pools_windows = self.box_head.POOLER_TYPE == "ROIPool" and by_window and self.first_block.conv2.groups == 1
         if self.pools_windows:
-            # The weights of conv2's nine taps as one 1x1 convolution with nine times the output channels.
-            taps = self.first_block.conv2.weight.permute(2, 3, 0, 1).flatten(0, 2)[:, :, None, None].contiguous()
+            # The weights of conv2's nine taps as one linear layer with nine times the output channels.
+            taps = self.first_block.conv2.weight.permute(2, 3, 0, 1).flatten(0, 2).contiguous()
             self.register_buffer("conv2_taps", taps, persistent=False)
 
     def features(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
         """Returns the features [sum of N, D] float32, >= 0, of the boxes [N, 4] of each image, in network pixels."""
-        number = sum(map(len, boxes))
+        return self.features_of_maps([feature_map], [boxes], stride)
+
+    def features_of_maps(self, feature_maps: list[Tensor], boxes: list[list[Tensor]], stride: int) -> Tensor:
+        number = sum(len(image_boxes) for map_boxes in boxes for image_boxes in map_boxes)
         if number == 0:
-            return feature_map.new_zeros(0, self.feature_dim, dtype=torch.float32)
+            return feature_maps[0].new_zeros(0, self.feature_dim, dtype=torch.float32)
         begin_res5 = self._begin_with_windows if self.pools_windows else self._begin_with_bins
-        steps = begin_res5(feature_map, boxes, 1.0 / stride)
+        steps = begin_res5(feature_maps, boxes, 1.0 / stride)
         return torch.cat([self.mean_of_res5(out, shortcut) for out, shortcut in steps])[:number]
 
     def _begin_with_windows(
-        self, feature_map: Tensor, boxes: list[Tensor], scale: float
+        self, feature_maps: list[Tensor], boxes: list[list[Tensor]], scale: float
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields conv2's output and the shortcut for each step, [step, C, n, n], put together from the values of the
         windows.
@@ -69,14 +77,19 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
         The output of a 3x3 convolution is a sum of nine products, each of a window with the weights of one tap. The
         products, too, are computed once per window, and only their sums once for each bin of each region.
         """
-        windows = roi_windows(boxes, self.box_head.POOLER_RESOLUTION, scale, *feature_map.shape[-2:])
-        windows, index = distinct_windows(windows)
-        maxima = window_maxima(feature_map, windows)
+        windows, first_image = [], 0
+        for feature_map, map_boxes in zip(feature_maps, boxes):
+            of_map = roi_windows(map_boxes, self.box_head.POOLER_RESOLUTION, scale, *feature_map.shape[-2:])
+            of_map[..., 0] += first_image
+            first_image += len(map_boxes)
+            windows.append(of_map)
+        distinct, index = distinct_windows(torch.cat(windows))
+        maxima = window_maxima(feature_maps, distinct)
         conv1, conv2, shortcut = self.first_block.conv1, self.first_block.conv2, self.first_block.shortcut
         reduced = nn.functional.relu_(_pointwise(maxima, conv1.weight, conv1.bias))
         # The last row is the padding around a region.
-        products = _pointwise(nn.functional.pad(reduced, (0, 0, 0, 1)), self.conv2_taps)
-        products = products.reshape(-1, conv2.out_channels)
+        products = nn.functional.linear(nn.functional.pad(reduced, (0, 0, 0, 1)), self.conv2_taps)
+        products = products.view(-1, conv2.out_channels)
         shortcuts = _pointwise(maxima, shortcut.weight, shortcut.bias)
         for rows in self._steps(index):
             taps = _tap_rows(rows[:, :: conv1.stride[0], :: conv1.stride[1]], conv2, padding=len(reduced))
@@ -85,13 +98,18 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
             yield out.view(*taps.shape[:3], -1).permute(0, 3, 1, 2), shortcuts[shortcut_rows].permute(0, 3, 1, 2)
 
     def _begin_with_bins(
-        self, feature_map: Tensor, boxes: list[Tensor], scale: float
+        self, feature_maps: list[Tensor], boxes: list[list[Tensor]], scale: float
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields conv2's output and the shortcut for each step, [step, C, n, n], computed for each region."""
         resolution, pooler = self.box_head.POOLER_RESOLUTION, self.box_head.POOLER_TYPE
-        # torchvision's operators have no bf16 form.
-        pooled = pool_regions(
-            feature_map.float(), boxes, resolution, scale, pooler, self.box_head.POOLER_SAMPLING_RATIO
+        pooled = torch.cat(
+            [
+                # torchvision's operators have no bf16 form.
+                pool_regions(
+                    feature_map.float(), map_boxes, resolution, scale, pooler, self.box_head.POOLER_SAMPLING_RATIO
+                )
+                for feature_map, map_boxes in zip(feature_maps, boxes)
+            ]
         )
         block = self.first_block
         for regions in self._steps(pooled):
@@ -99,10 +117,11 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
             yield block.conv2(nn.functional.relu_(block.conv1(regions))), block.shortcut(regions)
 
     def _steps(self, values: Tensor) -> Iterator[Tensor]:
-        """Yields parts of ``regions_per_step`` rows. The last part is filled up with its last row, because a compiled
-        function has one shape."""
-        for part in values.split(self.regions_per_step):
-            missing = min(self.regions_per_step, len(values)) - len(part)
+        """Yields parts of as many rows as ``step_sizes`` say. The last part is filled up with its last row."""
+        for part in values.split(self.step_sizes[-1]):
+            missing = 0
+            if self.fills_steps:
+                missing = next(size for size in self.step_sizes if size >= len(part)) - len(part)
             yield torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
 
 
@@ -122,9 +141,14 @@ class _MeanOfRes5(nn.Module):
         return x.mean(dim=(2, 3), dtype=torch.float32)
 
 
-def _pointwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns rows [K, C] times a weight [D, C, 1, 1], [K, D]. On a CPU oneDNN's convolution is up to twice as fast as
-    the BLAS behind torch's matrix product."""
+def _pointwise(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Returns rows [K, C] times a weight [D, C, 1, 1], [K, D].
+
+    On a CPU oneDNN's convolution is up to twice as fast as the BLAS behind torch's matrix product. On a GPU a
+    convolution would need a new plan of cuDNN for each K.
+    """
+    if rows.device.type != "cpu":
+        return nn.functional.linear(rows, weight.flatten(1), bias)
     return nn.functional.conv2d(rows.T[None, :, :, None], weight, bias)[0, :, :, 0].T
 
 

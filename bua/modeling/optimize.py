@@ -14,11 +14,12 @@ from bua.modeling.backbone import ConvNorm, PreActivationBottleneck
 from bua.modeling.detector import Detector
 from bua.modeling.inference_roi_heads import InferenceROIHeads
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# The type of the convolutions. "tf32" is float32 too; ``bua.precision`` lets a GPU multiply it with less precision.
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
-# Number of regions that run through res5 at a time. On a CPU it is small enough for the activations to stay in the
-# cache; on a GPU it limits the memory that they take.
-REGIONS_PER_STEP = {"cpu": 10, "cuda": 600}
+# Numbers of regions that run through res5 at a time. On a CPU they are small enough for the activations to stay in the
+# cache; on a GPU the largest limits the memory that they take, and the smaller ones are for few regions.
+REGIONS_PER_STEP = {"cpu": (10,), "cuda": (75, 150, 300, 600)}
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ def optimize_for_inference(detector: Detector, *, precision: str = "fp32", compi
     - Convolutions and the tensors between them are channels-last.
     - With RoIPool, the first layers of res5 are computed once for each distinct window instead of once for each bin of
       each region (``InferenceROIHeads``), which saves a quarter of the multiplications.
+    - "tf32" is "fp32" here: how a GPU multiplies float32 is a setting of the process
+      (``bua.precision.set_float32_precision``).
     - With "bf16", weights and activations of the convolutions are bfloat16. These stay float32: the last
       layers of the RPN, box coding, suppression, the mean over res5's output, the classifiers, and everything that is
       returned.
@@ -46,8 +49,8 @@ def optimize_for_inference(detector: Detector, *, precision: str = "fp32", compi
     value.
 
     Args:
-        precision: "fp32" or "bf16". On a CPU without bfloat16 arithmetic (avx512_bf16, amx_bf16) "bf16" is slower than
-            "fp32", and a warning says so.
+        precision: "fp32", "tf32" or "bf16". On a CPU without bfloat16 arithmetic (avx512_bf16, amx_bf16) "bf16" is
+            slower than "fp32", and a warning says so.
         compile: Whether to compile res5 with torch.compile, at the first image. It takes about a minute.
 
     Raises:
@@ -65,11 +68,11 @@ def optimize_for_inference(detector: Detector, *, precision: str = "fp32", compi
     for module in (copied.backbone, copied.proposal_generator.rpn_head.conv, copied.roi_heads.res5):
         module.to(PRECISIONS[precision])
     copied.to(memory_format=torch.channels_last)
-    regions_per_step = REGIONS_PER_STEP.get(device, REGIONS_PER_STEP["cuda"])
+    step_sizes = REGIONS_PER_STEP.get(device, REGIONS_PER_STEP["cuda"])
     return OptimizedDetector(
         backbone=copied.backbone,
         proposal_generator=copied.proposal_generator,
-        roi_heads=InferenceROIHeads(copied.roi_heads, regions_per_step=regions_per_step, compile=compile),
+        roi_heads=InferenceROIHeads(copied.roi_heads, step_sizes=step_sizes, compile=compile),
         resize=copied.prepare,
         pixel_mean=copied.pixel_mean,
         pixel_std=copied.pixel_std,

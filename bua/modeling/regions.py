@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bua.modeling.boxes import clip_boxes, decode_boxes
+from bua.modeling.boxes import clip_boxes, constant_row, decode_boxes
 from bua.structures import DetectorInput, RegionPredictions
 
 
@@ -99,5 +99,5 @@ def _regressed_boxes(
 
 
 def _scale(inputs: DetectorInput, boxes: Tensor) -> Tensor:
-    x, y = inputs.scale
-    return torch.tensor([x, y, x, y], dtype=torch.float32, device=boxes.device)
+    """Returns the scale [4] of coordinates x1y1x2y2."""
+    return constant_row([*inputs.scale, *inputs.scale], boxes)

@@ -30,6 +30,7 @@ class FakeDetector:
     """
 
     convention = "caffe"
+    device = torch.device("cpu")
     prepare = Resize(64, 128, "caffe")
 
     def __init__(self, deadly=(), too_large=1000):

@@ -1,5 +1,6 @@
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,16 @@ from fake_detector import FEATURES, REGIONS, FakeDetector, assert_same_regions, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bua.config import load_cfg
 from bua.errors import InputError
-from bua.extraction import Extractor, ImageFile, RegionChoice
-from bua.extraction.extractor import FLUSH_BATCHES, WAITING_BATCHES
+from bua.extraction import Extractor, ExtractorConfig, ImageFile, RegionChoice
+from bua.extraction.extractor import FLUSH_BATCHES
 from bua.io.images import read_image
+from bua.modeling import build_detector
+from bua.modeling.optimize import optimize_for_inference
+from bua.precision import set_float32_precision
+
+CONFIG = Path(__file__).parents[2] / "configs" / "vg_r101.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +30,9 @@ def outcomes_of(images, choice=None, detector=None, **options):
     return list(Extractor(detector or FakeDetector(), choice or RegionChoice(), **options)(images))
 
 
-def test_one_at_a_time_keeps_the_order(images):
-    outcomes = outcomes_of(images, num_workers=3)
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+def test_the_order_is_kept(images, batch_size):
+    outcomes = outcomes_of(images, num_workers=3, batch_size=batch_size)
     assert [outcome.image for outcome in outcomes] == images
     assert all(outcome.regions.image_id == outcome.image.image_id for outcome in outcomes)
 
@@ -38,17 +46,17 @@ def test_batches_workers_and_flushes_change_nothing(images, batch_size, num_work
         stream.insert(place, FLUSH_BATCHES)
     detector = FakeDetector()
     batched = outcomes_of(stream, detector=detector, batch_size=batch_size, num_workers=num_workers)
-    assert sorted(outcome.image.image_id for outcome in batched) == list(range(len(images)))
+    assert [outcome.image.image_id for outcome in batched] == list(range(len(images)))
     for image, regions, _ in batched:
         assert_same_regions(regions, plain[image])
     assert max(map(len, detector.batches)) <= batch_size
 
 
-def test_batches_are_of_one_size_and_full_while_there_is_more(images):
+def test_batches_are_full_whatever_the_sizes_of_the_images(images):
     detector = FakeDetector()
-    outcomes_of(images, detector=detector, batch_size=4)
-    assert all(len({image_id % 3 for image_id in batch}) == 1 for batch in detector.batches)
-    assert [len(batch) for batch in detector.batches][:-3] == [4] * (len(detector.batches) - 3)
+    outcomes_of(images, detector=detector, batch_size=16)
+    assert [len(batch) for batch in detector.batches] == [16, 16, 8]
+    assert {image_id % 3 for image_id in detector.batches[0]} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (1, 2), (4, 2)])
@@ -69,17 +77,6 @@ def test_no_more_images_are_in_progress_than_it_says_and_none_after_a_flush(imag
         done += 1
     # The image that is asked for next is not in progress yet.
     assert max(in_progress) <= extractor.max_in_progress + 1
-
-
-def test_an_image_of_a_rare_size_does_not_wait_for_ever(images):
-    detector = FakeDetector()
-    common = [image for image in images if image.image_id % 3 == 0]
-    outcomes_of([images[1], *common * 3], detector=detector, batch_size=2)
-    assert [1] not in detector.batches[:-1]
-    detector = FakeDetector()
-    several = [images[1], images[2], images[0]] * (WAITING_BATCHES + 1)
-    outcomes_of(several, detector=detector, batch_size=20)
-    assert all(len(batch) == WAITING_BATCHES + 1 for batch in detector.batches)
 
 
 def test_images_are_decoded_ahead_of_the_detector(images, monkeypatch):
@@ -108,14 +105,17 @@ def test_out_of_memory_falls_back_to_single_images(images, too_large, fail):
     outcomes = outcomes_of(images[:6], detector=FakeDetector(too_large=too_large), batch_size=3)
     failed = {outcome.image.image_id: outcome.reason for outcome in outcomes if outcome.regions is None}
     assert sorted(failed) == fail
-    assert len(outcomes) == 6
+    assert [outcome.image for outcome in outcomes] == images[:6]
     assert set(failed.values()) <= {"CUDA out of memory. Tried to allocate"}
 
 
 def test_an_image_that_cannot_be_read_has_a_reason(images, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     bad = [ImageFile(str(tmp_path / "text.jpg"), "text"), ImageFile(str(tmp_path / "gone.jpg"), "gone")]
-    outcomes = {outcome.image.image_id: outcome for outcome in outcomes_of([*images[:3], *bad], batch_size=3)}
+    mixed = [bad[0], images[0], bad[1], *images[1:3]]
+    in_order = outcomes_of(mixed, batch_size=3)
+    assert [outcome.image for outcome in in_order] == mixed
+    outcomes = {outcome.image.image_id: outcome for outcome in in_order}
     assert "not an image" in outcomes["text"].reason
     assert "gone.jpg" in outcomes["gone"].reason
     assert sum(outcome.regions is not None for outcome in outcomes.values()) == 3
@@ -202,3 +202,57 @@ def test_sizes_of_images_are_kept(images):
         assert outcome.regions.features.dtype == np.float32
         assert isinstance(outcome.regions.boxes, np.ndarray)
         assert not isinstance(outcome.regions.features, torch.Tensor)
+
+
+SLIM = [
+    *["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"],
+    *["MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"],
+    *["MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.DEPTH", "50", "MODEL.RPN.CONV_DIMS", "[16]"],
+    *["MODEL.ROI_HEADS.NUM_CLASSES", "7", "MODEL.BUA.ATTRIBUTES.NUM_CLASSES", "5"],
+    *["MODEL.RPN.POST_NMS_TOPK_TEST", "30", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "128"],
+]
+
+
+@pytest.mark.parametrize(
+    ("norm", "choice"),
+    [
+        ("FrozenBN", RegionChoice()),
+        ("GN", RegionChoice(12, 12)),  # the way without windows
+        ("FrozenBN", RegionChoice(12, 12, regressed=True)),
+        ("FrozenBN", RegionChoice(boxes="boxes.json")),
+        ("FrozenBN", RegionChoice(grid=True)),
+    ],
+)
+def test_a_network_gives_the_same_for_images_of_any_sizes_together(images, tmp_path, monkeypatch, norm, choice):
+    monkeypatch.chdir(tmp_path)
+    given = {str(i): [[1, 2, 30, 30], [0, 0, 47, 31], [20, 3, 25, 20]][: 1 + i % 3] for i in range(6)}
+    (tmp_path / "boxes.json").write_text(json.dumps(given))
+    torch.manual_seed(0)
+    cfg = load_cfg(CONFIG, [*SLIM, "MODEL.RESNETS.NORM", norm])
+    detector = optimize_for_inference(build_detector(cfg))
+    one_by_one = outcomes_of(images[:7], choice, detector)
+    together = outcomes_of(images[:7], choice, detector, batch_size=5)
+    for (image, expected, reason), (other_image, found, other_reason) in zip(one_by_one, together, strict=True):
+        assert (image, reason) == (other_image, other_reason)
+        if reason is None:
+            np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-4)
+            np.testing.assert_allclose(found.features, expected.features, atol=1e-5 * expected.features.max())
+            assert np.array_equal(found.object_ids, expected.object_ids) or choice.grid
+    assert (one_by_one[-1].regions is None) == (choice.boxes is not None)
+
+
+def test_the_batch_size_follows_the_device():
+    assert Extractor(FakeDetector(), RegionChoice()).batch_size == 1
+    assert Extractor(FakeDetector(), RegionChoice(), batch_size=3).batch_size == 3
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "highest"), ("tf32", "highest"), ("bf16", "highest")])
+def test_loading_a_detector_sets_the_precision_of_float32(precision, expected):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        ExtractorConfig(str(CONFIG), tuple(SLIM), "random", precision=precision).load_detector()
+        # On a CPU, TF32 is float32.
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        set_float32_precision(before)
