@@ -1,6 +1,7 @@
-"""The choices and defaults of options, which commands and the modules behind them share.
+"""The choices and defaults of options, for the parsers of commands.
 
-This module imports nothing, so that a command can show its help without importing PyTorch.
+This module imports nothing, so that a command can show its help without importing PyTorch. tests/test_options.py
+compares it with the modules that implement the options.
 """
 
 ENGINES = ("detectron2", "torch")
@@ -8,6 +9,7 @@ ENGINES = ("detectron2", "torch")
 # Extraction.
 ON_ERROR = ("skip", "stop")
 SHARD_SIZE = 1000
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 # Features, in the order in which documents list them.
 FORMATS = (

@@ -33,6 +33,7 @@ GROUPS = {
         "convert-checkpoint": "convert weights between layouts",
     },
     "Features": {
+        "extract": "write the region features of images",
         "convert-features": "convert features between formats",
         "inspect-features": "summarise a file of features, and what is wrong with it",
         "verify-features": "compare features with a reference",

@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from bua.checkpoint import load_weights
 from bua.config import load_cfg
 from bua.detection.description import cfg_of_weights
+from bua.engine.checkpoints import last_checkpoint
 from bua.errors import InputError
 from bua.modeling import build_detector
 from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
@@ -127,18 +128,24 @@ def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Pa
 
     Args:
         weights: A checkpoint file, the name of a released one, an address, or ``RANDOM_WEIGHTS``; None for
-            MODEL.WEIGHTS of ``cfg``.
+            MODEL.WEIGHTS of ``cfg``, or the newest checkpoint in its OUTPUT_DIR.
         config_file: The file that ``cfg`` was read from, for messages.
     """
     if weights == RANDOM_WEIGHTS:
         return RANDOM_WEIGHTS
-    # An address in MODEL.WEIGHTS is refused: those in configs/ are of ImageNet backbones, which training starts from.
-    if not weights and not os.path.isfile(cfg.MODEL.WEIGHTS) and cfg.MODEL.WEIGHTS not in ZOO:
+    if weights:
+        return str(fetch(weights))
+    # An address in MODEL.WEIGHTS is not used: those in configs/ are of ImageNet backbones, which training starts from.
+    if os.path.isfile(cfg.MODEL.WEIGHTS) or cfg.MODEL.WEIGHTS in ZOO:
+        return str(fetch(cfg.MODEL.WEIGHTS))
+    newest = last_checkpoint(cfg.OUTPUT_DIR)
+    if newest is None:
         raise InputError(
-            f"weights: none given, and MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not a "
-            f"checkpoint file; give a trained detector's checkpoint, or {RANDOM_WEIGHTS!r} to try things out"
+            f"weights: none given; MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not a checkpoint "
+            f"file, and {cfg.OUTPUT_DIR} holds no training; give a trained detector's checkpoint, or "
+            f"{RANDOM_WEIGHTS!r} to try things out"
         )
-    return str(fetch(weights or cfg.MODEL.WEIGHTS))
+    return str(newest)
 
 
 def settings_of(config: ExtractorConfig, cfg: CfgNode, format: str) -> dict[str, object]:

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fvcore.common.config import CfgNode
 
-from bua.detection.catalog import vocabulary_folder
-from bua.detection.description import DetectorDescription, description_of
 from bua.errors import InputError
+from bua.extraction.class_names import class_names
+from bua.extraction.default_arguments import default_config
 from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig, RegionChoice, fingerprint
 from bua.extraction.select import regions_from
 from bua.modeling.optimize import OptimizedDetector
 from bua.structures import RegionPredictions, Regions
-from bua.vocabulary import Vocabulary
-from bua.weights.zoo import ZOO, fetch, fetch_vocabularies
+from bua.weights.zoo import fetch
 
 
 class ImageDetector:
@@ -115,14 +113,14 @@ def open_detector(
     """
     choice = choice or RegionChoice()
     choice.check()
+    if weights == RANDOM_WEIGHTS and config_file is None:
+        raise InputError(f"weights {RANDOM_WEIGHTS}: name the configuration file, too (--config-file)")
+    config_file = config_file or default_config(weights)
     config = ExtractorConfig(
         None if config_file is None else str(config_file), tuple(overrides), str(weights), choice, precision
     )
-    if weights == RANDOM_WEIGHTS and config_file is None:
-        raise InputError(f"weights {RANDOM_WEIGHTS}: name the configuration file, too (--config-file)")
     path = weights if weights == RANDOM_WEIGHTS else fetch(weights)
-    description = None if weights == RANDOM_WEIGHTS else description_of(path)
-    objects, attributes = _class_names(config.cfg(device), weights, description, vocabulary)
+    objects, attributes = class_names(config.cfg(device), weights, path, vocabulary)
     return ImageDetector(
         replace(config, weights=str(path)).load_detector(device),
         choice,
@@ -131,36 +129,3 @@ def open_detector(
         objects=objects,
         attributes=attributes,
     )
-
-
-def _class_names(
-    cfg: CfgNode, weights: str | Path, description: DetectorDescription | None, folder: str | Path | None
-) -> tuple[list[str] | None, list[str] | None]:
-    """Returns the names of the objects and of the attributes, each as far as they are known and have the right number.
-
-    Raises:
-        InputError: The vocabulary in ``folder`` has another number of classes than the detector.
-    """
-    sizes = {"objects": cfg.MODEL.ROI_HEADS.NUM_CLASSES, "attributes": cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES}
-    if not cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
-        del sizes["attributes"]
-    found: dict[str, list[str] | None] = {"objects": None, "attributes": None if "attributes" in sizes else []}
-    for kind, size in sizes.items():
-        if folder is not None:
-            names = Vocabulary.read(Path(folder) / f"{kind}_vocab.txt").names
-            if len(names) != size:
-                raise InputError(
-                    f"{folder}: {kind}_vocab.txt has {len(names)} classes, but the detector has {size}; give the "
-                    "vocabulary that it was trained with"
-                )
-            found[kind] = names
-        elif description is not None:
-            found[kind] = list(getattr(description, kind))
-        elif str(weights) in ZOO:
-            found[kind] = fetch_vocabularies()[kind]
-        elif cfg.DATASETS.TEST and (path := vocabulary_folder(cfg.DATASETS.TEST[0]) / f"{kind}_vocab.txt").is_file():
-            found[kind] = Vocabulary.read(path).names
-        names_of_kind = found[kind]
-        if names_of_kind is not None and len(names_of_kind) != size:
-            found[kind] = None
-    return found["objects"], found["attributes"]

@@ -62,12 +62,14 @@ class ExtractionSummary:
     """The result of ``extract``.
 
     Attributes:
+        output: The file or folder of features.
         done: Number of images whose features this run wrote.
         skipped: Number of images whose features were in the output before.
         failed: Number of images that are listed in ``<output>.failures.jsonl``.
         seconds: Time from the first image to the last.
     """
 
+    output: Path = Path()
     done: int = 0
     skipped: int = 0
     failed: int = 0
@@ -224,7 +226,7 @@ def write_features(
         InputError: The output cannot be written, or an image failed and ``stop_on_error`` is set.
     """
     missing = [image for image in images if image.image_id not in writer.done]
-    summary = ExtractionSummary(skipped=len(images) - len(missing))
+    summary = ExtractionSummary(failures.output, skipped=len(images) - len(missing))
     recorder = _Recorder(missing, writer, merger, failures, summary, stop_on_error)
     start = time.perf_counter()
     try:

@@ -1,0 +1,67 @@
+"""The names of a detector's classes, from wherever they are known."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+from bua.detection.catalog import vocabulary_folder
+from bua.detection.description import description_of
+from bua.errors import InputError
+from bua.vocabulary import Vocabulary
+from bua.weights.zoo import ZOO, fetch_vocabularies
+
+logger = logging.getLogger(__name__)
+
+
+def class_names(
+    cfg: CfgNode, weights: str | Path, path: str | Path, folder: str | Path | None = None
+) -> tuple[list[str] | None, list[str] | None]:
+    """Returns the names of a detector's objects and of its attributes, counted from 0; None for those that are not
+    known, and an empty list if the detector has no attribute head.
+
+    They are those in ``folder``, or else those that the checkpoint holds, those of the data set in DATASETS.TEST, or
+    those of released weights, provided that they are as many as the detector has classes.
+
+    Args:
+        weights: What the user named: a file, a name in ``ZOO``, an address, or "random".
+        path: The file of the weights.
+        folder: Folder of objects_vocab.txt and attributes_vocab.txt.
+
+    Raises:
+        InputError: The vocabulary in ``folder`` cannot be read, or has another number of classes than the detector.
+    """
+    objects = _names(cfg, weights, path, folder, "objects", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    if not cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
+        return objects, []
+    return objects, _names(cfg, weights, path, folder, "attributes", cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES)
+
+
+def _names(
+    cfg: CfgNode, weights: str | Path, path: str | Path, folder: str | Path | None, kind: str, size: int
+) -> list[str] | None:
+    if folder is not None:
+        file = Path(folder) / f"{kind}_vocab.txt"
+        names = Vocabulary.read(file).names
+        if len(names) != size:
+            raise InputError(
+                f"{file}: {len(names)} classes, but the detector has {size}; give the vocabulary that it was trained "
+                "with"
+            )
+        return names
+    description = description_of(path)
+    if description is not None:
+        return _if_fitting(getattr(description, kind), size)
+    if cfg.DATASETS.TEST and (file := vocabulary_folder(cfg.DATASETS.TEST[0]) / f"{kind}_vocab.txt").is_file():
+        return _if_fitting(Vocabulary.read(file).names, size)
+    if str(weights) in ZOO:
+        try:
+            return _if_fitting(fetch_vocabularies()[kind], size)
+        except InputError as error:
+            logger.warning("%s; the names of %s are left out", error, kind)
+    return None
+
+
+def _if_fitting(names: Sequence[str], size: int) -> list[str] | None:
+    return list(names) if len(names) == size else None

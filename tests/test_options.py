@@ -1,0 +1,38 @@
+"""The choices and defaults of options are those of the modules that implement them."""
+
+import bua.captioning.official
+import bua.captioning.scores
+import bua.captioning.vocabulary
+import bua.extraction.cluster
+import bua.extraction.compare
+import bua.extraction.run
+import bua.features.store
+import bua.modeling.optimize
+import bua.shapes.make
+import bua.tasks.words
+import bua.vqa.accuracy
+import bua.vqa.answers
+from bua import options
+
+
+def test_choices_are_those_of_the_implementation():
+    assert options.FORMATS == tuple(bua.features.store.FORMATS)
+    assert options.PRECISIONS == tuple(bua.modeling.optimize.PRECISIONS)
+    assert options.ON_ERROR == bua.extraction.run.ON_ERROR
+    assert options.SHAPES_VERSIONS == bua.shapes.make.VERSIONS
+    assert options.VQA_REVISIONS == bua.vqa.accuracy.REVISIONS
+    assert options.TOKENIZERS == bua.captioning.vocabulary.TOKENIZERS
+    assert options.CAPTION_METRICS == bua.captioning.scores.METRICS
+
+
+def test_defaults_are_those_of_the_implementation():
+    bounds = bua.extraction.compare.Bounds()
+    assert (options.BOX_DISTANCE, options.COSINE, options.LABEL_AGREEMENT) == (
+        bounds.box_distance,
+        bounds.cosine,
+        bounds.label_agreement,
+    )
+    assert options.SHARD_SIZE == bua.extraction.cluster.SHARD_SIZE
+    assert options.ANSWER_MIN_COUNT == bua.vqa.answers.MIN_COUNT
+    assert options.QUESTION_LENGTH == bua.tasks.words.QUESTION_LENGTH
+    assert options.PHRASES_PER_CAPTION == bua.captioning.official.PHRASES
