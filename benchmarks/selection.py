@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
+from bua.extraction.class_suppression import overlap_bits
 from bua.extraction.select import choose_rows
-from bua.extraction.suppression import overlap_bits
 
 REGIONS, CLASSES = 300, 1600
 

@@ -7,7 +7,7 @@ would have to wait for the GPU. Boxes and class probabilities are copied once.
 import numpy as np
 import torch
 
-from bua.extraction.suppression import overlap_bits, suppressed_of_pairs, suppressed_of_scores
+from bua.extraction.class_suppression import overlap_bits, suppressed_of_pairs, suppressed_of_scores
 from bua.structures import RegionPredictions, Regions
 
 # The largest share of all (region, class) pairs for which the pairs are listed one by one.

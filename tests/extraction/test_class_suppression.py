@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bua.extraction.suppression import overlap_bits, suppressed_of_pairs, suppressed_of_scores
+from bua.extraction.class_suppression import overlap_bits, suppressed_of_pairs, suppressed_of_scores
 from bua.modeling.boxes import pairwise_iou
 
 CONVENTIONS = ["caffe", "detectron2"]
