@@ -1,6 +1,7 @@
 """The data that the parts of bua pass to each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,15 @@ class DetectorInput:
     boxes: torch.Tensor | None = None
     classes: torch.Tensor | None = None
     attributes: torch.Tensor | None = None
+
+    def pin_memory(self) -> "DetectorInput":
+        """Returns the same with all tensors in page-locked memory, from which copies to a GPU are asynchronous.
+
+        torch's DataLoader calls this method if it is to pin its batches.
+        """
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        pinned = {name: value.pin_memory() for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return DetectorInput(**{**values, **pinned})
 
 
 @dataclass

@@ -144,6 +144,7 @@ def training_loader(cfg: CfgNode, seed: int, process_index: int = 0, num_process
         groups=aspect_groups(data.sizes) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         keep=data.keep,
         num_workers=_workers(cfg),
+        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         process_index=process_index,
         num_processes=num_processes,
     )

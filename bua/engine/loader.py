@@ -37,6 +37,8 @@ class TrainingLoader:
         keep: Indices of the items to use. By default all are used.
         num_workers: Number of processes that make items in advance. With 0, this process makes them when it needs them.
         collate: Makes a batch from a list of items.
+        pin_memory: Whether batches are in page-locked memory, from which copies to a GPU are asynchronous. If items are
+            neither tensors nor collections of them, they have a method ``pin_memory``.
         process_index, num_processes: Number of this process, from 0, and number of all processes. They determine which
             share of each batch this process gets.
 
@@ -55,6 +57,7 @@ class TrainingLoader:
         keep: np.ndarray | None = None,
         num_workers: int = 0,
         collate: Callable = list,
+        pin_memory: bool = False,
         process_index: int = 0,
         num_processes: int = 1,
     ):
@@ -68,6 +71,7 @@ class TrainingLoader:
         self.dataset, self.mapper, self.collate = dataset, mapper, collate
         self.groups = None if groups is None else np.asarray(groups)[self.keep]
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.pin_memory = pin_memory
         self.process_index, self.num_processes = process_index, num_processes
         self.epoch, self.position = 0, 0
 
@@ -78,6 +82,7 @@ class TrainingLoader:
             batch_sampler=self._batches(self.epoch, self.position),
             num_workers=self.num_workers,
             collate_fn=_Collate(self.collate),
+            pin_memory=self.pin_memory,
             worker_init_fn=_init_worker,
             # DataLoader draws from its generator when it starts workers. If this were torch's global generator, the
             # model would draw other random numbers.

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+
+from bua.engine.collectives import broadcast
 
 
 def random_state() -> dict:
@@ -57,7 +58,7 @@ def seed_run(seed: int, accelerator: Accelerator) -> int:
     Returns:
         The run's random seed, which is the same in all processes.
     """
-    shared = broadcast_object_list([seed if seed >= 0 else secrets.randbits(31)])[0]
+    shared = broadcast(seed if seed >= 0 else secrets.randbits(31))
     seed_everything(shared + accelerator.process_index)
     return shared
 

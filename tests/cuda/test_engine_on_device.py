@@ -13,6 +13,7 @@ from bua.config import get_cfg
 from bua.engine import NonFiniteLoss, Trainer, build_clip, build_optimizer, build_scheduler, connect
 from bua.engine.checkpoints import to_cpu
 from bua.engine.loader import TrainingLoader
+from bua.structures import DetectorInput
 
 OPTIMIZERS = ["SGD", "Adam", "AdamW", "Adamax"]
 
@@ -115,3 +116,13 @@ def test_a_checkpoint_holds_no_tensor_of_the_gpu(tmp_path):
     saved = read_checkpoint(tmp_path / "model_final.pth")
     moments = [value for state in saved["optimizer"]["state"].values() for value in state.values()]
     assert {value.device.type for value in [*saved["model"].values(), *moments]} == {"cpu"}
+
+
+def test_batches_are_pinned():
+    def to_input(index: int, rng: np.random.Generator) -> DetectorInput:
+        return DetectorInput(torch.ones(3, 2, 2), 4, 4, (2.0, 2.0), index, boxes=torch.ones(1, 4))
+
+    (first, _) = next(iter(TrainingLoader(range(4), to_input, 2, seed=1, pin_memory=True)))
+    assert first.image.is_pinned()
+    assert first.boxes.is_pinned()
+    assert (first.width, first.scale, first.classes) == (4, (2.0, 2.0), None)

@@ -28,7 +28,7 @@ def run_script(*args) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("toy_training.py")
     command = [sys.executable, str(script), *map(str, args)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -52,8 +52,9 @@ def evaluate_detector(
     if isinstance(detector, Detector) and not isinstance(detector, OptimizedDetector):
         _share_statistics(detector)
         detector = optimize_for_inference(detector)
+    device = detector.device.type if isinstance(detector, Detector) else "cpu"
     if batch_size is None:
-        batch_size = BATCH_SIZES.get(detector.device.type, 1) if isinstance(detector, Detector) else 1
+        batch_size = BATCH_SIZES.get(device, 1)
     dataset = evaluator.dataset
     number = len(dataset) if limit is None else min(limit, len(dataset))
     rank = dist.get_rank() if num_processes() > 1 else 0
@@ -63,6 +64,7 @@ def evaluate_detector(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,
+        pin_memory=device == "cuda",
     )
     evaluator.reset()
     done = 0
