@@ -37,7 +37,12 @@ class Trainer:
     """Trains a model, saves checkpoints, evaluates and logs.
 
     The losses of every iteration depend only on the arguments and on the global random state at the start. A run that
-    was killed and resumed has the same losses as one that was not, and evaluations do not change them.
+    was killed and resumed has the same losses as one that was not, and evaluations do not change them. On a GPU, where
+    some sums have no fixed order, this holds up to rounding.
+
+    The CPU waits for the GPU only to log, to save and to evaluate, if the optimizer is one of torch's fused ones. With
+    another optimizer or with loss scaling, it waits in each iteration until the forward pass has been computed, while
+    the backward pass is already queued.
 
     The files in ``output_dir`` are ``model_0000999.pth`` after 1000 iterations (Detectron2 counts from 0) and so on,
     ``model_final.pth`` at the end, ``last_checkpoint`` with the name of the newest checkpoint, the files of
@@ -125,7 +130,7 @@ class Trainer:
             # The argument of the constructor has different names in the versions of torch.
             self.parallel.broadcast_buffers = False
         # If the optimizer can skip an update on the GPU, no step waits for the GPU, and the losses are read when they
-        # are logged. Loss scaling uses the same means of the optimizer.
+        # are logged. Loss scaling uses ``found_inf`` for its own purpose.
         self.skips_updates = self.device.type == "cuda" and can_skip_updates(optimizer) and not self.scaler.is_enabled()
         self.history = LossHistory(at_once=not self.skips_updates)
         self.log: TrainingLog | None = None
@@ -147,7 +152,7 @@ class Trainer:
             The metrics of the last evaluation. The dict is empty if there was none, and outside of the main process.
 
         Raises:
-            NonFiniteLoss: A loss is not finite. The parameters have not been updated with it.
+            NonFiniteLoss: A loss is not finite. The parameters have not been updated with it, nor with later ones.
             InputError: A checkpoint does not fit, or ``output_dir`` contains a run and ``resume`` is False.
         """
         saved = self._find_run(resume)
