@@ -25,6 +25,7 @@ setup(
     packages=[*find_packages(include=["bua", "bua.*"]), "bua.configs"],
     package_dir={"bua.configs": "configs"},
     package_data={
+        "bua.app": ["templates/*"],
         "bua.visualization": ["templates/*"],
         "bua.shapes": ["weights/*"],
         "bua.configs": ["*.yaml", "*/*.yaml"],

@@ -25,13 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group(
         "models of the tasks",
-        "By default, those that come with the package; if these were trained with another detector, the task is hidden.",
+        "By default, those that come with the package. A task is hidden if these do not fit the detector.",
     )
     group.add_argument("--vqa", help="checkpoint of train-vqa")
     group.add_argument("--captioner", help="checkpoint of train-caption")
     group.add_argument("--grounding", help="checkpoint of train-grounding")
 
-    group = parser.add_argument_group("regions of an image", "By default, as many as the tasks' models were trained on.")
+    group = parser.add_argument_group(
+        "regions of an image", "By default, as many as the tasks' models were trained on."
+    )
     group.add_argument("--min-boxes", type=int, help="minimum number of regions")
     group.add_argument("--max-boxes", type=int, help="maximum number of regions")
 

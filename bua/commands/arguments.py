@@ -82,6 +82,15 @@ def add_image_options(parser: argparse.ArgumentParser, *, several: bool = False)
     parser.add_argument(
         "--image", required=True, nargs="+" if several else None, help="image files" if several else "image file"
     )
+    add_detector_options(parser, ", before --image" if several else "")
+
+
+def add_detector_options(parser: argparse.ArgumentParser, overrides_end: str = "") -> None:
+    """Adds the options of a command that applies a detector to images, and tasks' models on its features.
+
+    Args:
+        overrides_end: Words at the end of the help of the configuration keys.
+    """
     add_detector(parser, "the one that comes with bua, for a model that comes with bua")
     parser.add_argument(
         "--config-file",
@@ -91,7 +100,7 @@ def add_image_options(parser: argparse.ArgumentParser, *, several: bool = False)
     parser.add_argument("--min-boxes", type=int, help=f"minimum number of regions; {same} 10")
     parser.add_argument("--max-boxes", type=int, help=f"maximum number of regions; {same} 100")
     add_device(parser)
-    add_overrides(parser, " for the detector" + (", before --image" if several else ""))
+    add_overrides(parser, " for the detector" + overrides_end)
 
 
 def load_pipeline(task: str, model: str | None, args: argparse.Namespace) -> "Pipeline":
