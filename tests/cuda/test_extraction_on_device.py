@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from on_device import PRETENDED, assert_same_direction, assert_same_values, at_most
 from script_loading import load_script
 
@@ -49,6 +50,7 @@ def images(tmp_path_factory) -> list[ImageFile]:
 def weights(tmp_path_factory) -> str:
     """A detector whose class probabilities differ between regions, as those of a trained one do."""
     path = tmp_path_factory.mktemp("detector") / "model.pth"
+    torch.manual_seed(0)
     detector = build_detector(load_cfg(CONFIG, [*SLIM, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]))
     state = detector.state_dict()
     scores = state["roi_heads.box_predictor.cls_score.weight"]
