@@ -192,7 +192,7 @@ def test_it_learns_two_images():
         images.append(image)
         batch.append(inputs)
     optimizer = torch.optim.Adam(detector.parameters(), lr=2e-3)
-    for _ in range(60):
+    for _ in range(80):
         optimizer.zero_grad()
         sum(detector(batch).values()).backward()
         optimizer.step()
