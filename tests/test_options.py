@@ -16,8 +16,8 @@ from bua import options
 
 
 def test_choices_are_those_of_the_implementation():
-    assert options.FORMATS == tuple(bua.features.store.FORMATS)
-    assert options.PRECISIONS == tuple(bua.modeling.optimize.PRECISIONS)
+    assert tuple(bua.features.store.FORMATS) == options.FORMATS
+    assert tuple(bua.modeling.optimize.PRECISIONS) == options.PRECISIONS
     assert options.ON_ERROR == bua.extraction.run.ON_ERROR
     assert options.SHAPES_VERSIONS == bua.shapes.make.VERSIONS
     assert options.VQA_REVISIONS == bua.vqa.accuracy.REVISIONS
@@ -27,11 +27,11 @@ def test_choices_are_those_of_the_implementation():
 
 def test_defaults_are_those_of_the_implementation():
     bounds = bua.extraction.compare.Bounds()
-    assert (options.BOX_DISTANCE, options.COSINE, options.LABEL_AGREEMENT) == (
+    assert (
         bounds.box_distance,
         bounds.cosine,
         bounds.label_agreement,
-    )
+    ) == (options.BOX_DISTANCE, options.COSINE, options.LABEL_AGREEMENT)
     assert options.SHARD_SIZE == bua.extraction.cluster.SHARD_SIZE
     assert options.ANSWER_MIN_COUNT == bua.vqa.answers.MIN_COUNT
     assert options.QUESTION_LENGTH == bua.tasks.words.QUESTION_LENGTH

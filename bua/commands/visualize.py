@@ -1,79 +1,113 @@
-r"""Draws boxes with objects and attributes on images: a data set's annotations, a detector's predictions, or both.
+"""Draws boxes with objects and attributes on images: a detector's predictions, a data set's annotations, or both.
 
-Examples:
-    bua visualize --dataset shapes_train --what annotations --output output/look/annotations
-    bua visualize --dataset shapes_test --config-file shapes.yaml --detector output/model_final.pth \
-        --output output/look/detections
-    bua visualize --images a.jpg b.jpg --dataset shapes_test --config-file shapes.yaml \
-        --detector output/model_final.pth --output output/look/photos
+    bua visualize cat.jpg dog.jpg --detector output/vg_r101/model_final.pth
+    bua visualize --dataset shapes_train --what annotations
+    bua visualize --dataset shapes_test --detector output/model_final.pth
+
+Without --detector, the detector that comes with bua is used. It knows only the drawn images of Shapes.
 """
 
 import argparse
 
-from bua.commands.arguments import add_detector, add_overrides
+from bua.commands.arguments import add_detector, add_device
 from bua.errors import InputError
+
+# A word that begins with one of these is a key of the configuration.
+NODES = ("DATALOADER", "DATASETS", "INPUT", "MODEL", "OUTPUT_DIR", "SOLVER", "TEST")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        help="data set such as shapes_test; with --images, only the names of its classes are used",
-    )
+    parser.add_argument("--dataset", help="draw images of this data set, such as shapes_test")
     parser.add_argument(
         "--what",
         choices=("annotations", "predictions", "both"),
-        help="default: both, with the annotations on the left; for --images, predictions",
+        help="for --dataset; default: both, with the annotations on the left",
     )
+    parser.add_argument("--images", nargs="+", metavar="FILE", default=[], help="image files, as without an option")
     parser.add_argument(
-        "--images", nargs="+", metavar="FILE", help="image files to draw, instead of the data set's images"
+        "--config-file",
+        help="the detector's configuration; default: the one that its checkpoint holds, or that of released weights",
     )
-    parser.add_argument("--config-file", help="configuration of the detector; required for predictions")
-    add_detector(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawn images")
+    add_detector(parser, "the one that comes with bua, or with --config-file MODEL.WEIGHTS of the configuration")
+    parser.add_argument(
+        "--vocabulary",
+        help="folder of objects_vocab.txt and attributes_vocab.txt; default: the names that the checkpoint holds, or "
+        "those of the data set",
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--output", default="output/visualize", metavar="DIR", help="folder for the drawn images (%(default)s)"
+    )
     parser.add_argument(
         "--num", type=int, default=20, help="number of images, spread evenly over the data set; default: %(default)s"
     )
     parser.add_argument(
         "--threshold", type=float, default=0.4, help="least probability of a predicted object; default: %(default)s"
     )
-    add_overrides(parser)
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="FILE or KEY VALUE",
+        help="image files to draw the detector's predictions on; keys of the configuration and their values",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from bua.config import load_cfg
     from bua.detection.catalog import get_dataset
-    from bua.visualization.visualize import draw_dataset, draw_files, evenly, load_detector
+    from bua.extraction.extractor_config import find_weights
+    from bua.extraction.image_detector import open_detector
+    from bua.visualization.visualize import draw_dataset, draw_files, evenly
 
-    args.what = args.what or ("predictions" if args.images else "both")
-    if args.images and args.what != "predictions":
-        raise InputError(f"--what {args.what}: the files of --images have no annotations; use --what predictions")
-    if args.what != "annotations" and not args.config_file:
-        raise InputError(f"--config-file: is required for --what {args.what}; give it, or use --what annotations")
+    files, overrides = split_words(args.words)
+    files = [*args.images, *files]
+    what = args.what or ("predictions" if files else "both")
+    if files and (args.dataset or what != "predictions"):
+        option = "--dataset" if args.dataset else f"--what {what}"
+        raise InputError(f"{option}: image files have no annotations; name files, or a data set")
+    if not files and not args.dataset:
+        raise InputError("FILE: none given; name image files, or a data set (--dataset)")
     if args.num < 1:
         raise InputError(f"--num: is {args.num}; give 1 or more")
-    dataset = get_dataset(args.dataset)
-    detector = None
-    if args.what != "annotations":
-        weights = ["MODEL.WEIGHTS", args.detector] if args.detector else []
-        detector = load_detector(load_cfg(args.config_file, [*args.overrides, *weights]), dataset)
-    if args.images:
-        assert detector is not None  # --images is refused for annotations
-        files = draw_files(
-            args.images,
-            args.output,
-            detector=detector,
-            objects=dataset.objects,
-            attributes=dataset.attribute_names,
-            threshold=args.threshold,
+    cfg = load_cfg(args.config_file, overrides) if args.config_file else None
+    dataset = get_dataset(args.dataset, cfg.DATASETS.FILES if cfg else None) if args.dataset else None
+    detector, names = None, {}
+    if what != "annotations":
+        weights = args.detector or ("shapes" if cfg is None else find_weights(None, cfg, args.config_file))
+        opened = open_detector(
+            weights,
+            config_file=args.config_file,
+            overrides=overrides,
+            device=args.device,
+            vocabulary=args.vocabulary,
         )
+        if opened.objects is None and dataset is not None:
+            opened.objects, opened.attributes = dataset.objects.names, dataset.attribute_names.names
+        detector = opened.detector
+        names["objects"], names["attributes"] = opened.class_names()
+    if dataset is None:
+        assert detector is not None
+        drawn = draw_files(files, args.output, detector=detector, threshold=args.threshold, **names)
     else:
-        files = draw_dataset(
+        drawn = draw_dataset(
             dataset,
             evenly(dataset, args.num),
             args.output,
             detector=detector,
-            annotations=args.what != "predictions",
+            annotations=what != "predictions",
             threshold=args.threshold,
+            **names,
         )
-    print(f"{len(files)} images in {args.output}")
+    print(f"{len(drawn)} images in {args.output}")
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Returns the image files, and the keys of the configuration with their values, among the words of a command."""
+    files, overrides = [], []
+    left = iter(words)
+    for word in left:
+        if word.partition(".")[0] in NODES:
+            overrides += [word, *([value] if (value := next(left, None)) is not None else [])]
+        else:
+            files.append(word)
+    return files, overrides

@@ -52,7 +52,11 @@ def draw_gallery(paths: DemoPaths, detector: Detector, test: DetectionDataset) -
         record = records[image_id]
         image, regions = read_image(test.file_name(index)), features[image_id]
         found = labelled_detections(
-            detector.predict([image])[0], test.objects, test.attribute_names, THRESHOLD, convention=detector.convention
+            detector.predict([image])[0],
+            test.objects.names,
+            test.attribute_names.names,
+            THRESHOLD,
+            convention=detector.convention,
         )
         annotated = labelled_annotations(test, index)
         images.append(

@@ -9,7 +9,6 @@ from bua.detection.annotations import DetectionDataset
 from bua.detection.found_objects import found_objects
 from bua.structures import RegionPredictions
 from bua.visualization.draw import class_colors, draw_regions
-from bua.vocabulary import Vocabulary
 
 
 @dataclass
@@ -35,8 +34,8 @@ def region_label(object_name: str, attribute_names: Sequence[str] = (), score: f
 
 def labelled_detections(
     predictions: RegionPredictions,
-    objects: Vocabulary,
-    attributes: Vocabulary,
+    objects: Sequence[str],
+    attributes: Sequence[str],
     threshold: float = 0.4,
     *,
     attribute_threshold: float = 0.1,
@@ -59,8 +58,7 @@ def labelled_detections(
         convention=convention,
     )
     labels = [
-        region_label(objects.names[one.class_id], [attributes.names[id] for id, _ in one.attributes], one.score)
-        for one in found
+        region_label(objects[one.class_id], [attributes[id] for id, _ in one.attributes], one.score) for one in found
     ]
     boxes = np.array([one.box for one in found], np.float32).reshape(-1, 4)
     return LabelledBoxes(boxes, np.array([one.class_id for one in found], np.int64), labels)

@@ -11,9 +11,8 @@ from bua.detection.annotations import DetectionDataset
 from bua.errors import InputError
 from bua.io.images import read_image
 from bua.modeling import Detector, build_detector
-from bua.visualization.draw import save_image
-from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections
-from bua.vocabulary import Vocabulary
+from bua.visualization.draw import add_text, save_image
+from bua.visualization.labels import LabelledBoxes, draw_labelled, labelled_annotations, labelled_detections
 
 GAP = 12  # pixels between two images
 
@@ -53,6 +52,8 @@ def draw_dataset(
     output: str | Path,
     *,
     detector: Detector | None = None,
+    objects: Sequence[str] | None = None,
+    attributes: Sequence[str] | None = None,
     annotations: bool = True,
     threshold: float = 0.4,
 ) -> list[Path]:
@@ -63,7 +64,9 @@ def draw_dataset(
         indices: Indices of the images to draw.
         output: The folder.
         detector: Detector whose predictions are drawn, if any.
-        annotations: Whether to draw the annotations; they are on the left if predictions are drawn, too.
+        objects, attributes: Names of the detector's classes; by default those of the data set.
+        annotations: Whether to draw the annotations. If predictions are drawn, too, the annotations are on the left, and
+            both halves have titles.
         threshold: Least probability of a predicted object.
 
     Returns:
@@ -78,11 +81,21 @@ def draw_dataset(
     for number, index in enumerate(tqdm(indices, desc=f"draw {dataset.name}", unit="image"), start=1):
         file_name = dataset.file_name(index)
         image = read_image(file_name)
+        titled = annotations and detector is not None
         sides = []
         if annotations:
-            sides.append(draw_labelled(image, labelled_annotations(dataset, index)))
+            sides.append(_draw_annotations(image, labelled_annotations(dataset, index), titled))
         if detector is not None:
-            sides.append(draw_predictions(image, detector, dataset.objects, dataset.attribute_names, threshold))
+            sides.append(
+                draw_predictions(
+                    image,
+                    detector,
+                    dataset.objects.names if objects is None else objects,
+                    dataset.attribute_names.names if attributes is None else attributes,
+                    threshold,
+                    titled=titled,
+                )
+            )
         files.append(_save(output, number, file_name, _side_by_side(sides)))
     return files
 
@@ -92,8 +105,8 @@ def draw_files(
     output: str | Path,
     *,
     detector: Detector,
-    objects: Vocabulary,
-    attributes: Vocabulary,
+    objects: Sequence[str],
+    attributes: Sequence[str],
     threshold: float = 0.4,
 ) -> list[Path]:
     """Draws a detector's predictions on image files, and saves the images in a folder.
@@ -114,18 +127,48 @@ def draw_files(
 
 
 def draw_predictions(
-    image: np.ndarray, detector: Detector, objects: Vocabulary, attributes: Vocabulary, threshold: float
+    image: np.ndarray,
+    detector: Detector,
+    objects: Sequence[str],
+    attributes: Sequence[str],
+    threshold: float,
+    *,
+    titled: bool = False,
 ) -> np.ndarray:
-    """Returns the image ([H, W, 3] uint8 BGR) with the objects that the detector finds: [H', W', 3] uint8 BGR."""
+    """Draws the objects that the detector finds on a copy of an image. If it finds none, a line above the image says
+    so.
+
+    Args:
+        image: [H, W, 3] uint8 BGR.
+        objects, attributes: Names of the detector's classes.
+        threshold: Least probability of an object.
+        titled: Whether to write above the image what is drawn.
+
+    Returns:
+        [H', W', 3] uint8 BGR.
+    """
     found = labelled_detections(
         detector.predict([image])[0], objects, attributes, threshold, convention=detector.convention
     )
-    return draw_labelled(image, found)
+    drawn = draw_labelled(image, found)
+    if not found.labels:
+        return add_text(drawn, [f"Detections: none has a probability of at least {threshold:g}"])
+    return add_text(drawn, [f"Detections with a probability of at least {threshold:g}"]) if titled else drawn
+
+
+def _draw_annotations(image: np.ndarray, annotated: LabelledBoxes, titled: bool) -> np.ndarray:
+    drawn = draw_labelled(image, annotated)
+    if not annotated.labels:
+        return add_text(drawn, ["Annotations: the data set has no boxes for this image"])
+    return add_text(drawn, ["Annotations"]) if titled else drawn
 
 
 def _side_by_side(sides: list[np.ndarray]) -> np.ndarray:
-    gap = np.full((sides[0].shape[0], GAP, 3), 255, np.uint8)
-    return np.hstack([part for side in sides for part in (gap, side)][1:])
+    """Returns images beside each other, aligned at the bottom, since they may have titles of different heights."""
+    height = max(side.shape[0] for side in sides)
+    padded = [np.pad(side, ((height - len(side), 0), (0, 0), (0, 0)), constant_values=255) for side in sides]
+    gap = np.full((height, GAP, 3), 255, np.uint8)
+    return np.hstack([part for side in padded for part in (gap, side)][1:])
 
 
 def _save(output: str | Path, number: int, source: str | Path, image: np.ndarray) -> Path:

@@ -43,6 +43,10 @@ def world(tmp_path, monkeypatch):
         Vocabulary(["circle", "star"]),
         Vocabulary(["red", "blue", "large"]),
     )
+    for folder in (root / "shapes" / "vocab", tmp_path / "vocabulary"):
+        folder.mkdir()
+        Vocabulary(["circle", "star"]).write(folder / "objects_vocab.txt")
+        Vocabulary(["red", "blue", "large"]).write(folder / "attributes_vocab.txt")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     return tmp_path
 
@@ -74,7 +78,11 @@ def test_draws_predictions_beside_annotations(main, world, weights):
     both, predictions = images(world / "both")["0001_0.jpg"], images(world / "predictions")["0001_0.jpg"]
     assert predictions.shape == (600, 800, 3)
     assert both.shape[1] > 2 * 800
-    right = both[:, -800:].astype(int)
+    # Both halves have a title.
+    titles = both[: both.shape[0] - 600]
+    assert (titles[:, :800] < 100).any()
+    assert (titles[:, -800:] < 100).any()
+    right = both[-600:, -800:].astype(int)
     assert np.abs(right - predictions).mean() < 3
 
 
@@ -84,9 +92,28 @@ def test_draws_predictions_on_files_of_ones_own(main, world, weights):
         (world / folder).mkdir()
         files.append(str(world / folder / "mine.png"))
         cv2.imwrite(files[-1], np.full((50, 70, 3), 90, np.uint8))
-    args = ["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", weights, "--output", str(world / "look")]
-    assert main([*args, "--images", *files, "--", *OVERRIDES]) == 0
-    assert list(images(world / "look")) == ["0001_mine.jpg", "0002_mine.jpg"]
+    args = ["--config-file", CONFIG, "--detector", weights, "--vocabulary", str(world / "vocabulary")]
+    assert main([*args, "--output", str(world / "look"), *files, *OVERRIDES]) == 0
+    assert main([*args, "--output", str(world / "again"), *OVERRIDES, "--images", *files]) == 0
+    for folder in ("look", "again"):
+        assert list(images(world / folder)) == ["0001_mine.jpg", "0002_mine.jpg"]
+
+
+def test_images_alone_are_drawn_with_the_detector_of_the_package(main, world):
+    cv2.imwrite(str(world / "mine.png"), np.full((50, 70, 3), 90, np.uint8))
+    assert main([str(world / "mine.png"), "--device", "cpu", "--output", str(world / "look")]) == 0
+    assert list(images(world / "look")) == ["0001_mine.jpg"]
+
+
+def test_an_empty_half_says_so(main, world, weights):
+    args = ["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", weights, "--num", "1", "--threshold", "1"]
+    assert main([*args, "--output", str(world / "both"), *OVERRIDES]) == 0
+    assert main([*args, "--what", "predictions", "--output", str(world / "predictions"), *OVERRIDES]) == 0
+    both, predictions = images(world / "both")["0001_0.jpg"], images(world / "predictions")["0001_0.jpg"]
+    # The strip with the line is above the image.
+    assert predictions.shape[0] > 600
+    assert both.shape[0] >= predictions.shape[0]
+    assert (predictions[: predictions.shape[0] - 600] < 100).any()
 
 
 @pytest.mark.parametrize(
@@ -94,12 +121,15 @@ def test_draws_predictions_on_files_of_ones_own(main, world, weights):
     [
         (["--dataset", "shapes_tset", "--what", "annotations"], "did you mean shapes_test?"),
         (["--dataset", "shapes_train", "--what", "annotations"], "shapes_train is not prepared"),
-        (["--dataset", "shapes_test"], "--config-file: is required for --what both"),
+        (["--what", "annotations"], "FILE: none given; name image files, or a data set"),
         (["--dataset", "shapes_test", "--what", "annotations", "--num", "0"], "--num: is 0"),
-        (["--dataset", "shapes_test", "--what", "both", "--images", "x.jpg"], "use --what predictions"),
-        (["--dataset", "shapes_test", "--config-file", CONFIG, *OVERRIDES], "--weights: is missing"),
+        (["--dataset", "shapes_test", "--what", "both", "--images", "x.jpg"], "--dataset: image files have no"),
+        (
+            ["--dataset", "shapes_test", "--config-file", CONFIG, *OVERRIDES, "OUTPUT_DIR", "none"],
+            "weights: none given",
+        ),
         (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth", *OVERRIDES], "no.pth: no such"),
-        (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth"], "its vocabulary has 2 classes"),
+        (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth"], "no.pth: no such"),
     ],
 )
 def test_bad_input_is_one_line(main, world, capsys, args, message):

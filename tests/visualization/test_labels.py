@@ -6,8 +6,8 @@ from bua.structures import RegionPredictions
 from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections, region_label
 from bua.vocabulary import Vocabulary
 
-OBJECTS = Vocabulary(["circle", "square", "star"])
-ATTRIBUTES = Vocabulary(["red", "blue", "striped", "large"])
+OBJECTS = ["circle", "square", "star"]
+ATTRIBUTES = ["red", "blue", "striped", "large"]
 
 
 def predictions(class_probs, attribute_probs, boxes):
@@ -81,7 +81,7 @@ def test_annotations_are_labelled_largest_first(tmp_path):
         classes=[1, 0],
         attributes=[[], [0, 2]],
     )
-    write_annotations(tmp_path / "a.json", [image], OBJECTS, ATTRIBUTES)
+    write_annotations(tmp_path / "a.json", [image], Vocabulary(OBJECTS), Vocabulary(ATTRIBUTES))
     labelled = labelled_annotations(DetectionDataset(tmp_path / "a.json", tmp_path), 0)
     assert labelled.labels == ["red striped circle", "square"]
     assert labelled.class_ids.tolist() == [0, 1]
