@@ -12,7 +12,7 @@ from bua.io.images import Resize
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.backbone import BLOCKS, STRIDE, ResNetC4, freeze_parameters
 from bua.modeling.ground_truth import GroundTruth, batch_ground_truth
-from bua.modeling.regions import given_regions, proposed_regions, region_predictions
+from bua.modeling.regions import RegionBoxes, given_regions, proposed_regions, region_predictions
 from bua.modeling.roi_heads import AttributeRes5ROIHeads, SampledRegions
 from bua.modeling.rpn import RPN
 from bua.modeling.suppression import ROUNDS
@@ -40,9 +40,9 @@ def build_detector(cfg) -> "Detector":
     detector.backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     freeze_parameters(detector, cfg.MODEL.BUA.FREEZE)
     detector.to(cfg.MODEL.DEVICE)
-    if detector.device.type == "cpu":
-        # On a CPU, oneDNN's convolutions take two thirds of the time in this order of the elements.
-        detector.to(memory_format=torch.channels_last)
+    # On a CPU, oneDNN's convolutions take two thirds of the time in this order of the elements. A GPU's tensor cores
+    # want it too, and cuDNN would convert to it and back.
+    detector.to(memory_format=torch.channels_last)
     return detector
 
 
@@ -112,18 +112,37 @@ class Detector(nn.Module):
     def infer(
         self, batch: list[DetectorInput], boxes: list[Tensor] | None = None, *, regress: bool = True
     ) -> list[RegionPredictions]:
-        """Returns what ``predict`` returns, for images that ``prepare`` resized. Only images of the same size run
-        together, so that padding never changes a result.
+        """Returns what ``predict`` returns, for images that ``prepare`` resized.
+
+        Only images of the same size run through the backbone together, so that padding never changes a result. The
+        regions of all images run through the heads together. On a GPU it waits a few times for the whole batch, and
+        once or twice for the proposals of each image; the predictions may still be being computed when it returns.
 
         Args:
             regress: Whether to regress boxes for each class, which many uses ignore. If False, ``boxes`` of the
                 predictions is None.
         """
-        self.eval()
-        results: dict[int, RegionPredictions] = {}
-        for rows in _rows_of_one_size(batch):
-            given = None if boxes is None else [boxes[i] for i in rows]
-            results.update(zip(rows, self._infer_one_size([batch[i] for i in rows], given, regress)))
+        if not batch:
+            return []
+        self._begin_inference()
+        groups = _rows_of_one_size(batch)
+        feature_maps = [self.backbone(self._stack([batch[i] for i in rows])) for rows in groups]
+        if boxes is None:
+            regions = self._propose(feature_maps, [[batch[i] for i in rows] for rows in groups])
+        else:
+            regions = [
+                [given_regions(batch[i], boxes[i].to(self.device, non_blocking=True)) for i in rows] for rows in groups
+            ]
+        network_boxes = [[image.network for image in group] for group in regions]
+        outputs = self.roi_heads.describe_maps(feature_maps, network_boxes, STRIDE, regress=regress)
+        rows = [i for group in groups for i in group]
+        in_order = [image for group in regions for image in group]
+        results = {
+            i: region_predictions(batch[i], image_regions, image_outputs, self.box_weights, self.convention)
+            for i, image_regions, image_outputs in zip(
+                rows, in_order, outputs.split([len(image.network) for image in in_order])
+            )
+        }
         return [results[i] for i in range(len(batch))]
 
     @torch.inference_mode()
@@ -133,30 +152,26 @@ class Detector(nn.Module):
 
         A cell covers 32 network pixels, or 16 where MODEL.RESNETS.RES5_DILATION is 2.
         """
-        self.eval()
+        self._begin_inference()
         results: dict[int, Tensor] = {}
         for rows in _rows_of_one_size(batch):
             feature_map = self.backbone(self._stack([batch[i] for i in rows]))
             results.update(zip(rows, self.roi_heads.res5(feature_map).float()))
         return [results[i] for i in range(len(batch))]
 
-    def _infer_one_size(
-        self, batch: list[DetectorInput], boxes: list[Tensor] | None, regress: bool
-    ) -> list[RegionPredictions]:
-        feature_map = self.backbone(self._stack(batch))
-        if boxes is None:
-            scales = [inputs.scale[0] for inputs in batch]
-            anchors, objectness, deltas = self.proposal_generator(feature_map)
-            proposals = self.proposal_generator.propose(anchors, objectness, deltas, _sizes(batch), scales)
-            regions = [proposed_regions(inputs, *proposed) for inputs, proposed in zip(batch, proposals)]
-        else:
-            regions = [given_regions(inputs, given.to(self.device)) for inputs, given in zip(batch, boxes)]
-        outputs = self.roi_heads.describe(feature_map, [image.network for image in regions], STRIDE, regress=regress)
+    def _begin_inference(self) -> None:
+        # This visits each module, which takes a millisecond.
+        if self.training:
+            self.eval()
+
+    def _propose(self, feature_maps: list[Tensor], groups: list[list[DetectorInput]]) -> list[list[RegionBoxes]]:
+        """Returns the proposed regions of each image of each feature map."""
+        scales = [[inputs.scale[0] for inputs in group] for group in groups]
+        outputs = [self.proposal_generator(feature_map) for feature_map in feature_maps]
+        proposals = self.proposal_generator.propose_groups(outputs, [_sizes(group) for group in groups], scales)
         return [
-            region_predictions(inputs, image_regions, image_outputs, self.box_weights, self.convention)
-            for inputs, image_regions, image_outputs in zip(
-                batch, regions, outputs.split([len(image.network) for image in regions])
-            )
+            [proposed_regions(inputs, *proposed) for inputs, proposed in zip(group, group_proposals)]
+            for group, group_proposals in zip(groups, proposals)
         ]
 
     def _sample(

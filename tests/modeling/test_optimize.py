@@ -65,6 +65,7 @@ def test_float32_gives_the_same(kind):
     for found, expected in zip(fast.predict(images), detector.predict(images)):
         for field in FIELDS:
             assert_close(getattr(found, field), getattr(expected, field))
+    assert fast.infer([]) == []
     boxes = [torch.tensor([[3.0, 4, 50, 41], [0, 0, 79, 59], [20, 20, 21, 21]]), torch.zeros(1, 4), torch.zeros(0, 4)]
     for found, expected in zip(fast.predict(images, boxes), detector.predict(images, boxes)):
         assert torch.equal(found.proposals, expected.proposals)
@@ -98,6 +99,32 @@ def test_results_do_not_depend_on_the_step(monkeypatch):
         monkeypatch.setitem(optimize.REGIONS_PER_STEP, "cpu", step)
         (found,) = optimize_for_inference(detector).predict([random_image(60, 80)])
         assert_close(found.features, expected.features)
+
+
+@pytest.mark.parametrize("kind", ["original", "RoIAlign"])
+def test_compiled_code_gets_few_shapes_whatever_the_number_of_regions(kind, monkeypatch):
+    """Each new shape would be compiled for a minute."""
+    monkeypatch.setitem(optimize.REGIONS_PER_STEP, "cpu", (3, 6))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    detector = make_detector(*KINDS[kind])
+    fast = optimize_for_inference(detector, compile=True)
+    shapes = set()
+
+    def record(module, inputs):
+        out, shortcut = inputs
+        shapes.add((out.shape, out.stride(), shortcut.shape, shortcut.stride()))
+
+    fast.roi_heads.mean_of_res5.register_forward_pre_hook(record)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(15):
+        boxes = torch.rand(number, 4, generator=generator).cumsum(1) * 20
+        (found,) = fast.predict([random_image(60, 80)], [boxes])
+        (expected,) = detector.predict([random_image(60, 80)], [boxes])
+        assert len(found.features) == number
+        if number:
+            assert_close(found.features, expected.features)
+    assert {out[0] for out, *_ in shapes} == {3, 6}
+    assert len(shapes) == 2
 
 
 def test_the_detector_stays_and_its_copy_has_no_norms():

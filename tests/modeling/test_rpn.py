@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from bua.config import load_cfg
+from bua.modeling import rpn
 from bua.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchors
 from bua.modeling.boxes import encode_boxes, pairwise_iou
 from bua.modeling.ground_truth import GroundTruth, batch_ground_truth
@@ -188,3 +189,25 @@ def test_head_rows_are_those_of_the_anchors():
     row = (2 * 5 + 3) * 3 + 1
     torch.testing.assert_close(objectness[1, row], head.objectness_logits(hidden)[1, 1, 2, 3])
     torch.testing.assert_close(deltas[1, row], head.anchor_deltas(hidden)[1, 4:8, 2, 3])
+
+
+@pytest.mark.parametrize("convention", ["caffe", "detectron2"])
+def test_suppressing_the_best_candidates_first_changes_nothing(convention, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    anchors = grid_anchors(cell_anchors([32, 64], [1.0], convention), 12, 15, 16)
+    objectness = (torch.randn(len(anchors), generator=generator) * 4).round()  # many ties
+    deltas = torch.randn(len(anchors), 4, generator=generator) * 0.2
+
+    def propose(first, number, min_size=8):
+        monkeypatch.setattr(rpn, "FIRST_CANDIDATES", first)
+        limits = {"pre_nms_topk": 200, "post_nms_topk": number, "nms_threshold": 0.5, "min_size": min_size}
+        return select_proposals(anchors, objectness, deltas, 190, 240, convention=convention, **limits)
+
+    for number in (1, 20, 200):
+        expected = propose(1000, number)
+        for first in (1, 30, 100, 199, 200):
+            found = propose(first, number)
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    boxes, objectness = propose(10, 50, min_size=10_000)
+    assert boxes.shape == (0, 4)
+    assert objectness.shape == (0,)
