@@ -21,7 +21,7 @@ from bua.extraction.extractor import FLUSH_BATCHES, Extractor, Outcome
 from bua.extraction.extractor_config import ExtractorConfig
 from bua.extraction.shards import SHARD_SECONDS, Shard, ShardFolder, ShardWriter, Written
 from bua.extraction.sources import ImageFile
-from bua.extraction.write_behind import record_behind
+from bua.extraction.write_behind import MAX_UNWRITTEN, record_behind
 
 # Number of images that a process has in addition to those in progress, so that it never waits for more.
 QUEUED_IMAGES = 32
@@ -300,7 +300,8 @@ def run_worker(
         except InputError as error:
             connection.send(error)
             return
-        connection.send(extractor.max_in_progress)
+        # An image is in progress until it is written.
+        connection.send(extractor.max_in_progress + MAX_UNWRITTEN + 1)
         writer = _WorkerShards(connection, shards)
         for _ in record_behind(writer.write, extractor(_received(connection, writer.close))):
             pass
