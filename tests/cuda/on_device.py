@@ -50,14 +50,16 @@ def count_waits(function: Callable[[], object]) -> Counter:
 def check_waits(found: Counter, waits: float, part: str, units: int) -> None:
     """Checks the waits in ``units`` images, steps or checkpoints.
 
-    If BUA_WAITS names a file, their number is added to it, as a line of JSON.
+    If BUA_WAITS names a file, a line of JSON with their number, and where they are, is added to it.
     """
     from pretended_waits import table, total
 
     number = total(found)
     if os.environ.get("BUA_WAITS"):
         with Path(os.environ["BUA_WAITS"]).open("a") as file:
-            file.write(json.dumps({"part": part, "waits": round(number / units, 2), "limit": waits}) + "\n")
+            sites = {f"{kind}, {site}": round(count / units, 2) for (kind, site), count in found.most_common()}
+            line = {"part": part, "waits": round(number / units, 2), "limit": waits, "sites": sites}
+            file.write(json.dumps(line) + "\n")
     if number > waits * units:
         message = f"{part}: {number / units:.1f} waits, the limit is {waits:g}; those of {units}:\n{table(found)}"
         pytest.fail(message, pytrace=False)
