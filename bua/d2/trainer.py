@@ -19,7 +19,9 @@ from bua.checkpoint import load_weights
 from bua.d2.evaluation import VisualGenomeEvaluator
 from bua.d2.mapper import AttributeDatasetMapper, InferenceMapper
 from bua.detection.catalog import get_dataset
+from bua.detection.description import KEY, DetectorDescription, describe_detector
 from bua.detection.training import (
+    TrainingSet,
     build_evaluator,
     load_initial_weights,
     print_metrics,
@@ -64,7 +66,8 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         self.device = next(model.parameters()).device
         self.optimizer = self.build_optimizer(cfg, model)
-        self.data_loader = self.build_train_loader(cfg)
+        data = training_set(cfg)
+        self.data_loader = _build_loader(cfg, data)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self.clip = build_clip(cfg)
         self.dtype = autocast_dtype(cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32", self.device)
@@ -76,7 +79,12 @@ class Trainer(DefaultTrainer):
             # The argument of the constructor has different names in the versions of torch.
             self.model.broadcast_buffers = False
         self.model.train()
-        self.checkpointer = DetectionCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = DetectionCheckpointer(
+            self.model,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            **{KEY: _SavedDescription(describe_detector(cfg, data.objects.names, data.attribute_names.names))},
+        )
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -174,24 +182,42 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         """Builds Detectron2's loader of DATASETS.TRAIN. It uses the same images as the torch engine."""
-        check_batch_size(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
-        data = training_set(cfg)
-        dataset: Dataset = data.dataset
-        if data.keep is not None:
-            dataset = Subset(dataset, cast(Sequence[int], data.keep))
-        return build_detection_train_loader(cfg, mapper=AttributeDatasetMapper(data.mapper), dataset=dataset)
+        return _build_loader(cfg, training_set(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Builds Detectron2's loader with one image per batch. Each process gets its share of the images."""
         return build_detection_test_loader(
-            dataset=get_dataset(dataset_name), mapper=InferenceMapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+            dataset=get_dataset(dataset_name, cfg.DATASETS.FILES),
+            mapper=InferenceMapper(cfg),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> VisualGenomeEvaluator:
         """Builds the evaluator of a data set."""
         return build_evaluator(cfg, dataset_name, VisualGenomeEvaluator)
+
+
+def _build_loader(cfg: CfgNode, data: TrainingSet):
+    check_batch_size(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+    dataset: Dataset = data.dataset
+    if data.keep is not None:
+        dataset = Subset(dataset, cast(Sequence[int], data.keep))
+    return build_detection_train_loader(cfg, mapper=AttributeDatasetMapper(data.mapper), dataset=dataset)
+
+
+class _SavedDescription:
+    """Puts what is known about a detector into its checkpoints."""
+
+    def __init__(self, description: DetectorDescription):
+        self.description = description
+
+    def state_dict(self) -> dict:
+        return self.description.state()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Does nothing: the configuration of the run that continues is what counts."""
 
 
 def train_detector(cfg: CfgNode, resume: bool = False) -> None:

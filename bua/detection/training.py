@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import ConcatDataset
 from bua.checkpoint import load_weights
 from bua.detection.annotations import DetectionDataset
 from bua.detection.catalog import get_dataset
+from bua.detection.description import KEY, describe_detector
 from bua.detection.evaluation.evaluator import VisualGenomeEvaluator
 from bua.detection.evaluation.run import evaluate_detector
 from bua.detection.mapper import TrainingMapper, build_mapper
@@ -29,6 +31,7 @@ from bua.engine import (
 from bua.engine.loader import TrainingLoader, aspect_groups
 from bua.errors import InputError
 from bua.modeling.detector import Detector, build_detector
+from bua.vocabulary import Vocabulary
 
 Evaluator = TypeVar("Evaluator", bound=VisualGenomeEvaluator)
 
@@ -42,12 +45,15 @@ class TrainingSet:
         mapper: Makes a training sample from an item of ``dataset``.
         keep: Indices of the images to train on. None stands for all images.
         sizes: [N, 2] int64, (height, width) of each image in pixels.
+        objects, attribute_names: Vocabularies of all data sets.
     """
 
     dataset: ConcatDataset
     mapper: TrainingMapper
     keep: np.ndarray | None
     sizes: np.ndarray
+    objects: Vocabulary
+    attribute_names: Vocabulary
 
 
 def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
@@ -66,8 +72,10 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     seed = seed_run(cfg.SEED, accelerator)
-    loader = training_loader(cfg, seed, accelerator.process_index, accelerator.num_processes)
+    data = training_set(cfg)
+    loader = training_loader(cfg, seed, accelerator.process_index, accelerator.num_processes, data)
     evaluators = build_evaluators(cfg)
+    description = describe_detector(cfg, data.objects.names, data.attribute_names.names)
     detector = build_detector(cfg)
     if cfg.MODEL.WEIGHTS and not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
         load_initial_weights(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
@@ -88,6 +96,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         clip=build_clip(cfg),
         precision=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32",
         config=cfg,
+        extra={KEY: description.state()},
     )
     return trainer.run(resume)
 
@@ -133,9 +142,15 @@ def weights_to_evaluate(cfg: CfgNode) -> str:
     return str(weights)
 
 
-def training_loader(cfg: CfgNode, seed: int, process_index: int = 0, num_processes: int = 1) -> TrainingLoader:
-    """Returns a loader of batches of ``DetectorInput`` from all data sets in ``DATASETS.TRAIN``."""
-    data = training_set(cfg)
+def training_loader(
+    cfg: CfgNode, seed: int, process_index: int = 0, num_processes: int = 1, data: TrainingSet | None = None
+) -> TrainingLoader:
+    """Returns a loader of batches of ``DetectorInput`` from all data sets in ``DATASETS.TRAIN``.
+
+    Args:
+        data: What ``training_set(cfg)`` returns, if the caller has it.
+    """
+    data = data or training_set(cfg)
     return TrainingLoader(
         data.dataset,
         data.mapper,
@@ -175,6 +190,8 @@ def training_set(cfg: CfgNode) -> TrainingSet:
         build_mapper(cfg, first.objects, first.attribute_names),
         keep,
         np.concatenate([dataset.sizes for dataset in datasets]),
+        first.objects,
+        first.attribute_names,
     )
 
 
@@ -191,7 +208,7 @@ def build_evaluator(cfg: CfgNode, name: str, evaluator_class: type[Evaluator]) -
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        output_dir=f"{cfg.OUTPUT_DIR}/evaluation/{name}",
+        output_dir=f"{cfg.OUTPUT_DIR}/evaluation/{Path(name).stem}",
     )
 
 
@@ -216,7 +233,7 @@ def _workers(cfg: CfgNode) -> int:
 
 
 def _dataset(cfg: CfgNode, name: str) -> DetectionDataset:
-    dataset = get_dataset(name)
+    dataset = get_dataset(name, cfg.DATASETS.FILES)
     sizes = {"MODEL.ROI_HEADS.NUM_CLASSES": (len(dataset.objects), cfg.MODEL.ROI_HEADS.NUM_CLASSES)}
     if cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
         found, wanted = len(dataset.attribute_names), cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES

@@ -65,7 +65,7 @@ def draw_dataset(
         output: The folder.
         detector: Detector whose predictions are drawn, if any.
         objects, attributes: Names of the detector's classes; by default those of the data set.
-        annotations: Whether to draw the annotations. If predictions are drawn, too, the annotations are on the left, and
+        annotations: Whether to draw the annotations. If predictions are drawn, too, annotations are on the left, and
             both halves have titles.
         threshold: Least probability of a predicted object.
 
