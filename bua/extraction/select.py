@@ -71,8 +71,8 @@ def choose_rows(
     """Selects regions as ``select_regions`` does, from arrays. Threads may call this at the same time.
 
     Args:
-        boxes: [R, 4] float32.
-        class_probs: [R, C] float32. A probability that is not a number counts as 0.
+        boxes: [R, 4], taken as float32.
+        class_probs: [R, C], taken as float32. A probability that is not a number counts as 0.
         min_boxes, max_boxes, score_threshold, nms_threshold, convention: As for ``select_regions``.
 
     Returns:
@@ -83,6 +83,7 @@ def choose_rows(
     count = len(boxes)
     if count == 0:
         return np.zeros(0, np.int64)
+    boxes, class_probs = np.asarray(boxes, np.float32), np.asarray(class_probs, np.float32)
     confidences = _confidences(
         overlap_bits(boxes, nms_threshold, convention), class_probs, min(min_boxes, count), score_threshold, convention
     )

@@ -185,6 +185,8 @@ def test_other_types_are_taken_as_float32(dtype):
     expected = choose_rows(boxes.float().numpy(), probs.float().numpy(), min_boxes=5, max_boxes=9)
     assert select_regions(boxes, probs, min_boxes=5, max_boxes=9).tolist() == expected.tolist()
     assert expected.dtype == np.int64
+    doubles = (boxes.double().numpy(), probs.double().numpy())
+    assert choose_rows(*doubles, min_boxes=5, max_boxes=9).tolist() == expected.tolist()
 
 
 def test_threads_select_at_the_same_time():
