@@ -2,12 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BASE := $(VENV)/.base
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-gpu lint install dist clean
+.PHONY: demo demo-train test test-gpu lint install dist clean
 
-demo: $(INSTALLED)
-	$(BIN)/python tools/demo.py --output output/demo
+# The demo needs only what bua itself needs, so that it starts sooner.
+demo: $(BASE)
+	$(BIN)/bua demo --output output/demo
+
+demo-train: $(BASE)
+	$(BIN)/bua demo --train --output output/demo-train
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -31,11 +36,15 @@ dist: $(INSTALLED)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
+$(BASE): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable .
+	touch $@
+
 # Detectron2 is on no package index, and its name there is free for anyone to take: it is installed only from a wheel
 # in a folder that pip's find-links names, without asking an index.
-$(INSTALLED): setup.py pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev,detectron2,captioning,ray]'
+$(INSTALLED): $(BASE)
+	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev,detectron2,captioning,ray,app]'
 	$(BIN)/pip install --quiet --no-index --no-deps detectron2 2>/dev/null \
 		|| echo "No Detectron2 wheel in pip's find-links: the tests of bua/d2 are skipped (README.md, With Detectron2)."
 	touch $@

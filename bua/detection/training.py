@@ -32,6 +32,7 @@ from bua.engine.loader import TrainingLoader, aspect_groups
 from bua.errors import InputError
 from bua.modeling.detector import Detector, build_detector
 from bua.vocabulary import Vocabulary
+from bua.weights.zoo import is_backbone
 
 Evaluator = TypeVar("Evaluator", bound=VisualGenomeEvaluator)
 
@@ -104,7 +105,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     """Evaluates a checkpoint on ``DATASETS.TEST`` and prints the metrics.
 
-    The checkpoint is ``MODEL.WEIGHTS`` or, if that is empty, the newest one in ``OUTPUT_DIR``. If ``bua.engine.launch``
+    The checkpoint is that of ``weights_to_evaluate``. If ``bua.engine.launch``
     started several processes, they share the images.
 
     Returns:
@@ -129,17 +130,22 @@ def print_metrics(metrics: dict[str, float]) -> None:
 
 
 def weights_to_evaluate(cfg: CfgNode) -> str:
-    """Returns ``MODEL.WEIGHTS`` or, if that is empty, the newest checkpoint in ``OUTPUT_DIR``.
+    """Returns ``MODEL.WEIGHTS`` or, if that is empty or names a backbone that was trained on ImageNet, from which
+    training starts, the newest checkpoint in ``OUTPUT_DIR``.
 
     Raises:
         InputError: There is neither of them, or ``DATASETS.TEST`` is empty.
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST: empty; name a data set to evaluate on")
-    weights = cfg.MODEL.WEIGHTS or last_checkpoint(cfg.OUTPUT_DIR)
-    if not weights:
-        raise InputError(f"MODEL.WEIGHTS: empty, and no checkpoint in {cfg.OUTPUT_DIR}; name the weights to evaluate")
-    return str(weights)
+    weights: str = cfg.MODEL.WEIGHTS
+    if weights and not is_backbone(weights):
+        return weights
+    newest = last_checkpoint(cfg.OUTPUT_DIR)
+    if newest is None:
+        found = f"names a backbone, {weights}" if weights else "empty"
+        raise InputError(f"MODEL.WEIGHTS: {found}, and no checkpoint in {cfg.OUTPUT_DIR}; name the weights to evaluate")
+    return str(newest)
 
 
 def training_loader(

@@ -19,7 +19,7 @@ from bua.errors import InputError
 from bua.modeling import build_detector
 from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
 from bua.precision import set_float32_precision
-from bua.weights.zoo import ZOO, fetch
+from bua.weights.zoo import fetch, is_backbone
 
 RANDOM_WEIGHTS = "random"
 
@@ -135,14 +135,13 @@ def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Pa
         return RANDOM_WEIGHTS
     if weights:
         return str(fetch(weights))
-    # An address in MODEL.WEIGHTS is not used: those in configs/ are of ImageNet backbones, which training starts from.
-    if os.path.isfile(cfg.MODEL.WEIGHTS) or cfg.MODEL.WEIGHTS in ZOO:
+    if cfg.MODEL.WEIGHTS and not is_backbone(cfg.MODEL.WEIGHTS):
         return str(fetch(cfg.MODEL.WEIGHTS))
     newest = last_checkpoint(cfg.OUTPUT_DIR)
     if newest is None:
         raise InputError(
-            f"weights: none given; MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not a checkpoint "
-            f"file, and {cfg.OUTPUT_DIR} holds no training; give a trained detector's checkpoint, or "
+            f"weights: none given; MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not a detector, "
+            f"and {cfg.OUTPUT_DIR} holds no training; give a trained detector's checkpoint, or "
             f"{RANDOM_WEIGHTS!r} to try things out"
         )
     return str(newest)

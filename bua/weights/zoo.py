@@ -185,6 +185,11 @@ def fetch(path_or_uri: str | Path) -> Path:
     return Path(text)
 
 
+def is_backbone(weights: str) -> bool:
+    """Returns whether a name or an address is that of a backbone that was trained on ImageNet, without a detector."""
+    return weights.startswith("imagenet-") or "ImageNetPretrained" in weights
+
+
 def fetch_vocabularies() -> dict[str, list[str]]:
     """Returns the class names of the detectors in ``ZOO`` that were trained on Visual Genome: "objects", 1600 names,
     and "attributes", 400 names. They are downloaded if they are not in the cache.
