@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from multiprocessing import forkserver
 
 import pytest
 from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions, exit_code_of, fork, make_images
@@ -83,9 +84,15 @@ def test_runs_on_two_devices_that_are_killed_lose_nothing(undisturbed, tmp_path,
     monkeypatch.setattr(run, "ExtractorConfig", SlowExtractorConfig)
     monkeypatch.setattr(run, "SYNC_SECONDS", 0.05)
     extract, output = extraction(tmp_path, format), tmp_path / "out"
+
+    def on_two_devices():
+        # A server of processes that other tests started belongs to the parent process; a forked one needs its own.
+        forkserver._forkserver.__init__()
+        return extract(folder, num_gpus=2).failed
+
     for _ in range(POOL_KILLS):
         before = set(tmp_path.glob("out.shards/*.shard/*"))
-        child = fork(lambda: extract(folder, num_gpus=2).failed, tmp_path / "stderr")
+        child = fork(on_two_devices, tmp_path / "stderr")
         # Loading the detectors takes most of the time. Something is written before the process is killed.
         while not set(tmp_path.glob("out.shards/*.shard/*")) - before:
             assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "stderr").read_text()
