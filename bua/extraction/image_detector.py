@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from bua.errors import InputError
+from bua.extraction.batch_regions import select_batch
 from bua.extraction.class_names import class_names
 from bua.extraction.default_arguments import default_config
 from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig, RegionChoice, fingerprint
-from bua.extraction.select import regions_from
+from bua.extraction.sources import ImageFile
 from bua.modeling.optimize import OptimizedDetector
-from bua.structures import RegionPredictions, Regions
+from bua.structures import DetectorInput, RegionPredictions, Regions
 from bua.weights.zoo import fetch
 
 
@@ -48,20 +49,9 @@ class ImageDetector:
 
     def regions(self, images: Sequence[np.ndarray]) -> list[Regions]:
         """Returns the chosen regions of images [H, W, 3] uint8 BGR. Their image ids count from 0."""
-        choice = self.choice
-        return [
-            regions_from(
-                predictions,
-                number,
-                min_boxes=choice.min_boxes,
-                max_boxes=choice.max_boxes,
-                score_threshold=choice.score_threshold,
-                nms_threshold=choice.nms_threshold,
-                convention=self.detector.convention,
-                regressed=choice.regressed,
-            )
-            for number, predictions in enumerate(self.predictions(images, regress=choice.regressed))
-        ]
+        files = [ImageFile(f"image {number}", number) for number in range(len(images))]
+        outcomes = select_batch(self.detector, self.choice, files, self._prepare(images)) if images else []
+        return [outcome.regions for outcome in outcomes if outcome.regions is not None]
 
     def predictions(self, images: Sequence[np.ndarray], *, regress: bool = True) -> list[RegionPredictions]:
         """Returns the predictions for all proposals of images [H, W, 3] uint8 BGR.
@@ -69,7 +59,10 @@ class ImageDetector:
         Args:
             regress: As for ``bua.modeling.Detector.infer``.
         """
-        return self.detector.infer([self.detector.prepare(image) for image in images], regress=regress)
+        return self.detector.infer(self._prepare(images), regress=regress)
+
+    def _prepare(self, images: Sequence[np.ndarray]) -> list[DetectorInput]:
+        return [self.detector.prepare(image) for image in images]
 
     def class_names(self) -> tuple[list[str], list[str]]:
         """Returns the names of the objects and of the attributes.

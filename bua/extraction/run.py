@@ -345,11 +345,6 @@ def _check_options(
     config: ExtractorConfig, cfg: CfgNode, format: str, on_error: str, names: Mapping[str, list[str]]
 ) -> None:
     check_format(format)
-    if format == "vinvl-tsv" and "object_vocabulary" not in names:
-        raise InputError(
-            "format vinvl-tsv: needs the names of the detector's classes, which are not known; name their folder "
-            "(--vocabulary)"
-        )
     if config.precision not in PRECISIONS:
         raise InputError(f"precision {config.precision!r}: unknown; use one of {', '.join(PRECISIONS)}")
     if on_error not in ON_ERROR:
@@ -362,6 +357,11 @@ def _check_options(
         )
     if format in FORMATS_WITH_LABELS and config.choice.grid:
         raise InputError(f"format {format}: needs labels, and grid cells have none; use tsv, npz or flat")
+    if format == "vinvl-tsv" and "object_vocabulary" not in names:
+        raise InputError(
+            "format vinvl-tsv: needs the names of the detector's classes, which are not known; name their folder "
+            "(--vocabulary)"
+        )
     if format == "lxmert-tsv" and not cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
         raise InputError(
             "format lxmert-tsv: needs attributes, but MODEL.BUA.ATTRIBUTES.ENABLED is False; use tsv or npz"
