@@ -95,7 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of GPUs, each with a process, or of processes on the CPU (%(default)s)",
     )
     group.add_argument(
-        "--ray", metavar="ADDRESS", help="run on a Ray cluster instead: `auto`, host:port, or `local` for this machine"
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster instead, which `ray start` starts on its machines: `auto`, host:port, or `local` "
+        "for this machine alone",
     )
     group.add_argument(
         "--shard-size", type=positive, default=SHARD_SIZE, help="number of images per task on Ray (%(default)s)"

@@ -42,10 +42,13 @@ def run(args: argparse.Namespace) -> int:
         from bua.config import load_cfg
         from bua.detection.training import evaluate_checkpoint, train_detector
         from bua.engine import launch
+    from bua.detection.catalog import check_prepared
     from bua.detection.own_data import follow_own_data
     from bua.engine import NonFiniteLoss
 
     cfg = load_cfg(args.config_file, args.overrides)
+    # Said before processes are started, which takes a while.
+    check_prepared([*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST], cfg.DATASETS.FILES)
     for line in follow_own_data(cfg, args.overrides[::2]):
         print(line, flush=True)
     function, arguments = (evaluate_checkpoint, (cfg,)) if args.eval_only else (train_detector, (cfg, args.resume))

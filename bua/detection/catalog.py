@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bua.config import FILE_FIELDS
@@ -47,6 +47,15 @@ def register_dataset(name: str, folder: str | Path, annotation_file: str | Path)
     _locations[name] = (os.fspath(folder), os.fspath(annotation_file))
 
 
+def check_prepared(names: Iterable[str], files: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Checks, without reading them, that data sets exist; arguments and errors are those of ``get_dataset``.
+
+    A run on many devices calls it before it starts their processes.
+    """
+    for name in names:
+        _locate(name, files)
+
+
 def get_dataset(name: str, files: Mapping[str, Mapping[str, str]] | None = None) -> DetectionDataset:
     """Reads a data set.
 
@@ -57,31 +66,46 @@ def get_dataset(name: str, files: Mapping[str, Mapping[str, str]] | None = None)
     Raises:
         InputError: No data set has this name, or the data set is not prepared, or its annotation file is damaged.
     """
+    annotation_file, folder = _locate(name, files)
+    attributes = _attributes_of_files(files) if files and name in files else None
+    own_path = name.endswith(".json") and not (files and name in files)
+    return DetectionDataset(annotation_file, folder, None if own_path else name, attributes)
+
+
+def _locate(name: str, files: Mapping[str, Mapping[str, str]] | None) -> tuple[Path, Path]:
+    """Returns the annotation file and the folder of the images of a data set."""
     if files and name in files:
-        return _dataset_of_files(name, files)
-    if name.endswith(".json"):
-        return DetectionDataset(name, Path(name).parent)
-    if name not in _locations:
-        close = difflib.get_close_matches(name, [*(files or ()), *_locations], n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        names = ", ".join([*(files or ()), *_locations])
-        raise InputError(f"data set {name!r}: there is no such name; {hint}the names are {names}")
-    folder, annotation_file = (datasets_root() / path for path in _locations[name])
+        missing = [field for field in FILE_FIELDS if field not in files[name]]
+        if missing:
+            raise InputError(
+                f"DATASETS.FILES.{name}: has no {missing[0]}; give the COCO file as json, the folder as images"
+            )
+        annotation_file, folder = Path(files[name]["json"]), Path(files[name]["images"])
+        if not folder.is_dir():
+            raise InputError(
+                f"DATASETS.FILES.{name}: images is {folder}, which is not a folder; give that of the images"
+            )
+    elif name.endswith(".json"):
+        annotation_file, folder = Path(name), Path(name).parent
+    else:
+        if name not in _locations:
+            close = difflib.get_close_matches(name, [*(files or ()), *_locations], n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            names = ", ".join([*(files or ()), *_locations])
+            raise InputError(f"data set {name!r}: there is no such name; {hint}the names are {names}")
+        folder, annotation_file = (datasets_root() / path for path in _locations[name])
+        if not annotation_file.is_file():
+            raise InputError(f"{annotation_file}: data set {name} is not prepared; {_how_to_prepare(name, folder)}")
     if not annotation_file.is_file():
-        raise InputError(f"{annotation_file}: data set {name} is not prepared; {_how_to_prepare(name, folder)}")
-    return DetectionDataset(annotation_file, folder, name)
+        raise InputError(f"{annotation_file}: this annotation file does not exist")
+    return annotation_file, folder
 
 
-def _dataset_of_files(name: str, files: Mapping[str, Mapping[str, str]]) -> DetectionDataset:
-    missing = [field for field in FILE_FIELDS if field not in files[name]]
-    if missing:
-        raise InputError(
-            f"DATASETS.FILES.{name}: has no {missing[0]}; give the COCO file as json, the folder as images"
-        )
-    # All data sets have the same attributes, so that those of one that is evaluated have the ids of the trained one.
+def _attributes_of_files(files: Mapping[str, Mapping[str, str]]) -> list[str] | None:
+    """Returns the attributes of all of the user's data sets, so that those of one that is evaluated have the ids of the
+    one that was trained on; None if a file lists its attributes."""
     found = [attribute_names(read_coco(Path(one["json"]))) for one in files.values() if "json" in one]
-    names = None if None in found else sorted({name for one in found for name in one or ()})
-    return DetectionDataset(files[name]["json"], files[name]["images"], name, names)
+    return None if None in found else sorted({name for one in found for name in one or ()})
 
 
 def vocabulary_folder(name: str) -> Path:

@@ -1,6 +1,7 @@
 """Converts features from one format to another."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -59,15 +60,19 @@ def convert_features(
     settings = read_settings(source)
     if settings:
         known["settings"] = settings
-    with open_writer(target, format, known or None) as writer:
-        _write_settings(target, {**settings, "format": format} if settings else None)
-        try:
+    try:
+        with open_writer(target, format, known or None) as writer:
+            _write_settings(target, {**settings, "format": format} if settings else None)
             copied = copy_missing(store, writer, f"{target} ({format})", rename)
             writer.finish()
-        except OSError as error:
-            raise InputError(
-                f"{target}: cannot be written: {error.strerror}; free some space and repeat the command to continue"
-            ) from error
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written: {error.strerror}; free some space and repeat the command to continue"
+        ) from error
+    except InputError:
+        if not target.exists():
+            _remove_beginnings(target)
+        raise
     return copied
 
 
@@ -153,6 +158,15 @@ def _renaming(ids: str | Path | Mapping[int | str, int | str]) -> Callable[[int 
             raise InputError(f"ids {pattern!r}: does not fit image {image_id} ({error})") from error
 
     return rename
+
+
+def _remove_beginnings(path: Path) -> None:
+    """Removes what a conversion that cannot succeed has left beside a target that it has not begun, so that a corrected
+    one can use the name."""
+    settings_file(path).unlink(missing_ok=True)
+    staged = path.with_name(f"{path.name}.partial")
+    if staged.is_dir():
+        shutil.rmtree(staged)
 
 
 def _write_settings(path: Path, settings: dict[str, Any] | None) -> None:

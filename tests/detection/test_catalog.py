@@ -61,3 +61,15 @@ def test_another_data_set_can_be_registered(root, tmp_path_factory):
     catalog.register_dataset("other", "images", "other.json")
     with pytest.raises(InputError, match=r"other\.json: data set other is not prepared; put the file there"):
         catalog.get_dataset("other")
+
+
+def test_data_sets_are_checked_without_being_read(root):
+    catalog.check_prepared(["visual_genome_val"])
+    with pytest.raises(InputError, match="visual_genome_train is not prepared"):
+        catalog.check_prepared(["visual_genome_val", "visual_genome_train"])
+    with pytest.raises(InputError, match=r"mine\.json: this annotation file does not exist"):
+        catalog.check_prepared(["mine.json"])
+    with pytest.raises(InputError, match=r"DATASETS\.FILES\.mine: images is nowhere, which is not a folder"):
+        catalog.check_prepared(["mine"], {"mine": {"json": "mine.json", "images": "nowhere"}})
+    with pytest.raises(InputError, match=r"DATASETS\.FILES\.mine: has no images"):
+        catalog.check_prepared(["mine"], {"mine": {"json": "mine.json"}})

@@ -191,3 +191,16 @@ def test_a_wrong_table_of_ids_is_refused(source, tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         convert_features(source, tmp_path / "target", "tsv", ids=table)
     assert not (tmp_path / "target").exists()
+
+
+def test_conversion_that_cannot_succeed_leaves_the_name_free_for_a_corrected_one(tmp_path):
+    source, target = tmp_path / "source.tsv", tmp_path / "target.hdf5"
+    with open_writer(source, "tsv") as writer:
+        for image_id, boxes in ((1, 3), (2, 5)):
+            writer.append(sample(image_id, boxes))
+        writer.finish()
+    (tmp_path / "source.tsv.meta.json").write_text('{"format": "tsv", "min_boxes": 3}')
+    with pytest.raises(InputError, match=r"target\.hdf5"):
+        convert_features(source, target, "hdf5")
+    assert not list(tmp_path.glob("target*"))
+    assert convert_features(source, target, "ban-hdf5") == 2
