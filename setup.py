@@ -27,7 +27,7 @@ setup(
     package_data={
         "bua.app": ["templates/*"],
         "bua.visualization": ["templates/*"],
-        "bua.shapes": ["weights/*"],
+        "bua.weights": ["shapes/*"],
         "bua.configs": ["*.yaml", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["bua = bua.commands:main"]},
@@ -63,6 +63,7 @@ setup(
         "detectron2": ["black", "cloudpickle", "hydra-core>=1.1", "omegaconf>=2.1,<2.4", "packaging", "tabulate"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],
         "dev": [
+            "setuptools>=64",  # builds the wheel in the tests
             "build>=1.2",
             "twine>=6",
             "pytest-markdown-docs>=0.5",

@@ -117,6 +117,6 @@ def _how_to_prepare(name: str, folder: Path) -> str:
     kind = name.rpartition("_")[0]
     if kind not in PREPARABLE:
         return "put the file there, or set DETECTRON2_DATASETS to the folder that holds it"
-    command = f"python datasets/prepare_visual_genome.py --root {folder} --name {kind}"
-    first = f"python datasets/make_shapes.py --output {folder}, then " if kind == "shapes" else ""
+    command = f"bua prepare-visual-genome --root {folder} --name {kind}"
+    first = f"bua make-shapes --output {folder}, then " if kind == "shapes" else ""
     return f"run {first}{command} (or set DETECTRON2_DATASETS to the folder that holds it)"

@@ -38,9 +38,9 @@ def test_the_root_is_the_folder_datasets_by_default(monkeypatch):
 
 
 def test_the_error_for_an_unprepared_data_set_says_how_to_prepare_it(root):
-    with pytest.raises(InputError, match=r"prepare_visual_genome\.py --root \S*visual_genome --name visual_genome"):
+    with pytest.raises(InputError, match=r"bua prepare-visual-genome --root \S*visual_genome --name visual_genome"):
         catalog.get_dataset("visual_genome_train")
-    with pytest.raises(InputError, match=r"make_shapes\.py .*prepare_visual_genome\.py --root \S*shapes --name shapes"):
+    with pytest.raises(InputError, match=r"bua make-shapes .*bua prepare-visual-genome --root \S*shapes --name shapes"):
         catalog.get_dataset("shapes_test")
 
 
@@ -64,6 +64,7 @@ def test_another_data_set_can_be_registered(root, tmp_path_factory):
 
 
 def test_data_sets_are_checked_without_being_read(root):
+    write_annotation_file(root / "visual_genome" / "annotations" / "visual_genome_val.json")
     catalog.check_prepared(["visual_genome_val"])
     with pytest.raises(InputError, match="visual_genome_train is not prepared"):
         catalog.check_prepared(["visual_genome_val", "visual_genome_train"])
