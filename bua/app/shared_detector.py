@@ -9,7 +9,8 @@ import numpy as np
 
 from bua.extraction.extractor_config import RegionChoice
 from bua.extraction.image_detector import ImageDetector
-from bua.structures import RegionPredictions
+from bua.extraction.select import regions_from
+from bua.structures import RegionPredictions, Regions
 
 # Number of images of which the predictions are kept. Those of a detector of Visual Genome take about 12 MB an image.
 KEPT = 8
@@ -34,6 +35,23 @@ class SharedDetector(ImageDetector):
         )
         self._kept: OrderedDict[bytes, RegionPredictions] = OrderedDict()
         self._lock = threading.Lock()
+
+    def regions(self, images: Sequence[np.ndarray]) -> list[Regions]:
+        """Returns the chosen regions of images [H, W, 3] uint8 BGR, from the kept predictions."""
+        choice = self.choice
+        return [
+            regions_from(
+                predictions,
+                number,
+                min_boxes=choice.min_boxes,
+                max_boxes=choice.max_boxes,
+                score_threshold=choice.score_threshold,
+                nms_threshold=choice.nms_threshold,
+                convention=self.detector.convention,
+                regressed=choice.regressed,
+            )
+            for number, predictions in enumerate(self.predictions(images))
+        ]
 
     def predictions(self, images: Sequence[np.ndarray], *, regress: bool = True) -> list[RegionPredictions]:
         """Returns the predictions for all proposals of images [H, W, 3] uint8 BGR, always with regressed boxes."""

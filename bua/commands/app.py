@@ -8,20 +8,20 @@ served from this machine and loads nothing from elsewhere. It needs Gradio: pip 
 """
 
 import argparse
-import importlib.util
+import os
+import tempfile
+from pathlib import Path
 
-from bua.commands.arguments import add_detector, add_overrides
+from bua.commands.arguments import add_detector_options
 from bua.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_detector(parser, "the one that comes with the package")
+    add_detector_options(parser)
     parser.add_argument(
-        "--config-file",
-        help="the detector's configuration; default: that of the checkpoint or of the released weights",
+        "--vocabulary",
+        help="folder of objects_vocab.txt and attributes_vocab.txt; default: the names that the checkpoint holds",
     )
-    parser.add_argument("--vocabulary", help="folder of objects_vocab.txt and attributes_vocab.txt of the detector")
-    add_overrides(parser, " of the detector")
 
     group = parser.add_argument_group(
         "models of the tasks",
@@ -31,14 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--captioner", help="checkpoint of train-caption")
     group.add_argument("--grounding", help="checkpoint of train-grounding")
 
-    group = parser.add_argument_group(
-        "regions of an image", "By default, as many as the tasks' models were trained on."
-    )
-    group.add_argument("--min-boxes", type=int, help="minimum number of regions")
-    group.add_argument("--max-boxes", type=int, help="maximum number of regions")
-
-    group = parser.add_argument_group("where it runs")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    group = parser.add_argument_group("address of the page")
     group.add_argument(
         "--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 lets other machines in (%(default)s)"
     )
@@ -46,11 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError("gradio: is not installed, and the page needs it; pip install 'bottom-up-attention[app]'")
-
-    import tempfile
-    from pathlib import Path
+    # Gradio reads this when it is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"gradio: cannot be imported ({error}), and the page needs it; pip install 'bottom-up-attention[app]'"
+        ) from error
 
     from bua.app.models import CAPTIONING, GROUNDING, VQA, load_models
     from bua.app.page import build_page, launch_page
