@@ -82,10 +82,10 @@ class DocumentFrequencies:
                 images = file["pictures" if old else "images"]
                 return cls(file["hashes"], images, int(file["num_pictures" if old else "num_images"]))
         except FileNotFoundError as error:
-            raise InputError(f"{path}: no such file; write it with datasets/count_caption_ngrams.py") from error
+            raise InputError(f"{path}: no such file; write it with bua count-caption-ngrams") from error
         except (KeyError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
             raise InputError(
-                f"{path}: not a file of document frequencies; write it again with datasets/count_caption_ngrams.py"
+                f"{path}: not a file of document frequencies; write it again with bua count-caption-ngrams"
             ) from error
 
     def save(self, path: str | Path) -> None:

@@ -53,7 +53,7 @@ def get_cfg() -> CfgNode:
     # With cross-entropy, the model reads its own words instead of people's with a probability that grows by STEP every
     # EPOCHS epochs, up to MOST.
     cfg.SOLVER.SCHEDULED_SAMPLING = CfgNode({"STEP": 0.05, "EPOCHS": 5, "MOST": 0.0})
-    # Arguments of ``self_critical_loss``. FREQUENCIES is a file that datasets/count_caption_ngrams.py wrote; "" counts
+    # Arguments of ``self_critical_loss``. FREQUENCIES is a file that bua count-caption-ngrams wrote; "" counts
     # the n-grams of DATA.TRAIN.
     cfg.SOLVER.SELF_CRITICAL = CfgNode({"METHOD": "beam", "SAMPLES": 5, "END_IN_REWARD": False, "FREQUENCIES": ""})
 

@@ -87,7 +87,7 @@ def load_captioner(path: str | Path, device: str = "cpu", overrides: Sequence[st
     Raises:
         InputError: There is no such file, or it is not such a checkpoint; an override cannot be used.
     """
-    advice = "name a checkpoint that tools/train_caption.py wrote"
+    advice = "name a checkpoint that bua train-caption wrote"
     saved = read_task_checkpoint(path, ("words", "tokenizer"), advice)
     cfg = restore_cfg(get_cfg(), saved, path, check_values)
     _override(cfg, list(overrides))

@@ -29,7 +29,7 @@ def train_caption(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """Trains a captioner, see ``TaskTraining.run``; ``bua.engine.launch`` runs it on several devices.
 
     Returns:
-        "CIDEr-D" of the last evaluation, in percent, on the vocabulary's words. ``tools/eval_caption.py`` computes the
+        "CIDEr-D" of the last evaluation, in percent, on the vocabulary's words. ``bua eval-caption`` computes the
         scores that papers report.
     """
     return CaptionTraining(cfg).run(resume)
@@ -138,7 +138,7 @@ def build_reward(dataset: CaptionDataset, *, end: bool, frequencies: str | None 
 
     Args:
         end: Whether the end of a caption counts as a word.
-        frequencies: A file that ``datasets/count_caption_ngrams.py`` wrote; None counts the n-grams of ``dataset``.
+        frequencies: A file that ``bua count-caption-ngrams`` wrote; None counts the n-grams of ``dataset``.
 
     Raises:
         InputError: The file was made from other captions.
@@ -150,7 +150,7 @@ def build_reward(dataset: CaptionDataset, *, end: bool, frequencies: str | None 
     some = [caption for captions in list(references.values())[:_CHECKED] for caption in captions]
     if not counted.has_all(some):
         raise InputError(
-            f"{frequencies}: lacks n-grams of {dataset.name}; count them again with datasets/count_caption_ngrams.py"
+            f"{frequencies}: lacks n-grams of {dataset.name}; count them again with bua count-caption-ngrams"
         )
     return CiderD(references, counted).score
 

@@ -3,9 +3,10 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from bua.demo.stages import PACKED_STAGES, STAGES, Record
-from bua.demo.tasks import BLIND, PERFECT, REGIONS, DemoPaths
+from bua.demo.tasks import BLIND, PERFECT, DemoPaths
 from bua.detection.evaluation.average_precision import PrecisionRecall
 from bua.visualization.gallery import GalleryImage
 from bua.visualization.report import Report, format_seconds
@@ -36,7 +37,7 @@ def demo_report(
     training_log: Sequence[Mapping[str, float]],
     curves: Mapping[str, Mapping[str, PrecisionRecall]],
     training_images: int,
-    detector: Sequence[str],
+    weights: str,
     paths: DemoPaths,
 ) -> Report:
     """Returns the content of the page.
@@ -47,7 +48,7 @@ def demo_report(
         training_log: Lines of the detector's training log.
         curves: Precision-recall curves by class name, for ``objects`` and ``attributes``.
         training_images: Number of training images.
-        detector: The detector's configuration file, its checkpoint, and the overrides of its configuration.
+        weights: The detector's checkpoint.
         paths: Files of the task models.
     """
     return Report(
@@ -69,7 +70,7 @@ def demo_report(
         training_log=training_log,
         curves=curves,
         timings={stage.title: record.seconds[name] for name, stage in STAGES.items() if name in record.seconds},
-        commands=_commands(*detector, paths=paths),
+        commands=_commands(weights, paths),
     )
 
 
@@ -120,39 +121,32 @@ def scores(metrics: Mapping[str, float]) -> list[Score]:
     ]
 
 
-def _commands(config_file: str, weights: str, *overrides: str, paths: DemoPaths) -> list[tuple[str, str]]:
-    described = f"--config-file {shlex.quote(config_file)}"
-    more = f" -- {shlex.join(overrides)}" if overrides else ""
-    boxes = f"--min-boxes {REGIONS} --max-boxes {REGIONS}"
+def _commands(weights: str, paths: DemoPaths) -> list[tuple[str, str]]:
+    detector = f"--detector {shlex.quote(weights)}"
 
-    def ask(tool: str, what: str, option: str, model: str) -> str:
-        return (
-            f"python tools/{tool}.py --image my_image.jpg{what} {boxes} \\\n    {described} "
-            f"--detector {shlex.quote(weights)} \\\n    --{option} {shlex.quote(model)}{more}"
-        )
+    def ask(command: str, what: str, option: str, model: Path) -> str:
+        return f"bua {command} --image my_image.jpg{what} {detector} \\\n    --{option} {shlex.quote(str(model))}"
 
     return [
         (
             "Draw the objects that the detector finds (it knows only the classes of Shapes)",
-            f"python tools/visualize.py --dataset shapes_test --images my_images/*.jpg \\\n"
-            f"    {described} --weights {shlex.quote(weights)} --output output/drawn{more}",
+            f"bua visualize my_images/*.jpg {detector} --output output/drawn",
         ),
         (
             "Answer a question",
-            ask("answer", ' --question "What color is the star?"', "vqa", str(paths.model("vqa", "updown"))),
+            ask("answer", ' --question "What color is the star?"', "vqa", paths.model("vqa", "updown")),
         ),
-        ("Caption an image", ask("caption", "", "captioner", str(paths.model("captioning", "updown")))),
+        ("Caption an image", ask("caption", "", "captioner", paths.model("captioning", "updown"))),
         (
             "Ground the phrases of a sentence",
-            ask("ground", ' --sentence "a star above a red circle"', "grounding", str(paths.model("grounding", "ban"))),
+            ask("ground", ' --sentence "a star above a red circle"', "grounding", paths.model("grounding", "ban")),
         ),
         (
             "Extract region features of a folder of images, in the original TSV format or in another --format",
-            f"python tools/extract.py --images my_images --output features.tsv \\\n"
-            f"    {described} --weights {shlex.quote(weights)}{more}",
+            f"bua extract --images my_images --output features.tsv {detector}",
         ),
         (
             "Train a detector for photographs on Visual Genome (datasets/README.md says how to get it)",
-            "python tools/train_net.py --config-file configs/vg_r101.yaml",
+            "bua train-net --config-file vg_r101.yaml",
         ),
     ]

@@ -107,7 +107,7 @@ def run_demo(
             training_log=[json.loads(line) for line in (detector_dir / METRICS_FILE).read_text().splitlines()],
             curves={kind: evaluator.precision_recall(kind) for kind in ("objects", "attributes")},
             training_images=len(get_dataset("shapes_train")),
-            detector=[str(config_file), cfg.MODEL.WEIGHTS, *overrides],
+            weights=cfg.MODEL.WEIGHTS,
             paths=paths,
         )
         write_report(output / "index.html", report)

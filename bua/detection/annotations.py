@@ -251,7 +251,7 @@ def read_coco(path: Path) -> dict:
         if not isinstance(tree, dict) or not isinstance(tree.get(field), list):
             raise InputError(
                 f"{path}: has no list {field!r}, so it is not a COCO file of boxes; give one, or prepare Visual Genome "
-                "with datasets/prepare_visual_genome.py"
+                "with bua prepare-visual-genome"
             )
     return tree
 

@@ -121,7 +121,7 @@ def load_grounding(path: str | Path, device: str = "cpu", *, folder: str | Path 
     if missing:
         if not is_grounding_model(saved.get("model", {})):
             raise InputError(
-                f"{path}: not a model for grounding; name a checkpoint of tools/train_grounding.py or of ban-vqa"
+                f"{path}: not a model for grounding; name a checkpoint of bua train-grounding or of ban-vqa"
             )
         if folder is None:
             raise InputError(

@@ -167,7 +167,7 @@ def _num_boxes(reader: RegionReader, image_ids: np.ndarray, stores: np.ndarray) 
     counts = reader.num_boxes(image_ids, stores)
     if counts is None:
         raise InputError(
-            f"DATA.ON_DEVICE: {reader.name} is not in the flat format; convert it with tools/convert_features.py "
+            f"DATA.ON_DEVICE: {reader.name} is not in the flat format; convert it with bua convert-features "
             "--format flat-fp16, or set DATA.ON_DEVICE to False"
         )
     return counts

@@ -195,7 +195,7 @@ def open_reader(cfg: CfgNode, program: str) -> RegionReader:
     for key, wanted in (
         ("FOLDER", f"a folder that datasets/{program} wrote"),
         ("TRAIN", "splits of the folder to train on"),
-        ("FEATURES", "the files that tools/extract.py wrote"),
+        ("FEATURES", "the files that bua extract wrote"),
     ):
         if not cfg.DATA[key]:
             raise InputError(f"DATA.{key}: empty; name {wanted}")

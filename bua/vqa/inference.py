@@ -72,8 +72,8 @@ def load_vqa(path: str | Path, device: str = "cpu") -> VqaModel:
     saved = read_task_checkpoint(
         path,
         ("question_vocabulary", "answer_vocabulary"),
-        "name a checkpoint that tools/train_vqa.py wrote, or add the vocabularies to a converted one with "
-        "tools/convert_checkpoint.py --vqa-folder",
+        "name a checkpoint that bua train-vqa wrote, or add the vocabularies to a converted one with "
+        "bua convert-checkpoint --vqa-folder",
     )
     cfg = restore_cfg(get_cfg(), saved, path, check_values)
     words, answers = WordVocabulary(saved["question_vocabulary"]), AnswerVocabulary(saved["answer_vocabulary"])

@@ -112,7 +112,7 @@ def test_constructor_arguments_become_configuration_keys():
     [
         ("FOLDER", "", r"DATA\.FOLDER: empty; name a folder that datasets/prepare_toy\.py wrote"),
         ("TRAIN", (), r"DATA\.TRAIN: empty; name splits"),
-        ("FEATURES", (), r"DATA\.FEATURES: empty; name the files that tools/extract\.py wrote"),
+        ("FEATURES", (), r"DATA\.FEATURES: empty; name the files that bua extract wrote"),
     ],
 )
 def test_settings_that_a_training_lacks(key, value, message):

@@ -146,7 +146,7 @@ def test_settings_that_cannot_be_used(world, tmp_path):
         (["DATA.TRAIN", "('trian',)"], "no such split"),
         (["DATA.FOLDER", tmp_path / "prepared", "DATA.VAL", "test"], "has no answers"),
         (["DATA.FEATURES", few], r"lacks 30 of the 30 images of .*val\.npz: 121"),
-        (["DATA.WORD_VECTORS", "authors"], r"prepare it with datasets/prepare_vqa\.py --glove"),
+        (["DATA.WORD_VECTORS", "authors"], r"prepare it with bua prepare-vqa --glove"),
         (["SOLVER.ACCUMULATE", 5], "multiple of SOLVER.ACCUMULATE"),
         (["DATA.ON_DEVICE", "yes"], "DATA.ON_DEVICE is 'yes'; use one of None, False, True, 'auto'"),
         (["FLOAT32_PRECISION", "tf32"], "FLOAT32_PRECISION is 'tf32'; use one of highest, high, medium"),
