@@ -169,7 +169,13 @@ def _text_part(
         with gr.Column(scale=1, min_width=280, elem_classes="controls"):
             _html(views.section(title, hidden or text))
             written = gr.Textbox(
-                placeholder=example, show_label=False, container=False, visible=visible, lines=1, elem_id=name
+                label=title,
+                placeholder=example,
+                show_label=False,
+                container=False,
+                visible=visible,
+                lines=1,
+                elem_id=name,
             )
             pressed = gr.Button(button, variant="primary", visible=visible, elem_id=f"{name}-button")
         with gr.Column(scale=2, min_width=280):
