@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-train test test-gpu lint install dist clean
+.PHONY: demo demo-train test test-gpu lint install dist docs clean
 
 # The demo needs only what bua itself needs, so that it starts sooner.
 demo: $(BASE)
@@ -36,6 +36,11 @@ dist: $(INSTALLED)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
+# Builds the site of the documents into site/; a broken link is an error.
+docs: $(BASE)
+	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 $(BASE): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable .
@@ -50,4 +55,4 @@ $(INSTALLED): $(BASE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

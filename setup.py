@@ -61,7 +61,7 @@ setup(
         "app": ["gradio>=6,<7", "pillow>=10,<13"],
         # What Detectron2 itself needs from PyPI. Detectron2 is on no package index: README.md says how to install it.
         "detectron2": ["black", "cloudpickle", "hydra-core>=1.1", "omegaconf>=2.1,<2.4", "packaging", "tabulate"],
-        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25", "ruff>=0.6"],  # ruff breaks long lines
         "dev": [
             "setuptools>=64",  # builds the wheel in the tests
             "build>=1.2",
