@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from script_loading import ROOT
 
+from bua.demo.packed import SCORED_IMAGES, SCORES
+
 SOURCES = ("bua", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 PIPELINES = """
 import json, sys
@@ -70,12 +72,16 @@ def test_five_pipelines_run(python, tmp_path):
     assert [one["label"] for one in found["phrases"]] == ["a circle", "a square"]
 
 
-def test_the_demo_runs(python, tmp_path):
-    shown = run(
-        python, python.with_name("bua"), "demo", "--quick", "--num-test", "10", "--output", "demo", cwd=tmp_path
-    )
+def test_the_demo_reaches_the_scores_that_are_written_beside_the_models(python, tmp_path):
+    arguments = ("demo", "--num-test", str(SCORED_IMAGES), "--output", "demo")
+    shown = run(python, python.with_name("bua"), *arguments, cwd=tmp_path)
     assert "Phrases, BAN" in shown
     assert (tmp_path / "demo" / "index.html").is_file()
+    written = json.loads(SCORES.read_text())
+    reached = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    # Processors differ in rounding, so that a region or an answer may change.
+    assert {name: reached[name] for name in written} == pytest.approx(written, abs=0.03)
+    assert sum(path.stat().st_size for path in SCORES.parent.iterdir()) <= 12e6
 
 
 def test_configurations_are_found_by_name(python, tmp_path):

@@ -39,8 +39,9 @@ MODELS = {
     ("captioning", "blind"): "shapes-captioning-blind",
     ("grounding", "ban"): "shapes-grounding",
 }
-# The scores of the packed models in the demo, beside their files.
+# The scores of the packed models in a demo of so many test images, beside their files.
 SCORES = PACKAGED_FOLDER / "scores.json"
+SCORED_IMAGES = 40
 # The images are drawn from another random seed than those that the models were trained on, which is 0.
 SEED = 1
 NUM_TRAIN, NUM_VAL = 60, 20
@@ -129,7 +130,7 @@ def pack_weights(output: str | Path) -> list[Path]:
             raise InputError(f"{path}: does not exist; run `bua demo --train` to its end first")
         save_checkpoint(folder / PACKAGED[packed], **{**_packed(read_checkpoint(path)), "features": features})
     with tempfile.TemporaryDirectory() as demo:
-        scores = run_packed_demo(demo)
+        scores = run_packed_demo(demo, num_test=SCORED_IMAGES)
     with whole_file(SCORES) as file:
         kept = {name: score for name, score in scores.items() if not name.startswith(SECONDS)}
         file.write((json.dumps(kept, indent=2) + "\n").encode())
