@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes docs/demo.png, the image in README.md, from the page of a demo: its table of scores and its first image.
 
-    make demo && .venv/bin/python docs/demo_image.py output/demo/index.html
+    make demo-train && .venv/bin/python docs/demo_image.py output/demo-train/index.html
 
 It needs Chromium. README.md's table of scores must be copied from the same page.
 """

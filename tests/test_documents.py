@@ -21,6 +21,7 @@ import bua.config
 import bua.grounding.config
 import bua.vqa.config
 from bua.commands import command_names, run_command
+from bua.config_files import find_config
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "datasets/README.md"]
 DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
@@ -37,6 +38,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 KEY = re.compile(r"(?<![\w.-])[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)+(?![\w.])")
 ASSIGNMENT = re.compile(r'^(\w+)="(.*)"$')
 
+# Configurations that a reader writes.
+OWN_CONFIGURATIONS = {"mine.yaml"}
 # Options in the documents that belong to programs of others.
 OTHERS_OPTIONS = {"--no-build-isolation"}
 
@@ -121,6 +124,13 @@ def test_commands_are_accepted(document):
             getattr(parser, method)(arguments)
         except SystemExit:
             pytest.fail(f"{program} does not accept: {shlex.join(arguments)}")
+
+
+def test_configurations_exist(document):
+    for _, *arguments in commands(document.read_text()):
+        for option, value in itertools.pairwise(arguments):
+            if option == "--config-file" and value not in OWN_CONFIGURATIONS:
+                find_config(value)
 
 
 def test_options_exist(document):
