@@ -119,7 +119,7 @@ class TrainingMapper:
         return boxes, classes, attributes
 
     def _mirror(self, boxes: np.ndarray, classes: np.ndarray, attributes: np.ndarray):
-        if self.attribute_mirror is not None:
+        if self.attribute_mirror is not None and len(self.attribute_mirror) > 0:
             attributes = np.where(attributes >= 0, self.attribute_mirror[attributes], attributes)
         if self.class_mirror is not None:
             classes = self.class_mirror[classes]

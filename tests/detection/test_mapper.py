@@ -102,6 +102,12 @@ def test_a_flip_exchanges_left_and_right_in_classes_and_attributes(make_record):
     assert len(flipped.boxes) == 3
 
 
+def test_an_image_of_a_data_set_without_attributes_is_flipped(make_record):
+    record = make_record([(0, 0, 5, 5)], [0], [()])
+    mapper = make_mapper(class_mirror=mirrored(OBJECTS), attribute_mirror=mirrored(Vocabulary([])))
+    assert (mapper(record, FixedRandom(True)).attributes == -1).all()
+
+
 def test_mirrored_gives_the_class_of_the_mirror_image():
     assert mirrored(ATTRIBUTES).tolist() == [0, 2, 1, DROPPED, 4]
     assert mirrored(Vocabulary(["left,leftmost", "port", "right side,right"])).tolist() == [2, 1, DROPPED]
