@@ -104,7 +104,7 @@ def test_a_flip_exchanges_left_and_right_in_classes_and_attributes(make_record):
 
 def test_an_image_of_a_data_set_without_attributes_is_flipped(make_record):
     record = make_record([(0, 0, 5, 5)], [0], [()])
-    mapper = make_mapper(class_mirror=mirrored(OBJECTS), attribute_mirror=mirrored(Vocabulary([])))
+    mapper = make_mapper(class_mirror=mirrored(OBJECTS), attribute_mirror=np.zeros(0, dtype=np.int64))
     assert (mapper(record, FixedRandom(True)).attributes == -1).all()
 
 
