@@ -155,7 +155,8 @@ class Pipeline:
         inputs = options.pop("image", None) if inputs is None else inputs
         if inputs is None:
             raise InputError("image: is missing; give an image")
-        if isinstance(inputs, Mapping | ImageInput):
+        # What is no image either is named by as_bgr.
+        if isinstance(inputs, Mapping | ImageInput) or not isinstance(inputs, Iterable):
             return next(self._results([inputs], options))
         if isinstance(inputs, Sequence):
             return list(self._results(inputs, options))

@@ -151,6 +151,7 @@ def test_bad_inputs_are_one_line(images, detector):
         (images[0], {"question": "is there a star?", "topk": 2}, "topk"),
         (images[0], {"question": "is there a star?", "top_k": 0}, "top_k is 0"),
         (None, {"question": "is there a star?"}, "image: is missing"),
+        (3, {"question": "is there a star?"}, "image: is of type int"),
         (images[:2], {"question": ["is there a star?"]}, "question: has 1 elements"),
         ({"question": "is there a star?"}, {}, "input 0: has no image"),
     ]:

@@ -74,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output",
-        help="file to write; a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16; default: a name in "
-        "output/features that is made of those of the configuration and the data set",
+        help="file to write; a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16; default, without "
+        "--images: a name in output/features that is made of those of the configuration and the data set",
     )
     group.add_argument(
         "--format", choices=FORMATS, default="tsv", help="format of the output; default: %(default)s, the original's"

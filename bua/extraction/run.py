@@ -116,8 +116,8 @@ def extract(
 
     Args:
         images, image_root: As for ``bua.extraction.list_images``; by default the images of DATASETS.TEST.
-        output: A file, or a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16; by default a file or folder in
-            ``output/features`` that is named after the configuration and the data set.
+        output: A file, or a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16; without ``images``, by default a
+            file or folder in ``output/features`` that is named after the configuration and the data set.
         config_file, overrides: As for ``bua.config.load_cfg``; by default the configuration that belongs to
             ``weights``, or "vg_r101.yaml" without weights.
         weights: A checkpoint, the name of a released one (``bua.weights.zoo.ZOO``) or an address; by default
@@ -150,6 +150,9 @@ def extract(
         min_boxes, max_boxes, score_threshold, nms_threshold, regressed, None if boxes is None else str(boxes), grid
     )
     choice.check()
+    if images is not None and output is None:
+        # A default name would be the same for all images, so that those of several commands would get into one file.
+        raise InputError("output: none given; name one (--output); only the images of DATASETS.TEST have a default")
     config_file = config_file or default_config(weights)
     config = ExtractorConfig(
         None if config_file is None else str(config_file),

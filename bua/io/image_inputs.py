@@ -1,5 +1,6 @@
 """Images in the forms that callers have them in: files, addresses, bytes, PIL images, arrays and tensors."""
 
+import http.client
 import urllib.request
 from pathlib import Path
 
@@ -79,8 +80,9 @@ def _fetch(address: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
             data: bytes = response.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{address}: cannot be downloaded ({error}); check the address") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{address}: cannot be downloaded ({reason}); check the address") from error
     if len(data) > MAX_BYTES:
         raise InputError(f"{address}: has more than {MAX_BYTES >> 20} MiB; download it, and give a smaller file")
     return data

@@ -30,6 +30,9 @@ def server(png):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             found = self.path == "/image.png"
+            if self.path == "/no-http":
+                self.wfile.write(b"no answer in HTTP\r\n\r\n")
+                return
             self.send_response(200 if found else 404)
             self.end_headers()
             self.wfile.write(png if found else b"")
@@ -88,3 +91,10 @@ def test_bad_input_is_refused_in_one_line(image, message):
 def test_address_that_has_no_image_is_named(server):
     with pytest.raises(InputError, match=r"/no\.png: cannot be downloaded .*404"):
         as_bgr(f"{server}/no.png")
+
+
+@pytest.mark.parametrize("path", ["/no-http", "/a b.png"])
+def test_bad_answers_and_bad_addresses_are_one_line(server, path):
+    with pytest.raises(InputError, match="cannot be downloaded") as caught:
+        as_bgr(server + path)
+    assert "\n" not in str(caught.value)

@@ -175,6 +175,14 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, options, weights, messa
     assert not output.exists()
 
 
+def test_given_images_need_an_output(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config-file", str(CONFIG), "--weights", "random", "--images", str(folder), *SLIM]
+    assert load_tool().main(arguments) == 2
+    assert "output: none given" in capsys.readouterr().err
+    assert not Path("output").exists()
+
+
 def test_a_file_that_is_no_output_is_not_changed(folder, tmp_path, capsys):
     output = tmp_path / "notes.txt"
     output.write_text("mine")
