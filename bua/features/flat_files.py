@@ -188,6 +188,7 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 
 def write_header(folder: Path, header: dict[str, Any]) -> None:
+    """Writes the header of a folder, so that it is on the disk when the function returns."""
     with whole_file(folder / HEADER_FILE, durable=True) as file:
         file.write(json.dumps(header, indent=1).encode())
 
@@ -239,11 +240,13 @@ def make_lookup(index: np.ndarray) -> np.ndarray:
 
 
 def save_lookup(folder: Path, lookup: np.ndarray) -> None:
+    """Writes what ``make_lookup`` returned into the folder."""
     with whole_file(folder / LOOKUP_FILE, durable=True, shared=True) as file:
         np.save(file, lookup)
 
 
 def load_lookup(folder: Path, index: np.ndarray) -> np.ndarray:
+    """Returns the look-up table of the folder, which is made again if its file is missing or out of date."""
     try:
         lookup = np.asarray(np.load(folder / LOOKUP_FILE, mmap_mode="r", allow_pickle=False))
         # A writer deletes the file before it changes anything, so that a file of the right length is up to date.

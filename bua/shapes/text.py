@@ -138,10 +138,12 @@ def ask_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[Qu
 
 
 def with_article(words: str) -> str:
+    """Returns words after "a" or "an"."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def plural(shape: str) -> str:
+    """Returns the plural of a shape's name."""
     return PLURALS.get(shape, shape + "s")
 
 
