@@ -14,8 +14,9 @@ demo: $(BASE)
 demo-train: $(BASE)
 	$(BIN)/bua demo --train --output output/demo-train
 
+# In as many processes as there are cores; the tests of one file share what they set up.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The tests that `make test` runs on a pretended GPU, on a real one.
 test-gpu: $(INSTALLED)

@@ -66,7 +66,7 @@ setup(
             "setuptools>=64",  # builds the wheel in the tests
             "build>=1.2",
             "twine>=6",
-            "pytest-markdown-docs>=0.5",
+            "pytest-xdist>=3.5",
             "pytest>=8",
             "hypothesis>=6.100",
             "ruff>=0.6",

@@ -29,6 +29,7 @@ from bua.engine import (
     seed_run,
 )
 from bua.engine.loader import TrainingLoader, aspect_groups
+from bua.engine.log import metrics_table
 from bua.errors import InputError
 from bua.modeling.detector import Detector, build_detector
 from bua.vocabulary import Vocabulary
@@ -98,6 +99,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         precision=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32",
         config=cfg,
         extra={KEY: description.state()},
+        fractions=True,
     )
     return trainer.run(resume)
 
@@ -125,8 +127,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
 
 def print_metrics(metrics: dict[str, float]) -> None:
     """Prints metrics, which are fractions, as a table of percentages."""
-    for name, value in metrics.items():
-        print(f"{name:40s} {100 * value:6.2f} %", flush=True)
+    print(metrics_table(metrics, fractions=True), flush=True)
 
 
 def weights_to_evaluate(cfg: CfgNode) -> str:

@@ -5,19 +5,35 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from bua.io.files import whole_file
 
 METRICS_FILE = "metrics.json"
 
 
+def metrics_table(metrics: Mapping[str, float], fractions: bool = False) -> str:
+    """Returns metrics as a table in percent, one line for each.
+
+    Args:
+        fractions: Whether the values are fractions; otherwise they are in percent.
+    """
+    width = max(map(len, metrics), default=0)
+    return "\n".join(
+        f"  {name:{width}}  {100 * value if fractions else value:6.2f} %" for name, value in metrics.items()
+    )
+
+
 class TrainingLog:
     """Collects the losses of each iteration, and writes their means every ``period`` iterations.
+
+    On a terminal, a bar also shows the iterations and the time left from the first iteration on.
 
     Each line of ``metrics.json`` is a JSON object. After n iterations it is ``{"iteration": n, "total_loss": ..., <each
     loss>, "lr": ..., "images_per_second": ..., "data_seconds": ...}``, where ``data_seconds`` is the mean time that an
@@ -31,13 +47,22 @@ class TrainingLog:
             of a run that was killed before its next checkpoint.
         period: Number of iterations between two lines.
         unit: Name of the items of a batch. It also replaces "images" in ``images_per_second``.
+        fractions: Whether metrics are fractions; otherwise they are in percent.
     """
 
     def __init__(
-        self, output_dir: str | Path, max_iter: int, *, start: int = 0, period: int = 20, unit: str = "images"
+        self,
+        output_dir: str | Path,
+        max_iter: int,
+        *,
+        start: int = 0,
+        period: int = 20,
+        unit: str = "images",
+        fractions: bool = False,
     ):
         self.path = Path(output_dir) / METRICS_FILE
-        self.max_iter, self.period, self.unit = max_iter, period, unit
+        self.max_iter, self.period, self.unit, self.fractions = max_iter, period, unit, fractions
+        self._bar = tqdm(total=max_iter, initial=start, unit="it", desc="train", leave=False, disable=None)
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
         _drop_lines_after(self.path, start)
@@ -64,14 +89,15 @@ class TrainingLog:
         self._items += items
         self._data_seconds += data_seconds
         self._timed += 1
+        self._bar.set_postfix(loss=f"{sum(losses.values()):.3g}", refresh=False)
+        self._bar.update()
         if iteration % self.period == 0 or iteration == self.max_iter:
             self._write_means(iteration, lr)
 
     def metrics(self, iteration: int, metrics: dict[str, float]) -> None:
         """Writes the metrics of an evaluation after ``iteration`` iterations."""
         self._write({"iteration": iteration, **metrics})
-        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        print(f"evaluation after {iteration} iterations: {values}", flush=True)
+        self._print(f"evaluation after {iteration} iterations:\n{metrics_table(metrics, self.fractions)}")
 
     def has_metrics(self, iteration: int) -> bool:
         """Returns whether the metrics of an evaluation after ``iteration`` iterations have been written."""
@@ -87,7 +113,8 @@ class TrainingLog:
         self._sums, self._count = defaultdict(float, state["sums"]), state["count"]
 
     def close(self) -> None:
-        """Closes TensorBoard's file."""
+        """Closes TensorBoard's file and the bar."""
+        self._bar.close()
         self._board.close()
 
     def _write_means(self, iteration: int, lr: float) -> None:
@@ -109,13 +136,18 @@ class TrainingLog:
         # A single loss equals the total, so it is not printed again.
         parts = losses if len(losses) > 1 else {}
         values = "".join(f"  {name.removeprefix('loss_')} {value:.3f}" for name, value in parts.items())
-        print(
+        self._print(
             f"{iteration}/{self.max_iter}  loss {total:.3f}{values}  lr {lr:.3g}  {rate:.3g} {self.unit}/s  "
-            f"left {left}  memory {_memory_megabytes()} MB",
-            flush=True,
+            f"left {left}  memory {_memory_megabytes()} MB"
         )
         self._sums, self._count = defaultdict(float), 0
         self.restart_clock()
+
+    def _print(self, text: str) -> None:
+        if self._bar.disable:
+            print(text, flush=True)
+        else:
+            self._bar.write(text)
 
     def _write(self, line: dict) -> None:
         with open(self.path, "a") as file:

@@ -74,6 +74,7 @@ class Trainer:
         config: Configuration of the run, which is written to ``config.yaml``.
         extra: Further content of every checkpoint, such as a vocabulary.
         unit: Name of the items of a batch in the log.
+        fractions: Whether metrics are fractions; otherwise they are in percent.
 
     Raises:
         InputError: The device does not support the precision.
@@ -104,6 +105,7 @@ class Trainer:
         config: CfgNode | None = None,
         extra: dict | None = None,
         unit: str = "images",
+        fractions: bool = False,
     ):
         self.model, self.loader, self.optimizer, self.scheduler = model, loader, optimizer, scheduler
         self.accelerator, self.output_dir, self.max_iter, self.ids = accelerator, Path(output_dir), max_iter, ids
@@ -115,6 +117,7 @@ class Trainer:
             clip,
         )
         self.losses, self.accumulate, self.extra, self.unit = losses, accumulate, extra or {}, unit
+        self.fractions = fractions
         self.best, self.best_value, self.keep_all = best, -math.inf, keep_all
         self.device = next(model.parameters()).device
         # Mixed precision is torch's. Accelerator.autocast() and its loss scaling depend on a setting that the first
@@ -163,7 +166,12 @@ class Trainer:
             if self.config is not None:
                 (self.output_dir / "config.yaml").write_text(self.config.dump())
             self.log = TrainingLog(
-                self.output_dir, self.max_iter, start=self.iteration, period=self.log_period, unit=self.unit
+                self.output_dir,
+                self.max_iter,
+                start=self.iteration,
+                period=self.log_period,
+                unit=self.unit,
+                fractions=self.fractions,
             )
             self.log.load_state_dict(saved.get("log", self.log.state_dict()))
         self.model.train()

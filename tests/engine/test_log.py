@@ -15,7 +15,7 @@ def fill(log, first, last):
 
 
 def test_means_over_a_period(tmp_path, capsys):
-    log = TrainingLog(tmp_path, max_iter=5, period=2)
+    log = TrainingLog(tmp_path, max_iter=5, period=2, fractions=True)
     fill(log, 1, 5)
     log.metrics(5, {"objects/mAP50": 0.25})
     *means, evaluation = lines(tmp_path)
@@ -26,7 +26,8 @@ def test_means_over_a_period(tmp_path, capsys):
     assert all(line["images_per_second"] > 0 for line in means)
     assert evaluation == {"iteration": 5, "objects/mAP50": 0.25}
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 4
+    assert len(printed) == 5
+    assert printed[3:] == ["evaluation after 5 iterations:", "  objects/mAP50   25.00 %"]
     assert printed[0].startswith("2/5  loss 2.500  a 1.500  b 1.000  lr 0.1  ")
     assert "left 0:00:00" in printed[0]
 
