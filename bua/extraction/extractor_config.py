@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from bua.checkpoint import load_weights
 from bua.config import load_cfg
 from bua.detection.description import cfg_of_weights
+from bua.detection.own_data import follow_own_data
 from bua.engine.checkpoints import last_checkpoint
 from bua.errors import InputError
 from bua.modeling import build_detector
@@ -91,11 +92,12 @@ class ExtractorConfig:
     def cfg(self, device: str | None = None) -> CfgNode:
         """Returns the detector's configuration, with MODEL.DEVICE set to ``device`` if it is given."""
         overrides = [*self.overrides, *(["MODEL.DEVICE", device] if device else [])]
-        return (
-            cfg_of_weights(self.weights, overrides)
-            if self.config_file is None
-            else load_cfg(self.config_file, overrides)
-        )
+        if self.config_file is None:
+            return cfg_of_weights(self.weights, overrides)
+        cfg = load_cfg(self.config_file, overrides)
+        # As in training, so that a configuration for the user's own data describes the same detector.
+        follow_own_data(cfg, overrides[::2])
+        return cfg
 
     def load_detector(self, device: str | None = None) -> OptimizedDetector:
         """Builds the detector, loads its weights and optimises it for inference. The precision of float32 is set for

@@ -111,3 +111,26 @@ def test_path_in_place_of_a_name(mine):
     (mine / "mine" / "train.json").rename(mine / "mine" / "images" / "train.json")
     command = ["train-net", "--config-file", "mine.yaml", "--engine", "torch", "DATASETS.TEST", "()"]
     assert main([*command, "DATASETS.TRAIN", "('mine/images/train.json',)"]) == 0
+
+
+def test_the_configuration_may_be_given_again(mine):
+    assert main(COMMANDS[0]) == 0
+    assert main(["extract", "--config-file", "mine.yaml", "--min-boxes", "2", "--max-boxes", "3"]) == 0
+    assert len(open_features("output/features/mine_mine_val.tsv")) == 10
+    drawing = ["visualize", "--config-file", "mine.yaml", "--dataset", "mine_val", "--num", "2", "--output", "drawn"]
+    assert main(drawing) == 0
+
+
+@pytest.mark.parametrize("field", ["categories", "attributes"])
+def test_data_sets_with_other_classes_are_refused(mine, capsys, field):
+    for split in ("train", "val"):
+        path = mine / "mine" / f"{split}.json"
+        tree = json.loads(path.read_text())
+        tree["attributes"] = [{"id": number, "name": name} for number, name in enumerate(ATTRIBUTES)]
+        if split == "val":
+            names = [entry["name"] for entry in tree[field]]
+            tree[field] = [{**entry, "name": name} for entry, name in zip(tree[field], reversed(names))]
+        path.write_text(json.dumps(tree))
+    for more in ([], ["--eval-only"]):
+        assert main([*COMMANDS[0], *more]) == 2
+        assert f"mine_val: its {field} are not those of mine_train" in capsys.readouterr().err
