@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from bua.captioning.inference import caption_regions, load_captioner
+from bua.captioning.inference import Captioner, caption_regions, load_captioner
 from bua.config import check_device
 from bua.detection.found_objects import found_objects
 from bua.errors import InputError
 from bua.extraction.extractor_config import RegionChoice
 from bua.extraction.image_detector import ImageDetector, open_detector
-from bua.grounding.inference import ground_phrases, load_grounding
+from bua.grounding.inference import GroundingModel, ground_phrases, load_grounding
 from bua.io.image_inputs import ImageInput, as_bgr
 from bua.structures import RegionPredictions, Regions
 from bua.tasks.checkpoint import TaskModel
-from bua.vqa.inference import answer_question, load_vqa
+from bua.vqa.inference import VqaModel, answer_question, load_vqa
 from bua.weights.zoo import PACKAGED
 
 # The detector and the models that come with the package. They know only the drawn images of the data set Shapes.
@@ -73,22 +73,22 @@ def pipeline(
     configured = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.DEVICE")
     device = device or configured or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device, "device")
-    if kind.default_model is None and model is not None and detector is not None:
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; give 1 or more")
+    if kind.model_class is None and model is not None and detector is not None:
         raise InputError(f"{task}: the model is the detector; give one of them")
-    task_model = None if kind.default_model is None else _task_model(task, model, device, with_detector=bool(detector))
+    task_model = None if kind.model_class is None else _task_model(task, model, device, with_detector=bool(detector))
     chosen = detector or (model if task_model is None else None) or DETECTOR
     if not isinstance(chosen, ImageDetector):
-        assert not isinstance(chosen, TaskModel), "a task's model is no detector"
+        if isinstance(chosen, TaskModel):
+            raise InputError(f"{task}: the detector is a task's model; give a detector")
         trained_on = task_model.features if task_model else {}
         chosen = open_detector(
             chosen,
             config_file=config_file,
             overrides=overrides,
             device=device,
-            choice=RegionChoice(
-                min_boxes=_first_known(min_boxes, trained_on.get("min_boxes"), 10),
-                max_boxes=_first_known(max_boxes, trained_on.get("max_boxes"), 100),
-            ),
+            choice=_choice(min_boxes, max_boxes, trained_on),
             vocabulary=vocabulary,
         )
     if task_model is not None:
@@ -105,6 +105,7 @@ def _task_model(
         with_detector: Whether the caller gives a detector.
     """
     kind = PIPELINES[task]
+    assert kind.model_class is not None
     assert kind.default_model is not None
     if isinstance(model, ImageDetector):
         raise InputError(f"{task}: the model is a detector; give it as the detector")
@@ -112,7 +113,18 @@ def _task_model(
         logger.warning("%s: the default model knows only the drawn images of Shapes; name another model", task)
     elif not with_detector and str(model) not in PACKAGED:
         raise InputError(f"{task}: name the detector that extracted the features which the model was trained on")
+    if isinstance(model, TaskModel) and not isinstance(model, kind.model_class):
+        raise InputError(f"{task}: the model is a {type(model).__name__}; give a {kind.model_class.__name__}")
     return model if isinstance(model, TaskModel) else kind.load_model(model or kind.default_model, device)
+
+
+def _choice(min_boxes: int | None, max_boxes: int | None, trained_on: Mapping[str, Any]) -> RegionChoice:
+    """Returns the limits on the number of regions: those that are given, and for the other ones those of the training,
+    or 10 and 100, as far as the given ones allow."""
+    least, most = trained_on.get("min_boxes", 10), trained_on.get("max_boxes", 100)
+    if min_boxes is None:
+        min_boxes = least if max_boxes is None else min(least, max_boxes)
+    return RegionChoice(min_boxes, max(most, min_boxes) if max_boxes is None else max_boxes)
 
 
 class Pipeline:
@@ -128,6 +140,8 @@ class Pipeline:
         batch_size: Number of images that go through the detector at a time.
     """
 
+    # The class of the task's model, and the name of the one that comes with the package.
+    model_class: type[TaskModel] | None = None
     default_model: str | None = None
     # Takes an image [H, W, 3] uint8 BGR, what ``_find`` returned for it, and the task's options; returns the result.
     _describe: Callable[..., Any]
@@ -155,8 +169,8 @@ class Pipeline:
         inputs = options.pop("image", None) if inputs is None else inputs
         if inputs is None:
             raise InputError("image: is missing; give an image")
-        # What is no image either is named by as_bgr.
-        if isinstance(inputs, Mapping | ImageInput) or not isinstance(inputs, Iterable):
+        # What is no image either is named by as_bgr. An open file can be iterated over, too.
+        if isinstance(inputs, Mapping | ImageInput) or hasattr(inputs, "read") or not isinstance(inputs, Iterable):
             return next(self._results([inputs], options))
         if isinstance(inputs, Sequence):
             return list(self._results(inputs, options))
@@ -170,6 +184,7 @@ class Pipeline:
         per_input = {name: value for name, value in options.items() if isinstance(value, list | tuple)}
         shared = {name: value for name, value in options.items() if name not in per_input}
         waiting: list[tuple[np.ndarray, dict[str, Any]]] = []
+        number = -1
         for number, one in enumerate(inputs):
             own = dict(one) if isinstance(one, Mapping) else {"image": one}
             if "image" not in own:
@@ -185,6 +200,9 @@ class Pipeline:
                 yield from self._describe_all(waiting)
                 waiting = []
         yield from self._describe_all(waiting)
+        for name, values in per_input.items():
+            if len(values) > number + 1:
+                raise InputError(f"{name}: has {len(values)} elements for {number + 1} images; give one for each")
 
     def _describe_all(self, batch: list[tuple[np.ndarray, dict[str, Any]]]) -> Iterator[Any]:
         images = [image for image, _ in batch]
@@ -228,6 +246,8 @@ class ObjectDetection(Pipeline):
     def _describe(
         self, image: np.ndarray, found: RegionPredictions, *, threshold: float = 0.4, attribute_threshold: float = 0.1
     ) -> list[dict[str, Any]]:
+        _check_fraction("threshold", threshold)
+        _check_fraction("attribute_threshold", attribute_threshold)
         objects = found_objects(
             found,
             threshold,
@@ -253,14 +273,14 @@ class VisualQuestionAnswering(Pipeline):
     and "attention" ([n] float32, the model's attention to each region) to the answers.
     """
 
-    default_model = VQA
+    model_class, default_model = VqaModel, VQA
     load_model = staticmethod(load_vqa)
 
     def _describe(
         self, image: np.ndarray, found: Regions, *, question: str, top_k: int = 5, return_regions: bool = False
     ) -> list[dict[str, Any]]:
-        if top_k < 1:
-            raise InputError(f"top_k is {top_k}; give 1 or more")
+        _check_text("question", question)
+        _check_count("top_k", top_k)
         answers, attention = answer_question(self.model, found, question, top_k)
         more = {"regions": found, "attention": attention} if return_regions else {}
         return [{"answer": one.text, "score": one.score, **more} for one in answers]
@@ -274,14 +294,13 @@ class ImageToText(Pipeline):
     float32, the model's attention to each region for each word) to the captions.
     """
 
-    default_model = CAPTIONER
+    model_class, default_model = Captioner, CAPTIONER
     load_model = staticmethod(load_captioner)
 
     def _describe(
         self, image: np.ndarray, found: Regions, *, num_return_sequences: int = 1, return_regions: bool = False
     ) -> list[dict[str, Any]]:
-        if num_return_sequences < 1:
-            raise InputError(f"num_return_sequences is {num_return_sequences}; give 1 or more")
+        _check_count("num_return_sequences", num_return_sequences)
         results: list[dict[str, Any]] = []
         for caption in caption_regions([self.model], found)[:num_return_sequences]:
             more = {"words": caption.words, "regions": found, "attention": caption.attention} if return_regions else {}
@@ -298,12 +317,13 @@ class PhraseGrounding(Pipeline):
     (``Regions``) and "scores" ([n] float32, of each region) to the phrases.
     """
 
-    default_model = GROUNDING
+    model_class, default_model = GroundingModel, GROUNDING
     load_model = staticmethod(load_grounding)
 
     def _describe(
         self, image: np.ndarray, found: Regions, *, text: str, return_regions: bool = False
     ) -> list[dict[str, Any]]:
+        _check_text("text", text)
         return [
             {
                 "label": phrase.text,
@@ -348,5 +368,16 @@ def _box(box: np.ndarray) -> dict[str, int]:
     return {name: round(value) for name, value in zip(("xmin", "ymin", "xmax", "ymax"), box.tolist())}
 
 
-def _first_known(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{name} is {value!r}; give a text")
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}; give a whole number of 1 or more")
+
+
+def _check_fraction(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"{name} is {value!r}; give a number from 0 to 1")

@@ -1,5 +1,6 @@
 """The front door, with the models that come with the package."""
 
+import io
 import logging
 from pathlib import Path
 
@@ -87,7 +88,14 @@ def test_all_forms_of_an_image_give_the_same_regions(images, detector):
     expected = extract(images[0], return_regions=True)
     rgb = np.ascontiguousarray(cv2.imread(images[0])[:, :, ::-1])
     tensor = torch.from_numpy(rgb).permute(2, 0, 1)
-    for form in (Path(images[0]), Path(images[0]).read_bytes(), Image.fromarray(rgb), rgb, tensor):
+    for form in (
+        Path(images[0]),
+        Path(images[0]).read_bytes(),
+        io.BytesIO(Path(images[0]).read_bytes()),
+        Image.fromarray(rgb),
+        rgb,
+        tensor,
+    ):
         assert (extract(form, return_regions=True).boxes == expected.boxes).all()
 
 
@@ -110,6 +118,19 @@ def test_number_of_boxes_is_that_of_the_training_unless_it_is_given(detector, ca
     with caplog.at_level(logging.WARNING):
         bua.pipeline("image-to-text", "shapes-captioning", max_boxes=30, device="cpu")
     assert "the model was trained on 24 to 24 boxes per image, and gets 24 to 30" in caplog.text
+
+
+def test_one_limit_on_the_number_of_boxes_moves_the_other(detector):
+    caption = bua.pipeline("image-to-text", "shapes-captioning", max_boxes=5, device="cpu")
+    assert (caption.detector.choice.min_boxes, caption.detector.choice.max_boxes) == (5, 5)
+
+
+def test_models_of_other_tasks_are_refused(detector):
+    model = bua.pipeline("visual-question-answering", "shapes-vqa", detector=detector).model
+    with pytest.raises(InputError, match="the model is a VqaModel; give a Captioner"):
+        bua.pipeline("image-to-text", model, detector=detector)
+    with pytest.raises(InputError, match="the detector is a task's model"):
+        bua.pipeline("object-detection", detector=model)
 
 
 def test_another_detector_gives_a_warning(caplog):
@@ -135,6 +156,7 @@ def test_default_models_say_what_they_know(caplog):
         ({"task": "object-detection", "detector": "random", "config_file": "vg_r50.yaml"}, "names of its classes"),
         ({"task": "image-feature-extraction", "min_boxes": 40, "max_boxes": 3}, "need 0 <= min <= max"),
         ({"task": "image-feature-extraction", "device": "gpu"}, "device is 'gpu'"),
+        ({"task": "image-feature-extraction", "batch_size": 0}, "batch_size is 0"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):
@@ -150,6 +172,9 @@ def test_bad_inputs_are_one_line(images, detector):
         (images[0], {}, "question"),
         (images[0], {"question": "is there a star?", "topk": 2}, "topk"),
         (images[0], {"question": "is there a star?", "top_k": 0}, "top_k is 0"),
+        (images[0], {"question": "is there a star?", "top_k": "3"}, "top_k is '3'"),
+        (images[0], {"question": 3}, "question is 3; give a text"),
+        (images[:1], {"question": ["is there a star?"] * 2}, "question: has 2 elements for 1 images"),
         (None, {"question": "is there a star?"}, "image: is missing"),
         (3, {"question": "is there a star?"}, "image: is of type int"),
         (images[:2], {"question": ["is there a star?"]}, "question: has 1 elements"),

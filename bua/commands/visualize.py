@@ -13,7 +13,10 @@ from bua.commands.arguments import add_detector, add_device
 from bua.errors import InputError
 
 # A word that begins with one of these is a key of the configuration.
-NODES = ("DATALOADER", "DATASETS", "INPUT", "MODEL", "OUTPUT_DIR", "SOLVER", "TEST")
+NODES = (
+    *("CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "FLOAT32_PRECISION", "INPUT", "MODEL", "OUTPUT_DIR", "SEED"),
+    *("SOLVER", "TEST", "VERSION"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("FILE: none given; name image files, or a data set (--dataset)")
     if args.num < 1:
         raise InputError(f"--num: is {args.num}; give 1 or more")
+    if not 0 <= args.threshold <= 1:
+        raise InputError(f"--threshold: is {args.threshold}; give a probability from 0 to 1")
     cfg = load_cfg(args.config_file, overrides) if args.config_file else None
     dataset = get_dataset(args.dataset, cfg.DATASETS.FILES if cfg else None) if args.dataset else None
     detector, names = None, {}

@@ -23,6 +23,7 @@ from bua.detection.description import KEY, DetectorDescription, describe_detecto
 from bua.detection.training import (
     TrainingSet,
     build_evaluator,
+    check_evaluated_classes,
     load_initial_weights,
     print_metrics,
     training_set,
@@ -243,9 +244,12 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     _check_device(cfg)
     weights = weights_to_evaluate(cfg)
     _set_up(cfg, argparse.Namespace(eval_only=True))
+    evaluators = [Trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+    for evaluator in evaluators:
+        check_evaluated_classes(weights, evaluator)
     model = Trainer.build_model(cfg)
     load_weights(model, weights)
-    metrics = flatten_results_dict(Trainer.test(cfg, model))
+    metrics = flatten_results_dict(Trainer.test(cfg, model, evaluators))
     if comm.is_main_process():
         print_metrics(metrics)
     return metrics

@@ -7,6 +7,7 @@ field ``attribute_ids`` is named as in grid-feats-vqa, which can read the file t
 (``bua.detection.coco_files``).
 """
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from bua.vocabulary import Vocabulary
 
 MAX_ATTRIBUTES = 16  # per box, as in the original (lib/datasets/vg.py)
 XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS
+
+logger = logging.getLogger(__name__)
 
 
 class DetectionDataset(Sequence[dict]):
@@ -126,7 +129,7 @@ class DetectionDataset(Sequence[dict]):
 
     def _read(self, path: Path, attributes: Sequence[str] | None) -> None:
         tree = read_coco(path)
-        if is_ordinary(tree):
+        if ordinary := is_ordinary(tree):
             tree = with_ids_from_zero(tree, path, attributes)
         self.objects = _vocabulary(tree["categories"], path, "categories")
         self.attribute_names = _vocabulary(tree["attribute_categories"], path, "attribute_categories")
@@ -151,6 +154,9 @@ class DetectionDataset(Sequence[dict]):
         )
         boxes = _boxes(annotations, path)
         attribute_ids = _attributes(annotations, len(self.attribute_names), path)
+
+        if ordinary:
+            _warn_of_boxes_outside(boxes, self.sizes[positions], self.image_ids[positions], path)
 
         order = np.argsort(positions, kind="stable")
         self._boxes = boxes[order]
@@ -288,6 +294,18 @@ def _boxes(annotations: list, path: Path) -> np.ndarray:
     _check(np.asarray(good.all(axis=1)), path, "bbox", "not four numbers x, y, width >= 0, height >= 0")
     boxes[:, 2:] += boxes[:, :2]
     return boxes
+
+
+def _warn_of_boxes_outside(boxes: np.ndarray, sizes: np.ndarray, image_ids: np.ndarray, path: Path) -> None:
+    """Logs a warning if boxes [N, 4] lie outside of their images, whose sizes are (height, width) [N, 2]."""
+    outside = (boxes[:, :2] >= sizes[:, ::-1]).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
+    if outside.any():
+        logger.warning(
+            "%s: %d boxes lie outside of their images, the first one in image %d; correct or remove them",
+            path,
+            outside.sum(),
+            image_ids[np.argmax(outside)],
+        )
 
 
 def _attributes(annotations: list, num_classes: int, path: Path) -> np.ndarray:

@@ -62,6 +62,32 @@ def description_of(path: str | Path) -> DetectorDescription | None:
     return read_description(read_checkpoint(path)) if str(path).endswith(".pth") else None
 
 
+def check_class_names(path: str | Path, objects: Sequence[str], attributes: Sequence[str], data_set: str) -> None:
+    """Checks that a data set has the classes that a checkpoint's detector was trained on, as far as it names them.
+
+    Args:
+        path: The checkpoint.
+        objects, attributes: Names of the data set's classes.
+        data_set: Name of the data set.
+
+    Raises:
+        InputError: A class has another name. Other numbers of classes are found elsewhere.
+    """
+    description = description_of(fetch(path))
+    if description is None:
+        return
+    for what, trained, given in (
+        ("objects", description.objects, objects),
+        ("attributes", description.attributes, attributes),
+    ):
+        if len(trained) == len(given) and list(trained) != list(given):
+            first, found = next(pair for pair in zip(trained, given) if pair[0] != pair[1])
+            raise InputError(
+                f"{path}: was trained on other {what} than those of {data_set}, or in another order ({found!r} in "
+                f"place of {first!r}); evaluate it on data with the same {what}"
+            )
+
+
 def describe_detector(cfg: CfgNode, objects: Sequence[str], attributes: Sequence[str]) -> DetectorDescription:
     """Returns the description of the detector that ``cfg``, a configuration of either engine, builds.
 

@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 from bua.checkpoint import load_weights
 from bua.detection.annotations import DetectionDataset
 from bua.detection.catalog import get_dataset
-from bua.detection.description import KEY, describe_detector
+from bua.detection.description import KEY, check_class_names, describe_detector
 from bua.detection.evaluation.evaluator import VisualGenomeEvaluator
 from bua.detection.evaluation.run import evaluate_detector
 from bua.detection.mapper import TrainingMapper, build_mapper
@@ -117,6 +117,8 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
     weights = weights_to_evaluate(cfg)
     evaluators = build_evaluators(cfg)
+    for evaluator in evaluators:
+        check_evaluated_classes(weights, evaluator)
     detector = build_detector(cfg)
     load_weights(detector, weights)
     metrics = _evaluate(cfg, detector, evaluators)
@@ -217,6 +219,12 @@ def build_evaluator(cfg: CfgNode, name: str, evaluator_class: type[Evaluator]) -
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         output_dir=f"{cfg.OUTPUT_DIR}/evaluation/{Path(name).stem}",
     )
+
+
+def check_evaluated_classes(weights: str, evaluator: VisualGenomeEvaluator) -> None:
+    """Raises an InputError if a checkpoint was trained on other classes than those of the evaluated data set."""
+    dataset = evaluator.dataset
+    check_class_names(weights, dataset.objects.names, dataset.attribute_names.names, dataset.name)
 
 
 def load_initial_weights(model: nn.Module, weights: str, verbose: bool = True) -> None:

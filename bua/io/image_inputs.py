@@ -24,7 +24,7 @@ def as_bgr(image: ImageInput) -> np.ndarray:
     Args:
         image: One of
             a path, or an address that begins with http:// or https://, of an image file;
-            the bytes of an image file;
+            the bytes of an image file, or a binary file that is open for reading;
             a PIL image;
             an array [H, W, 3] or [H, W] (grey) uint8, RGB;
             a tensor [3, H, W], RGB: uint8, or floating point from 0 to 1.
@@ -39,6 +39,8 @@ def as_bgr(image: ImageInput) -> np.ndarray:
         return read_image(image)
     if isinstance(image, bytes):
         return decode_image(image, "the bytes of an image")
+    if hasattr(image, "read"):
+        return decode_image(image.read(), f"{getattr(image, 'name', 'the open file')}")
     if isinstance(image, Image.Image):
         return _bgr_of_rgb(np.asarray(image.convert("RGB")))
     if isinstance(image, torch.Tensor):

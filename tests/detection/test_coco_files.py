@@ -105,3 +105,8 @@ def test_bad_files_are_refused_in_one_line_that_names_file_and_field(tmp_path, c
         dataset(tmp_path, change)
     assert "mine.json: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_boxes_outside_of_their_images_are_reported(tmp_path, caplog):
+    dataset(tmp_path, lambda tree: tree["annotations"][1].update(bbox=[5000, 5000, 10, 10]))
+    assert "1 boxes lie outside of their images, the first one in image 7" in caplog.text

@@ -134,3 +134,17 @@ def test_data_sets_with_other_classes_are_refused(mine, capsys, field):
     for more in ([], ["--eval-only"]):
         assert main([*COMMANDS[0], *more]) == 2
         assert f"mine_val: its {field} are not those of mine_train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["torch", "detectron2"])
+def test_a_detector_is_not_evaluated_on_other_classes(mine, engine, capsys):
+    if engine == "detectron2" and importlib.util.find_spec("detectron2") is None:
+        pytest.skip("Detectron2 is not installed")
+    assert main([*COMMANDS[0], "--engine", engine]) == 0
+    for split in ("train", "val"):
+        path = mine / "mine" / f"{split}.json"
+        tree = json.loads(path.read_text())
+        tree["categories"][0]["name"] = "triangle"
+        path.write_text(json.dumps(tree))
+    assert main([*COMMANDS[0], "--engine", engine, "--eval-only"]) == 2
+    assert "was trained on other objects than those of mine_val" in capsys.readouterr().err
