@@ -242,7 +242,13 @@ def _prepare_captions(shapes: Path, folder: Path) -> None:
 def _score_captions(paths: DemoPaths, checkpoint: Path, features: Path) -> dict[str, float]:
     dataset, model = CaptionDataset.load(paths.data("captioning"), "test"), load_captioner(checkpoint, paths.device)
     found = predict_captions([model], dataset.image_ids, RegionReader.open([features]), progress=False)
-    return {"CIDEr-D": float(CiderD(dataset.references()).score(list(found.values()), list(found)).mean())}
+    # Words are compared, not their ids: the model may have the vocabulary of another data set.
+    references = {
+        image_id: [[dataset.vocabulary.words[word] for word in caption] for caption in captions]
+        for image_id, captions in dataset.references().items()
+    }
+    captions = [[model.vocabulary.words[word] for word in caption] for caption in found.values()]
+    return {"CIDEr-D": float(CiderD(references).score(captions, list(found)).mean())}
 
 
 def _prepare_phrases(shapes: Path, folder: Path) -> None:
