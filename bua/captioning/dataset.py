@@ -24,7 +24,7 @@ from bua.tasks import prepared
 from bua.tasks.prepared import PreparedDataset
 
 ABOUT = "captions.json"
-PROGRAM = "prepare_captions.py"
+PROGRAM = "prepare-captions"
 VOCABULARY = "vocabulary.json"
 
 logger = logging.getLogger(__name__)

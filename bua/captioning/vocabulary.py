@@ -133,10 +133,10 @@ class CaptionVocabulary:
             raise InputError(f"{path}: {error}") from error
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be read: {error.strerror}; prepare it with prepare_captions.py"
+                f"{path}: cannot be read: {error.strerror}; prepare it with bua prepare-captions"
             ) from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error}); prepare it again with prepare_captions.py") from error
+            raise InputError(f"{path}: damaged ({error}); prepare it again with bua prepare-captions") from error
 
     def save(self, path: str | Path) -> None:
         """Writes JSON: ``{"tokenizer": ..., "words": [...]}``."""

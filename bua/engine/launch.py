@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import NoReturn
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from tqdm import tqdm
 
 from bua.config import check_device
 from bua.errors import InputError
@@ -169,6 +171,8 @@ def reported_errors(errors) -> Iterator[None]:
     The error is put into the queue first. The process is then left without any clean-up: to destroy an NCCL group is a
     collective operation, which would wait for the other processes, while these wait for this one.
     """
+    # By default, tqdm makes a lock for several processes, whose semaphore would be left behind.
+    tqdm.set_lock(threading.RLock())
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:

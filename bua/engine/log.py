@@ -24,10 +24,7 @@ def metrics_table(metrics: Mapping[str, float], fractions: bool = False) -> str:
     Args:
         fractions: Whether the values are fractions; otherwise they are in percent.
     """
-    width = max(map(len, metrics), default=0)
-    return "\n".join(
-        f"  {name:{width}}  {100 * value if fractions else value:6.2f} %" for name, value in metrics.items()
-    )
+    return "\n".join(f"{name:40} {100 * value if fractions else value:6.2f} %" for name, value in metrics.items())
 
 
 class TrainingLog:

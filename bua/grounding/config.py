@@ -13,7 +13,7 @@ def get_cfg() -> CfgNode:
     """Returns a new configuration. The arguments of ``BANGrounding`` are in ``MODEL.BAN``."""
     cfg = task_cfg()
     cfg.MODEL.BAN = constructor_keys(BANGrounding)
-    # Whether the word embedding is initialised with GloVe's vectors, which prepare_flickr30k.py --glove puts into the
+    # Whether the word embedding is initialised with GloVe's vectors, which bua prepare-flickr30k --glove puts into the
     # folder.
     cfg.DATA.GLOVE = False
     cfg.TEST.IMS_PER_BATCH = 256

@@ -39,7 +39,7 @@ from bua.tasks.words import WordVocabulary, read_strings, write_strings
 
 SPLITS = ("train", "val", "test")
 ABOUT = "flickr30k.json"
-PROGRAM = "prepare_flickr30k.py"
+PROGRAM = "prepare-flickr30k"
 
 logger = logging.getLogger(__name__)
 

@@ -125,7 +125,7 @@ def load_grounding(path: str | Path, device: str = "cpu", *, folder: str | Path 
             )
         if folder is None:
             raise InputError(
-                f"{path}: lacks {', '.join(missing)}; also name a folder that prepare_flickr30k.py --vocabulary wrote"
+                f"{path}: lacks {', '.join(missing)}; also name a folder that bua prepare-flickr30k --vocabulary wrote"
             )
         saved = _add_vocabulary(saved["model"], folder)
     cfg = restore_cfg(get_cfg(), saved, path)

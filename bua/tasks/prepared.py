@@ -1,4 +1,4 @@
-"""Reads and writes the folders that the programs in ``datasets/`` prepare for the tasks.
+"""Reads and writes the folders that the commands ``bua prepare-...`` prepare for the tasks.
 
 Such a folder holds vocabularies, an npz file of arrays for each split, and a JSON file that says what the folder was
 made from. The JSON file is written last, so that a folder without it is known to be incomplete.
@@ -99,14 +99,14 @@ def prepared_folder(folder: str | Path, about: str, program: str) -> Path:
 
     Args:
         about: Name of the file that ``program`` writes last.
-        program: Name of the program in ``datasets/`` that prepares such folders.
+        program: Name of the command that prepares such folders.
 
     Raises:
         InputError: There is no such folder, or ``about`` is not in it.
     """
     folder = Path(folder)
     if not (folder / about).is_file():
-        raise InputError(f"{folder}: no {about} in it; prepare it with datasets/{program}")
+        raise InputError(f"{folder}: no {about} in it; prepare it with bua {program}")
     return folder
 
 
@@ -144,7 +144,7 @@ def read_word_vectors(folder: Path, program: str) -> tuple[Path, dict[str, np.nd
     """
     path = folder / VECTORS
     if not path.is_file():
-        raise InputError(f"{path}: no such file; prepare it with datasets/{program} --glove")
+        raise InputError(f"{path}: no such file; prepare it with bua {program} --glove")
     return path, read_arrays(path, ("glove",), program)
 
 
@@ -153,7 +153,7 @@ def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[s
 
     Args:
         needed: Names of the arrays that must be in it.
-        program: Name of the program in ``datasets/`` that wrote the file, for messages.
+        program: Name of the command that wrote the file, for messages.
 
     Raises:
         InputError: The file is damaged, or lacks one of the needed arrays.
@@ -162,10 +162,10 @@ def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[s
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged ({error}); prepare it again with datasets/{program}") from error
+        raise InputError(f"{path}: damaged ({error}); prepare it again with bua {program}") from error
     lacking = [name for name in needed if name not in arrays]
     if lacking:
-        raise InputError(f"{path}: lacks {', '.join(lacking)}; prepare it again with datasets/{program}")
+        raise InputError(f"{path}: lacks {', '.join(lacking)}; prepare it again with bua {program}")
     return arrays
 
 

@@ -35,7 +35,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
     loader. ``run`` then trains. A subclass says what its task does differently.
 
     Attributes:
-        program: Name of the program in datasets/ that prepares ``DATA.FOLDER``.
+        program: Name of the command that prepares ``DATA.FOLDER``.
         unit: What the log calls the items of a batch.
         metric: The metric of ``evaluate`` by which the best checkpoint is chosen.
         dataset: The splits ``DATA.TRAIN`` together.
@@ -187,13 +187,13 @@ def open_reader(cfg: CfgNode, program: str) -> RegionReader:
     """Opens the features that ``cfg`` names.
 
     Args:
-        program: Name of the program in datasets/ that prepares ``DATA.FOLDER``.
+        program: Name of the command that prepares ``DATA.FOLDER``.
 
     Raises:
         InputError: No features, folder or splits are named, or the features cannot be read.
     """
     for key, wanted in (
-        ("FOLDER", f"a folder that datasets/{program} wrote"),
+        ("FOLDER", f"a folder that bua {program} wrote"),
         ("TRAIN", "splits of the folder to train on"),
         ("FEATURES", "the files that bua extract wrote"),
     ):

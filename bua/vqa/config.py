@@ -23,7 +23,7 @@ def get_cfg() -> CfgNode:
         cfg.MODEL[name.upper()] = constructor_keys(model)
     # How the word embeddings are initialised. "": at random. "authors" or "tfidf": the first table with GloVe's
     # vectors, and BAN's second table with means of them in the weighting of that name. The vectors are those of the
-    # folder; prepare_vqa.py --glove puts them there.
+    # folder; bua prepare-vqa --glove puts them there.
     cfg.DATA.WORD_VECTORS = ""
     # False trains and answers without the images. This baseline shows what can be guessed from questions alone.
     cfg.DATA.LOOK = True

@@ -174,7 +174,7 @@ def load_embedding_tables(folder: str | Path, weighting: str = "tfidf") -> tuple
     path, arrays = read_word_vectors(Path(folder), PROGRAM)
     key = _OLD_NAME if weighting == "authors" and _OLD_NAME in arrays else weighting
     if key not in arrays:
-        raise InputError(f"{path}: lacks {key}; prepare it again with datasets/{PROGRAM} --glove")
+        raise InputError(f"{path}: lacks {key}; prepare it again with bua {PROGRAM} --glove")
     return torch.from_numpy(arrays["glove"]), torch.from_numpy(arrays[key])
 
 

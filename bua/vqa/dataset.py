@@ -36,7 +36,7 @@ SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 # A part of test2015. The authors' code adds its words to the vocabulary after those of the other subsets.
 TEST_DEV = "test-dev2015"
 ABOUT = "vqa.json"
-PROGRAM = "prepare_vqa.py"
+PROGRAM = "prepare-vqa"
 
 # The fields of SoftTargets, which are in a split's file where the answers are known.
 TARGETS = ("offsets", "labels", "scores")

@@ -179,7 +179,7 @@ def test_the_tool_writes_what_the_scores_take(tmp_path, images, features, capsys
 
     for more, message in (
         (["--split", "test"], "give both, or neither"),
-        (["--folder", str(tmp_path), "--split", "test"], "prepare_captions.py"),
+        (["--folder", str(tmp_path), "--split", "test"], "prepare-captions"),
     ):
         assert main([*arguments, *more]) == 2
         assert message in capsys.readouterr().err

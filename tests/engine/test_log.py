@@ -27,7 +27,7 @@ def test_means_over_a_period(tmp_path, capsys):
     assert evaluation == {"iteration": 5, "objects/mAP50": 0.25}
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 5
-    assert printed[3:] == ["evaluation after 5 iterations:", "  objects/mAP50   25.00 %"]
+    assert printed[3:] == ["evaluation after 5 iterations:", f"{'objects/mAP50':40}  25.00 %"]
     assert printed[0].startswith("2/5  loss 2.500  a 1.500  b 1.000  lr 0.1  ")
     assert "left 0:00:00" in printed[0]
 

@@ -251,7 +251,7 @@ def test_errors_in_files_are_reported(root, prepared, tmp_path):
         prepare_flickr30k(tmp_path / "empty", tmp_path / "out", authors_positions=True)
     with pytest.raises(InputError, match=r"no such split; .* has test, train, val"):
         GroundingDataset.load(prepared, "dev")
-    with pytest.raises(InputError, match=r"prepare it with datasets/prepare_flickr30k.py"):
+    with pytest.raises(InputError, match=r"prepare it with bua prepare-flickr30k"):
         GroundingDataset.load(root, "train")
 
 

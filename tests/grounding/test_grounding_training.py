@@ -192,7 +192,7 @@ def test_settings_that_cannot_be_used(shapes, capsys):
         (["DATA.FEATURES", "()"], "DATA.FEATURES: empty"),
         (["DATA.VAL", "dev"], "no such split"),
         (["MODEL.BAN.HIDEN_DIM", "3"], "did you mean MODEL.BAN.HIDDEN_DIM?"),
-        (["DATA.GLOVE", "True"], "prepare it with datasets/prepare_flickr30k.py --glove"),
+        (["DATA.GLOVE", "True"], "prepare it with bua prepare-flickr30k --glove"),
         (["MODEL.DEVICE", "gpu"], "not a device"),
     ):
         assert main(["--config-file", CONFIG, *overrides(shapes), *settings]) == 2

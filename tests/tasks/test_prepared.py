@@ -27,8 +27,8 @@ def folder(tmp_path):
 
 
 def test_a_split_is_read(folder):
-    assert prepared_folder(str(folder), "toy.json", "prepare_toy.py") == folder
-    name, arrays = read_split(folder, "val", ("ids",), "prepare_toy.py")
+    assert prepared_folder(str(folder), "toy.json", "prepare-toy") == folder
+    name, arrays = read_split(folder, "val", ("ids",), "prepare-toy")
     assert name == f"{folder}/val.npz"
     assert arrays["ids"].tolist() == list(range(50))
     assert arrays["words"].shape == (50, 4)
@@ -36,11 +36,11 @@ def test_a_split_is_read(folder):
 
 def test_missing_files_and_arrays_are_reported_in_one_line(folder):
     with pytest.raises(InputError, match=r"test\.npz: no such split; .* has train, val$"):
-        read_split(folder, "test", ("ids",), "prepare_toy.py")
-    with pytest.raises(InputError, match=r"val\.npz: lacks boxes; prepare it again with datasets/prepare_toy\.py"):
-        read_split(folder, "val", ("ids", "boxes"), "prepare_toy.py")
-    with pytest.raises(InputError, match=r"no other\.json in it; prepare it with datasets/prepare_toy\.py"):
-        prepared_folder(folder, "other.json", "prepare_toy.py")
+        read_split(folder, "test", ("ids",), "prepare-toy")
+    with pytest.raises(InputError, match=r"val\.npz: lacks boxes; prepare it again with bua prepare-toy"):
+        read_split(folder, "val", ("ids", "boxes"), "prepare-toy")
+    with pytest.raises(InputError, match=r"no other\.json in it; prepare it with bua prepare-toy"):
+        prepared_folder(folder, "other.json", "prepare-toy")
 
 
 def test_a_truncated_file_is_reported_in_one_line(folder):
@@ -48,8 +48,8 @@ def test_a_truncated_file_is_reported_in_one_line(folder):
     whole = path.read_bytes()
     for length in range(0, len(whole), 37):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"val\.npz: damaged .*; prepare it again with datasets/prepare_toy\.py"):
-            read_arrays(path, ("ids",), "prepare_toy.py")
+        with pytest.raises(InputError, match=r"val\.npz: damaged .*; prepare it again with bua prepare-toy"):
+            read_arrays(path, ("ids",), "prepare-toy")
 
 
 def test_a_damaged_file_is_not_read(folder):
@@ -58,7 +58,7 @@ def test_a_damaged_file_is_not_read(folder):
     for place in range(0, len(whole) - 400, 53):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         try:
-            arrays = read_arrays(path, ("ids", "words"), "prepare_toy.py")
+            arrays = read_arrays(path, ("ids", "words"), "prepare-toy")
         except InputError:
             continue
         assert arrays["words"].tolist() == np.arange(200).reshape(50, 4).tolist()
@@ -81,7 +81,7 @@ def test_data_sets_are_saved_and_joined(tmp_path):
     second = ToyDataset("b", np.array([9]), offsets_of([1]), np.array([[3]]))
     assert len(first) == 2
     first.save(tmp_path / "a.npz")
-    arrays = read_arrays(tmp_path / "a.npz", ToyDataset.ARRAYS, "prepare_toy.py")
+    arrays = read_arrays(tmp_path / "a.npz", ToyDataset.ARRAYS, "prepare-toy")
     assert {name: value.tolist() for name, value in arrays.items()} == {
         "image_ids": [7, 8],
         "offsets": [0, 2, 2],

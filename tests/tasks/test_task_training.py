@@ -110,7 +110,7 @@ def test_constructor_arguments_become_configuration_keys():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("FOLDER", "", r"DATA\.FOLDER: empty; name a folder that datasets/prepare_toy\.py wrote"),
+        ("FOLDER", "", r"DATA\.FOLDER: empty; name a folder that bua prepare-toy wrote"),
         ("TRAIN", (), r"DATA\.TRAIN: empty; name splits"),
         ("FEATURES", (), r"DATA\.FEATURES: empty; name the files that bua extract wrote"),
     ],
@@ -120,4 +120,4 @@ def test_settings_that_a_training_lacks(key, value, message):
     cfg.DATA.FOLDER, cfg.DATA.FEATURES = "prepared", ("features.flat",)
     cfg.DATA[key] = value
     with pytest.raises(InputError, match=message):
-        open_reader(cfg, "prepare_toy.py")
+        open_reader(cfg, "prepare-toy")

@@ -142,7 +142,7 @@ def test_settings_that_cannot_be_used(world, tmp_path):
     for overrides, message in (
         (["DATA.FOLDER", ""], "DATA.FOLDER: empty"),
         (["DATA.FEATURES", "()"], "DATA.FEATURES: empty"),
-        (["DATA.FOLDER", tmp_path], "prepare it with datasets/prepare_vqa.py"),
+        (["DATA.FOLDER", tmp_path], "prepare it with bua prepare-vqa"),
         (["DATA.TRAIN", "('trian',)"], "no such split"),
         (["DATA.FOLDER", tmp_path / "prepared", "DATA.VAL", "test"], "has no answers"),
         (["DATA.FEATURES", few], r"lacks 30 of the 30 images of .*val\.npz: 121"),
