@@ -200,7 +200,9 @@ def test_word_vectors(root, prepared, tmp_path):
     assert vectors.shape == (len(words), 2)
     assert vectors[words.id_of("dog")].tolist() == [3, 4]
     assert vectors.count_nonzero() == 4
-    with pytest.raises(InputError, match=r"word_vectors.npz: no such file; prepare it with bua prepare-flickr30k --glove"):
+    with pytest.raises(
+        InputError, match=r"word_vectors.npz: no such file; prepare it with bua prepare-flickr30k --glove"
+    ):
         load_word_vectors(prepared)
 
 

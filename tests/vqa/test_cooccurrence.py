@@ -91,7 +91,9 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match=r"word_vectors\.npz: no such file; prepare it with bua prepare-vqa --glove"):
         load_embedding_tables(tmp_path)
     np.savez(tmp_path / "word_vectors.npz", glove=np.ones((2, 3), np.float32))
-    with pytest.raises(InputError, match=r"word_vectors\.npz: lacks tfidf; prepare it again with bua prepare-vqa --glove"):
+    with pytest.raises(
+        InputError, match=r"word_vectors\.npz: lacks tfidf; prepare it again with bua prepare-vqa --glove"
+    ):
         load_embedding_tables(tmp_path)
     (tmp_path / "word_vectors.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match="damaged"):
