@@ -6,9 +6,11 @@ The failing process could not clean up: as with NCCL, to destroy its process gro
 import argparse
 import atexit
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -16,6 +18,22 @@ from bua.engine import connect, launch
 from bua.errors import InputError, command
 
 FOREVER_SECONDS = 3600
+
+
+def assert_that_all_processes_end(engine: str, place: str) -> None:
+    """Runs this script. Processes that wait forever would hold the pipes open, so that ``run`` would not return."""
+    script = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, script, "--engine", engine, "--place", place],
+        env={**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: a.jpg: is a truncated JPEG file; fetch it again"
+    assert "Traceback" not in done.stderr
 
 
 def fail():

@@ -9,7 +9,7 @@ from bua.shapes.scene import compose_scene, draw_scene
 from bua.shapes.text import ask_questions, plain_text, write_sentence
 from bua.visualization.draw import save_image
 
-# Other images than those that the models were trained on, which have the seed 0, and those of the demo.
+# Other images than those that the models were trained on, which have the random seed 0, and those of the demo.
 SEED = 2
 # The number of things in an image of the examples.
 FEWEST, MOST = 3, 6

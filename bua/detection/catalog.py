@@ -1,6 +1,7 @@
 """Finds a data set's annotation file and images by the data set's name."""
 
 import difflib
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from bua.config import FILE_FIELDS
 from bua.detection.annotations import DetectionDataset, read_coco
 from bua.detection.coco_files import attribute_names
 from bua.errors import InputError
+from bua.io.files import file_version
 
 # Data sets for which this repository has a preparation script.
 PREPARABLE = ("visual_genome", "shapes")
@@ -104,8 +106,15 @@ def _locate(name: str, files: Mapping[str, Mapping[str, str]] | None) -> tuple[P
 def _attributes_of_files(files: Mapping[str, Mapping[str, str]]) -> list[str] | None:
     """Returns the attributes of all of the user's data sets, so that those of one that is evaluated have the ids of the
     one that was trained on; None if a file lists its attributes."""
-    found = [attribute_names(read_coco(Path(one["json"]))) for one in files.values() if "json" in one]
+    paths = [Path(one["json"]) for one in files.values() if "json" in one]
+    found = [_attributes_of_file(path, file_version(path)) for path in paths]
     return None if None in found else sorted({name for one in found for name in one or ()})
+
+
+@functools.lru_cache
+def _attributes_of_file(path: Path, version: tuple[int, ...]) -> list[str] | None:
+    """Reads each file once as long as it does not change."""
+    return attribute_names(read_coco(path))
 
 
 def vocabulary_folder(name: str) -> Path:

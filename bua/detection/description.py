@@ -1,5 +1,6 @@
 """What is known about a detector from its weights: its configuration, and the names of its classes."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from fvcore.common.config import CfgNode
 from bua.checkpoint import identify, read_checkpoint
 from bua.config import check_device, get_cfg, load_cfg, merge_overrides
 from bua.errors import InputError
+from bua.io.files import file_version
 from bua.weights.zoo import ZOO, fetch
 
 KEY = "detector"
@@ -58,8 +60,17 @@ def cfg_of_weights(weights: str | Path, overrides: Sequence[str] = ()) -> CfgNod
 
 
 def description_of(path: str | Path) -> DetectorDescription | None:
-    """Returns the description that a checkpoint file holds, or None if it has none."""
-    return read_description(read_checkpoint(path)) if str(path).endswith(".pth") else None
+    """Returns the description that a checkpoint file holds, or None if it has none. A file is read once as long as it
+    does not change."""
+    path = Path(path)
+    if path.suffix != ".pth":
+        return None
+    return _read_once(path, file_version(path))
+
+
+@functools.lru_cache
+def _read_once(path: Path, version: tuple[int, ...]) -> DetectorDescription | None:
+    return read_description(read_checkpoint(path))
 
 
 def check_class_names(path: str | Path, objects: Sequence[str], attributes: Sequence[str], data_set: str) -> None:

@@ -133,3 +133,13 @@ def _leave_locks_to_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_locks_to_parent)
+
+
+def file_version(path: Path) -> tuple[int, ...]:
+    """Returns numbers that tell a file from others and from itself after a change, as a key of what was read from it;
+    an empty tuple if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

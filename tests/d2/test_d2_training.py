@@ -1,13 +1,11 @@
 """Runs tools/train_net.py with Detectron2 on a few images."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from failing_processes import assert_that_all_processes_end
 from script_loading import load_script
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed (README.md, With Detectron2)")
@@ -213,15 +211,4 @@ def test_bad_input_is_reported_in_one_line(run, capsys, flags, changes, message)
 @pytest.mark.parametrize("place", ["loading", "evaluating"])
 def test_an_error_in_one_process_ends_the_others_that_wait_for_it(place):
     """The second process fails while the first one waits for it, and the other way round."""
-    script = Path(__file__).parents[1] / "failing_processes.py"
-    done = subprocess.run(
-        [sys.executable, script, "--engine", "detectron2", "--place", place],
-        env={**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: a.jpg: is a truncated JPEG file; fetch it again"
-    assert "Traceback" not in done.stderr
+    assert_that_all_processes_end("detectron2", place)

@@ -1,11 +1,10 @@
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from failing_processes import assert_that_all_processes_end
 
 from bua.engine import connect, launch
 from bua.errors import InputError
@@ -109,16 +108,4 @@ def test_several_processes_do_not_share_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("place", ["loading", "training", "evaluating"])
 def test_an_error_in_one_process_ends_the_others_that_wait_for_it(place):
-    """Processes that wait forever would hold the pipes open, so that ``run`` would not return."""
-    script = Path(__file__).parents[1] / "failing_processes.py"
-    done = subprocess.run(
-        [sys.executable, script, "--engine", "torch", "--place", place],
-        env={**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: a.jpg: is a truncated JPEG file; fetch it again"
-    assert "Traceback" not in done.stderr
+    assert_that_all_processes_end("torch", place)
