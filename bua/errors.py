@@ -1,14 +1,23 @@
 """Errors about wrong input, which are reported in one line that names the file, the field and what to do."""
 
+import errno
 import functools
+import reprlib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from bua.terminal import printable, printable_output
 
 INPUT_ERROR = 2
 INTERRUPTED = 130
 
 _IDS_SHOWN = 5
+_NAME_SHOWN = 80  # characters of a name that is too long
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlevel = 2
 
 
 class InputError(ValueError):
@@ -38,19 +47,33 @@ def first_of(ids: Iterable[int | str]) -> str:
     return ", ".join(map(str, ids[:_IDS_SHOWN])) + (", ..." if len(ids) > _IDS_SHOWN else "")
 
 
+def shown(value: object) -> str:
+    """Returns a value as Python writes it, cut to a short text, for messages about a value that a file holds. Such a
+    value may be a list of any length and depth."""
+    return _short.repr(value)
+
+
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turns the main function of a tool into one that returns its exit code.
 
-    An ``InputError`` becomes one line on standard error and exit code 2; Ctrl-C becomes exit code 130. Any other
-    exception is a defect of bua and keeps its traceback.
+    An ``InputError`` becomes one line on standard error and exit code 2, and so does a path that is too long for the
+    file system; Ctrl-C becomes exit code 130. Any other exception is a defect of bua and keeps its traceback. Nothing
+    that is printed can act on a terminal (``bua.terminal``).
     """
 
     @functools.wraps(main)
+    @printable_output()
     def run(*args, **kwargs) -> int:
         try:
             return main(*args, **kwargs) or 0
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(error)}", file=sys.stderr)
+            return INPUT_ERROR
+        except OSError as error:
+            # Every place that looks for a file can raise this, also where only its existence is asked for.
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            print(f"error: {printable(error.filename):.{_NAME_SHOWN}}...: this path is too long", file=sys.stderr)
             return INPUT_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

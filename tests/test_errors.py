@@ -1,6 +1,6 @@
 import pytest
 
-from bua.errors import InputError, command, make_folder
+from bua.errors import InputError, command, make_folder, shown
 
 
 def test_a_command_turns_bad_input_into_one_line_and_exit_code_2(capsys):
@@ -24,6 +24,38 @@ def test_a_command_gives_130_on_ctrl_c_and_otherwise_what_it_returns():
     assert main(KeyboardInterrupt()) == 130
     with pytest.raises(ZeroDivisionError):
         main(ZeroDivisionError())
+
+
+def test_names_in_messages_and_in_the_output_cannot_act_on_the_terminal(capsys):
+    @command
+    def main():
+        print("\x1b[2J.jpg caf\udce9")
+        raise InputError("\x1b[2J.jpg: is not an image\nerror: \udce9")
+
+    assert main() == 2
+    printed = capsys.readouterr()
+    assert printed.out == "\\x1b[2J.jpg caf\\xe9\n"
+    assert printed.err == "error: \\x1b[2J.jpg: is not an image\\nerror: \\xe9\n"
+
+
+def test_a_path_that_is_too_long_is_one_line(capsys, tmp_path):
+    @command
+    def main(path):
+        path.stat()
+
+    assert main(tmp_path / ("x" * 300)) == 2
+    assert capsys.readouterr().err.endswith("...: this path is too long\n")
+    with pytest.raises(FileNotFoundError):
+        main(tmp_path / "gone")
+
+
+def test_a_value_of_any_size_and_depth_is_shown_in_a_short_text():
+    deep: list = []
+    for _ in range(2000):
+        deep = [deep]
+    assert len(shown([deep, {"a": "x" * 1000, "b": list(range(1000))}])) < 500
+    assert shown(None) == "None"
+    assert shown("a") == "'a'"
 
 
 def test_a_folder_that_cannot_be_created_is_named(tmp_path):

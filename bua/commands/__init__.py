@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import bua
 from bua.errors import INPUT_ERROR, command
+from bua.terminal import printable_output
 
 # The commands, in groups, each with the line that ``bua --help`` shows.
 GROUPS = {
@@ -59,6 +60,7 @@ GROUPS = {
 }
 
 
+@printable_output()
 def main(argv: list[str] | None = None) -> int:
     """Runs the program ``bua`` and returns its exit code.
 
@@ -86,6 +88,7 @@ def command_names() -> list[str]:
     return [name for group in GROUPS.values() for name in group]
 
 
+@printable_output()
 def run_command(name: str, argv: list[str] | None = None, *, program: str | None = None) -> int:
     """Runs one command and returns its exit code: 2 for bad input, 130 after Ctrl-C.
 

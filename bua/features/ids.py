@@ -1,7 +1,8 @@
 """How image ids are written in files.
 
 Files of features contain ids as text. The same rule applies to all formats: text that is an integer in decimal notation
-becomes an integer, any other text stays a string. ``42`` and ``"42"`` are the same id; ``"042"`` is another one.
+becomes an integer, any other text stays a string. ``42`` and ``"42"`` are the same id; ``"042"`` is another one. Text
+of more than 640 digits stays a string: Python may refuse to convert it.
 """
 
 import os
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 
 # Characters that some file system does not allow in names, the escape character, and a leading dot (hidden files).
 _RESERVED = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.')
-_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,639}")
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})")
 
 

@@ -1,10 +1,11 @@
-"""Reads JSON lists of records, whole or piece by piece.
+"""Reads JSON files, and lists of records whole or piece by piece.
 
 Visual Genome's files are read piece by piece: they have 0.4 to 1 GB, and take ten times as much memory when they are
 parsed as a whole.
 """
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,13 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from bua.errors import InputError
+from bua.errors import InputError, shown
+from bua.regular_files import open_regular, read_regular
+from bua.terminal import printable
 
 PIECE_BYTES = 2**20  # larger pieces are slower, since their records do not fit into the CPU's cache
+# A list whose record does not end would be read, and searched again with each piece, up to the end of the file.
+MAX_RECORD_BYTES = 64 * 2**20
 _BLANKS = b" \t\r\n"
 # By how much each byte changes the depth of nesting.
 _DEPTH_CHANGE = np.zeros(256, dtype=np.int8)
@@ -32,15 +37,18 @@ def iter_records(path: str | Path, progress: bool = True, piece_bytes: int = PIE
         piece_bytes: Number of bytes that are read and parsed at a time. About ten times as much memory is used.
 
     Raises:
-        InputError: There is no such file, or it is not a JSON list of objects, truncated, or damaged.
+        InputError: There is no such file, or it is not a JSON list of objects, truncated, or damaged, or a record has
+            more than ``MAX_RECORD_BYTES`` bytes.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with (
-        open(path, "rb") as file,
-        tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar,
-    ):
+    try:
+        file = open_regular(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    size = os.fstat(file.fileno()).st_size
+    with file, tqdm(total=size, desc=printable(path.name), unit="B", unit_scale=True, disable=not progress) as bar:
         head = file.read(piece_bytes).lstrip(_BLANKS)
         if not head.startswith(b"["):
             raise InputError(f"{path}: the top level must be a list of records, as in files of Visual Genome")
@@ -56,7 +64,34 @@ def iter_records(path: str | Path, progress: bool = True, piece_bytes: int = PIE
                 if not more:
                     raise InputError(f"{path}: is truncated at byte {file.tell()}: the list does not end; get it again")
                 pending = pending[cut:] + more
+                if len(pending) > MAX_RECORD_BYTES + 2 * piece_bytes:
+                    raise InputError(
+                        f"{path}: the record before byte {file.tell()} has more than {MAX_RECORD_BYTES >> 20} MiB; "
+                        "is this the right file?"
+                    )
             bar.update(file.tell() - bar.n)
+
+
+def read_json(path: str | Path, advice: str = "get it again") -> object:
+    """Returns the content of a JSON file.
+
+    orjson refuses values that are nested deeper than 1024 times, whereas Python's own parser would exceed the limit of
+    the interpreter's stack. It reads integers of more than 64 bits as floating-point numbers.
+
+    Args:
+        advice: What to do about a file that cannot be read, for messages.
+
+    Raises:
+        InputError: There is no such file, it is no regular file, or it is not JSON.
+    """
+    try:
+        with without_gc():
+            content: object = orjson.loads(read_regular(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; {advice}") from error
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{path}: is not JSON ({error}); {advice}") from error
+    return content
 
 
 def read_records(source: str | Path | dict | list, key: str | None) -> tuple[str, list]:
@@ -74,13 +109,7 @@ def read_records(source: str | Path | dict | list, key: str | None) -> tuple[str
     content: object = source
     if isinstance(source, str | Path):
         name = str(source)
-        try:
-            with without_gc():
-                content = orjson.loads(Path(source).read_bytes())
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read: {error.strerror}; give a file with {kind}") from error
-        except orjson.JSONDecodeError as error:
-            raise InputError(f"{name}: is not JSON ({error}); get it again") from error
+        content = read_json(source, f"give a file with {kind}")
     if key and isinstance(content, dict):
         content = content.get(key)
     if not isinstance(content, list):
@@ -106,7 +135,7 @@ def column(name: str, records: list, field: str, kind: type) -> list:
     for number, value in enumerate(values):
         if type(value) is not kind:
             words = {int: "an integer", str: "a string", list: "a list"}[kind]
-            raise InputError(f"{name}: record {number}: {field} is {value!r}; it must be {words}")
+            raise InputError(f"{name}: record {number}: {field} is {shown(value)}; it must be {words}")
     return values
 
 

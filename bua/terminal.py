@@ -1,0 +1,61 @@
+"""Keeps text that bua did not write itself, such as the names of files, from acting on the terminal it is shown on.
+
+A file name may hold any character, also those that make a terminal clear its screen, change its title or overwrite what
+it shows. They are shown as escapes: ``\\x1b`` for the character that begins a terminal's commands.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
+
+# Control characters, marks that change the direction of writing, and parts of a file name that are not UTF-8.
+_ACTING = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_NOT_PRINTABLE = re.compile(f"[{_ACTING}\t\n\r]")
+# Programs print colours, line ends, and the carriage return of progress bars.
+_NOT_IN_OUTPUT = re.compile(f"(\x1b\\[[0-9;]*m)|[{_ACTING}]")
+# What tqdm writes to move from one progress bar to another.
+_CURSOR_MOVES = re.compile("\n*(\x1b\\[A)*")
+
+
+def printable(text: object) -> str:
+    """Returns text as one line without characters that act on a terminal: these are replaced by their escapes."""
+    return _NOT_PRINTABLE.sub(_escape, str(text))
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """For the duration of the block, what is printed to standard output and standard error cannot act on a terminal,
+    apart from colours and progress bars. Text that is not UTF-8 is printed, too."""
+    with ExitStack() as stack:
+        for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
+            # A process without a terminal may have none.
+            if stream is not None and not isinstance(stream, _PrintableStream):
+                stack.enter_context(redirect(_PrintableStream(stream)))  # type: ignore[type-var]
+        yield
+
+
+class _PrintableStream:
+    """A text stream that escapes what is written to it, and otherwise behaves as the stream that it writes to."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if not _CURSOR_MOVES.fullmatch(text):
+            text = _NOT_IN_OUTPUT.sub(lambda match: match[1] or _escape(match), text)
+        return self._stream.write(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    # Python stands such a character for each byte of a file name that is not UTF-8.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else match[0].encode("unicode_escape").decode()
