@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bua.errors import InputError
+from bua.regular_files import read_regular
 
 
 class Vocabulary:
@@ -79,7 +80,7 @@ def read_lines(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

@@ -156,7 +156,7 @@ def read_image_list(path: str | Path) -> list[int]:
         fields = line.split()
         if not fields:
             continue
-        image_id = int(fields[-1]) if fields[-1].isdecimal() else image_id_of(fields[0])
+        image_id = int(fields[-1]) if fields[-1].isdecimal() and len(fields[-1]) < 19 else image_id_of(fields[0])
         if type(image_id) is not int:
             raise InputError(
                 f"{path}: line {number} is {line!r:.60}; it must end with an image's id, or begin with its file name"

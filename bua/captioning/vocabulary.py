@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from bua.errors import InputError
+from bua.regular_files import read_regular
 from bua.tasks.prepared import offsets_of, write_json
 from bua.vocabulary import read_lines
 
@@ -127,7 +128,7 @@ class CaptionVocabulary:
             InputError: There is no such file, or it is damaged.
         """
         try:
-            content = orjson.loads(Path(path).read_bytes())
+            content = orjson.loads(read_regular(path))
             return cls(content["words"], content["tokenizer"])
         except InputError as error:
             raise InputError(f"{path}: {error}") from error

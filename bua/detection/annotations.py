@@ -18,12 +18,15 @@ import numpy as np
 import orjson
 
 from bua.detection.coco_files import is_ordinary, with_ids_from_zero
-from bua.errors import InputError, make_folder
+from bua.errors import InputError, make_folder, shown
 from bua.io.files import whole_file
 from bua.io.json_records import without_gc
+from bua.regular_files import read_regular
 from bua.vocabulary import Vocabulary
 
 MAX_ATTRIBUTES = 16  # per box, as in the original (lib/datasets/vg.py)
+# Longest name of an image file, in characters. All names take as much memory as the longest.
+MAX_NAME = 4096
 XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS
 
 logger = logging.getLogger(__name__)
@@ -248,9 +251,11 @@ def read_coco(path: Path) -> dict:
         InputError: The file does not exist, is not JSON, or lacks one of the lists.
     """
     try:
-        tree = orjson.loads(path.read_bytes())
+        tree = orjson.loads(read_regular(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: this annotation file does not exist") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except orjson.JSONDecodeError as error:
         raise InputError(f"{path}: not a complete JSON file ({error}); create it again") from error
     for field in ("images", "annotations", "categories"):
@@ -280,7 +285,11 @@ def _column(records: list, field: str, kind: type, path: Path, where: str) -> li
         raise InputError(f"{path}: {where}[{bad}] has no {field!r}; see bua/detection/annotations.py") from error
     for number, value in enumerate(column):
         if type(value) is not kind:
-            raise InputError(f"{path}: {where}[{number}]: {field} is {value!r}, not {kind.__name__}")
+            raise InputError(f"{path}: {where}[{number}]: {field} is {shown(value)}, not {kind.__name__}")
+    if kind is int and column and not -(2**63) <= min(column) <= max(column) < 2**63:
+        raise InputError(f"{path}: {where}: {field} is {max(column, key=abs)} once; it must have at most 64 bits")
+    if kind is str and column and max(map(len, column)) > MAX_NAME:
+        raise InputError(f"{path}: {where}: {field} has more than {MAX_NAME} characters once; no file has such a name")
     return column
 
 

@@ -15,6 +15,7 @@ from bua.features.ids import image_id_of, parse_id
 from bua.features.settings import read_settings, settings_file
 from bua.features.store import FeatureStore, FeatureWriter, check_format, open_features, open_writer
 from bua.io.files import whole_file
+from bua.regular_files import read_regular
 
 SYNC_SECONDS = 30.0
 
@@ -119,7 +120,7 @@ def read_ids(path: str | Path) -> dict[int | str, int | str]:
         InputError: The file cannot be read, a line is not such a pair, or an id occurs twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a list of ids ({error})") from error
     new_ids: dict[int | str, int | str] = {}

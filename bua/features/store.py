@@ -12,6 +12,7 @@ from bua.features.flat_files import HEADER_FILE
 from bua.features.npz import NpzFeatures, NpzWriter
 from bua.features.tsv import TsvFeatures, TsvWriter
 from bua.io.files import exclusive
+from bua.regular_files import open_regular
 from bua.structures import Regions
 
 # Maps image ids to Regions, which are read when they are asked for. Many processes can use the same store.
@@ -126,7 +127,7 @@ def _open_folder(path: Path) -> FeatureStore:
 
 def _open_file(path: Path) -> FeatureStore:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(4096)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error

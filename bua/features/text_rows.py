@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from bua.errors import InputError
 from bua.features.ids import parse_id
+from bua.regular_files import open_regular
 
 
 def open_for_reading(path: Path) -> BinaryIO:
@@ -16,7 +17,7 @@ def open_for_reading(path: Path) -> BinaryIO:
         InputError: The file cannot be opened.
     """
     try:
-        return open(path, "rb")
+        return open_regular(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 

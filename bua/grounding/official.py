@@ -6,6 +6,7 @@ each chain.
 """
 
 import re
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from bua.errors import InputError
+from bua.regular_files import open_regular, read_regular
 from bua.tasks.words import tokenize
 
 TYPES = ("people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "scene", "other")
@@ -102,7 +104,7 @@ def load_sentences(path: str | Path) -> list[Sentence]:
         InputError: There is no such file, or a line is damaged.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             lines = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}; unpack annotations.zip again") from error
@@ -123,7 +125,7 @@ def load_boxes(path: str | Path) -> Boxes:
         InputError: There is no such file, or it is damaged; the message names the field.
     """
     try:
-        root = ElementTree.parse(path).getroot()
+        root = ElementTree.fromstring(read_regular(path))
     except (OSError, ElementTree.ParseError) as error:
         raise InputError(f"{path}: cannot be read: {error}; unpack annotations.zip again") from error
     of_chain: dict[int, list[list[int]]] = {}
@@ -145,7 +147,7 @@ def load_split(path: str | Path) -> list[int]:
         InputError: There is no such file, it has other lines, or an image occurs twice.
     """
     try:
-        ids = [int(line) for line in Path(path).read_text().split()]
+        ids = [int(line) for line in read_regular(path).split()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; take it from flickr30k_entities") from error
     except ValueError as error:

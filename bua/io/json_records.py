@@ -122,7 +122,7 @@ def column(name: str, records: list, field: str, kind: type) -> list:
 
     Args:
         name: Name of the file, for messages.
-        kind: Type of the values: int, str or list.
+        kind: Type of the values: int (of at most 64 bits), str or list.
 
     Raises:
         InputError: A record lacks the field, or has it with another type. The message names the file, the record and
@@ -136,6 +136,8 @@ def column(name: str, records: list, field: str, kind: type) -> list:
         if type(value) is not kind:
             words = {int: "an integer", str: "a string", list: "a list"}[kind]
             raise InputError(f"{name}: record {number}: {field} is {shown(value)}; it must be {words}")
+    if kind is int and values and not -(2**63) <= min(values) <= max(values) < 2**63:
+        raise InputError(f"{name}: {field} is {max(values, key=abs)} in a record; it must have at most 64 bits")
     return values
 
 

@@ -1,5 +1,6 @@
 """GloVe's word vectors from their text file."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def load_glove(path: str | Path, vocabulary: Sequence[str], dim: int = 300) -> t
             of the words.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; unpack glove.6B.zip and name its glove.6B.{dim}d.txt")
     ids = {word.encode(): number for number, word in enumerate(vocabulary)}
     vectors = torch.zeros(len(vocabulary), dim)

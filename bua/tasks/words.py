@@ -8,6 +8,7 @@ import orjson
 
 from bua.errors import InputError
 from bua.io.files import whole_file
+from bua.io.json_records import read_json
 
 # Number of words of a question that hengyuan-hu's and ban-vqa's models read.
 QUESTION_LENGTH = 14
@@ -131,12 +132,7 @@ def read_strings(path: str | Path) -> list[str]:
     Raises:
         InputError: There is no such file, or it holds something else.
     """
-    try:
-        strings = orjson.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; prepare it again") from error
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error}); prepare it again") from error
+    strings = read_json(path, "prepare it again")
     if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
         raise InputError(f"{path}: not a list of strings; prepare it again")
     return strings

@@ -9,9 +9,21 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 @pytest.mark.parametrize(
     ("value", "image_id"),
-    [(42, 42), ("42", 42), ("0", 0), ("-3", -3), ("042", "042"), ("4 2", "4 2"), ("a", "a"), ("٣", "٣"), ("-0", "-0")]
-    # More digits than Python converts.
-    + [("9" * 640, int("9" * 640)), ("9" * 5000, "9" * 5000), ("-" + "9" * 5000, "-" + "9" * 5000)],
+    [
+        *[
+            (42, 42),
+            ("42", 42),
+            ("0", 0),
+            ("-3", -3),
+            ("042", "042"),
+            ("4 2", "4 2"),
+            ("a", "a"),
+            ("٣", "٣"),
+            ("-0", "-0"),
+        ],
+        # More digits than Python converts.
+        *[("9" * 640, int("9" * 640)), ("9" * 5000, "9" * 5000), ("-" + "9" * 5000, "-" + "9" * 5000)],
+    ],
 )
 def test_text_of_an_integer_becomes_an_integer(value, image_id):
     assert parse_id(value) == image_id

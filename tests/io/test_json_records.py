@@ -101,3 +101,10 @@ def test_a_wrong_value_of_any_size_is_shown_in_a_short_message():
     with pytest.raises(InputError, match=r"a.json: record 0: id is .*; it must be an integer") as raised:
         column("a.json", [{"id": value}], "id", int)
     assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("image_id", [2**63, -(2**63) - 1])
+def test_an_id_of_more_than_64_bits_is_refused(image_id):
+    with pytest.raises(InputError, match=rf"a.json: id is {image_id} in a record; it must have at most 64 bits"):
+        column("a.json", [{"id": 1}, {"id": image_id}], "id", int)
+    assert column("a.json", [{"id": 2**63 - 1}], "id", int) == [2**63 - 1]
