@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -79,12 +80,10 @@ def test_layout_in_memory_does_not_matter():
             read[0] = 1  # the array is writable
 
 
-def test_shared_and_cyclic_content():
+def test_shared_content():
     row = [np.ones(2)]
-    row.append(row)
     read = safe_pickle.loads(pickle.dumps({"a": row, "b": row}))
     assert read["a"] is read["b"]
-    assert read["a"][1] is read["a"]
     np.testing.assert_array_equal(read["a"][0], np.ones(2))
 
 
@@ -122,6 +121,62 @@ def test_array_without_its_data_is_refused():
     huge = b"\x80\x02c" + made.encode() + b"\n_reconstruct\ncnumpy\nndarray\n(J\xff\xff\xff\x7ftU\x01b\x87R."
     with pytest.raises(ValueError, match="not a readable pickle"):
         safe_pickle.loads(huge)
+
+
+def doubled(begin, step, times=100):
+    """Returns opcodes that put an object on the stack in which each level has the one below it twice."""
+    return begin + step * times
+
+
+# Opcodes: \x80 protocol, r and p: memo, ) and \x85: tuples of 0 and 1 items, 2 and \x86: a pair of the same object.
+LAUGHS = doubled(b")", b"2\x86")
+LIST = doubled(b"]", b"q\x00]h\x00ah\x00a")
+MEGABYTE = b"B\x00\x00\x10\x00" + bytes(1 << 20) + b"q\x00"
+EMPTY_DICTIONARY = b"ccollections\nOrderedDict\n)R"
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01K\x01\x85cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85RK\x00h\x00tb"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        # It is said to be the object of a number of four billion.
+        (b"\x80\x02]r\xff\xff\xff\xff.", None),
+        (b"\x80\x02]p4294967295\n.", None),
+        (b"\x80\x05B\xff\xff\xff\xffa.", "not a readable pickle"),
+        (b"\x80\x05\x96" + b"\xff" * 7 + b"\x00a.", "truncated"),
+        # Their hashes take 2^100 steps, or more of the stack than there is.
+        (b"\x80\x02}" + LAUGHS + b"Ns.", "nested or long tuple as a key"),
+        (b"\x80\x02}(" + LAUGHS + b"Nu.", "nested or long tuple as a key"),
+        (b"\x80\x02(" + LAUGHS + b"Nd.", "nested or long tuple as a key"),
+        (b"\x80\x04\x8f(" + LAUGHS + b"\x90.", "nested or long tuple as a key"),
+        (b"\x80\x04}(" + LAUGHS + b"\x90.", "elements of a set"),
+        (b"\x80\x04(" + LAUGHS + b"\x91.", "nested or long tuple as a key"),
+        (b"\x80\x02ccollections\nOrderedDict\n](" + LAUGHS + b"N\x86e\x85R.", "nested or long tuple as a key"),
+        (b"\x80\x02}" + doubled(b")", b"\x85", 20_000) + b"Ns.", "nested or long tuple as a key"),
+        # Where such an object is converted to text or to an array, it would take all memory.
+        (b"\x80\x02" + LAUGHS + b".", "the same data many times"),
+        (b"\x80\x02" + LIST + b".", "the same data many times"),
+        (b"\x80\x02]q\x00(h\x00h\x00e.", "an object that contains itself"),
+        (b"\x80\x02cnumpy\ndtype\n" + LAUGHS + b"\x85R.", "a dtype of a tuple"),
+        (b"\x80\x02c_codecs\nencode\nX\x00\x00\x00\x00" + LAUGHS + b"\x86R.", "another encoding"),
+        # The same data are copied many times.
+        (b"\x80\x03]" + MEGABYTE + b"0(" + ARRAY * 30 + b"e.", "the same data many times"),
+        # Attributes are of no use, and would be copied.
+        (b"\x80\x02" + EMPTY_DICTIONARY + b"}U\x01aNsb.", None),
+        (b"\x80\x02c_codecs\nencode\n}U\x01aNsb.", "the state of a function"),
+    ],
+)
+def test_a_small_pickle_takes_no_more_memory_or_time_than_its_size(data, message):
+    tracemalloc.start()
+    try:
+        if message is None:
+            assert safe_pickle.loads(data) in ([], {})
+        else:
+            with pytest.raises(ValueError, match=message):
+                safe_pickle.loads(data)
+        assert tracemalloc.get_traced_memory()[1] < 32 * len(data) + (4 << 20)
+    finally:
+        tracemalloc.stop()
 
 
 def test_damaged_pickles_are_reported():
