@@ -50,6 +50,9 @@ setup(
         "tensorboard>=2.15",  # imported by torch.utils.tensorboard
         "accelerate>=1.0",
         "huggingface_hub>=0.23",
+        # httpx2 continues httpx, and huggingface_hub brings it too. It needs Python 3.11.
+        'httpx2>=2,<3; python_version >= "3.11"',
+        'httpx>=0.27,<1; python_version < "3.11"',
         "jinja2>=3.1",
         "matplotlib>=3.8",
     ],

@@ -2,18 +2,17 @@
 
 import gzip
 import hashlib
-import http.client
 import logging
-import urllib.request
 from pathlib import Path
 
+from bua.download import fetch
 from bua.download.catalog import GENOME_LISTS, GENOME_SPLITS, GENOME_VOCABULARIES
 from bua.errors import InputError
-from bua.io.files import whole_file
 
 URL = GENOME_LISTS
 VOCABULARIES, SPLITS = GENOME_VOCABULARIES, GENOME_SPLITS
-TIMEOUT_SECONDS = 60
+ATTEMPTS = 2
+MAX_SIZE = 100_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +44,11 @@ def download_missing(root: str | Path, files: dict[str, tuple[str, str]]) -> Non
 def _download(url: str, target: Path, md5: str) -> None:
     logger.info("downloading %s", url)
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            data = response.read()
-    except (OSError, http.client.HTTPException) as error:
+        fetch(url, target, checksum=f"md5:{md5}", attempts=ATTEMPTS, max_size=MAX_SIZE)
+    except InputError as error:
         raise InputError(
-            f"{target}: the file is missing, and downloading it failed ({error}); download {url} by hand"
+            f"{target}: the file is missing, and downloading it failed: {error}; or download {url} by hand"
         ) from error
-    if hashlib.md5(data).hexdigest() != md5:
-        raise InputError(
-            f"{target}: what {url} returned is not the published file (MD5 {md5}); get that file from another place"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as file:
-        file.write(data)
 
 
 def _md5(path: Path) -> str:

@@ -6,7 +6,7 @@ import threading
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -104,6 +104,25 @@ def refusing(code: int) -> Answer:
 def silent(until: threading.Event) -> Answer:
     """Returns an answer that never comes."""
     return lambda handler, data: until.wait() and None
+
+
+def raw(data: bytes, *, repeated: bytes = b"", every: float = 0.0, until: threading.Event | None = None) -> Answer:
+    """Returns an answer that is sent as it is, without a look at the request.
+
+    Args:
+        repeated: What is sent again and again afterwards, as long as the connection lasts.
+        every: Seconds between two of them.
+        until: Ends the answer when it is set.
+    """
+
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        handler.close_connection = True
+        with suppress(OSError):  # the other side hung up
+            handler.wfile.write(data)
+            while repeated and not (until is not None and until.wait(every)):
+                handler.wfile.write(repeated)
+
+    return answer
 
 
 @contextmanager

@@ -1,7 +1,10 @@
+import functools
 import hashlib
 import json
 import re
 import shutil
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -346,13 +349,27 @@ def test_an_interrupted_preparation_keeps_the_old_annotation_file(root, monkeypa
     assert path.read_bytes() == before
 
 
-def test_published_files_are_downloaded_once_and_checked(tmp_path, monkeypatch, caplog):
-    remote, root = tmp_path / "remote", tmp_path / "root"
-    remote.mkdir()
-    monkeypatch.setattr(download, "URL", remote.as_uri() + "/")
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A folder whose files are on a local web server, as the published ones."""
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    monkeypatch.setenv("no_proxy", "*")
+    handler = type("Handler", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with HTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setattr(download, "URL", f"http://127.0.0.1:{server.server_port}/")
+        yield folder
+        server.shutdown()
+        thread.join()
+
+
+def test_published_files_are_downloaded_once_and_checked(tmp_path, remote, caplog):
+    root = tmp_path / "root"
     files = {"vocab/x.txt": ("x.txt", hashlib.md5(b"cat\n").hexdigest())}
     (remote / "x.txt").write_text("dog\n")
-    with pytest.raises(InputError, match=r"x\.txt returned is not the published file"):
+    with pytest.raises(InputError, match=r"x\.txt: the file is missing, .* is not the published file"):
         download.download_missing(root, files)
     assert not (root / "vocab" / "x.txt").exists()
 
@@ -369,11 +386,10 @@ def test_published_files_are_downloaded_once_and_checked(tmp_path, monkeypatch, 
     assert (root / "vocab" / "x.txt").read_text() == "mine\n"
 
 
-def test_the_error_of_a_failed_download_has_the_url(tmp_path, tool, monkeypatch, capsys):
-    monkeypatch.setattr(download, "URL", (tmp_path / "nowhere").as_uri() + "/")
+def test_the_error_of_a_failed_download_has_the_url(tmp_path, tool, remote, capsys):
     assert tool(["--root", str(tmp_path / "vg")]) == INPUT_ERROR
     [line] = capsys.readouterr().err.strip().splitlines()
-    assert f"{tmp_path}/nowhere/train.txt" in line
+    assert f"{download.URL}train.txt" in line
     assert str(tmp_path / "vg/splits/train.txt") in line
 
 
