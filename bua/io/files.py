@@ -16,6 +16,10 @@ from bua.errors import InputError
 _held_locks: set[int] = set()
 
 
+class Locked(InputError):
+    """Raised when another process writes a file."""
+
+
 @contextmanager
 def whole_file(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[BinaryIO]:
     """Opens a temporary file for writing, which replaces ``path`` when the block ends.
@@ -63,13 +67,14 @@ def exclusive(path: Path) -> Iterator[None]:
     on the file ``<path>.lock``, which is deleted when the block ends. A process that is killed loses its locks.
 
     Raises:
-        InputError: Another process holds the lock (the message names it), or the lock cannot be created.
+        Locked: Another process holds the lock (the message names it).
+        InputError: The lock cannot be created.
     """
     lock = path.with_name(f"{path.name}.lock")
     try:
         handle = _lock(lock)
     except BlockingIOError:
-        raise InputError(f"{path}: {_holder(lock)} is writing to it; wait until it is done, or stop it") from None
+        raise Locked(f"{path}: {_holder(lock)} is writing to it; wait until it is done, or stop it") from None
     except OSError as error:
         raise InputError(f"{lock}: cannot be written: {error.strerror}; choose another output") from error
     _held_locks.add(handle)
