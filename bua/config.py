@@ -115,6 +115,9 @@ def get_cfg() -> CfgNode:
     cfg.MODEL.RESNETS.RES5_DILATION = 1
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, False]  # res2, res3, res4, res5
+    cfg.MODEL.RESNETS.DEFORM_MODULATED = False
+    cfg.MODEL.RESNETS.DEFORM_NUM_GROUPS = 1
 
     cfg.MODEL.ANCHOR_GENERATOR = CfgNode()
     cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"

@@ -31,7 +31,7 @@ from bua.engine import (
 from bua.engine.loader import TrainingLoader, aspect_groups
 from bua.engine.log import metrics_table
 from bua.errors import InputError
-from bua.modeling.detector import Detector, build_detector
+from bua.modeling import Detector, build_detector
 from bua.vocabulary import Vocabulary
 from bua.weights.zoo import is_backbone
 

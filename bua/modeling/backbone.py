@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.ops.misc
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STRIDE = 16
@@ -144,11 +145,15 @@ class Bottleneck(nn.Module):
         if in_channels != shape.out_channels:
             self.shortcut = ConvNorm(in_channels, shape.out_channels, 1, norm, stride=shape.stride)
         self.conv1 = ConvNorm(in_channels, bottleneck_channels, 1, norm, stride=shape.stride_1x1)
-        self.conv2 = shape.make_conv3x3(ConvNorm)
+        self.add_conv2(shape)
         self.conv3 = ConvNorm(bottleneck_channels, shape.out_channels, 1, norm)
         # A block starts as its shortcut (Goyal et al. 2017, section 5.1), which learns faster from scratch. With frozen
         # statistics the factor could not leave 0; there, as in the stem, the scale must not double with every block.
         _set_weight(self.conv3.norm, 0.25 if norm == "FrozenBN" else 0.0)
+
+    def add_conv2(self, shape: BlockShape) -> None:
+        """Adds ``conv2``, the 3x3 convolution."""
+        self.conv2 = shape.make_conv3x3(ConvNorm)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
@@ -157,6 +162,43 @@ class Bottleneck(nn.Module):
     def after_conv2(self, out: Tensor, shortcut: Tensor) -> Tensor:
         """Returns the block's output from the output of ``conv2`` and of the shortcut."""
         return F.relu_(self.conv3(F.relu_(out)).add_(shortcut))
+
+
+class DeformableConvNorm(ConvNorm):
+    """A deformable convolution without bias (Dai et al. 2017, "Deformable Convolutional Networks"), followed by its
+    normalisation, ``norm``."""
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns the output for features [N, C, H, W].
+
+        Args:
+            offsets: [N, 18, h, w] for an output of h x w cells: by how many cells, in y and in x, each of the nine
+                samples of the kernel is moved.
+        """
+        # torchvision's operator has no bfloat16 form.
+        weight, bias = self.weight.float(), None if self.bias is None else self.bias.float()
+        out = deform_conv2d(x.float(), offsets.float(), weight, bias, self.stride, self.padding, self.dilation)
+        return self.norm(out.to(x.dtype))
+
+
+class DeformableBottleneck(Bottleneck):
+    """``Bottleneck`` whose 3x3 convolution is deformable. ``conv2_offset`` predicts its offsets from the same input."""
+
+    def add_conv2(self, shape: BlockShape) -> None:
+        stride = 1 if shape.stride_in_1x1 else shape.stride
+        dilation = shape.dilation
+        self.conv2_offset = nn.Conv2d(
+            shape.bottleneck_channels, 18, 3, stride=stride, padding=dilation, dilation=dilation
+        )
+        # The convolution starts as an ordinary one.
+        for parameter in self.conv2_offset.parameters():
+            nn.init.zeros_(parameter)
+        self.conv2 = shape.make_conv3x3(DeformableConvNorm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        out = F.relu_(self.conv1(x))
+        return self.after_conv2(self.conv2(out, self.conv2_offset(out)), shortcut)
 
 
 class NormConv(nn.Conv2d):
@@ -196,7 +238,13 @@ class PreActivationBottleneck(nn.Module):
 
 
 class ResNetC4(nn.Module):
-    """Turns images [N, 3, H, W] into the res4 feature map [N, out_channels, ~H/16, ~W/16]."""
+    """Turns images [N, 3, H, W] into the res4 feature map [N, out_channels, ~H/16, ~W/16].
+
+    Attributes:
+        stride: Number of pixels per cell of the feature map.
+    """
+
+    stride = STRIDE
 
     def __init__(self, cfg):
         super().__init__()
@@ -227,7 +275,8 @@ def make_stage(cfg, stage: int) -> nn.Sequential:
     """Returns the blocks of res2, res3, res4 or res5, with widths, strides and dilation from ``cfg``.
 
     res5 has stride 2, or stride 1 where MODEL.RESNETS.RES5_DILATION is 2. In that case each of its 3x3 convolutions is
-    dilated, which keeps the 14x14 cells of the pooled region (test.prototxt, res5a to res5c).
+    dilated, which keeps the 14x14 cells of the pooled region (test.prototxt, res5a to res5c). The 3x3 convolutions of
+    the stages that MODEL.RESNETS.DEFORM_ON_PER_STAGE names are deformable.
     """
     resnets = cfg.MODEL.RESNETS
     dilation = resnets.RES5_DILATION if stage == 5 else 1
@@ -236,7 +285,9 @@ def make_stage(cfg, stage: int) -> nn.Sequential:
     bottleneck_channels = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2 ** (stage - 2)
     in_channels = resnets.STEM_OUT_CHANNELS if stage == 2 else stage_channels(cfg, stage - 1)
     version = cfg.MODEL.BUA.RESNET_VERSION
-    block = Bottleneck if version == 1 else PreActivationBottleneck
+    block: type[Bottleneck | PreActivationBottleneck] = Bottleneck if version == 1 else PreActivationBottleneck
+    if resnets.DEFORM_ON_PER_STAGE[stage - 2]:
+        block = DeformableBottleneck
     blocks = [
         block(
             BlockShape(

@@ -6,44 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bua.config import check_device
-from bua.errors import InputError
 from bua.io.images import Resize
-from bua.modeling.anchors import AnchorGenerator
-from bua.modeling.backbone import BLOCKS, STRIDE, ResNetC4, freeze_parameters
+from bua.modeling.backbone import ResNetC4
 from bua.modeling.ground_truth import GroundTruth, batch_ground_truth
 from bua.modeling.regions import RegionBoxes, given_regions, proposed_regions, region_predictions
-from bua.modeling.roi_heads import AttributeRes5ROIHeads, SampledRegions
+from bua.modeling.roi_heads import AttributeRes5ROIHeads, ROIHeads, SampledRegions
 from bua.modeling.rpn import RPN
 from bua.modeling.suppression import ROUNDS
 from bua.structures import DetectorInput, RegionPredictions
-
-
-def build_detector(cfg) -> "Detector":
-    """Returns the detector that ``cfg`` describes, with random weights, on cfg.MODEL.DEVICE.
-
-    Raises:
-        InputError: ``cfg`` asks for something that this engine does not have.
-    """
-    _check(cfg)
-    backbone = ResNetC4(cfg)
-    detector = Detector(
-        backbone=backbone,
-        proposal_generator=RPN(cfg, backbone.out_channels, AnchorGenerator(cfg, [STRIDE])),
-        roi_heads=AttributeRes5ROIHeads(cfg),
-        resize=Resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.MODEL.BUA.RESIZE),
-        pixel_mean=torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1),
-        pixel_std=torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1),
-        box_weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
-        convention=cfg.MODEL.BUA.BOX_CONVENTION,
-    )
-    detector.backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-    freeze_parameters(detector, cfg.MODEL.BUA.FREEZE)
-    detector.to(cfg.MODEL.DEVICE)
-    # On a CPU, oneDNN's convolutions take two thirds of the time in this order of the elements. A GPU's tensor cores
-    # want it too, and cuDNN would convert to it and back.
-    detector.to(memory_format=torch.channels_last)
-    return detector
 
 
 class Detector(nn.Module):
@@ -61,7 +31,7 @@ class Detector(nn.Module):
         *,
         backbone: ResNetC4,
         proposal_generator: RPN,
-        roi_heads: AttributeRes5ROIHeads,
+        roi_heads: ROIHeads,
         resize: Resize,
         pixel_mean: Tensor,
         pixel_std: Tensor,
@@ -97,7 +67,7 @@ class Detector(nn.Module):
         outputs: tuple[Tensor, Tensor, Tensor] = self.proposal_generator(feature_map)
         losses = self.proposal_generator.losses(*outputs, _sizes(batch), ground_truth)
         regions = self._sample(outputs, batch, ground_truth)
-        return losses | self.roi_heads.losses(feature_map, regions, STRIDE)
+        return losses | self.roi_heads.losses(feature_map, regions, self.backbone.stride)
 
     def predict(self, images: list[np.ndarray], boxes: list[Tensor] | None = None) -> list[RegionPredictions]:
         """Returns the regions of each image.
@@ -125,7 +95,7 @@ class Detector(nn.Module):
         if not batch:
             return []
         self._begin_inference()
-        groups = _rows_of_one_size(batch)
+        groups = rows_of_one_size(batch)
         feature_maps = [self.backbone(self._stack([batch[i] for i in rows])) for rows in groups]
         if boxes is None:
             regions = self._propose(feature_maps, [[batch[i] for i in rows] for rows in groups])
@@ -134,7 +104,7 @@ class Detector(nn.Module):
                 [given_regions(batch[i], boxes[i].to(self.device, non_blocking=True)) for i in rows] for rows in groups
             ]
         network_boxes = [[image.network for image in group] for group in regions]
-        outputs = self.roi_heads.describe_maps(feature_maps, network_boxes, STRIDE, regress=regress)
+        outputs = self.roi_heads.describe_maps(feature_maps, network_boxes, self.backbone.stride, regress=regress)
         rows = [i for group in groups for i in group]
         in_order = [image for group in regions for image in group]
         results = {
@@ -154,10 +124,15 @@ class Detector(nn.Module):
         """
         self._begin_inference()
         results: dict[int, Tensor] = {}
-        for rows in _rows_of_one_size(batch):
-            feature_map = self.backbone(self._stack([batch[i] for i in rows]))
-            results.update(zip(rows, self.roi_heads.res5(feature_map).float()))
+        for rows in rows_of_one_size(batch):
+            feature_map = self.grid_map(self._stack([batch[i] for i in rows]))
+            results.update(zip(rows, feature_map.float()))
         return [results[i] for i in range(len(batch))]
+
+    def grid_map(self, pixels: Tensor) -> Tensor:
+        """Returns the feature map [N, D, h, w] of ``grid`` for normalised images [N, 3, H, W]."""
+        assert isinstance(self.roi_heads, AttributeRes5ROIHeads)
+        return self.roi_heads.res5(self.backbone(pixels))
 
     def _begin_inference(self) -> None:
         # This visits each module, which takes a millisecond.
@@ -219,34 +194,9 @@ def _sizes(batch: list[DetectorInput]) -> list[tuple[int, int]]:
     return [(inputs.image.shape[1], inputs.image.shape[2]) for inputs in batch]
 
 
-def _rows_of_one_size(batch: list[DetectorInput]) -> list[list[int]]:
+def rows_of_one_size(batch: list[DetectorInput]) -> list[list[int]]:
     """Returns the positions in ``batch`` of the images of each size."""
     sizes: dict[torch.Size, list[int]] = {}
     for i, inputs in enumerate(batch):
         sizes.setdefault(inputs.image.shape, []).append(i)
     return list(sizes.values())
-
-
-def _check(cfg) -> None:
-    allowed = {
-        "MODEL.META_ARCHITECTURE": ("AttributeRCNN", "GeneralizedRCNN"),
-        "MODEL.BACKBONE.NAME": ("build_bua_resnet_backbone", "build_resnet_backbone"),
-        "MODEL.RESNETS.DEPTH": tuple(BLOCKS),
-        "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "GN"),
-        "MODEL.RESNETS.RES5_DILATION": (1, 2),
-        "MODEL.ANCHOR_GENERATOR.NAME": ("BUAAnchorGenerator", "DefaultAnchorGenerator"),
-        "MODEL.PROPOSAL_GENERATOR.NAME": ("BUAProposalGenerator", "RPN"),
-        "MODEL.BUA.RESNET_VERSION": (1, 2),
-        "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-        "MODEL.ROI_HEADS.NAME": ("AttributeRes5ROIHeads", "Res5ROIHeads"),
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2"),
-        "INPUT.FORMAT": ("BGR",),
-    }
-    for key, values in allowed.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value not in values:
-            raise InputError(f"config: {key} is {value!r}; the torch engine supports {', '.join(map(str, values))}")
-    check_device(cfg.MODEL.DEVICE)

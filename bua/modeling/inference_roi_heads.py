@@ -32,7 +32,7 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
         """
         # The constructor of AttributeRes5ROIHeads would build new networks.
         nn.Module.__init__(self)
-        self.box_head = trained.box_head
+        self.box_cfg = trained.box_cfg
         self.feature_dim = trained.feature_dim
         self.res5 = trained.res5
         self.box_predictor = trained.box_predictor
@@ -50,7 +50,7 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
             )
         # Statistics over the bins of a region, as in GN, are not those over the windows.
         by_window = not any(isinstance(module, nn.GroupNorm) for module in self.res5.modules())
-        self.pools_windows = self.box_head.POOLER_TYPE == "ROIPool" and by_window and self.first_block.conv2.groups == 1
+        self.pools_windows = self.box_cfg.POOLER_TYPE == "ROIPool" and by_window and self.first_block.conv2.groups == 1
         if self.pools_windows:
             # The weights of conv2's nine taps as one linear layer with nine times the output channels.
             taps = self.first_block.conv2.weight.permute(2, 3, 0, 1).flatten(0, 2).contiguous()
@@ -79,7 +79,7 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
         """
         windows, first_image = [], 0
         for feature_map, map_boxes in zip(feature_maps, boxes):
-            of_map = roi_windows(map_boxes, self.box_head.POOLER_RESOLUTION, scale, *feature_map.shape[-2:])
+            of_map = roi_windows(map_boxes, self.box_cfg.POOLER_RESOLUTION, scale, *feature_map.shape[-2:])
             of_map[..., 0] += first_image
             first_image += len(map_boxes)
             windows.append(of_map)
@@ -101,12 +101,12 @@ class InferenceROIHeads(AttributeRes5ROIHeads):
         self, feature_maps: list[Tensor], boxes: list[list[Tensor]], scale: float
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields conv2's output and the shortcut for each step, [step, C, n, n], computed for each region."""
-        resolution, pooler = self.box_head.POOLER_RESOLUTION, self.box_head.POOLER_TYPE
+        resolution, pooler = self.box_cfg.POOLER_RESOLUTION, self.box_cfg.POOLER_TYPE
         pooled = torch.cat(
             [
                 # torchvision's operators have no bf16 form.
                 pool_regions(
-                    feature_map.float(), map_boxes, resolution, scale, pooler, self.box_head.POOLER_SAMPLING_RATIO
+                    feature_map.float(), map_boxes, resolution, scale, pooler, self.box_cfg.POOLER_SAMPLING_RATIO
                 )
                 for feature_map, map_boxes in zip(feature_maps, boxes)
             ]

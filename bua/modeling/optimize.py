@@ -12,7 +12,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from bua.errors import InputError
 from bua.modeling.backbone import ConvNorm, PreActivationBottleneck
 from bua.modeling.detector import Detector
+from bua.modeling.grid_detector import GridDetector
 from bua.modeling.inference_roi_heads import InferenceROIHeads
+from bua.modeling.roi_heads import AttributeRes5ROIHeads, ROIHeads
+from bua.modeling.vinvl import VinVLDetector
 
 # The type of the convolutions. "tf32" is float32 too; ``bua.precision`` lets a GPU multiply it with less precision.
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
@@ -25,10 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 class OptimizedDetector(Detector):
-    """A detector that can only infer, made by ``optimize_for_inference``. Its region features come from
-    ``InferenceROIHeads``; everything else runs as in ``Detector``."""
+    """A detector that can only infer, made by ``optimize_for_inference``. Where res5 runs on regions, their features
+    come from ``InferenceROIHeads``; everything else runs as in ``Detector``."""
 
-    roi_heads: InferenceROIHeads
+
+class OptimizedGridDetector(GridDetector, OptimizedDetector):
+    """A ``GridDetector`` that can only infer."""
+
+
+class OptimizedVinVLDetector(VinVLDetector, OptimizedDetector):
+    """A ``VinVLDetector`` made by ``optimize_for_inference``."""
 
 
 def optimize_for_inference(detector: Detector, *, precision: str = "fp32", compile: bool = False) -> OptimizedDetector:
@@ -54,7 +63,8 @@ def optimize_for_inference(detector: Detector, *, precision: str = "fp32", compi
         compile: Whether to compile res5 with torch.compile, at the first image. It takes about a minute.
 
     Raises:
-        InputError: The precision is unknown, or ``compile`` is set on a CPU without a C++ compiler.
+        InputError: The precision is unknown, or ``compile`` is set on a CPU without a C++ compiler, or for a detector
+            of grid-feats-vqa, whose res5 does not run on regions.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}: unknown; use one of {', '.join(PRECISIONS)}")
@@ -63,22 +73,36 @@ def optimize_for_inference(detector: Detector, *, precision: str = "fp32", compi
         _check_compiler(device)
     if precision == "bf16" and device == "cpu" and not _has_bf16():
         logger.warning("precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
+    if compile and isinstance(detector, GridDetector):
+        raise InputError("compile: this detector has no part that is compiled; omit --compile")
     copied = copy.deepcopy(detector).eval().requires_grad_(False)
     fold_norms(copied)
-    for module in (copied.backbone, copied.proposal_generator.rpn_head.conv, copied.roi_heads.res5):
+    roi_heads: ROIHeads = copied.roi_heads
+    res5_on_regions = [roi_heads.res5] if isinstance(roi_heads, AttributeRes5ROIHeads) else []
+    for module in (copied.backbone, copied.proposal_generator.rpn_head.conv, *res5_on_regions):
         module.to(PRECISIONS[precision])
     copied.to(memory_format=torch.channels_last)
-    step_sizes = REGIONS_PER_STEP.get(device, REGIONS_PER_STEP["cuda"])
-    return OptimizedDetector(
+    if isinstance(roi_heads, AttributeRes5ROIHeads):
+        step_sizes = REGIONS_PER_STEP.get(device, REGIONS_PER_STEP["cuda"])
+        roi_heads = InferenceROIHeads(roi_heads, step_sizes=step_sizes, compile=compile)
+    kind: type[OptimizedDetector] = OptimizedDetector
+    if isinstance(copied, GridDetector):
+        kind = OptimizedGridDetector
+    elif isinstance(copied, VinVLDetector):
+        kind = OptimizedVinVLDetector
+    optimized = kind(
         backbone=copied.backbone,
         proposal_generator=copied.proposal_generator,
-        roi_heads=InferenceROIHeads(copied.roi_heads, step_sizes=step_sizes, compile=compile),
+        roi_heads=roi_heads,
         resize=copied.prepare,
         pixel_mean=copied.pixel_mean,
         pixel_std=copied.pixel_std,
         box_weights=copied.box_weights,
         convention=copied.convention,
-    ).eval()
+    )
+    if isinstance(optimized, VinVLDetector) and isinstance(copied, VinVLDetector):
+        optimized.post_processing = copied.post_processing
+    return optimized.eval()
 
 
 def fold_norms(module: nn.Module) -> None:

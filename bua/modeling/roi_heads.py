@@ -81,32 +81,39 @@ class BoxPredictor(nn.Module):
         return self.cls_score(features).float(), self.bbox_pred(features).float() if regress else None
 
 
-class AttributeRes5ROIHeads(nn.Module):
-    """Pools each region, runs res5 on it, averages the result to the region's feature, and predicts from the feature
-    (paper section 3.1)."""
+class ROIHeads(nn.Module):
+    """Base of the heads: predicts class, box and attributes of each region from its feature (paper section 3.1), which
+    a subclass computes."""
 
     def __init__(self, cfg):
         super().__init__()
-        self.roi_heads, self.box_head, bua = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.BUA
+        self.roi_heads, self.box_cfg, bua = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.BUA
         self.convention = bua.BOX_CONVENTION
         self.num_classes = self.roi_heads.NUM_CLASSES
-        self.feature_dim = stage_channels(cfg, 5)
-        self.res5 = make_stage(cfg, 5)
-        self.box_predictor = BoxPredictor(self.feature_dim, self.num_classes)
         self.attribute_loss_weight = bua.ATTRIBUTES.LOSS_WEIGHT
-        self.attribute_predictor = build_attribute_predictor(cfg, self.feature_dim)
+
+    def add_predictors(self, cfg, feature_dim: int) -> None:
+        """Adds the predictors for features [N, feature_dim]. A subclass calls it after it has made its own networks,
+        whose parameters come first in checkpoints."""
+        self.feature_dim = feature_dim
+        self.box_predictor = BoxPredictor(feature_dim, self.num_classes)
+        self.attribute_predictor = build_attribute_predictor(cfg, feature_dim)
 
     def features(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
         """Returns the features [sum of N, D], >= 0, of the boxes [N, 4] of each image, in network pixels."""
-        pooled = pool_regions(
+        raise NotImplementedError
+
+    def pool(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
+        """Returns the pooled part of the feature map under each box, as ``pool_regions`` with the settings in
+        MODEL.ROI_BOX_HEAD."""
+        return pool_regions(
             feature_map,
             boxes,
-            self.box_head.POOLER_RESOLUTION,
+            self.box_cfg.POOLER_RESOLUTION,
             1.0 / stride,
-            self.box_head.POOLER_TYPE,
-            self.box_head.POOLER_SAMPLING_RATIO,
+            self.box_cfg.POOLER_TYPE,
+            self.box_cfg.POOLER_SAMPLING_RATIO,
         )
-        return self.res5(pooled).mean(dim=(2, 3))
 
     @torch.no_grad()
     def sample(self, proposals: Tensor, valid: Tensor, ground_truth: GroundTruth) -> DrawnRegions:
@@ -150,16 +157,16 @@ class AttributeRes5ROIHeads(nn.Module):
         targets = encode_boxes(
             torch.cat([region.boxes[: len(region.targets)] for region in regions]),
             torch.cat([region.targets for region in regions]),
-            self.box_head.BBOX_REG_WEIGHTS,
+            self.box_cfg.BBOX_REG_WEIGHTS,
             self.convention,
         )
         loss_box_reg = box_regression_loss(
-            foreground(deltas), own_classes, targets, self.num_classes, self.box_head.SMOOTH_L1_BETA
+            foreground(deltas), own_classes, targets, self.num_classes, self.box_cfg.SMOOTH_L1_BETA
         )
         normalizer = max(len(classes), 1)
         losses = {
             "loss_cls": F.cross_entropy(logits, classes, reduction="sum") / normalizer,
-            "loss_box_reg": self.box_head.BBOX_REG_LOSS_WEIGHT * loss_box_reg / normalizer,
+            "loss_box_reg": self.box_cfg.BBOX_REG_LOSS_WEIGHT * loss_box_reg / normalizer,
         }
         if self.attribute_predictor is not None:
             attributes = torch.cat([region.attributes for region in regions])
@@ -196,6 +203,18 @@ class AttributeRes5ROIHeads(nn.Module):
         if self.attribute_predictor is not None:
             attribute_probs = self.attribute_predictor.probabilities(features, logits.argmax(dim=1))
         return RegionOutputs(features, logits.softmax(dim=1), deltas, attribute_probs)
+
+
+class AttributeRes5ROIHeads(ROIHeads):
+    """Pools each region, runs res5 on it, and averages the result to the region's feature ("C4")."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.res5 = make_stage(cfg, 5)
+        self.add_predictors(cfg, stage_channels(cfg, 5))
+
+    def features(self, feature_map: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
+        return self.res5(self.pool(feature_map, boxes, stride)).mean(dim=(2, 3))
 
 
 def pool_regions(

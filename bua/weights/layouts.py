@@ -193,11 +193,6 @@ def _convert_airsplay(weights: Weights) -> Weights:
 
 
 def _convert_grid_feats(weights: Weights) -> Weights:
-    if any(name.startswith(("backbone.res5.", "roi_heads.box_head.")) for name in weights):
-        raise LayoutError(
-            "is a grid-feature model of grid-feats-vqa (res5 in the backbone, 1x1 regions), which bua does not have; "
-            "use a region model (C4)"
-        )
     parts = {"obj_embed.": "cls_embedding.", "fc.0.": "fc_attr."}
     return _convert_detectron2(_rename(weights, {ATTRIBUTES + part: ATTRIBUTES + own for part, own in parts.items()}))
 
@@ -312,7 +307,8 @@ LAYOUTS = (
     Layout(
         "grid-feats",
         "grid-feats-vqa and MILVLG's d2 mode",
-        "configs/vg_r50_grid_feats.yaml, vg_r101_grid_feats.yaml or vg_x152_grid_feats.yaml, by its backbone",
+        "configs/vg_r50_grid_feats.yaml, vg_r101_grid_feats.yaml or vg_x152_grid_feats.yaml, by its backbone; for grid "
+        "models r50.yaml, x101.yaml, x152.yaml or x152pp.yaml in configs/grid_feats",
         _has(f"{ATTRIBUTES}obj_embed.weight"),
         _convert_grid_feats,
     ),
