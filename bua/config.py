@@ -67,6 +67,14 @@ def add_bua_config(cfg: CfgNode) -> None:
     # as in the original. False: there is no such class, and the loss ignores these boxes, as in grid-feats-vqa.
     bua.ATTRIBUTES.NO_ATTRIBUTE_CLASS = True
 
+    # VinVL's detector at test, by the names of its own configuration. NMS_FILTER is MODEL.ROI_HEADS.NMS_FILTER there, and
+    # says how regions are chosen: ``bua.modeling.vinvl_filters`` has the three filters.
+    bua.VINVL = CfgNode()
+    bua.VINVL.NMS_FILTER = 1
+    bua.VINVL.POSTPROCESS_ATTRIBUTES_THRESHOLD = 0.05
+    bua.VINVL.MAX_NUM_ATTR_PER_OBJ = 16
+    bua.VINVL.MAX_NUM_ATTR_PER_IMG = 100
+
     # Releases of Detectron2 before this key do not have it.
     cfg.setdefault("FLOAT32_PRECISION", "")
     # Data sets of the user's own by their names, for DATASETS.TRAIN and DATASETS.TEST: a COCO file of boxes, and the

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bua.extraction.batch_regions import RegionChooser
 from bua.extraction.extractor_config import RegionChoice
 from bua.extraction.image_detector import ImageDetector
 from bua.extraction.select import regions_from
@@ -37,7 +38,11 @@ class SharedDetector(ImageDetector):
         self._lock = threading.Lock()
 
     def regions(self, images: Sequence[np.ndarray]) -> list[Regions]:
-        """Returns the chosen regions of images [H, W, 3] uint8 BGR, from the kept predictions."""
+        """Returns the chosen regions of images [H, W, 3] uint8 BGR, from the kept predictions, unless the detector
+        chooses them in its own way."""
+        if isinstance(self.detector, RegionChooser):
+            with self._lock:
+                return super().regions(images)
         choice = self.choice
         return [
             regions_from(

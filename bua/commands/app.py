@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_detector_options(parser)
     parser.add_argument(
         "--vocabulary",
-        help="folder of objects_vocab.txt and attributes_vocab.txt; default: the names that the checkpoint holds",
+        help="folder of objects_vocab.txt and attributes_vocab.txt, or VinVL's JSON file of names; default: the names "
+        "that the checkpoint holds",
     )
 
     group = parser.add_argument_group(

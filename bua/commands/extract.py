@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--vocabulary",
-        help="folder of objects_vocab.txt and attributes_vocab.txt, for formats that store class names; default: the "
-        "names that the checkpoint holds, or those of the configuration's data set",
+        help="folder of objects_vocab.txt and attributes_vocab.txt, or VinVL's JSON file of names, for formats that "
+        "store class names; default: the names that the checkpoint holds, or those of the configuration's data set",
     )
 
     group = parser.add_argument_group("devices and speed")

@@ -45,8 +45,12 @@ def run(args: argparse.Namespace) -> int:
     from bua.detection.catalog import check_prepared
     from bua.detection.own_data import follow_own_data
     from bua.engine import NonFiniteLoss
+    from bua.modeling.vinvl import META_ARCHITECTURE as VINVL
+    from bua.modeling.vinvl import NOT_TRAINED
 
     cfg = load_cfg(args.config_file, args.overrides)
+    if cfg.MODEL.META_ARCHITECTURE == VINVL:
+        raise InputError(f"{args.config_file}: {NOT_TRAINED}")
     # Said before processes are started, which takes a while.
     check_prepared([*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST], cfg.DATASETS.FILES)
     for line in follow_own_data(cfg, args.overrides[::2]):

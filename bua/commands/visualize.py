@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_detector(parser, "the one that comes with bua, or with --config-file MODEL.WEIGHTS of the configuration")
     parser.add_argument(
         "--vocabulary",
-        help="folder of objects_vocab.txt and attributes_vocab.txt; default: the names that the checkpoint holds, or "
-        "those of the data set",
+        help="folder of objects_vocab.txt and attributes_vocab.txt, or VinVL's JSON file of names; default: the names "
+        "that the checkpoint holds, or those of the data set",
     )
     add_device(parser)
     parser.add_argument(

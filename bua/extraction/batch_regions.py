@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +21,17 @@ from bua.structures import DetectorInput, RegionPredictions, Regions
 GRID_STRIDES = (32, 16)
 
 
+@runtime_checkable
+class RegionChooser(Protocol):
+    """A detector that chooses and describes regions in its own way, such as VinVL's."""
+
+    def choose(self, batch: list[DetectorInput], choice: RegionChoice) -> list[Regions]:
+        """Returns the regions of each image that ``prepare`` resized, on the host."""
+
+    def describe(self, batch: list[DetectorInput], boxes: list[Tensor]) -> list[Regions]:
+        """Returns the regions of given boxes [N, 4] of each image, in its pixels, in their order, on the host."""
+
+
 def select_batch(
     detector: OptimizedDetector, choice: RegionChoice, images: list[ImageFile], inputs: list[DetectorInput]
 ) -> list[Outcome]:
@@ -28,6 +40,8 @@ def select_batch(
     Args:
         inputs: The prepared images. If they are in pinned memory, their way to a GPU is not waited for.
     """
+    if isinstance(detector, RegionChooser):
+        return _outcomes(images, detector.choose(inputs, choice))
     predictions = detector.infer(inputs, regress=choice.regressed)
     boxes = [boxes_of_best_class(x) if choice.regressed else x.proposals for x in predictions]
     arrays = to_host([*boxes, *(x.class_probs for x in predictions)])
@@ -79,8 +93,12 @@ def describe_batch(
         return list(failed.values())
     if detector.device.type == "cuda":
         boxes = [image_boxes.pin_memory() for image_boxes in boxes]
-    predictions = detector.infer([inputs[i] for i in described], boxes, regress=False)
-    done = dict(zip(described, _label(predictions, [images[i] for i in described])))
+    described_images, described_inputs = [images[i] for i in described], [inputs[i] for i in described]
+    if isinstance(detector, RegionChooser):
+        outcomes = _outcomes(described_images, detector.describe(described_inputs, boxes))
+    else:
+        outcomes = _label(detector.infer(described_inputs, boxes, regress=False), described_images)
+    done = dict(zip(described, outcomes))
     return [done[i] if i in done else failed[i] for i in range(len(images))]
 
 
@@ -116,6 +134,10 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """Returns the values of an array on a device, without waiting for a GPU."""
     values = torch.from_numpy(array)
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def _outcomes(images: list[ImageFile], regions: list[Regions]) -> list[Outcome]:
+    return [Outcome(image, replace(one, image_id=image.image_id)) for image, one in zip(images, regions)]
 
 
 def _label(predictions: list[RegionPredictions], images: list[ImageFile]) -> list[Outcome]:

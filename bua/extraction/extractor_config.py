@@ -12,17 +12,21 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.checkpoint import load_weights
-from bua.config import load_cfg
+from bua.config import get_cfg, load_cfg
 from bua.detection.description import cfg_of_weights
 from bua.detection.own_data import follow_own_data
 from bua.engine.checkpoints import last_checkpoint
 from bua.errors import InputError
 from bua.modeling import build_detector
 from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
+from bua.modeling.vinvl import VinVLDetector
 from bua.precision import set_float32_precision
 from bua.weights.zoo import fetch, is_backbone
 
 RANDOM_WEIGHTS = "random"
+# Keys of which earlier versions knew nothing. They are among the settings only where they have other values than the
+# defaults, so that outputs of these versions can be continued.
+LATER_KEYS = ("MODEL.BUA.VINVL.", "MODEL.RESNETS.DEFORM_")
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +111,7 @@ class ExtractorConfig:
             device: By default MODEL.DEVICE of the configuration.
 
         Raises:
-            InputError: The weights do not fit the configuration, or the device does not exist.
+            InputError: The weights or the choice do not fit the configuration, or the device does not exist.
         """
         cfg = self.cfg(device)
         # This is a setting of the process. On a CPU it would let some products be in bfloat16.
@@ -117,6 +121,8 @@ class ExtractorConfig:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             detector = build_detector(cfg)
+        if isinstance(detector, VinVLDetector):
+            detector.check_choice(self.choice)
         if self.weights == RANDOM_WEIGHTS:
             logger.warning("weights random: the weights are not trained, so the features have no meaning")
         else:
@@ -162,8 +168,10 @@ def settings_of(config: ExtractorConfig, cfg: CfgNode, format: str) -> dict[str,
         settings["boxes"] = fingerprint(config.choice.boxes)
     for node, name in ((cfg.MODEL, "MODEL"), (cfg.INPUT, "INPUT")):
         settings.update(_flatten(node, f"{name}."))
+    defaults = _flatten(get_cfg().MODEL, "MODEL.")
     for key in list(settings):
-        if key in ("MODEL.DEVICE", "MODEL.WEIGHTS") or "TRAIN" in key:
+        unchanged = key.startswith(LATER_KEYS) and settings[key] == defaults[key]
+        if key in ("MODEL.DEVICE", "MODEL.WEIGHTS") or "TRAIN" in key or unchanged:
             del settings[key]
     round_trip: dict[str, object] = json.loads(json.dumps(settings))
     return round_trip

@@ -14,35 +14,35 @@ import torch
 from torch import Tensor
 
 from bua.modeling.anchors import cell_anchors
+from bua.weights.names import (
+    ANCHORS,
+    ATTRIBUTES,
+    EPSILON,
+    HEAD,
+    RPN,
+    LayoutError,
+    Weights,
+    numbered_stage,
+    rename,
+    stage_name,
+)
+from bua.weights.vinvl import convert_vinvl, is_vinvl
 
-ANCHORS = "proposal_generator.anchor_generator.cell_anchors_0"
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 CAFFE_SIZES = (64, 128, 256, 512)
 DETECTRON2_SIZES = (32, 64, 128, 256, 512)
-
-Weights = dict[str, Tensor]
 
 # The original predicts deltas as multiples of the region's sides, since it folds the standard deviations of its targets
 # into the weights (lib/fast_rcnn/train_multi_gpu.py). In bua and Detectron2, predicted deltas are divided by these
 # weights.
 _BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-# The constant that FrozenBatchNorm2d of torchvision and Detectron2 adds to the variance.
-_EPSILON = 1e-5
-
 _TORCHVISION_CONFIG = (
     "MODEL.RESNETS.STRIDE_IN_1X1 False, MODEL.PIXEL_MEAN [103.53, 116.28, 123.675], "
     "MODEL.PIXEL_STD [57.375, 57.12, 58.395]; its colours are converted to bua's order, BGR"
 )
 
-HEAD = "roi_heads.box_predictor."
-ATTRIBUTES = "roi_heads.attribute_predictor."
-RPN = "proposal_generator.rpn_head."
 PER_ANCHOR = (f"{RPN}objectness_logits.", f"{RPN}anchor_deltas.")
 DETECTRON2_ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
-
-
-class LayoutError(Exception):
-    """Raised when weights cannot be converted. The message is one line that says why."""
 
 
 class Layout(NamedTuple):
@@ -145,11 +145,7 @@ def _block_name(layer: str) -> str:
     stage, letter, number, branch = found.groups()
     block = int(number) if number else ord(letter) - ord("a")
     part = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}[branch]
-    return f"{_stage(int(stage))}.{block}.{part}"
-
-
-def _stage(number: int) -> str:
-    return "roi_heads.res5" if number == 5 else f"backbone.res{number}"
+    return f"{stage_name(int(stage))}.{block}.{part}"
 
 
 def _from_caffe_heads(weights: Weights) -> Weights:
@@ -172,7 +168,7 @@ def _from_caffe_heads(weights: Weights) -> Weights:
 
 def _convert_milvlg(weights: Weights) -> Weights:
     return _from_caffe_heads(
-        _rename(
+        rename(
             weights,
             {
                 "roi_heads.box_predictor.cls_embed.": f"{ATTRIBUTES}cls_embedding.",
@@ -189,12 +185,12 @@ def _convert_milvlg(weights: Weights) -> Weights:
 
 def _convert_airsplay(weights: Weights) -> Weights:
     parts = ("cls_embedding.", "fc_attr.", "attr_score.")
-    return _convert_detectron2(_rename(weights, {HEAD + part: ATTRIBUTES + part for part in parts}))
+    return _convert_detectron2(rename(weights, {HEAD + part: ATTRIBUTES + part for part in parts}))
 
 
 def _convert_grid_feats(weights: Weights) -> Weights:
     parts = {"obj_embed.": "cls_embedding.", "fc.0.": "fc_attr."}
-    return _convert_detectron2(_rename(weights, {ATTRIBUTES + part: ATTRIBUTES + own for part, own in parts.items()}))
+    return _convert_detectron2(rename(weights, {ATTRIBUTES + part: ATTRIBUTES + own for part, own in parts.items()}))
 
 
 def _convert_detectron2(weights: Weights) -> Weights:
@@ -202,7 +198,7 @@ def _convert_detectron2(weights: Weights) -> Weights:
 
 
 def _convert_own(weights: Weights) -> Weights:
-    return _rename(weights, {DETECTRON2_ANCHORS: ANCHORS})
+    return rename(weights, {DETECTRON2_ANCHORS: ANCHORS})
 
 
 def _with_anchors(weights: Weights, convention: str) -> Weights:
@@ -226,7 +222,7 @@ def _convert_caffe2(weights: Weights) -> Weights:
             continue
         if found := re.fullmatch(r"res(\d)_(\d+)_(branch\w+?)_(w|bn_(\w+))", name):
             stage, block, branch, kind, statistic = found.groups()
-            target = f"{_stage(int(stage))}.{block}.{parts[branch]}"
+            target = f"{stage_name(int(stage))}.{block}.{parts[branch]}"
         elif found := re.fullmatch(r"(?:res_)?conv1_(w|bn_(\w+))", name):
             kind, statistic = found.groups()
             target = "backbone.stem.conv1"
@@ -238,7 +234,7 @@ def _convert_caffe2(weights: Weights) -> Weights:
     for name in [name for name in converted if name.endswith(".norm.weight")]:
         norm = name.removesuffix("weight")
         converted.setdefault(f"{norm}running_mean", torch.zeros_like(converted[name]))
-        converted.setdefault(f"{norm}running_var", torch.full_like(converted[name], 1 - _EPSILON))
+        converted.setdefault(f"{norm}running_var", torch.full_like(converted[name], 1 - EPSILON))
     return converted
 
 
@@ -247,7 +243,7 @@ def _convert_torchvision(weights: Weights) -> Weights:
     converted = {}
     for name, value in weights.items():
         name = re.sub(r"^(conv1|bn1)\.", r"backbone.stem.\1.", name)
-        name = re.sub(r"^layer(\d)\.", lambda found: f"{_stage(int(found[1]) + 1)}.", name)
+        name = re.sub(r"^layer(\d)\.", numbered_stage, name)
         name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
         name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
         converted[name] = value
@@ -255,20 +251,12 @@ def _convert_torchvision(weights: Weights) -> Weights:
 
 
 def _convert_backbone(weights: Weights) -> Weights:
-    return _rename(weights, {"stem.": "backbone.stem.", "res5.": "roi_heads.res5.", "res": "backbone.res"})
+    return rename(weights, {"stem.": "backbone.stem.", "res5.": "roi_heads.res5.", "res": "backbone.res"})
 
 
 def _flip_colours(weights: Weights) -> Weights:
     name = "backbone.stem.conv1.weight"
     return weights | {name: weights[name].flip(1)}
-
-
-def _rename(weights: Weights, prefixes: dict[str, str]) -> Weights:
-    renamed = {}
-    for name, value in weights.items():
-        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        renamed[prefixes.get(prefix, "") + name.removeprefix(prefix)] = value
-    return renamed
 
 
 def _has(*names: str) -> Callable[[Weights], bool]:
@@ -311,6 +299,13 @@ LAYOUTS = (
         "models r50.yaml, x101.yaml, x152.yaml or x152pp.yaml in configs/grid_feats",
         _has(f"{ATTRIBUTES}obj_embed.weight"),
         _convert_grid_feats,
+    ),
+    Layout(
+        "vinvl",
+        "VinVL's detector",
+        "configs/vinvl_x152c4.yaml",
+        is_vinvl,
+        convert_vinvl,
     ),
     Layout(
         "caffe2",

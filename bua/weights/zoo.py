@@ -17,6 +17,10 @@ from bua.vocabulary import Vocabulary
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
 _GOOGLE = "https://storage.googleapis.com/"
 _UNC = "http://nlp.cs.unc.edu/models/"
+# VinVL's authors offer the files on Google Drive, which is no address for programs. This is a copy by another user.
+_VINVL_COPY = "hf://michelecafagna26/vinvl_vg_x152c4/"
+# Name of the file of its classes.
+VINVL_LABELS = "VG-SGG-dicts-vgoi6-clipped.json"
 _MILVLG = "https://awma1-my.sharepoint.com/:u:/g/personal/yuz_l0_tn/"
 
 
@@ -29,6 +33,8 @@ class Release(NamedTuple):
         gone: Addresses from which it could be downloaded in the past.
         config: The configuration in ``configs/`` that belongs to the weights.
         description: Which detector this is.
+        labels: Address of a file of the names of its classes, in the layout of VinVL's dictionaries; "" for the
+            vocabularies of the original.
     """
 
     file: str
@@ -36,6 +42,7 @@ class Release(NamedTuple):
     gone: tuple[str, ...]
     config: str
     description: str
+    labels: str = ""
 
 
 ZOO = {
@@ -125,6 +132,14 @@ ZOO = {
         (),
         "vg_x152_grid_feats.yaml",
         "MILVLG's ResNeXt-152 32x8d, trained by the recipe of grid-feats-vqa on train and val",
+    ),
+    "vinvl-x152c4": Release(
+        "vinvl_vg_x152c4.pth",
+        (f"{_VINVL_COPY}vinvl_vg_x152c4.pth",),
+        ("https://penzhanwu2.blob.core.windows.net/sgg/sgg_benchmark/vinvl_model_zoo/vinvl_vg_x152c4.pth",),
+        "vinvl_x152c4.yaml",
+        "VinVL's ResNeXt-152 32x8d, which chooses regions by VinVL's rules",
+        f"{_VINVL_COPY}{VINVL_LABELS}",
     ),
     "imagenet-r50": Release(
         "R-50.pkl",
