@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bua.signals import ends_on_signals
 from bua.terminal import printable, printable_output
 
 INPUT_ERROR = 2
-INTERRUPTED = 130
 
 _IDS_SHOWN = 5
 _NAME_SHOWN = 80  # characters of a name that is too long
@@ -57,15 +57,17 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turns the main function of a tool into one that returns its exit code.
 
     An ``InputError`` becomes one line on standard error and exit code 2, and so does a path that is too long for the
-    file system; Ctrl-C becomes exit code 130. Any other exception is a defect of bua and keeps its traceback. Nothing
-    that is printed can act on a terminal (``bua.terminal``).
+    file system; Ctrl-C becomes exit code 130, and SIGTERM 143. Any other exception is a defect of bua and keeps its
+    traceback. Nothing that is printed can act on a terminal (``bua.terminal``).
     """
+
+    stoppable = ends_on_signals(main)
 
     @functools.wraps(main)
     @printable_output()
     def run(*args, **kwargs) -> int:
         try:
-            return main(*args, **kwargs) or 0
+            return stoppable(*args, **kwargs) or 0
         except InputError as error:
             print(f"error: {printable(error)}", file=sys.stderr)
             return INPUT_ERROR
@@ -75,8 +77,5 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
                 raise
             print(f"error: {printable(error.filename):.{_NAME_SHOWN}}...: this path is too long", file=sys.stderr)
             return INPUT_ERROR
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return INTERRUPTED
 
     return run

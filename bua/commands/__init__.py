@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import bua
 from bua.errors import INPUT_ERROR, command
+from bua.signals import ends_on_signals
 from bua.terminal import printable_output
 
 # The commands, in groups, each with the line that ``bua --help`` shows.
@@ -61,6 +62,7 @@ GROUPS = {
 
 
 @printable_output()
+@ends_on_signals
 def main(argv: list[str] | None = None) -> int:
     """Runs the program ``bua`` and returns its exit code.
 
@@ -89,8 +91,9 @@ def command_names() -> list[str]:
 
 
 @printable_output()
+@ends_on_signals
 def run_command(name: str, argv: list[str] | None = None, *, program: str | None = None) -> int:
-    """Runs one command and returns its exit code: 2 for bad input, 130 after Ctrl-C.
+    """Runs one command and returns its exit code: 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
 
     Args:
         name: One of ``command_names()``.

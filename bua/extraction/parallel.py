@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from bua.extraction.extractor_config import ExtractorConfig
 from bua.extraction.shards import SHARD_SECONDS, Shard, ShardFolder, ShardWriter, Written
 from bua.extraction.sources import ImageFile
 from bua.extraction.write_behind import MAX_UNWRITTEN, record_behind
+from bua.signals import without_ctrl_c
 
 # Number of images that a process has in addition to those in progress, so that it never waits for more.
 QUEUED_IMAGES = 32
@@ -204,7 +204,15 @@ class _Worker:
         self.connection, other = context.Pipe()
         arguments = (other, config, device, threads, shards, quiet)
         self.process = context.Process(target=run_worker, args=arguments, daemon=True)
-        self.process.start()
+        try:
+            # Ctrl-C reaches every process of the terminal; the main process ends the others.
+            with without_ctrl_c():
+                self.process.start()
+        except (EOFError, OSError) as error:
+            # The server was killed at this moment, or the system has no more processes or memory.
+            raise InputError(
+                f"cannot start a process on {device} ({error}); run the same command again to continue"
+            ) from error
         # The process has the only copy of the other end, so that the connection ends when it dies.
         other.close()
 
@@ -244,13 +252,19 @@ class _Worker:
         return answer
 
     def close_shard(self) -> Shard | None:
-        """Lets a process without images complete its shard, and returns this."""
+        """Lets a process without images complete its shard, and returns this.
+
+        Raises:
+            InputError: The shard cannot be written.
+        """
         try:
             self.connection.send(CLOSE_SHARD)
-            shard: Shard | None = self.connection.recv()
+            shard: Shard | InputError | None = self.connection.recv()
         except (EOFError, OSError):
             logger.warning("the process on %s died after its last image", self.device)
             return None
+        if isinstance(shard, InputError):
+            raise shard
         return shard
 
     def wait_until_dead(self) -> int | None:
@@ -283,8 +297,6 @@ def run_worker(
 ) -> None:
     """Runs in the process of a ``_Worker``: sends the largest number of images in progress, or an InputError, and then
     for each image that it receives that it is written or why it failed, and each shard when it is complete."""
-    # Ctrl-C reaches every process of the terminal; the main process ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch.device(device).type == "cpu":
         torch.set_num_threads(threads)
     # The main process may have ended.
@@ -318,17 +330,21 @@ class _WorkerShards:
         with self._lock:
             try:
                 answer = self._writer.write(outcome)
+                # The image comes last: after all images, the main process expects no shard that it has not asked for.
+                if shard := self._writer.close(SHARD_SECONDS):
+                    self._connection.send(shard)
             except InputError as error:
                 self._connection.send(error)
                 return
-            # The image comes last: after all images, the main process expects no shard that it has not asked for.
-            if shard := self._writer.close(SHARD_SECONDS):
-                self._connection.send(shard)
             self._connection.send(answer)
 
     def close(self) -> None:
         with self._lock:
-            self._connection.send(self._writer.close())
+            try:
+                answer: Shard | InputError | None = self._writer.close()
+            except InputError as error:
+                answer = error
+            self._connection.send(answer)
 
 
 def _received(connection: Connection, close_shard: Callable[[], None]) -> Iterator[ImageFile | None]:

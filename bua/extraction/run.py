@@ -194,14 +194,14 @@ def extract(
     with extractors as extractor, exclusive(path_beside(output, SETTINGS_SUFFIX)):
         check_settings(output, settings)
         # The settings are written first, so that a killed run never leaves an output without them.
-        with explaining_write_errors(output):
+        with explaining_write_errors(path_beside(output, SETTINGS_SUFFIX)):
             write_settings(output, settings)
-        with open_writer(output, format, about) as writer:
+        # Also opening and closing a writer writes files.
+        with explaining_write_errors(output), open_writer(output, format, about) as writer:
             merger = ShardMerger(shards, writer)
-            with explaining_write_errors(output):
-                # An image that the output cannot hold is extracted again, so that its failure is listed.
-                merger.merge_rest()
-                merger.sync()
+            # An image that the output cannot hold is extracted again, so that its failure is listed.
+            merger.merge_rest()
+            merger.sync()
             summary = write_features(
                 extractor, files, writer, FailureLog(output), merger=merger, stop_on_error=on_error == "stop"
             )
@@ -302,7 +302,9 @@ class _Recorder:
         self.failures.append(outcome)
         self.summary.failed += 1
         if self.stop_on_error:
-            raise InputError(f"{outcome.image.path}: {outcome.reason}; --on-error skip continues with the other images")
+            path, reason = outcome.image.path, outcome.reason or ""
+            failure = reason if reason.startswith(path) else f"{path}: {reason}"
+            raise InputError(f"{failure}; --on-error skip continues with the other images")
 
 
 @contextmanager

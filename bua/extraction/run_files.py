@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bua.errors import InputError
 from bua.extraction.extractor import Outcome
+from bua.extraction.shards import explaining_write_errors
 from bua.io.files import whole_file
 
 SETTINGS_SUFFIX, SHARDS_SUFFIX = "meta.json", "shards"
@@ -24,13 +25,18 @@ def check_settings(output: Path, settings: Mapping[str, object]) -> None:
         InputError: A setting differs from ``<output>.meta.json`` (the message names it), or that file is missing.
     """
     path = path_beside(output, SETTINGS_SUFFIX)
-    begun = any(output.iterdir()) if output.is_dir() else output.exists() and output.stat().st_size > 0
+    try:
+        begun = any(output.iterdir()) if output.is_dir() else output.exists() and output.stat().st_size > 0
+    except OSError as error:
+        raise InputError(f"{output}: cannot be read: {error.strerror}; choose another output") from error
     # Features can lie elsewhere before they get into the output: those of HDF5, and those of tasks on Ray.
     if not begun and not any(path_beside(output, suffix).exists() for suffix in ("partial", SHARDS_SUFFIX)):
         return
     try:
         earlier = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(earlier, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{output}: exists, but {path.name}, which says how it was made, is not there or cannot be read; choose "
             "another output"
@@ -51,15 +57,20 @@ def write_settings(output: Path, settings: Mapping[str, object]) -> None:
 
 class FailureLog:
     """Writes ``<output>.failures.jsonl``: one line (``image_id``, ``path``, ``reason``) for each image that failed in
-    this run. If no image failed, the file does not exist."""
+    this run. If no image failed, the file does not exist.
+
+    Raises:
+        InputError: The file cannot be written, or one of an earlier run cannot be removed.
+    """
 
     def __init__(self, output: Path):
         self.output = output
         self.path = path_beside(output, "failures.jsonl")
-        self.path.unlink(missing_ok=True)
+        with explaining_write_errors(self.path):
+            self.path.unlink(missing_ok=True)
 
     def append(self, outcome: Outcome) -> None:
         """Adds the line of an image that failed."""
         line = {"image_id": outcome.image.image_id, "path": outcome.image.path, "reason": outcome.reason}
-        with open(self.path, "a", encoding="utf-8") as file:
+        with explaining_write_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

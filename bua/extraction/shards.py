@@ -7,6 +7,7 @@ that has. Therefore an image of which a process has said that it is written is i
 An image can be in two shards, if a process dies between writing it and saying so; then the first one is taken.
 """
 
+import errno
 import logging
 import shutil
 import time
@@ -26,6 +27,8 @@ from bua.features.parts import merge_part, part_format
 # Seconds until a process starts its next shard. They are not synced, so that small ones may never get to the disk: if
 # the machine crashes, the work of this time is lost in addition to that since the last sync of the output.
 SHARD_SECONDS = 10
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _FEATURES, _SHARD, _MERGED = "features", ".shard", ".merged"
 
@@ -96,11 +99,16 @@ class ShardWriter:
             return write_outcome(self._writer, outcome)
 
     def close(self, min_seconds: float = 0) -> Shard | None:
-        """Completes the open shard, if there is one and it was begun at least ``min_seconds`` ago, and returns it."""
+        """Completes the open shard, if there is one and it was begun at least ``min_seconds`` ago, and returns it.
+
+        Raises:
+            InputError: The shard cannot be written.
+        """
         if self._path is None or time.monotonic() - self._opened < min_seconds:
             return None
         path, self._path = self._path, None
-        self._context.__exit__(None, None, None)
+        with explaining_write_errors(self._folder.path):
+            self._context.__exit__(None, None, None)
         return Shard(path)
 
 
@@ -127,7 +135,11 @@ class ShardMerger:
 
     def merge_rest(self) -> dict[int | str, str]:
         """Merges all shards that have not been merged, which processes left that died, without an image that is
-        incomplete. A shard that cannot be used is left out, with a warning. Returns what ``merge`` returns."""
+        incomplete. A shard that is damaged is left out, with a warning. Returns what ``merge`` returns.
+
+        Raises:
+            InputError: The disk is full.
+        """
         reasons: dict[int | str, str] = {}
         for shard in self.folder.shards():
             if shard not in self._merged:
@@ -135,6 +147,8 @@ class ShardMerger:
                     with self.folder.open(shard):
                         reasons |= self.merge(Shard(shard))
                 except InputError as error:
+                    if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM:
+                        raise  # it is not damaged
                     logger.warning("%s; this shard is left out", error)
         return reasons
 
@@ -169,7 +183,7 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        first = "make room" if error.errno in _NO_ROOM else "mend this"
         raise InputError(
-            f"{path}: cannot be written: {error.strerror or error}; make room and run the same command again to "
-            "continue"
+            f"{path}: cannot be written: {error.strerror or error}; {first} and run the same command again to continue"
         ) from error

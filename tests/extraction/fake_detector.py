@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,14 +29,16 @@ class FakeDetector:
     Args:
         deadly: Ids of images that kill the process.
         too_large: Largest number of images that it has memory for at a time.
+        gated: Ids of images at which it waits until the file ``gate`` exists. Meanwhile, the file ``<gate>.<pid>``
+            tells which process waits.
     """
 
     convention = "caffe"
     device = torch.device("cpu")
     prepare = Resize(64, 128, "caffe")
 
-    def __init__(self, deadly=(), too_large=1000):
-        self.deadly, self.too_large = deadly, too_large
+    def __init__(self, deadly=(), too_large=1000, gated=(), gate=None):
+        self.deadly, self.too_large, self.gated, self.gate = deadly, too_large, gated, gate
         self.batches = []
 
     def infer(self, batch, boxes=None, *, regress=True):
@@ -52,6 +56,9 @@ class FakeDetector:
         for image in batch:
             if image.image_id in self.deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if image.image_id in self.gated:
+                Path(f"{self.gate}.{os.getpid()}").touch()
+                wait_for(Path(self.gate).exists)
         if len(batch) > self.too_large:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
@@ -81,6 +88,7 @@ class FakeExtractorConfig(ExtractorConfig):
         deadly: Ids of images that kill the process.
         loads: A file that gets a line for each detector that is loaded.
         most_loads: Number of lines after which loading a detector kills the process.
+        gated, gate: As for ``FakeDetector``.
     """
 
     config_file: str = ""
@@ -89,6 +97,8 @@ class FakeExtractorConfig(ExtractorConfig):
     deadly: tuple = ()
     loads: str | None = None
     most_loads: int = 1000
+    gated: tuple = ()
+    gate: str | None = None
 
     def load_detector(self, device=None):
         if self.loads:
@@ -97,7 +107,21 @@ class FakeExtractorConfig(ExtractorConfig):
                 file.seek(0)
                 if len(file.readlines()) > self.most_loads:
                     os.kill(os.getpid(), signal.SIGKILL)
-        return FakeDetector(self.deadly)
+        return FakeDetector(self.deadly, gated=self.gated, gate=self.gate)
+
+
+def wait_for(condition):
+    """Returns what a function returns, as soon as this is true."""
+    deadline = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+def waiting_at(gate):
+    """The ids of the processes that wait until the file ``gate`` exists, or have waited for it."""
+    return [int(path.suffix[1:]) for path in Path(gate).parent.glob(f"{Path(gate).name}.*")]
 
 
 def make_images(folder, number):

@@ -5,10 +5,9 @@ import pickle
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from fake_detector import FakeExtractorConfig, make_images
+from fake_detector import FakeExtractorConfig, make_images, wait_for, waiting_at
 from shard_checks import assert_all_once
 
 from bua.errors import InputError
@@ -53,21 +52,18 @@ def test_two_processes_do_what_one_does(images, shards, start_pool):
 def test_a_process_that_is_killed_is_replaced_and_its_images_are_done_by_others(
     images, caplog, tmp_path, shards, start_pool
 ):
-    some = images[:60]
-    # An image that comes through a pipe keeps its process busy until it is killed.
-    pipe = tmp_path / "pipe.png"
-    os.mkfifo(pipe)
-    content = Path(some[3].path).read_bytes()
-    stuck = some[3]._replace(path=str(pipe))
-    with start_pool(FakeExtractorConfig(batch_size=2, num_workers=1), ["cpu", "cpu"]) as pool:
+    some, gate = images[:60], tmp_path / "gate"
+    config = FakeExtractorConfig(batch_size=2, num_workers=1, gated=(3,), gate=str(gate))
+    with start_pool(config, ["cpu", "cpu"]) as pool:
         events, killed = [], []
-        for event in pool([*some[:3], stuck, *some[4:]]):
-            events.append(event if isinstance(event, Shard) else event._replace(image=some[event.image.image_id]))
+        for event in pool(some):
+            events.append(event)
             if not killed and len(events) > 10:
-                killed = [worker.process for worker in pool._workers if stuck in worker.images]
+                wait_for(lambda: waiting_at(gate))
+                killed = [worker.process for worker in pool._workers if worker.process.pid in waiting_at(gate)]
                 os.kill(killed[0].pid, signal.SIGKILL)
                 killed[0].join()
-                threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True).start()
+                gate.touch()
         assert len(pool._workers) == 2
         assert killed[0] not in [worker.process for worker in pool._workers]
     assert_all_once(events, some, shards)
@@ -189,12 +185,14 @@ def test_a_process_starts_a_new_shard_after_some_time(images, shards, monkeypatc
     assert_all_once(events[:-1], images[:3], shards)
 
 
-def test_a_full_disk_ends_the_run_with_one_line(images, shards, monkeypatch):
+@pytest.mark.parametrize("method", ["append", "close"])
+def test_a_full_disk_ends_the_run_with_one_line(images, shards, monkeypatch, method):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bua.features.flat.FlatWriter.append", full)
-    error = run_in_this_process(shards, images[:1])[0]
+    monkeypatch.setattr(FlatWriter, method, full)
+    answers = run_in_this_process(shards, images[:1])
+    error = answers[{"append": 0, "close": -1}[method]]
     assert isinstance(error, InputError)
     assert str(error) == (
         f"{shards.path}: cannot be written: No space left on device; make room and run the same command again to "
@@ -202,24 +200,56 @@ def test_a_full_disk_ends_the_run_with_one_line(images, shards, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("answer", [InputError("no room"), EOFError()])
+def test_a_process_that_cannot_complete_its_last_shard(answer, caplog):
+    class Connection:
+        def send(self, *_):
+            pass
+
+        def recv(self):
+            if isinstance(answer, InputError):
+                return answer
+            raise answer
+
+    worker = object.__new__(parallel._Worker)
+    worker.connection, worker.device = Connection(), "cpu"
+    if isinstance(answer, InputError):
+        with pytest.raises(InputError, match="no room"):
+            worker.close_shard()
+    else:
+        assert worker.close_shard() is None
+        assert "the process on cpu died after its last image" in caplog.text
+
+
+def test_a_process_that_cannot_be_started_is_one_line(shards, monkeypatch):
+    def killed(*_):
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr("multiprocessing.forkserver.connect_to_new_process", killed)
+    with (
+        pytest.raises(
+            InputError, match=r"^cannot start a process on cpu \(unexpected EOF\); run the same command again"
+        ),
+        start_device_pool(FakeExtractorConfig(), ["cpu"], shards),
+    ):
+        pytest.fail("it is not ready")
+
+
 def run_in_this_process(shards, images, device="cpu", config=None):
     """Returns what the process of a device sends for images, after it has loaded the detector."""
     ours, its = multiprocessing.Pipe()
     arguments = (its, config or FakeExtractorConfig(), device, 1, shards, False)
-    handler = signal.getsignal(signal.SIGINT)
     worker = threading.Thread(target=run_worker, args=arguments, daemon=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(signal, "signal", lambda *_: handler)  # which only the main thread may call
-        worker.start()
-        assert isinstance(ours.recv(), int)
-        ours.send([*images, None])
-        answers = []
-        while sum(isinstance(answer, (Outcome, Written, InputError)) for answer in answers) < len(images):
-            answers.append(ours.recv())
-        ours.send(CLOSE_SHARD)
+    worker.start()
+    assert isinstance(ours.recv(), int)
+    ours.send([*images, None])
+    answers = []
+    while sum(isinstance(answer, (Outcome, Written, InputError)) for answer in answers) < len(images):
         answers.append(ours.recv())
-        ours.close()
-        worker.join(30)
+    ours.send(CLOSE_SHARD)
+    answers.append(ours.recv())
+    ours.close()
+    worker.join(30)
     return answers
 
 

@@ -39,9 +39,10 @@ def test_an_output_without_settings_is_refused(tmp_path):
     output.write_text("mine")
     with pytest.raises(InputError, match=r"notes.txt.meta.json, which says how it was made, is not there"):
         check_settings(output, SETTINGS)
-    path_beside(output, "meta.json").write_text("{")
-    with pytest.raises(InputError, match="choose another output"):
-        check_settings(output, SETTINGS)
+    for damaged in ("{", "[]", "3", "[" * 100_000):
+        path_beside(output, "meta.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"notes.txt.meta.json, .* cannot be read; choose another output"):
+            check_settings(output, SETTINGS)
 
 
 def test_failures_are_those_of_this_run(tmp_path):
@@ -55,3 +56,12 @@ def test_failures_are_those_of_this_run(tmp_path):
     assert lines == [{"image_id": name, "path": name, "reason": "why"} for name in names]
     FailureLog(output)
     assert not failures.path.exists()
+
+
+def test_a_list_of_failures_that_cannot_be_written_is_named(tmp_path):
+    output = tmp_path / "features.tsv"
+    failures = FailureLog(output)
+    failures.path.mkdir()
+    for use in (lambda: failures.append(Outcome(ImageFile("a.jpg", 1), None, "why")), lambda: FailureLog(output)):
+        with pytest.raises(InputError, match=r"failures.jsonl: cannot be written: Is a directory; mend this"):
+            use()

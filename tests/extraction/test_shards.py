@@ -1,13 +1,16 @@
 """Shards that are written and merged in one process."""
 
+import errno
+
 import pytest
 from fake_detector import FakeDetector, assert_same_features, make_images
+from feature_files import REGION_FORMATS
 
 from bua.errors import InputError
 from bua.extraction import Extractor, RegionChoice, run
 from bua.extraction.run_files import FailureLog
-from bua.extraction.shards import Shard, ShardFolder, ShardMerger, ShardWriter, Written
-from bua.features import FORMATS, open_features, open_writer
+from bua.extraction.shards import Shard, ShardFolder, ShardMerger, ShardWriter, Written, explaining_write_errors
+from bua.features import open_features, open_writer
 from bua.features.summary import summarize
 
 ABOUT = {"object_vocabulary": [f"o{i}" for i in range(8)], "attribute_vocabulary": [f"a{i}" for i in range(5)]}
@@ -56,7 +59,7 @@ def one_device(images, output, format):
 
 
 @pytest.mark.parametrize("left", [1000, 2], ids=["all shards are reported", "some processes died"])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_shards_give_what_one_device_writes(images, tmp_path, format, left, monkeypatch):
     monkeypatch.setattr(run, "SYNC_SECONDS", 0)
     summary = extract(images, tmp_path / "out", format, lambda folder: ShardedExtractor(folder, left))
@@ -116,6 +119,26 @@ def test_a_shard_that_another_process_writes_or_that_cannot_be_read_is_left_out(
     summary = extract(images, tmp_path / "out", "flat")
     assert (summary.done, summary.skipped) == (8, 4)
     assert set(open_features(tmp_path / "out")) == set(range(12))
+
+
+@pytest.mark.parametrize("where", ["bua.extraction.shards.ShardFolder.open", "bua.features.tsv.TsvWriter.append"])
+def test_a_shard_that_a_full_disk_keeps_from_being_merged_is_not_damaged(images, tmp_path, monkeypatch, where):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def opening_on_a_full_disk(*_):
+        with explaining_write_errors(tmp_path / "out.shards"):
+            full()
+
+    folder = ShardFolder(tmp_path / "out.shards", "tsv", ABOUT)
+    list(ShardedExtractor(folder)(images[:4]))
+    left = folder.shards()
+    with monkeypatch.context() as patch, pytest.raises((InputError, OSError), match="No space left on device"):
+        patch.setattr(where, opening_on_a_full_disk if where.endswith("open") else full)
+        patch.setattr("bua.features.tsv.TsvWriter.merge", full)
+        extract(images, tmp_path / "out", "tsv")
+    assert folder.shards() == left
+    assert extract(images, tmp_path / "out", "tsv").skipped == 4
 
 
 def test_a_shard_that_is_lost_is_a_failure(images, tmp_path):
