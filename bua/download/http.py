@@ -96,7 +96,8 @@ def fetch(
             continued = _receive_all(partial, wanted, attempts, wait)
             reason = wanted.difference(partial.path)
             if reason is None:
-                partial.finish(target)
+                with writing(target):
+                    partial.finish(target)
                 return target
             partial.discard()
             if not continued:

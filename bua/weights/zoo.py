@@ -1,27 +1,31 @@
 """Downloads released weights, by short names or by addresses, into a cache."""
 
-import hashlib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from huggingface_hub import hf_hub_download
-from iopath.common.download import download
-from iopath.common.file_io import file_lock, get_cache_dir
 
 from bua.download.catalog import GENOME_LISTS, GENOME_VOCABULARIES
+from bua.download.space import NoSpace
 from bua.errors import InputError
 from bua.vocabulary import Vocabulary
+from bua.weights.cache import cache_folder, checked, download, is_cached, place_of
 
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
 _GOOGLE = "https://storage.googleapis.com/"
-_UNC = "http://nlp.cs.unc.edu/models/"
+_UNC = "://nlp.cs.unc.edu/models/"  # published with http; whether the server knows https was not tried
 # VinVL's authors offer the files on Google Drive, which is no address for programs. This is a copy by another user.
 _VINVL_COPY = "hf://michelecafagna26/vinvl_vg_x152c4/"
 # Name of the file of its classes.
 VINVL_LABELS = "VG-SGG-dicts-vgoi6-clipped.json"
 _MILVLG = "https://awma1-my.sharepoint.com/:u:/g/personal/yuz_l0_tn/"
+# PyTorch ends the names of its files with the first digits of their SHA-256 (torch.hub.load_state_dict_from_url).
+_PYTORCH_FILE = re.compile(r"https://download\.pytorch\.org/models/.*-([0-9a-f]{8,64})\.pth")
+# A part of a path that names a file below a folder.
+_PART = re.compile(r"(?!\.{1,2}$)[^\\/\x00-\x1f]+")
 
 
 class Release(NamedTuple):
@@ -73,20 +77,20 @@ ZOO = {
     "airsplay-r101-36": Release(
         "faster_rcnn_from_caffe_attr.pkl",
         (),
-        (f"{_UNC}faster_rcnn_from_caffe_attr.pkl",),
+        (f"http{_UNC}faster_rcnn_from_caffe_attr.pkl",),
         "vg_r101_frcnn.yaml",
         "caffe-r101-36, converted for Detectron2's boxes",
     ),
     "airsplay-r101-36-objects": Release(
         "faster_rcnn_from_caffe.pkl",
         (),
-        (f"{_UNC}faster_rcnn_from_caffe.pkl",),
+        (f"http{_UNC}faster_rcnn_from_caffe.pkl",),
         "vg_r101_frcnn.yaml",
         "airsplay-r101-36 without attributes: set MODEL.BUA.ATTRIBUTES.ENABLED False",
     ),
     "airsplay-r101-10-100": Release(
         "faster_rcnn_from_caffe_attr_original.pkl",
-        (f"{_UNC}faster_rcnn_from_caffe_attr_original.pkl",),
+        tuple(f"{scheme}{_UNC}faster_rcnn_from_caffe_attr_original.pkl" for scheme in ("https", "http")),
         (),
         "vg_r101_frcnn.yaml",
         "caffe-r101-10-100, converted for Detectron2's boxes",
@@ -173,16 +177,17 @@ PACKAGED = {
 def fetch(path_or_uri: str | Path) -> Path:
     """Returns the local file of weights, which is downloaded if it is not in the cache.
 
-    Files from http(s) addresses are in the cache of iopath and fvcore ($FVCORE_CACHE, or ~/.torch/iopath_cache), files
-    from Hugging Face in that of huggingface_hub.
+    Files from http(s) addresses are in the cache of bua (below $FVCORE_CACHE, or ~/.torch/iopath_cache), each under its
+    whole address; files from Hugging Face in that of huggingface_hub. A file that changed after its download is
+    refused.
 
     Args:
         path_or_uri: A name in ``ZOO`` or ``PACKAGED``; a path, which is returned unchanged; or an address:
             http(s)://..., detectron2://..., or hf://<owner>/<repository>[/<file>].
 
     Raises:
-        InputError: The download failed. The message names the addresses, and where to put a file that was obtained in
-            another way.
+        InputError: The download failed, or the file has changed since. The message names the addresses, and where to
+            put a file that was obtained in another way.
     """
     text = str(path_or_uri)
     if os.path.exists(text):
@@ -217,55 +222,69 @@ def fetch_vocabularies() -> dict[str, list[str]]:
         "objects": GENOME_VOCABULARIES["vocab/objects_vocab.txt"],
         "attributes": GENOME_VOCABULARIES["vocab/attributes_vocab.txt"],
     }.items():
-        path = _fetch_address(GENOME_LISTS + remote)
-        if hashlib.md5(path.read_bytes()).hexdigest() != md5:
-            raise InputError(f"{path}: is not the published file (MD5 {md5}); remove it, and it is downloaded again")
-        names[kind] = Vocabulary.read(path).names
+        names[kind] = Vocabulary.read(_fetch_address(GENOME_LISTS + remote, f"md5:{md5}")).names
     return names
 
 
 def _fetch_release(name: str, release: Release) -> Path:
-    cached = Path(get_cache_dir()) / "bua" / name / release.file
-    if cached.is_file():
-        return cached
+    path = cache_folder() / "bua" / name / release.file
+    if is_cached(path):
+        return checked(path)
     reasons = [f"{address} is gone" for address in release.gone]
     for address in release.addresses:
         try:
-            return _fetch(address, cached)
-        except _DownloadError as error:
+            return _fetch_hugging_face(address) if address.startswith("hf://") else download(address, path)
+        except NoSpace:
+            raise
+        except InputError as error:
             reasons.append(str(error))
-    raise InputError(f"{name}: {'; '.join(reasons)}; get {release.file} in another way and put it at {cached}")
+    raise InputError(f"{name}: {'; '.join(reasons)}; get {release.file} in another way and put it at {path}")
 
 
-def _fetch_address(address: str) -> Path:
+def _fetch_address(address: str, checksum: str | None = None) -> Path:
     if address.startswith("detectron2://"):
         address = _DETECTRON2 + address.removeprefix("detectron2://")
-    if not address.startswith(("hf://", "http://", "https://")):
-        raise InputError(f"{address}: bua cannot download from this address; use http(s)://, hf:// or detectron2://")
-    # This is where iopath's PathManager keeps its files, so that Detectron2 finds them too.
-    cached = Path(get_cache_dir()) / urlparse(address).path.lstrip("/")
-    try:
-        return _fetch(address, cached)
-    except _DownloadError as error:
-        advice = (
-            "get the file in another way and give its path" if address.startswith("hf://") else f"put it at {cached}"
+    if address.startswith("hf://"):
+        return _fetch_hugging_face(address)
+    if not address.startswith(("http://", "https://")):
+        raise InputError(
+            f"{address[:200]!r}: bua cannot download from this address; use http(s)://, hf:// or detectron2://"
         )
-        raise InputError(f"{error}; try again, or {advice}") from error
-
-
-class _DownloadError(Exception):
-    """Raised when a download fails. The message is one line with the address and the reason."""
-
-
-def _fetch(address: str, cached: Path) -> Path:
-    """Downloads a file. Returns ``cached`` for an http(s) address, or a path in huggingface_hub's cache for hf://."""
+    path = place_of(address)
+    if found := _PYTORCH_FILE.fullmatch(address):
+        checksum = f"sha256:{found[1]}"
+    if is_cached(path):
+        return checked(path, checksum)
     try:
-        if address.startswith("hf://"):
-            owner, repository, *file = address.removeprefix("hf://").split("/", 2)
-            return Path(hf_hub_download(f"{owner}/{repository}", *(file or ["pytorch_model.bin"])))
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(cached)):
-            return Path(download(address, str(cached.parent), filename=cached.name))
-    except (OSError, ValueError) as error:  # the exceptions of urllib and huggingface_hub derive from these
+        return download(address, path, checksum)
+    except NoSpace:
+        raise
+    except InputError as error:
+        raise InputError(f"{error}; or put the file at {path}{_earlier_copy(address)}") from error
+
+
+def _earlier_copy(address: str) -> str:
+    """Returns a hint at a file that Detectron2 or bua 0.1.0 kept under the path of the address.
+
+    It is not used, since it may be from another server.
+    """
+    copy = cache_folder() / urlsplit(address).path.lstrip("/")
+    is_below = copy.resolve().is_relative_to(cache_folder().resolve())
+    return f" ({copy} is a file of this name, but may be from another server)" if is_below and is_cached(copy) else ""
+
+
+def _fetch_hugging_face(address: str) -> Path:
+    owner, _, rest = address.removeprefix("hf://").partition("/")
+    repository, _, file = rest.partition("/")
+    file = file or "pytorch_model.bin"
+    if not all(_PART.fullmatch(part) for part in (owner, repository, *file.split("/"))):
+        raise InputError(f"{address[:200]!r}: is not hf://<owner>/<repository>[/<file>]; correct it")
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", file))
+    # The exceptions of huggingface_hub are open: from release to release it goes over to another HTTP client, whose
+    # exceptions it lets pass.
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _DownloadError(f"{address}: cannot be downloaded ({reason})") from error
+        raise InputError(
+            f"{address}: cannot be downloaded ({reason}); try again, or get the file in another way and give its path"
+        ) from error
