@@ -24,7 +24,8 @@ from bua.extraction.pipeline import (
     take_batches,
 )
 from bua.extraction.sources import ImageFile
-from bua.io.images import read_image
+from bua.io.images import naming_image
+from bua.io.pixel_budget import PixelBudget
 from bua.modeling.optimize import OptimizedDetector
 from bua.structures import DetectorInput, Regions
 
@@ -60,6 +61,7 @@ class Extractor:
         self.device = detector.device
         self.batch_size = batch_size or BATCH_SIZES.get(self.device.type, 1)
         self.num_workers = num_workers
+        self._budget = PixelBudget()
         self.given_boxes = None if choice.boxes is None else load_boxes(choice.boxes)
         self._lanes = Lanes(self.device, LANES) if self.device.type == "cuda" else None
 
@@ -109,7 +111,8 @@ class Extractor:
 
     def _prepare(self, image: ImageFile) -> DetectorInput | str:
         try:
-            inputs = self.detector.prepare(read_image(image.path, image.span), image.image_id)
+            with naming_image(image.path), self._budget.image(image.path, image.span) as decoded:
+                inputs = self.detector.prepare(decoded, image.image_id)
         except (InputError, OSError, MemoryError, cv2.error) as error:
             return _one_line(error)
         if self.device.type == "cuda":

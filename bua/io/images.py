@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 
 from bua.errors import InputError
+from bua.regular_files import open_regular
 from bua.structures import DetectorInput
 
 # Several images are processed in parallel by processes, not by OpenCV's threads. Besides, a process that is forked
@@ -18,11 +21,21 @@ from bua.structures import DetectorInput
 cv2.setNumThreads(1)
 
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 PNG_START, GIF_START = b"\x89PNG\r\n\x1a\n", b"GIF8"
 
 # Images with more pixels than this (half a gigabyte in memory) are refused. It is PIL's limit too.
 MAX_PIXELS = 178_956_970
+
+# Largest number of scans of a JPEG of MAX_PIXELS. A smaller image may have more of them.
+MAX_SCANS_OF_LARGEST = 20
+
+# Larger files are refused. An image of MAX_PIXELS that is not compressed takes half of it.
+MAX_FILE_BYTES = 1 << 30
+
+# Images with more pixels are resized one channel after the other, which gives the same values and needs a third of the
+# memory.
+LARGE_PIXELS = 1 << 24
 
 # From a shorter side, the first layers (a convolution and a 3x3 pooling without padding, each with stride 2) would
 # leave no output.
@@ -48,10 +61,17 @@ def read_image(path: str | Path, span: tuple[int, int] | None = None) -> np.ndar
     Raises:
         InputError: The file is missing, unreadable, not an image, damaged, truncated (some releases of OpenCV fill the
             missing part with grey), or has more than ``MAX_PIXELS`` pixels according to its header, which is checked
-            before decoding. The message names the file.
+            before decoding, or more than ``MAX_FILE_BYTES`` bytes; or the path is not a regular file. The message names
+            the file.
     """
+    return decode_image(*read_encoded(path, span))
+
+
+def read_encoded(path: str | Path, span: tuple[int, int] | None = None) -> tuple[bytes, str]:
+    """Returns the bytes of an image file, which are not decoded, and the name of the image for messages; arguments and
+    errors as for ``read_image``."""
     name = str(path) if span is None else f"{path} (at byte {span[0]})"
-    return decode_image(_read(path, span, name), name)
+    return _read(path, span, name), name
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -63,20 +83,34 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     Raises:
         InputError: As for ``read_image``.
     """
-    pixels = _pixels_in_header(data)
-    if pixels is not None and pixels > MAX_PIXELS:
+    pixels = num_pixels(data)
+    if pixels > MAX_PIXELS:
         raise InputError(
             f"{name}: has more than {MAX_PIXELS // 1_000_000} million pixels according to its header; make it smaller"
         )
+    if _has_too_many_scans(data, pixels):
+        raise InputError(f"{name}: is a JPEG of {data.count(JPEG_SCAN)} scans; save it again, in one scan")
     for kind, is_truncated in (("JPEG", _is_truncated_jpeg), ("PNG", _is_truncated_png)):
         if is_truncated(data):
             raise InputError(f"{name}: is a truncated {kind} file ({len(data)} bytes); fetch it again")
     image = None
-    if pixels is not None:
+    if pixels:
         image = _decode_gif(data) if data.startswith(GIF_START) else _decode(data)
     if image is None:
         raise InputError(f"{name}: is not an image, or is damaged ({len(data)} bytes); fetch it again or remove it")
     return image
+
+
+@contextmanager
+def naming_image(name: str | Path) -> Iterator[None]:
+    """Adds the name of an image to an InputError of the block, such as that of an image that is too narrow, if its
+    message does not begin with it."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(str(name)):
+            raise
+        raise InputError(f"{name}: {error}") from error
 
 
 def resize_scale(height: int, width: int, short: int, long: int) -> float:
@@ -118,8 +152,9 @@ def resize_image(image: np.ndarray, short: int, long: int, mode: str) -> tuple[n
             f"{MIN_NETWORK_SIDE} pixels on each side; crop it"
         )
     if mode == "caffe":
-        resized = cv2.resize(image.astype(np.float32), None, None, scale, scale, cv2.INTER_LINEAR)
-        return resized, (scale, scale)
+        parts = cv2.split(image) if height * width > LARGE_PIXELS else [image]
+        resized = [cv2.resize(part.astype(np.float32), None, None, scale, scale, cv2.INTER_LINEAR) for part in parts]
+        return resized[0] if len(resized) == 1 else np.dstack(resized), (scale, scale)
     if (new_height, new_width) != (height, width):
         image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR))
     return image.astype(np.float32), (new_width / width, new_height / height)
@@ -153,24 +188,24 @@ def _detectron2_size(height: int, width: int, short: int, long: int) -> tuple[in
 
 def _read(path: str | Path, span: tuple[int, int] | None, name: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            if span is None:
-                return file.read()
-            offset, size = span
+        with open_regular(path) as file:
+            there = os.fstat(file.fileno()).st_size
+            offset, size = span or (0, there)
+            if size > MAX_FILE_BYTES:
+                raise InputError(f"{name}: has {size} bytes, more than {MAX_FILE_BYTES >> 20} MiB; make it smaller")
             file.seek(offset)
-            data = file.read(size)
+            # A damaged archive may claim more bytes than the file has.
+            data = file.read(min(size, max(0, there - offset)))
     except OSError as error:
         link = f" (a link to {os.readlink(path)})" if os.path.islink(path) else ""
         raise InputError(f"{path}: cannot be read{link}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{str(path)!r}: is not a file name: {error}") from error
     if len(data) < size:
         raise InputError(f"{name}: the file is truncated: it has {len(data)} of {size} bytes; fetch it again")
     return data
 
 
-def _pixels_in_header(data: bytes) -> int | None:
-    """Returns the number of pixels according to the header of an image, or None if there is no valid header.
+def num_pixels(data: bytes) -> int:
+    """Returns the number of pixels according to the header of an image file, or 0 if there is no valid header.
 
     OpenCV ignores some damage to headers, and then allocates gigabytes for a wrong size.
     """
@@ -181,7 +216,7 @@ def _pixels_in_header(data: bytes) -> int | None:
         return MAX_PIXELS + 1
     except Exception:
         # For damaged files PIL raises more kinds of exceptions than it documents.
-        return None
+        return 0
 
 
 def _decode(data: bytes) -> np.ndarray | None:
@@ -208,7 +243,16 @@ def _is_truncated_jpeg(data: bytes) -> bool:
             image.load()
     except OSError:
         return True
+    except Exception:
+        # For other damage PIL raises more kinds of exceptions than it documents. OpenCV decides.
+        return False
     return False
+
+
+def _has_too_many_scans(data: bytes, pixels: int) -> bool:
+    """Whether a JPEG would take minutes to decode. A progressive JPEG passes over all of its pixels once per scan; ten
+    scans are usual, and a few bytes suffice for one."""
+    return data.startswith(JPEG_START) and data.count(JPEG_SCAN) * pixels > MAX_SCANS_OF_LARGEST * MAX_PIXELS
 
 
 def _is_truncated_png(data: bytes) -> bool:

@@ -1,6 +1,7 @@
 """Images as they are found in the wild: each gives the right array, or one line that says what is wrong with it."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -88,11 +89,23 @@ def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"link.jpg: cannot be read \(a link to gone.jpg\): No such file"):
         read_image(tmp_path / "link.jpg")
 
-    def refuse(path, mode):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match=r"pipe.jpg: cannot be read: it is a named pipe"):
+        read_image(tmp_path / "pipe.jpg")
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    with pytest.raises(InputError, match=r"self.jpg: cannot be read \(a link to self.jpg\): Too many levels"):
+        read_image(tmp_path / "self.jpg")
+    with open(tmp_path / "large.jpg", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"large.jpg: has 1099511627776 bytes, more than 1024 MiB"):
+        read_image(tmp_path / "large.jpg")
+
+    def refuse(path, mode, opener):
         raise PermissionError(13, "Permission denied")
 
     # The tests may run as root, whom no file refuses.
     monkeypatch.setattr("builtins.open", refuse)
+    (tmp_path / "a.jpg").touch()
     with pytest.raises(InputError, match=r"a.jpg: cannot be read: Permission denied"):
         read_image(tmp_path / "a.jpg")
 
@@ -189,6 +202,17 @@ def test_an_image_inside_a_file(tmp_path):
         read_image(path, (7, len(PNG)))
     with pytest.raises(InputError, match=rf"many.bin \(at byte 6\): .* has {len(PNG) + 5} of 9999 bytes"):
         read_image(path, (6, 9999))
+    for offset, message in ((9999, "has 0 of 1073741824 bytes"), (6, rf"has {len(PNG) + 5} of")):
+        with pytest.raises(InputError, match=message):
+            read_image(path, (offset, 2**30))
+
+
+def test_a_jpeg_of_so_many_scans_that_decoding_takes_minutes_is_refused(tmp_path):
+    data = encoded(Image.new("L", (1000, 1000)), "JPEG", progressive=True)
+    assert read(tmp_path, data).shape == (1000, 1000, 3)
+    scan = data[data.index(b"\xff\xda") : -2]
+    with pytest.raises(InputError, match=r"a.jpg: is a JPEG of \d+ scans"):
+        read(tmp_path, data[:-2] + scan * 1000 + data[-2:])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bua.errors import InputError
-from bua.io.images import Resize, read_image, resize_image, resize_scale
+from bua.io.images import Resize, naming_image, read_image, resize_image, resize_scale
 
 
 @pytest.fixture
@@ -70,6 +70,22 @@ def test_caffe_resize_is_float_with_one_scale(image):
     mean = np.array([102.9801, 115.9465, 122.7717], np.float32)
     original = cv2.resize(image.astype(np.float32) - mean, None, None, 50 / 60, 50 / 60, cv2.INTER_LINEAR)
     np.testing.assert_allclose(resized - mean, original, atol=1e-4)
+
+
+def test_a_large_image_is_resized_to_the_same_values(image, monkeypatch):
+    expected = resize_image(image, 50, 1000, "caffe")
+    monkeypatch.setattr("bua.io.images.LARGE_PIXELS", 1000)
+    resized = resize_image(image, 50, 1000, "caffe")
+    np.testing.assert_array_equal(resized[0], expected[0])
+    assert resized[0].flags.c_contiguous
+    assert resized[1] == expected[1]
+
+
+def test_the_name_of_an_image_is_added_to_messages_that_lack_it():
+    with pytest.raises(InputError, match=r"^a.jpg: too narrow$"), naming_image("a.jpg"):
+        raise InputError("too narrow")
+    with pytest.raises(InputError, match=r"^a.jpg \(at byte 5\): damaged$"), naming_image("a.jpg"):
+        raise InputError("a.jpg (at byte 5): damaged")
 
 
 def test_detectron2_resize_is_uint8_with_a_scale_for_each_axis(image):
