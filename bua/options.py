@@ -22,6 +22,7 @@ FORMATS = (
     "vinvl-tsv",
     "oscar-tsv",
     "mmf",
+    "grid-pth",
     "flat",
     "flat-fp16",
 )

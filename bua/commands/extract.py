@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output",
-        help="file to write; a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16; default, without "
+        help="file to write; a folder for npz, mmf, vilbert-lmdb, grid-pth, flat and flat-fp16; default, without "
         "--images: a name in output/features that is made of those of the configuration and the data set",
     )
     group.add_argument(

@@ -2,7 +2,9 @@
 
     bua verify-features --detector caffe.pth --images train2014 --reference train2014_obj36.tsv
     bua verify-features --features mine.tsv --reference train2014_obj36.tsv
+    bua verify-features --detector grid-feats-r50 --images train2014 --reference R-50-features/train2014
 
+If the reference is a folder of grid-feats-vqa's .pth files, grid features are extracted.
 Prints a table and the differences that exceed the bounds. Exit code: 0 if the features agree, 1 if they differ, 2 for
 bad input.
 """
@@ -12,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bua.commands.arguments import add_config_file, add_detector, add_overrides
+from bua.commands.arguments import add_detector, add_overrides
 from bua.errors import InputError
 from bua.options import BOX_DISTANCE, COSINE, LABEL_AGREEMENT
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from bua.features import FeatureStore
 
 DIFFERENCES_SHOWN = 20
+CONFIG_FILE = "vg_r101_caffe.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", help="images of the reference: a folder, a glob or a list file, as for `bua extract`"
     )
-    add_config_file(parser, "configuration of the detector to extract with", default="vg_r101_caffe.yaml")
+    parser.add_argument(
+        "--config-file",
+        help=f"configuration of the detector to extract with; default: that of released weights, or {CONFIG_FILE}",
+    )
     parser.add_argument(
         "--min-boxes",
         type=int,
@@ -87,10 +93,12 @@ def run(args: argparse.Namespace) -> int:
 
 def extract_like(reference: "FeatureStore", args: argparse.Namespace, folder: Path) -> "FeatureStore":
     """Extracts the features of the reference's images, with the reference's number of regions if it is the same for all
-    images."""
+    images; grid features if the reference has these."""
     from bua.extraction import extract, list_images
     from bua.features import open_features
     from bua.features.ids import image_id_of
+    from bua.features.store import GRID_FORMATS
+    from bua.weights.zoo import ZOO
 
     reference_ids = {key for image_id in reference for key in (image_id, image_id_of(f"{image_id}.jpg"))}
     images = [image for image in list_images(args.images) if image.image_id in reference_ids]
@@ -99,17 +107,19 @@ def extract_like(reference: "FeatureStore", args: argparse.Namespace, folder: Pa
     # The list of images below names whole files.
     if any(image.span for image in images):
         raise InputError(f"--images {args.images}: images in tar shards cannot be verified; unpack them into a folder")
-    counts = {len(reference[image_id]) for image_id in reference}
+    grid = getattr(reference, "format", "") in GRID_FORMATS
+    counts = set() if grid else {len(reference[image_id]) for image_id in reference}
     fixed_count = counts.pop() if len(counts) == 1 else None
-    listing, output = folder / "images.txt", folder / "features.tsv"
+    listing, output = folder / "images.txt", folder / "features"
     listing.write_text("".join(f"{Path(image.path).absolute()}\t{image.image_id}\n" for image in images))
     extract(
         listing,
         output,
-        config_file=args.config_file,
+        config_file=args.config_file or (ZOO[args.detector].config if args.detector in ZOO else CONFIG_FILE),
         weights=args.detector,
         overrides=args.overrides,
-        format="lxmert-tsv",
+        format="grid-pth" if grid else "lxmert-tsv",
+        grid=grid,
         min_boxes=args.min_boxes or fixed_count or 10,
         max_boxes=args.max_boxes or fixed_count or 100,
     )

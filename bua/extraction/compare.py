@@ -1,14 +1,16 @@
 """Compares region features with a reference, such as a file that the original wrote."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from bua.errors import InputError
 from bua.features import FeatureStore
+from bua.features.grid_pth import cell_boxes, grid_shape
 from bua.features.ids import image_id_of
+from bua.features.store import GRID_FORMATS
 from bua.modeling.boxes import pairwise_iou
 from bua.structures import Regions
 
@@ -62,17 +64,24 @@ class Comparison:
 def compare_features(found: FeatureStore, reference: FeatureStore) -> list[Comparison]:
     """Compares the features ``found`` of every image of ``reference``.
 
-    An id such as COCO_train2014_000000084002, as in LXMERT's files, is also looked up as COCO's number.
+    An id such as COCO_train2014_000000084002, as in LXMERT's files, is also looked up as COCO's number. If the
+    reference is of the format grid-pth, whose boxes are in pixels of the resized image, the cells of ``found`` are
+    compared by their row and column.
 
     Raises:
-        InputError: ``found`` lacks an image, or has features of another dimension.
+        InputError: ``found`` lacks an image, or has features of another dimension, or has regions instead of the cells
+            of a grid that the reference has.
     """
+    in_cells = getattr(reference, "format", "") in GRID_FORMATS
     comparisons = []
     for image_id in reference:
         known = next((key for key in (image_id, image_id_of(f"{image_id}.jpg")) if key in found), None)
         if known is None:
             raise InputError(f"image {image_id}: is in the reference but not among the features; extract it first")
-        comparisons.append(compare_regions(found[known], reference[image_id]))
+        regions = found[known]
+        if in_cells:
+            regions = replace(regions, boxes=cell_boxes(*grid_shape(regions)))
+        comparisons.append(compare_regions(regions, reference[image_id]))
     return comparisons
 
 

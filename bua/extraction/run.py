@@ -39,7 +39,7 @@ from bua.extraction.sources import ImageFile, list_images
 from bua.extraction.write_behind import record_behind
 from bua.features import FeatureWriter, open_writer
 from bua.features.ids import image_id_of, stem_of
-from bua.features.store import check_format
+from bua.features.store import GRID_FORMATS, check_format
 from bua.io.files import exclusive
 from bua.modeling.optimize import PRECISIONS
 
@@ -116,8 +116,8 @@ def extract(
 
     Args:
         images, image_root: As for ``bua.extraction.list_images``; by default the images of DATASETS.TEST.
-        output: A file, or a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16; without ``images``, by default a
-            file or folder in ``output/features`` that is named after the configuration and the data set.
+        output: A file, or a folder for npz, mmf, vilbert-lmdb, grid-pth, flat and flat-fp16; without ``images``, by
+            default a file or folder in ``output/features`` that is named after the configuration and the data set.
         config_file, overrides: As for ``bua.config.load_cfg``; by default the configuration that belongs to
             ``weights``, or "vg_r101.yaml" without weights.
         weights: A checkpoint, the name of a released one (``bua.weights.zoo.ZOO``) or an address; by default
@@ -360,6 +360,8 @@ def _check_options(
             "format hdf5: needs the same number of boxes in every image; add --min-boxes 36 --max-boxes 36, or use "
             "ban-hdf5"
         )
+    if format in GRID_FORMATS and not config.choice.grid:
+        raise InputError(f"format {format}: holds feature maps of whole images, not regions; add --grid")
     if format in FORMATS_WITH_LABELS and config.choice.grid:
         raise InputError(f"format {format}: needs labels, and grid cells have none; use tsv, npz or flat")
     if format == "vinvl-tsv" and "object_vocabulary" not in names:

@@ -120,8 +120,13 @@ def _open_folder(path: Path) -> FeatureStore:
         from bua.features.mmf import MmfFeatures
 
         return MmfFeatures(path)
+    if ".pth" in suffixes:
+        from bua.features.grid_pth import GridPthFeatures
+
+        return GridPthFeatures(path)
     raise InputError(
-        f"{path}: has no features: the folder has no {HEADER_FILE}, data.mdb, .npz or .npy files; name another folder"
+        f"{path}: has no features: the folder has no {HEADER_FILE}, data.mdb, .npz, .npy or .pth files; name another "
+        "folder"
     )
 
 
@@ -179,6 +184,12 @@ def _mmf(path: Path, format: str, about: About) -> FeatureWriter:
     return MmfWriter(path)
 
 
+def _grid_pth(path: Path, format: str, about: About) -> FeatureWriter:
+    from bua.features.grid_pth import GridPthWriter
+
+    return GridPthWriter(path)
+
+
 def _flat(path: Path, format: str, about: About) -> FeatureWriter:
     return FlatWriter(path, "float16" if format == "flat-fp16" else "float32", about)
 
@@ -193,6 +204,9 @@ FORMATS: dict[str, Callable[[Path, str, About], FeatureWriter]] = {
     "vinvl-tsv": _vinvl,
     "oscar-tsv": _vinvl,
     "mmf": _mmf,
+    "grid-pth": _grid_pth,
     "flat": _flat,
     "flat-fp16": _flat,
 }
+# Those that hold the cells of feature maps only, not regions.
+GRID_FORMATS = ("grid-pth",)

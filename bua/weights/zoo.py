@@ -15,6 +15,7 @@ from bua.vocabulary import Vocabulary
 from bua.weights.cache import cache_folder, checked, download, is_cached, place_of
 
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
+_GRID_FEATS = "https://dl.fbaipublicfiles.com/grid-feats-vqa/"
 _GOOGLE = "https://storage.googleapis.com/"
 _UNC = "://nlp.cs.unc.edu/models/"  # published with http; whether the server knows https was not tried
 # VinVL's authors offer the files on Google Drive, which is no address for programs. This is a copy by another user.
@@ -144,6 +145,37 @@ ZOO = {
         "vinvl_x152c4.yaml",
         "VinVL's ResNeXt-152 32x8d, which chooses regions by VinVL's rules",
         f"{_VINVL_COPY}{VINVL_LABELS}",
+    ),
+    "grid-feats-r50": Release(
+        "R-50.pth",
+        (f"{_GRID_FEATS}R-50/R-50.pth",),
+        (),
+        "grid_feats/r50.yaml",
+        "grid-feats-vqa's grid model R-50",
+    ),
+    "grid-feats-x101": Release(
+        "X-101.pth",
+        (f"{_GRID_FEATS}X-101/X-101.pth",),
+        (),
+        "grid_feats/x101.yaml",
+        "grid-feats-vqa's grid model X-101",
+    ),
+    "grid-feats-x152": Release(
+        "X-152.pth",
+        (f"{_GRID_FEATS}X-152/X-152.pth",),
+        (),
+        "grid_feats/x152.yaml",
+        "grid-feats-vqa's grid model X-152",
+    ),
+    "grid-feats-x152pp": Release(
+        "X-152pp.pth",
+        (
+            f"{_GRID_FEATS}X-152pp/X-152pp.pth",
+            "https://dl.fbaipublicfiles.com/mmf/data/models/detectron2/X-152pp.pth",
+        ),
+        (),
+        "grid_feats/x152pp.yaml",
+        "grid-feats-vqa's grid model X-152++, with deformable convolutions",
     ),
     "imagenet-r50": Release(
         "R-50.pkl",

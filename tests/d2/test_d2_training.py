@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from failing_processes import assert_that_all_processes_end
+from feature_files import REGION_FORMATS
 from script_loading import load_script
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed (README.md, With Detectron2)")
@@ -21,7 +22,7 @@ from bua.detection.catalog import vocabulary_folder
 from bua.engine import NonFiniteLoss
 from bua.errors import InputError
 from bua.extraction import extract
-from bua.features import FORMATS, open_features
+from bua.features import open_features
 from bua.vocabulary import Vocabulary
 
 CONFIG = "configs/shapes.yaml"
@@ -86,7 +87,7 @@ def test_engines_continue_from_each_others_checkpoints(run, tmp_path):
         assert {int(state["step"]) for state in part["optimizer"]["state"].values()} == {6}  # AdamW's own count
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_features_dumped_by_one_process_are_the_extracted_ones(shapes, shapes_root, tmp_path, format):
     cfg = bua.d2.load_cfg(CONFIG, shapes())
     model = Trainer.build_model(cfg)

@@ -1,10 +1,11 @@
 import json
 
 import pytest
+from feature_files import REGION_FORMATS
 from feature_samples import LABELS, assert_same, sample
 
 from bua.errors import InputError
-from bua.features import FORMATS, convert_features, open_features, open_writer
+from bua.features import convert_features, open_features, open_writer
 
 ABOUT = {
     "object_vocabulary": [f"object {number}" for number in range(1600)],
@@ -35,12 +36,12 @@ def source(tmp_path, images):
     return tmp_path / "source"
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_every_format_converts_to_every_format(source, tmp_path, images, format):
     """Everything that both formats can hold arrives."""
     first = tmp_path / "first"
     assert convert_features(source, first, format) == 3
-    for second in FORMATS:
+    for second in REGION_FORMATS:
         path = tmp_path / f"second {second}"
         if second == "lxmert-tsv" and format in LOST:
             with pytest.raises(InputError, match=rf"second {second} \(lxmert-tsv\): image 7: has no object_ids"):

@@ -5,10 +5,11 @@ import os
 import random
 
 import pytest
+from feature_files import REGION_FORMATS
 from feature_samples import LABELS, assert_same, run_and_kill, sample
 
 from bua.errors import InputError
-from bua.features import FORMATS, FlatFeatures, open_features, open_writer
+from bua.features import FlatFeatures, open_features, open_writer
 from bua.features import text_rows as text_rows_module
 from bua.features.parts import merge_part, part_format
 from bua.features.summary import summarize
@@ -45,7 +46,7 @@ def read(path):
     return {image_id: store[image_id] for image_id in store}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_parts_together_are_what_one_writer_writes(tmp_path, format):
     # Two processes may have written the same image; the first is taken.
     images = samples(IDS)

@@ -2,10 +2,11 @@ import sqlite3
 
 import numpy as np
 import pytest
+from feature_files import REGION_FORMATS
 from feature_samples import LABELS, assert_same, sample
 
 from bua.errors import InputError
-from bua.features import FORMATS, open_features, open_writer
+from bua.features import open_features, open_writer
 
 ABOUT = {
     "object_vocabulary": [f"object {number}" for number in range(1600)],
@@ -13,7 +14,7 @@ ABOUT = {
 }
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_every_format_is_recognised(tmp_path, format):
     path = tmp_path / "new folder" / "features"
     with open_writer(path, format, ABOUT) as writer:
@@ -32,7 +33,7 @@ def test_every_format_is_recognised(tmp_path, format):
     assert not path.with_name("features.lock").exists()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_a_stopped_writer_continues(tmp_path, format):
     """The next writer finds all synced images, even if the block of the previous writer raised an exception."""
     path = tmp_path / "features"
@@ -55,7 +56,7 @@ def test_a_stopped_writer_continues(tmp_path, format):
 
 
 def test_the_flat_formats_store_about(tmp_path):
-    for format in FORMATS:
+    for format in REGION_FORMATS:
         with open_writer(tmp_path / format, format, ABOUT) as writer:
             writer.append(sample(1))
             writer.finish()
@@ -67,7 +68,7 @@ def test_the_flat_formats_store_about(tmp_path):
 def test_a_path_without_features_is_refused(tmp_path):
     with pytest.raises(InputError, match="gone: cannot be read"):
         open_features(tmp_path / "gone")
-    with pytest.raises(InputError, match=r"no header\.json, data\.mdb, \.npz or \.npy"):
+    with pytest.raises(InputError, match=r"no header\.json, data\.mdb, \.npz, \.npy or \.pth"):
         open_features(tmp_path)
     (tmp_path / "empty.tsv").touch()
     with pytest.raises(InputError, match="is empty"):

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from feature_files import REGION_FORMATS
 from feature_samples import sample
 
 from bua.errors import InputError
-from bua.features import FORMATS, open_writer
+from bua.features import open_writer
 from bua.features.summary import FeatureSummary, summarize
 from bua.structures import Regions
 
@@ -21,7 +22,7 @@ def write(path, images, format="flat"):
     return path
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_summary_of_features_without_faults(tmp_path, format):
     images = [sample(number, seed=number) for number in range(4)]
     summary = summarize(write(tmp_path / "out", images, format))

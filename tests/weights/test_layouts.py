@@ -341,9 +341,14 @@ def test_weights_of_the_other_box_convention_are_refused(slim, tmp_path):
     assert torch.equal(other.proposal_generator.rpn_head.anchor_deltas.weight, start)
 
 
-def test_detectors_that_bua_does_not_have_are_refused(slim):
-    with pytest.raises(LayoutError, match="grid-feature model of grid-feats-vqa"):
-        to_bua(released.grid_feats(slim) | {"roi_heads.box_head.fc1.weight": torch.zeros(2, 2)})
+def test_the_parts_of_grid_models_keep_their_names(slim):
+    parts = {
+        "backbone.res5.0.conv2_offset.weight": torch.zeros(18, 4, 3, 3),
+        "roi_heads.box_head.fc1.weight": slim[f"{released.HEAD}cls_score.weight"],
+    }
+    converted = to_bua(released.grid_feats(slim) | parts)
+    assert parts.keys() <= converted.keys()
+    assert "roi_heads.attribute_predictor.cls_embedding.weight" in converted
 
 
 @pytest.mark.parametrize(
