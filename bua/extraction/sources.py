@@ -1,6 +1,7 @@
 """Lists the images of a source: a folder, a glob, a list, a JSON of COCO or Visual Genome, or tar shards."""
 
 import glob
+import logging
 import os
 import re
 import sys
@@ -8,18 +9,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
 from tqdm import tqdm
 
-from bua.errors import InputError
+from bua.errors import InputError, shown
 from bua.extraction.tar_shards import images_in_shard
 from bua.features.ids import image_id_of, parse_id
-from bua.io.json_records import iter_records, without_gc
+from bua.io.json_records import iter_records, read_json, without_gc
+from bua.regular_files import open_regular, open_regular_or_stream
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # compressed archives are recognised, so that a message can refuse them
 STANDARD_INPUT = "-"
-_NUMBER_RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
+_NUMBER_RANGE = re.compile(r"\{([0-9]{1,18})\.\.([0-9]{1,18})\}")
+# More names than a range such as "{000..123}" stands for in any data set.
+MAX_RANGE = 1_000_000
+
+logger = logging.getLogger(__name__)
 
 
 class ImageFile(NamedTuple):
@@ -48,8 +53,8 @@ def list_images(
         source: One of
             a folder, which includes its subfolders;
             an image, a glob such as ``"val2014/*.jpg"``, or a range such as ``"part-{00..31}/*.jpg"``;
-            a list file in UTF-8 with one line ``path`` or ``path<TAB>id`` per image; ``"-"`` for such lines on standard
-            input;
+            a list file in UTF-8 with one line ``path`` or ``path<TAB>id`` per image, or a process substitution of the
+            shell, ``<(command)``; ``"-"`` for such lines on standard input;
             a COCO JSON (``images`` with ``id`` and ``file_name``) or Visual Genome's image_data.json (a list with
             ``image_id`` and ``url``; the last folder and the name of the url are the path);
             WebDataset's tar shards, uncompressed: one, a glob, or a range such as ``"train-{000..123}.tar"``. Their
@@ -84,7 +89,7 @@ def _list(source: str, image_root: str | Path | None, id_of: Callable[[str], int
     try:
         if source.lower().endswith(".json"):
             return _read_json(source, image_root)
-        with open(source, "rb") as lines:
+        with open_regular_or_stream(source) as lines:
             return _read_list(lines, source, image_root, id_of)
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error.strerror}") from error
@@ -96,6 +101,8 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     if numbers := _NUMBER_RANGE.search(pattern):
         first, last = numbers.groups()
+        if int(last) - int(first) >= MAX_RANGE:
+            raise InputError(f"{pattern}: this range has more than {MAX_RANGE} numbers; give a smaller one")
         width = max(map(len, (first, last))) if first.startswith("0") and len(first) > 1 else 0
         names = (
             f"{pattern[: numbers.start()]}{number:0{width}d}{pattern[numbers.end() :]}"
@@ -111,7 +118,7 @@ def _expand(pattern: str) -> list[str]:
 
 def _find_images(folder: str) -> list[str]:
     """Returns the images in a folder and its subfolders. Links are followed, and each folder is visited once. A broken
-    link with the name of an image counts as one, and fails when it is read."""
+    link with the name of an image counts as one, and fails when it is read. So does whatever else has such a name."""
     found, folders, seen = [], [folder], set()
     while folders:
         folder = folders.pop()
@@ -122,7 +129,7 @@ def _find_images(folder: str) -> list[str]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         folders.append(entry.path)
                     elif entry.name.lower().endswith(SUFFIXES):
                         found.append(entry.path)
@@ -131,13 +138,30 @@ def _find_images(folder: str) -> list[str]:
     return sorted(found)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        # For example a link to itself.
+        if not entry.name.lower().endswith(SUFFIXES):
+            logger.warning("%s: cannot be read: %s; it is left out", entry.path, error.strerror)
+        return False
+
+
 def _named_by_path(paths: list[str], id_of: Callable[[str], int | str]) -> list[ImageFile]:
-    return [ImageFile(path, id_of(path)) for path in paths]
+    return [ImageFile(path, _in_utf8(id_of(path))) for path in paths]
+
+
+def _in_utf8(image_id: int | str) -> int | str:
+    """Returns an id that files of features can hold. A file name that is not UTF-8 gets escapes for its bytes."""
+    if isinstance(image_id, int):
+        return image_id
+    return image_id.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _in_shards(shards: list[str]) -> list[ImageFile]:
     return [
-        ImageFile(shard, parse_id(key), (offset, size))
+        ImageFile(shard, _in_utf8(parse_id(key)), (offset, size))
         for shard in tqdm(shards, desc="shards", unit="shard", disable=len(shards) < 2, mininterval=1)
         for key, offset, size in images_in_shard(shard, SUFFIXES)
     ]
@@ -146,22 +170,23 @@ def _in_shards(shards: list[str]) -> list[ImageFile]:
 def _read_json(path: str, image_root: str | Path | None) -> list[ImageFile]:
     if image_root is None:
         raise InputError(f"{path}: a JSON does not say where its images are; give their folder as the image root")
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         is_list = file.read(64).lstrip().startswith(b"[")
     named = _in_visual_genome(path) if is_list else _in_coco(path)
     images = []
     for name, image_id in named:
         if type(image_id) not in (int, str):
-            raise InputError(f"{path}: images: an id is {image_id!r}; it must be an integer or a string")
+            raise InputError(f"{path}: images: an id is {shown(image_id)}; it must be an integer or a string")
+        if type(name) is not str:
+            raise InputError(f"{path}: images: file_name of the image {image_id} is {shown(name)}; it must be a string")
         images.append(ImageFile(os.path.join(image_root, name), parse_id(image_id)))
     return images
 
 
 def _in_coco(path: str) -> list[tuple[str, int | str]]:
+    content = read_json(path)
     try:
-        return [(image["file_name"], image["id"]) for image in orjson.loads(Path(path).read_bytes())["images"]]
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+        return [(image["file_name"], image["id"]) for image in content["images"]]  # type: ignore[index]
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a COCO JSON: needs images, a list with id and file_name") from error
 

@@ -6,8 +6,12 @@ import tarfile
 from collections.abc import Iterator
 
 from bua.errors import InputError
+from bua.regular_files import open_regular
 
 TAR_BLOCK = 512  # bytes of a tar header
+
+# What tarfile raises for damaged headers beside its own errors: it takes numbers and lengths in them on trust.
+DAMAGE = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError, RecursionError)
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +58,11 @@ def images_in_shard(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str,
 
 def _members(path: str) -> Iterator[tarfile.TarInfo]:
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             yield from _members_of(archive, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except tarfile.TarError as error:
+    except DAMAGE as error:
         raise InputError(
             f"{path}: not an uncompressed tar archive ({error}); uncompress it if it is compressed, "
             "since images are read from the archive in place"
@@ -66,16 +70,21 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
 
 
 def _members_of(archive: tarfile.TarFile, path: str) -> Iterator[tarfile.TarInfo]:
+    end = 0
     try:
         while (member := archive.next()) is not None:
+            if archive.offset <= end or member.size < 0:
+                # It would lead back to members that have been read, again and again.
+                raise tarfile.ReadError("a negative size")
+            end = archive.offset
             # Otherwise the archive object keeps all members in memory.
             archive.members.clear()  # type: ignore[attr-defined]  # typeshed does not list it
             yield member
         whole = _is_complete(archive)
-    except tarfile.ReadError:
+    except DAMAGE:
         whole = False
     if not whole:
-        end = min(archive.offset, os.path.getsize(path))
+        end = min(max(end, archive.offset), os.path.getsize(path))
         logger.warning("%s: truncated or damaged at byte %d; the rest is left out; download it again", path, end)
 
 

@@ -85,6 +85,52 @@ def test_folders_behind_links_are_visited_once(tmp_path):
     assert ids(list_images(tmp_path / "near")) == [2, 1]
 
 
+def test_what_cannot_be_read_in_a_folder_does_not_end_the_list(tmp_path, caplog):
+    (tmp_path / "1.jpg").touch()
+    (tmp_path / "2.jpg").symlink_to(tmp_path / "2.jpg")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "3.jpg")
+    assert ids(list_images(tmp_path)) == [1, 2, 3]
+    (record,) = caplog.records
+    assert f"{tmp_path}/loop: cannot be read: Too many levels" in record.getMessage()
+
+
+def test_a_pipe_is_no_source_unless_it_has_another_end_already(tmp_path):
+    for name in ("pipe", "pipe.json"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}: cannot be read: it is a named pipe"):
+            list_images(tmp_path / name, tmp_path)
+    end, other = os.pipe()
+    os.write(other, b"a.jpg\n")
+    os.close(other)
+    assert ids(list_images(f"/dev/fd/{end}")) == ["a"]
+    os.close(end)
+
+
+def test_ids_of_any_length_and_names_that_are_not_utf8(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text(f"a.jpg\t{'9' * 5000}\n{'8' * 5000}.jpg\n{'7' * 20}.jpg\n")
+    assert ids(list_images(path)) == ["9" * 5000, "8" * 5000, 77777777777777777777]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "caf\udce9.jpg").touch()
+    (image,) = list_images(tmp_path / "images")
+    assert image == ImageFile(f"{tmp_path}/images/caf\udce9.jpg", r"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x" * 300, "no such file"),
+        ("a\0b.jpg", "no such file"),
+        ("{0..99999999999}.jpg", "this range has more than 1000000"),
+        ("{0.." + "9" * 5000 + "}.jpg", "no such file"),
+    ],
+)
+def test_sources_that_no_file_can_be(source, message):
+    with pytest.raises(InputError, match=message):
+        list_images(source)
+
+
 def test_range_of_folders(tmp_path):
     for part in range(3):
         (tmp_path / f"part-{part:02d}").mkdir()
@@ -124,6 +170,10 @@ def test_coco_json(tmp_path):
     ("name", "content", "message"),
     [
         ("a.json", b"{", "not JSON"),
+        ("a.json", b'{"images": ' + b"[" * 3000, "not JSON"),
+        ("a.json", b'{"images": [{"id": 7, "file_name": 5}]}', "file_name of the image 7 is 5; it must be a string"),
+        ("a.json", b'{"images": [{"id": ' + b"9" * 5000 + b', "file_name": "a"}]}', "an id is|not JSON"),
+        ("a.json", b'{"images": [{"id": ' + b"[" * 900 + b"]" * 900 + b', "file_name": "a"}]}', "an id is"),
         ("a.json", b'{"questions": []}', "needs images"),
         ("a.json", b'[{"id": 1}]', "needs image_id and url"),
         ("a.json", b'[{"url": "a/b/c.jpg"}]', "needs image_id and url"),

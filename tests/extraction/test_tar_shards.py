@@ -1,5 +1,6 @@
 import io
 import logging
+import os
 import tarfile
 
 import cv2
@@ -115,6 +116,58 @@ def test_a_truncated_shard_gives_the_images_before_and_one_warning(tmp_path, cap
         assert ids == [0, 1]
         assert len(warnings) == 1
         assert f"at byte {2 * record}" in warnings[0]
+
+
+def header(name="1.jpg", kind=b"0", **fields):
+    """A header of 512 bytes with a right checksum, whose numbers are written as they are."""
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    data = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    for (start, end), value in fields.values():
+        data[start:end] = value
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+SIZE = (124, 136)
+MINUS_512 = b"\xff" * 10 + b"\xfe\x00"
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        pytest.param(header(size=(SIZE, MINUS_512)), id="a size that leads back to the same header"),
+        pytest.param(header(size=(SIZE, b"\xff" * 10 + b"\xfc\x00")), id="back to the one before"),
+        pytest.param(header(size=(SIZE, b"\xff" * 12)), id="a size of -1"),
+        pytest.param(header(size=(SIZE, b"\x80" + b"\xff" * 11)), id="a size of 2**88"),
+        pytest.param(header(kind=b"S", extended=((482, 483), b"\1")), id="a sparse file whose map goes on"),
+        pytest.param(header(kind=b"x", size=(SIZE, b"00000000020\0")) + b"9999 size=-99\n".ljust(512, b"\0"), id="pax"),
+        pytest.param(header(kind=b"L", size=(SIZE, b"00000000001\0")).ljust(1024, b"a") * 2000, id="names of names"),
+    ],
+)
+def test_a_damaged_header_ends_the_list_and_not_the_run(tmp_path, caplog, damaged):
+    path = tmp_path / "a.tar"
+    write_tar(path, {"0.jpg": b"x"})
+    path.write_bytes(path.read_bytes()[:1024] + damaged + bytes(1024))
+    ids, warnings = ids_and_warnings(path, caplog)
+    assert ids[0] == 0
+    assert warnings
+    path.write_bytes(damaged + bytes(1024))
+    try:
+        images = list_images(path)
+    except InputError as error:
+        assert str(path) in str(error)
+    else:
+        for image in images:
+            with pytest.raises(InputError, match=r"a.tar \(at byte \d+\): "):
+                read_image(image.path, image.span)
+
+
+def test_a_pipe_is_no_archive(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(InputError, match=r"a.tar: cannot be read: it is a named pipe"):
+        list_images(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 2000, b"\x1f\x8b\x08" + b"x" * 2000])
