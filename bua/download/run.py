@@ -181,7 +181,7 @@ def _is_recorded(file: File, root: Path) -> bool:
     """Returns whether everything that was unpacked is still there, with its size."""
     try:
         lines = _record(file, root).read_text().splitlines()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return False
     for line in lines:
         size, _, name = line.partition("\t")

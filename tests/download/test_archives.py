@@ -94,6 +94,79 @@ def test_links_are_left_out(tmp_path, root):
     assert unpack(archive, root, {"*.jpg": ""}, progress=False) == {root / "1.jpg": 1}
 
 
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE])
+def test_what_is_no_file_is_left_out(tmp_path, root, kind):
+    archive = written(tmp_path, "a.tar", header("2.jpg", 0, kind) + tarred({"1.jpg": b"x"}, "w"))
+    assert unpack(archive, root, {"*.jpg": ""}, progress=False) == {root / "1.jpg": 1}
+
+
+def negative_header() -> bytes:
+    """Returns a header whose size leads back to itself, which the tarfile of Python 3.11.7 reads for ever."""
+    block = bytearray(header("1.jpg", 0))
+    block[124:136] = (-1024).to_bytes(12, "big", signed=True)
+    block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tar", header("0.jpg", 0) + negative_header() + bytes(1024), "a header has a negative size"),
+        ("a.tar", header("x", 8 << 30, b"x") + bytes(4096), ""),
+        ("a.tar.gz", gzip.compress(header("x", 8 << 30, b"x") + bytes(4096)), ""),
+        ("a.tar", header("x", 5000, b"L") + b"n" * 5000 + bytes(120) + header("y", 0), "a name has 5000 characters"),
+        ("a.tar", (header("x", 2, b"L") + b"n".ljust(512)) * 2000, "recursion|truncated|missing"),
+        ("a.tar.xz", tarred({"x": bytes(range(256)) * 40}, "w:xz")[:-60] + bytes(60), ""),
+        ("a.zip", zipped({"x": b"y"}).replace(b"x", b"\0"), ""),
+    ],
+)
+def test_damaged_headers_are_one_line(tmp_path, root, name, content, message):
+    archive = written(tmp_path, name, content)
+    with pytest.raises(InputError, match=rf"is damaged, or is another file \(.*({message})") as error:
+        unpack(archive, root, {"*": ""}, progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_an_encrypted_archive_is_one_line(tmp_path, root):
+    content = bytearray(zipped({"x": b"y"}))
+    content[6] |= 1
+    content[content.index(b"PK\1\2") + 8] |= 1
+    with pytest.raises(InputError, match=r"a\.zip: is damaged, or is another file \(.*encrypted"):
+        unpack(written(tmp_path, "a.zip", bytes(content)), root, {"x": ""}, progress=False)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "x.gz"])
+def test_an_archive_that_grows_without_bounds_is_refused(tmp_path, root, monkeypatch, name):
+    monkeypatch.setattr("bua.download.archives._SMALL", 10_000)
+    data = bytes(2_000_000)
+    content = {"a.zip": zipped({"x": data}), "a.tar.gz": tarred({"x": data}, "w:gz"), "x.gz": gzip.compress(data)}[name]
+    with pytest.raises(InputError, match=rf"{name}: unpacks to more than 100 times its size"):
+        unpack(written(tmp_path, name, content), root, {"x": ""}, progress=False)
+    assert paths(root) == []
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_of_too_many_files_is_refused(tmp_path, root, monkeypatch, kind):
+    monkeypatch.setattr("bua.download.archives._MAX_FILES", 3)
+    archive = written(tmp_path, f"a.{kind}", zipped(FILES) if kind == "zip" else tarred(FILES, "w"))
+    with pytest.raises(InputError, match="do not use it"):
+        unpack(archive, root, {"*.jpg": ""}, progress=False)
+
+
+@pytest.mark.parametrize("name", ["a\nb.jpg", "a\x1b[2J.jpg", "\u202egpj.jpg"])
+def test_a_name_that_cannot_be_listed_is_refused(tmp_path, root, name):
+    archive = written(tmp_path, "a.tar", tarred({name: b"x"}, "w"))
+    with pytest.raises(InputError, match="whose name is not printable; do not use it") as error:
+        unpack(archive, root, {"*.jpg": ""}, progress=False)
+    assert str(error.value).isprintable()
+
+
 def test_what_is_there_with_its_size_is_kept(tmp_path, root):
     archive = written(tmp_path, "a.zip", zipped(FILES))
     (root / "1.jpg").write_bytes(b"mine" * 750)
