@@ -1,24 +1,33 @@
 """Reads the boxes that a user gives, which the detector describes instead of its proposals."""
 
-import json
+import lzma
+import math
 import os
 import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
-import orjson
 
-from bua.errors import InputError
+from bua.errors import InputError, shown
 from bua.features import open_features
 from bua.features.ids import id_of_file_stem, parse_id
-from bua.io.json_records import iter_records, without_gc
+from bua.io.json_records import iter_records, read_json, without_gc
+from bua.regular_files import open_regular
 from bua.structures import Regions
 
 ROW_COLUMNS = 5  # id, x1, y1, x2, y2
 HEAD_BYTES = 4096  # first bytes of a file, from which its format is recognised
+MAX_ARRAY_BYTES = 64 << 20  # of the boxes of one image; a compressed file can claim any size
+
+# What numpy and zipfile raise for damaged, encrypted and unusually compressed files.
+DAMAGE = (
+    *(OSError, ValueError, EOFError, OverflowError, MemoryError, RuntimeError, TypeError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 def load_boxes(path: str | Path) -> Mapping[int | str, np.ndarray]:
@@ -49,7 +58,7 @@ def load_boxes(path: str | Path) -> Mapping[int | str, np.ndarray]:
     try:
         if path.is_dir():
             return _open_folder(path)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
@@ -123,38 +132,60 @@ def _open_folder(folder: Path) -> Mapping[int | str, np.ndarray]:
 
 def _read_npy(path: str) -> np.ndarray:
     try:
-        boxes: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as npy ({error}); make it again") from error
-    return boxes
+        with open_regular(path) as file:
+            return _array(file)
+    except DAMAGE as error:
+        raise InputError(f"{path}: cannot be read as npy ({_reason(error)}); make it again") from error
 
 
 def _read_npz(path: str) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            boxes: np.ndarray = arrays["bbox"]
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive, archive.open("bbox.npy") as member:
+            return _array(member)
     except KeyError as error:
         raise InputError(f"{path}: has no array bbox, [N, 4] x1y1x2y2") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as npz ({error}); make it again") from error
-    return boxes
+    except DAMAGE as error:
+        raise InputError(f"{path}: cannot be read as npz ({_reason(error)}); make it again") from error
 
 
 def _read_archive(path: Path) -> dict[int | str, np.ndarray]:
+    boxes = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {parse_id(key): _checked(arrays[key], f"{path}: image {key}") for key in arrays.files}
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                key = name.removesuffix(".npy")
+                with archive.open(name) as member:
+                    boxes[parse_id(key)] = _checked(_array(member), f"{path}: image {key}")
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as npz ({error}); make it again") from error
+    except DAMAGE as error:
+        raise InputError(f"{path}: cannot be read as npz ({_reason(error)}); make it again") from error
+    return boxes
+
+
+def _array(file: IO[bytes]) -> np.ndarray:
+    """Returns the array of an npy file, or raises one of ``DAMAGE``. Its size is checked before memory is taken."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of npy")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or dtype.itemsize == 0 or size > MAX_ARRAY_BYTES or min(shape, default=0) < 0:
+        raise ValueError(f"an array of {dtype} with the shape {shape} is not boxes")
+    data = file.read(size)
+    if len(data) < size:
+        raise ValueError(f"it is truncated: {len(data)} of {size} bytes")
+    array = np.frombuffer(bytearray(data), dtype)
+    return array.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_json(path: Path) -> dict[int | str, np.ndarray]:
-    try:
-        content = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+    content: Any = read_json(path)
     if "annotations" in content:
         if not isinstance(content["annotations"], list):
             raise InputError(f"{path}: annotations must be a list of records with image_id and bbox")
@@ -168,10 +199,12 @@ def _read_coco(records: Iterable[dict[str, Any]], path: Path) -> dict[int | str,
     for number, record in enumerate(records, start=1):
         try:
             x, y, width, height = record["bbox"]
+            if type(record["image_id"]) not in (int, str):
+                raise TypeError("image_id")
             flat.setdefault(parse_id(record["image_id"]), array("f")).extend((x, y, x + width, y + height))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path}: record {number}: {json.dumps(record)[:60]} needs image_id and bbox (x, y, width, height)"
+                f"{path}: record {number}: {shown(record)} needs image_id and bbox (x, y, width, height)"
             ) from error
     return _arrays(flat, path)
 

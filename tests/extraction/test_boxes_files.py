@@ -1,5 +1,8 @@
+import io
 import json
+import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -114,6 +117,10 @@ def test_boxes_of_features(tmp_path, format, count):
         ("a.json", b'{"7": [[0, 0, 3, 4], [5, 0, 3, 4]]}', "image 7: box 1 .* is 5 0 3 4; .* x1 <= x2"),
         ("a.json", b'{"7": [[NaN, 2, 3, 4]]}', "not JSON"),
         ("a.json", b'{"7"', "not JSON"),
+        ("a.json", b'{"7": ' + b"[" * 3000, "not JSON"),
+        ("a.json", b'{"7": ' + b"[" * 900 + b"]" * 900 + b"}", "image 7: not boxes"),
+        ("a.json", b'[{"image_id": ' + b"[" * 900 + b"]" * 900 + b', "bbox": [1, 2, 3, 4]}]', "record 1: .* needs"),
+        ("a.json", b'[{"image_id": null, "bbox": [1, 2, 3, 4]}]', "record 1: .* needs image_id and bbox"),
         ("a.json", b'[{"image_id": 1}]', "record 1: .* needs image_id and bbox"),
         ("a.json", b'[{"image_id": 1, "bbox": [1, 2, 3]}]', "record 1: .* needs image_id and bbox"),
         ("a.json", b'{"annotations": [3]}', "record 1: 3 needs image_id and bbox"),
@@ -140,11 +147,68 @@ def test_a_bad_file_in_a_folder_affects_only_its_image(tmp_path):
     np.save(tmp_path / "2.npy", np.zeros((2, 5)))
     np.save(tmp_path / "3.npy", np.array([{}], dtype=object))
     (tmp_path / "4.npy").write_bytes(b"")
+    os.mkfifo(tmp_path / "5.npy")
+    np.save(tmp_path / "6.npy", np.zeros((2, 4)))
+    header = (tmp_path / "6.npy").read_bytes()[:128]
+    (tmp_path / "6.npy").write_bytes(header.replace(b"(2, 4), }", b"(2" + b"0" * 6 + b", 4), }"))
+    (tmp_path / "7.npy").write_bytes(header.replace(b"(2, 4), }      ", b"(2" + b"0" * 12 + b", 4), }"))
+    (tmp_path / "8.npy").symlink_to("8.npy")
     boxes = load_boxes(tmp_path)
     assert boxes[1].shape == (2, 4)
-    for image_id, message in ((2, r"shape \(2, 5\)"), (3, "cannot be read"), (4, "cannot be read")):
-        with pytest.raises(InputError, match=message):
+    bad = {2: r"shape \(2, 5\)", 5: "it is a named pipe", 6: "truncated: 6 of", 7: "is not boxes", 8: "Too many levels"}
+    for image_id in range(2, 9):
+        with pytest.raises(InputError, match=bad.get(image_id, "cannot be read")) as raised:
             boxes[image_id]
+        assert str(raised.value).startswith(f"{tmp_path}")
+
+
+def npz(path, change=None, kind=zipfile.ZIP_STORED, boxes=np.zeros((9, 4))):  # noqa: B008, numpy's arrays are not changed
+    """Writes an npz file, whose bytes ``change`` then damages."""
+    content = io.BytesIO()
+    np.save(content, boxes)
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("bbox.npy", content.getvalue())
+    data = bytearray(path.read_bytes())
+    if change:
+        change(data)
+    path.write_bytes(data)
+
+
+def encrypt(data):
+    data[6] |= 1  # in the header of the member
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # in the list of members
+
+
+def compress_by_99(data):
+    data[8] = data[data.index(b"PK\x01\x02") + 10] = 99
+
+
+def spoil(data):
+    data[60:80] = b"\xff" * 20
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+@pytest.mark.parametrize("change", [spoil, encrypt, compress_by_99])
+def test_a_damaged_archive_is_named(tmp_path, kind, change):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder" / "7.npz", tmp_path / "a.npz"):
+        npz(path, change, kind)
+    with pytest.raises(InputError, match=r"7.npz: cannot be read as npz"):
+        load_boxes(tmp_path / "folder")[7]
+    with pytest.raises(InputError, match=r"a.npz: cannot be read as npz"):
+        load_boxes(tmp_path / "a.npz")
+
+
+def test_a_small_file_of_a_large_array_takes_no_memory(tmp_path):
+    npz(tmp_path / "7.npz", kind=zipfile.ZIP_DEFLATED, boxes=np.zeros((3_000_000, 4)))
+    with pytest.raises(InputError, match=r"7.npz: cannot be read as npz \(an array of float64 .* is not boxes\)"):
+        load_boxes(tmp_path)[7]
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "boxes.json")
+    with pytest.raises(InputError, match=r"boxes.json: cannot be read: it is a named pipe"):
+        load_boxes(tmp_path / "boxes.json")
 
 
 def test_archives_with_other_arrays(tmp_path):
