@@ -11,6 +11,7 @@ from detectron2.utils import comm
 
 from bua.errors import InputError
 from bua.extraction import regions_from
+from bua.extraction.shards import explaining_write_errors
 from bua.features import FeatureWriter, open_features, open_writer
 from bua.features.convert import copy_missing
 
@@ -22,7 +23,8 @@ class FeatureDumper(DatasetEvaluator):
 
     Each process writes a part of its own into the folder ``<output>.parts``. When all are done, the main process merges
     the parts in the order of the data set, with each image once. Processes on several machines need a shared file
-    system. Files of an interrupted run in ``<output>.parts`` are replaced by the next run.
+    system. A run that is killed before its end leaves no output: its files in ``<output>.parts`` are replaced by the next
+    run, which starts from the beginning, since Detectron2 runs the model on every image.
 
     Args:
         output: File to write, or folder for formats that are folders. It must not exist yet.
@@ -32,7 +34,7 @@ class FeatureDumper(DatasetEvaluator):
             MODEL.BUA.BOX_CONVENTION.
 
     Raises:
-        InputError: The output exists or cannot be written.
+        InputError: The output exists or cannot be written, or an image's regions cannot be stored in the format.
     """
 
     def __init__(self, output: str | Path, format: str = "tsv", about: dict | None = None, **selection):
@@ -48,7 +50,8 @@ class FeatureDumper(DatasetEvaluator):
         self._opened.close()
         comm.synchronize()
         if comm.is_main_process() and self.parts.exists():
-            shutil.rmtree(self.parts)
+            with explaining_write_errors(self.parts):
+                shutil.rmtree(self.parts)
         comm.synchronize()
         self._writer = self._opened.enter_context(open_writer(self._part(comm.get_rank()), self.format, self.about))
 
@@ -62,16 +65,20 @@ class FeatureDumper(DatasetEvaluator):
         """Writes the regions of some images. The inputs have ``image_id``, and the outputs have ``objects``."""
         for x, output in zip(inputs, outputs):
             if x["image_id"] not in self.writer.done:
-                self.writer.append(regions_from(output["objects"], x["image_id"], **self.selection))
+                regions = regions_from(output["objects"], x["image_id"], **self.selection)
+                with explaining_write_errors(self.output):
+                    self.writer.append(regions)
 
     def evaluate(self) -> dict:
         """Merges the parts and returns an empty dict. All processes must call it."""
-        self.writer.finish()
-        self._opened.close()
+        with explaining_write_errors(self.output):
+            self.writer.finish()
+            self._opened.close()
         counts = comm.gather(len(self.writer.done))
         if comm.is_main_process():
-            self._merge([self._part(rank) for rank, count in enumerate(counts) if count])
-            shutil.rmtree(self.parts)
+            with explaining_write_errors(self.output):
+                self._merge([self._part(rank) for rank, count in enumerate(counts) if count])
+                shutil.rmtree(self.parts)
             logger.info("%s: the features of %d images", self.output, sum(counts))
         comm.synchronize()
         return {}
