@@ -12,26 +12,14 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.config_files import find_config, read_config
+from bua.config_values import check_ranges, check_type
 from bua.errors import InputError
 from bua.precision import check_float32_precision
 
 CONVENTIONS = ("caffe", "detectron2")
-# Keys whose values must be 1 or more, and keys whose lists must have elements.
-POSITIVE = (
-    "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.IMS_PER_BATCH",
-    "INPUT.MAX_SIZE_TRAIN",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "MODEL.ROI_HEADS.NUM_CLASSES",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
-    "TEST.DETECTIONS_PER_IMAGE",
-)
 FILES, FILE_FIELDS = "DATASETS.FILES", ("json", "images")
-NOT_EMPTY = ("INPUT.MIN_SIZE_TRAIN", "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
+# The kinds of devices that bua runs on and that its tests cover.
+DEVICES = ("cpu", "cuda")
 
 
 def add_bua_config(cfg: CfgNode) -> None:
@@ -283,30 +271,31 @@ def check_device(device: str, source: str = "MODEL.DEVICE") -> None:
         source: The configuration key or option that names the device, for the message.
 
     Raises:
-        InputError: Torch does not know the device, or it is a GPU that this machine does not have.
+        InputError: It is not a CPU or a GPU of CUDA, or it is a GPU that this machine does not have.
     """
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"{source} is {device!r}, which is not a device; use cpu, cuda or cuda:N") from error
+    if parsed.type not in DEVICES:
+        raise InputError(f"{source} is {device!r}, which bua does not support; use cpu, cuda or cuda:N")
     found = torch.cuda.device_count()
     if parsed.type == "cuda" and (parsed.index or 0) >= found:
         raise InputError(f"{source} is {device!r}, but this machine has {found} GPUs; use cpu or another GPU")
 
 
 def _check_values(cfg: CfgNode, source: str) -> None:
-    values: dict = dict(_leaves(cfg))
-    check_float32_precision(values["FLOAT32_PRECISION"], f"{source}: FLOAT32_PRECISION")
+    check_float32_precision(cfg.FLOAT32_PRECISION, f"{source}: FLOAT32_PRECISION")
     for key in ("BOX_CONVENTION", "RESIZE", "STEM_POOL"):
         value = cfg.MODEL.BUA[key]
         if value not in CONVENTIONS:
             raise InputError(f"{source}: MODEL.BUA.{key} is {value!r}; use one of {', '.join(CONVENTIONS)}")
-    for key in POSITIVE:
-        if values[key] < 1:
-            raise InputError(f"{source}: {key} is {values[key]}; it must be 1 or more")
-    for key in NOT_EMPTY:
-        if not values[key] or [] in list(values[key]):
-            raise InputError(f"{source}: {key} is {values[key]}; it must not be empty")
+    check_numbers(cfg, source)
+
+
+def check_numbers(cfg: CfgNode, source: str) -> None:
+    """Raises an InputError that names ``source`` if a number or a list in ``cfg`` is out of its range."""
+    check_ranges(_leaves(cfg), source)
 
 
 def _merge_file(cfg: CfgNode, path: Path) -> None:
@@ -319,7 +308,11 @@ def merge_overrides(cfg: CfgNode, pairs: Sequence[str]) -> None:
     if len(pairs) % 2:
         raise InputError(f"command line: overrides must be pairs KEY VALUE; {pairs[-1]!r} has no value")
     for key, text in zip(pairs[::2], pairs[1::2]):
-        _set(cfg, key, CfgNode._decode_cfg_value(text), "command line")
+        try:
+            value = CfgNode._decode_cfg_value(text)
+        except (RecursionError, MemoryError):  # raised by ast.literal_eval for values that are nested too deep
+            raise InputError(f"command line: {key}: its value is nested too deep") from None
+        _set(cfg, key, value, "command line")
 
 
 def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -336,11 +329,12 @@ def _set(cfg: CfgNode, key: str, value: object, source: str) -> None:
         for leaf, path in _leaves({key: value}):
             _set_file(cfg, leaf.split(".")[2:], path, source)
         return
-    known = [name for name, _ in _leaves(cfg)]
+    known = dict(_leaves(cfg))
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = f"; did you mean {close[0]}?" if close else "; see configs/ for the keys"
         raise InputError(f"{source}: unknown config key {key}{hint}")
+    check_type(key, value, known[key], source)
     try:
         cfg.merge_from_list([key, value])
     except ValueError as error:

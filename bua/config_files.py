@@ -1,6 +1,9 @@
 """Finds and reads the YAML files of configurations. Those of ``configs/`` are part of the package."""
 
 import difflib
+import itertools
+import math
+import os
 from pathlib import Path
 
 import yaml
@@ -10,6 +13,8 @@ from bua.errors import InputError
 # A wheel holds the files of configs/ in the package; a checkout holds them beside it.
 _PACKAGE = Path(__file__).parent
 FOLDER = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
+# The most values that a configuration may have when its aliases are replaced by what they stand for.
+_MOST_VALUES = 100_000
 
 
 def find_config(name: str | Path) -> Path:
@@ -23,10 +28,11 @@ def find_config(name: str | Path) -> Path:
         InputError: There is no such file.
     """
     path = Path(name)
-    if path.is_file():
+    # Unlike Path.is_file, os.path.isfile never raises, for example for a name that is too long.
+    if os.path.isfile(path):
         return path
     parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
-    if not path.is_absolute() and ".." not in parts and FOLDER.joinpath(*parts).is_file():
+    if not path.is_absolute() and ".." not in parts and os.path.isfile(FOLDER.joinpath(*parts)):
         return FOLDER.joinpath(*parts)
     names = [str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.yaml")]
     close = difflib.get_close_matches("/".join(parts), names, n=1)
@@ -49,22 +55,67 @@ def read_config(path: Path, including: tuple[Path, ...] = ()) -> dict:
     if path.resolve() in including:
         raise InputError(f"{path}: its _BASE_ refers back to the file itself")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise InputError(f"{path}: not a config file: the top level must be a mapping such as MODEL:")
     bases = tree.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: _BASE_ is {str(bases)[:80]!r}; give the name of a file, or a list of names")
     content: dict = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        beside = path.parent / Path(base).expanduser()
+    for base in bases:
+        beside = path.parent / os.path.expanduser(base)
         try:
-            found = beside if beside.is_file() else find_config(base)
+            found = beside if os.path.isfile(beside) else find_config(base)
         except InputError as error:
-            raise InputError(f"{path}: _BASE_ names {base}, which does not exist") from error
+            raise InputError(f"{path}: _BASE_ names {base}, which is not a file") from error
         _replace(content, read_config(found, (*including, path.resolve())), str(path))
     _replace(content, tree, str(path))
     return content
+
+
+def parse_yaml(text: str, source: str) -> object:
+    """Returns the content of a YAML text: mappings, lists, strings and numbers, without objects of other kinds.
+
+    Args:
+        source: Name of the text, for messages.
+
+    Raises:
+        InputError: The text is not YAML, holds objects of other kinds, or has aliases that stand for very many values.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return None
+        if _expanded_size(root, {}) > _MOST_VALUES:
+            raise InputError(f"{source}: its aliases (*name) stand for too many values; write them out")
+        return yaml.SafeLoader("").construct_document(root)
+    # For values that their tags do not fit, such as !!bool 7, yaml raises Python's own errors.
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{source}: not a YAML file: {' '.join(str(error).split())}") from error
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Returns how many values a node has when aliases are replaced by what they stand for; infinity for one that
+    contains itself.
+
+    Args:
+        sizes: The sizes that are known, by the ids of the nodes.
+    """
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        children = () if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            children = itertools.chain.from_iterable(children)
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
+    return sizes[id(node)]
 
 
 def _replace(content: dict, newer: dict, source: str, prefix: str = "") -> None:

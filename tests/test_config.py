@@ -6,6 +6,10 @@ import pytest
 from bua.config import add_bua_config, check_device, get_cfg, load_cfg
 from bua.errors import InputError
 
+# Nine more lists, each of ten times the one before.
+LAUGHS = "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
+)
 CONFIGS = sorted(Path("configs").glob("*.yaml"))
 
 
@@ -41,7 +45,33 @@ def test_a_file_and_then_overrides_replace_the_defaults():
         ("SOLVER:\n  MAX_ITER: many\n", "SOLVER.MAX_ITER"),
         ("MODEL: [\n", "not a YAML file"),
         ("- a\n- b\n", "not a config file"),
+        ("", "not a config file"),
+        ("# nothing but a comment\n", "not a config file"),
         ("_BASE_: missing.yaml\n", "_BASE_ names"),
+        ("_BASE_: .\n", "_BASE_ names ., which is not a file"),
+        ("_BASE_: 3\n", "_BASE_ is '3'; give the name of a file"),
+        ("_BASE_: [mine.yaml, 3]\n", "_BASE_ is "),
+        ("_BASE_: {a: 1}\n", "_BASE_ is "),
+        ("_BASE_: ~nobody-of-this-name/a.yaml\n", "which is not a file"),
+        (f"_BASE_: {'a' * 300}.yaml\n", "which is not a file"),
+        ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + LAUGHS, "its aliases (*name) stand for too many values"),
+        ("a: &a {b: [*a]}\n", "its aliases (*name) stand for too many values"),
+        ("a: &a {k: 1}\n" + LAUGHS.replace("[", "{<<: [").replace("]", "]}"), "too many values"),
+        ("a: " + "[" * 2000, "not a YAML file"),
+        ("a: !!python/object/apply:os.system ['true']\n", "not a YAML file"),
+        ("a: !!bool maybe\n", "not a YAML file"),
+        ("a: !!timestamp now\n", "not a YAML file"),
+        (f"a: {'1' * 5000}\n", "not a YAML file"),
+        ("a: 2001-99-99\n", "not a YAML file"),
+        ("SOLVER:\n  MAX_ITER:\n", "SOLVER.MAX_ITER is 'None', which is not of its kind"),
+        ("SOLVER:\n  BASE_LR: .nan\n", "SOLVER.BASE_LR is 'nan', which is not of its kind"),
+        ("SOLVER:\n  STEPS: [many]\n", "SOLVER.STEPS is "),
+        ("SOLVER:\n  WEIGHT_DECAY_BIAS: heavy\n", "SOLVER.WEIGHT_DECAY_BIAS is 'heavy'"),
+        ("DATASETS:\n  TRAIN: [3]\n", "DATASETS.TRAIN is '[3]'"),
+        ("INPUT:\n  MIN_SIZE_TRAIN: [0]\n", "INPUT.MIN_SIZE_TRAIN is (0,); it must be numbers above 0"),
+        ("MODEL:\n  PIXEL_STD: [1.0, 1.0]\n", "MODEL.PIXEL_STD is [1.0, 1.0]; it must be 3 numbers"),
+        ("MODEL:\n  RPN:\n    NMS_THRESH: 7.0\n", "MODEL.RPN.NMS_THRESH is 7.0; it must be from 0 to 1"),
+        ("DATALOADER:\n  NUM_WORKERS: -1\n", "DATALOADER.NUM_WORKERS is -1; it must be 0 or more"),
         ("_BASE_: mine.yaml\n", "its _BASE_ refers back to the file itself"),
         ("SOLVER:\n  CHECKPOINT_PERIOD: 0\n", "SOLVER.CHECKPOINT_PERIOD is 0; it must be 1 or more"),
         ("FLOAT32_PRECISION: low\n", "FLOAT32_PRECISION is 'low'; use one of highest, high, medium"),
@@ -82,7 +112,30 @@ def test_bua_keys_can_be_added_to_another_configuration():
     assert expected == cfg.MODEL.BUA
 
 
-@pytest.mark.parametrize(("device", "message"), [("gpu", "not a device"), ("cuda:99", "this machine has")])
+@pytest.mark.parametrize("task", ["vqa", "captioning", "grounding"])
+def test_batches_of_a_task_s_evaluation_are_not_empty(task):
+    load = importlib.import_module(f"bua.{task}.config").load_cfg
+    file = next(iter(sorted(Path("configs", task).glob("*.yaml"))))
+    with pytest.raises(InputError, match=r"TEST.IMS_PER_BATCH is 0; it must be 1 or more"):
+        load(file, ["TEST.IMS_PER_BATCH", "0"])
+
+
+def test_aliases_and_optional_values_are_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("SOLVER: {WEIGHT_DECAY_BIAS: null, STEPS: &steps [3, 4]}\nMODEL: {BUA: {FREEZE: [a]}}\n")
+    cfg = load_cfg(path, ["MODEL.BUA.FREEZE", "['b']"])
+    assert (cfg.SOLVER.WEIGHT_DECAY_BIAS, cfg.SOLVER.STEPS, cfg.MODEL.BUA.FREEZE) == (None, (3, 4), ["b"])
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "not a device"),
+        ("", "not a device"),
+        ("cuda:99", "this machine has"),
+        *((name, "which bua does not support") for name in ("mps", "xpu", "meta", "mps:0")),
+    ],
+)
 def test_a_missing_device_is_named(device, message):
     check_device("cpu")
     with pytest.raises(InputError, match=f"MODEL.DEVICE is '{device}'.*{message}"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from bua.config import check_device, engine_cfg, merge
+from bua.config import check_device, check_numbers, engine_cfg, merge
 from bua.errors import InputError
 from bua.precision import check_float32_precision
 from bua.tasks.resident_regions import ON_DEVICE
@@ -85,6 +85,7 @@ def load_task_cfg(
             ``FLOAT32_PRECISION`` or ``DATA.ON_DEVICE`` that cannot be used, or one that ``check`` rejects.
     """
     merge(cfg, config_file, list(overrides))
+    check_numbers(cfg, str(config_file))
     check_device(cfg.MODEL.DEVICE)
     check_float32_precision(cfg.FLOAT32_PRECISION, f"{config_file}: FLOAT32_PRECISION")
     check_choices(cfg, str(config_file), {"DATA.ON_DEVICE": ON_DEVICE})

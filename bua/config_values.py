@@ -1,0 +1,111 @@
+"""Checks the values of configurations: their types beyond those that fvcore checks, and their ranges.
+
+The keys are named by the last part of their name, since they mean the same in the configurations of all models and of
+Detectron2.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from bua.errors import InputError
+
+# A value of the type of each key that may be None (of ON_DEVICE, any). No other value may be None.
+_OPTIONAL: dict[str, object] = {"WEIGHT_DECAY_BIAS": 1.0, "PROJECTION_DIM": 1, "INITIAL_STD": 1.0, "ON_DEVICE": None}
+# The elements of lists that are empty by default.
+_ELEMENTS: dict[str, object] = {
+    **dict.fromkeys(("STEPS", "EPOCH_FACTORS", "MIN_SIZE_TRAIN"), 1),
+    "SIZES": [1],
+    "ASPECT_RATIOS": [1],
+    **dict.fromkeys(("TRAIN", "TEST", "FEATURES", "FREEZE"), ""),
+}
+_AT_LEAST_1 = {
+    *("MAX_ITER", "CHECKPOINT_PERIOD", "IMS_PER_BATCH", "EPOCHS", "ACCUMULATE", "BATCH_SIZE_PER_IMAGE"),
+    *("MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "NUM_CLASSES", "POOLER_RESOLUTION", "DETECTIONS_PER_IMAGE"),
+    *("PRE_NMS_TOPK_TRAIN", "PRE_NMS_TOPK_TEST", "POST_NMS_TOPK_TRAIN", "POST_NMS_TOPK_TEST", "MAX_PER_BOX"),
+    *("NUM_GROUPS", "WIDTH_PER_GROUP", "RES5_DILATION", "RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS", "FC_DIM"),
+    *("EMBEDDING_DIM", "HIDDEN_DIM", "ATTENTION_DIM", "PROJECTION_DIM", "GLIMPSES", "RANK"),
+}
+_AT_LEAST_0 = {
+    *("NUM_WORKERS", "EVAL_PERIOD", "FREEZE_AT", "WARMUP_ITERS", "POOLER_SAMPLING_RATIO", "NUM_FC", "COUNTED_OBJECTS"),
+    *("BASE_LR", "BASE_LR_END", "MOMENTUM", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"),
+    *("BIAS_LR_FACTOR", "GAMMA", "WARMUP_FACTOR", "CLIP_VALUE", "SMOOTH_L1_BETA", "INITIAL_STD"),
+}
+_FRACTIONS = {
+    *("NMS_THRESH", "NMS_THRESH_TEST", "POSITIVE_FRACTION"),
+    *("DROPOUT", "ATTENTION_DROPOUT", "CLASSIFIER_DROPOUT"),
+}
+_NOT_EMPTY = {"MIN_SIZE_TRAIN", "SIZES", "ASPECT_RATIOS"}
+# Lists of numbers above 0.
+_ABOVE_0 = {"MIN_SIZE_TRAIN", "SIZES", "ASPECT_RATIOS", "PIXEL_STD", "BBOX_REG_WEIGHTS"}
+_LENGTHS = {
+    **{"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3},
+    **{"MODEL.RPN.BBOX_REG_WEIGHTS": 4, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4},
+}
+
+
+def check_type(key: str, value: object, current: object, source: str) -> None:
+    """Checks a value that is going to replace another one, where fvcore does not: None, and the elements of lists.
+
+    Args:
+        source: Where the value comes from, for the message.
+
+    Raises:
+        InputError: The value, or an element of it, is None, NaN or of another type.
+    """
+    name = key.rpartition(".")[2]
+    if name in _OPTIONAL:
+        wanted = _OPTIONAL[name]
+        fits = value is None or wanted is None or _same_kind(wanted, value)
+    elif isinstance(value, list | tuple):
+        sample = current[0] if isinstance(current, list | tuple) and current else _ELEMENTS.get(name)
+        fits = sample is None or all(_same_kind(sample, element) for element in value)
+    else:
+        fits = value is not None or current is None
+    if not fits or any(number != number for number in _numbers(value)):
+        raise InputError(f"{source}: {key} is {str(value)[:80]!r}, which is not of its kind; see configs/ for examples")
+
+
+def check_ranges(leaves: Iterable[tuple[str, object]], source: str) -> None:
+    """Checks that numbers and lists of a configuration are not out of their range.
+
+    Args:
+        leaves: The dotted key and the value of every leaf.
+        source: The file, for the message.
+
+    Raises:
+        InputError: A value is out of its range. The message names the key.
+    """
+    for key, value in leaves:
+        name = key.rpartition(".")[2]
+        numbers = list(_numbers(value))
+        wanted = None
+        if name in _AT_LEAST_1 and any(number < 1 for number in numbers):
+            wanted = "must be 1 or more"
+        elif name in _AT_LEAST_0 and any(number < 0 for number in numbers):
+            wanted = "must be 0 or more"
+        elif name in _FRACTIONS and not all(0 <= number <= 1 for number in numbers):
+            wanted = "must be from 0 to 1"
+        elif name in _NOT_EMPTY and isinstance(value, list | tuple) and (not value or [] in list(value)):
+            wanted = "must not be empty"
+        elif name in _ABOVE_0 and any(number <= 0 for number in numbers):
+            wanted = "must be numbers above 0"
+        elif key in _LENGTHS and len(numbers) != _LENGTHS[key]:
+            wanted = f"must be {_LENGTHS[key]} numbers"
+        if wanted:
+            raise InputError(f"{source}: {key} is {str(value)[:80]}; it {wanted}")
+
+
+def _same_kind(sample: object, value: object) -> bool:
+    if isinstance(sample, list | tuple) and sample:
+        return isinstance(value, list | tuple) and all(_same_kind(sample[0], element) for element in value)
+    if isinstance(sample, bool) or not isinstance(sample, int | float):
+        return type(value) is type(sample)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers(value: object) -> Iterable[float]:
+    """Yields the numbers in a value and in lists in it."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        for element in value:
+            yield from _numbers(element)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
