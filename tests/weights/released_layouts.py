@@ -163,6 +163,37 @@ def with_counters(weights: dict) -> dict[str, torch.Tensor]:
     return weights | counters
 
 
+def vinvl(weights: dict) -> dict[str, torch.Tensor]:
+    """Returns the weights of VinVL's detector: background and "no attribute" first, and res5 twice."""
+    places = {
+        "backbone.res": "backbone.body.layer",
+        "backbone.stem.": "backbone.body.stem.",
+        "roi_heads.res": "roi_heads.box.feature_extractor.head.layer",
+        f"{RPN}objectness_logits.": "rpn.head.cls_logits.",
+        f"{RPN}anchor_deltas.": "rpn.head.bbox_pred.",
+        f"{RPN}conv.": "rpn.head.conv.",
+        HEAD: "roi_heads.box.predictor.",
+        ATTRIBUTES: "attribute.predictor.",
+    }
+    renamed = {"rpn.anchor_generator.cell_anchors.0": cell_anchors(SIZES, RATIOS, "caffe")}
+    for name, value in weights.items():
+        own = next(own for own in places if name.startswith(own))
+        rest = name.removeprefix(own)
+        if own.endswith("res"):
+            rest = f"{int(rest[0]) - 1}{rest[1:]}".replace("shortcut.norm", "downsample.1")
+            rest = rest.replace("shortcut", "downsample.0")
+        for number in "123":
+            rest = rest.replace(f"conv{number}.norm", f"bn{number}")
+        if "bbox_pred" in rest:
+            value = torch.cat([torch.full_like(value[:4], 7.0), value])
+        elif "predictor" in own and "fc_attr" not in rest:
+            value = torch.cat([value[-1:], value[:-1]])
+        renamed[places[own] + rest] = value + 1e-5 if rest.endswith("running_var") else value
+    box = "roi_heads.box.feature_extractor."
+    copies = {name.replace(box, "attribute.feature_extractor."): renamed[name] for name in renamed if box in name}
+    return {f"module.{name}": value for name, value in (renamed | copies).items()}
+
+
 def backbone_of(weights: dict) -> dict[str, torch.Tensor]:
     return {name: value for name, value in weights.items() if name.startswith(("backbone.", "roi_heads.res5."))}
 

@@ -62,6 +62,7 @@ LAYOUTS = {
     "milvlg-caffe": (lambda weights, _: released.milvlg(weights), "pth", whole, CAFFE_ANCHORS),
     "airsplay": (lambda weights, _: released.airsplay(weights), "pkl", whole, D2_ANCHORS),
     "grid-feats": (lambda weights, _: released.grid_feats(weights), "pth", without_no_attribute, D2_ANCHORS),
+    "vinvl": (lambda weights, _: released.vinvl(weights), "pth", whole, CAFFE_ANCHORS),
     "caffe2": (released.caffe2, "pkl", released.backbone_of, None),
     "caffe-imagenet": (
         released.caffe_imagenet,

@@ -1,0 +1,153 @@
+"""VinVL's detector in extraction and in everything else that takes a detector, on a slim network."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from bua.app.shared_detector import SharedDetector
+from bua.config import load_cfg
+from bua.errors import InputError
+from bua.extraction import ExtractorConfig, extract
+from bua.extraction.class_names import class_names
+from bua.extraction.extractor_config import settings_of
+from bua.extraction.image_detector import open_detector
+from bua.features import convert_features, open_features
+from bua.features.encoding import decode_array
+from bua.pipelines import pipeline
+from bua.weights.zoo import VINVL_LABELS
+
+CONFIG = """
+_BASE_: vinvl_x152c4.yaml
+MODEL:
+  DEVICE: cpu
+  RESNETS: {DEPTH: 50, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 8, NUM_GROUPS: 2, WIDTH_PER_GROUP: 2}
+  RPN: {CONV_DIMS: [8], POST_NMS_TOPK_TEST: 20}
+  ROI_HEADS: {NUM_CLASSES: 7}
+  BUA: {ATTRIBUTES: {NUM_CLASSES: 5, EMBEDDING_DIM: 4, HIDDEN_DIM: 6}}
+INPUT: {MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 100}
+"""
+OBJECTS, ATTRIBUTES = [f"thing {number}" for number in range(7)], [f"colour {number}" for number in range(5)]
+LABEL_MAP = {
+    "label_to_idx": {name: number for number, name in enumerate(OBJECTS, 1)},
+    "attribute_to_idx": {name: number for number, name in enumerate(ATTRIBUTES, 1)},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A configuration of a slim network, its names in VinVL's layout, and two images."""
+    folder = tmp_path_factory.mktemp("vinvl")
+    (folder / "slim.yaml").write_text(CONFIG)
+    (folder / "names.json").write_text(json.dumps(LABEL_MAP))
+    (folder / "images").mkdir()
+    generator = np.random.default_rng(0)
+    for number, size in enumerate([(80, 60, 3), (60, 100, 3)]):
+        image = generator.integers(0, 256, size, dtype=np.uint8)
+        cv2.imwrite(str(folder / "images" / f"{number}.png"), image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(folder):
+    return open_detector("random", config_file=folder / "slim.yaml", vocabulary=folder / "names.json")
+
+
+@pytest.fixture(scope="module")
+def features(folder, run):
+    """The features of the two images, as VinVL writes them."""
+    assert run("vinvl.tsv", format="vinvl-tsv").done == 2
+    return folder / "vinvl.tsv"
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    def call(output, **options):
+        options = {"config_file": folder / "slim.yaml", "vocabulary": folder / "names.json", **options}
+        return extract(folder / "images", folder / output, weights="random", **options)
+
+    return call
+
+
+def test_images_are_written_with_names_and_places(features, folder, run):
+    store = open_features(features)
+    assert set(store) == {0, 1}
+    assert store.about == {"object_vocabulary": OBJECTS, "attribute_vocabulary": ATTRIBUTES}
+    rows = [json.loads(line.split(b"\t")[1]) for line in features.read_bytes().splitlines()]
+    assert {one["class"] for row in rows for one in row["objects"]} <= set(OBJECTS)
+    assert run("vinvl.tsv", format="vinvl-tsv").skipped == 2
+    # As Oscar reads them, with the place of each box.
+    convert_features(features, folder / "oscar.tsv", "oscar-tsv")
+    for line in (folder / "oscar.tsv").read_bytes().splitlines():
+        key, cell = line.split(b"\t")
+        regions = store[int(key)]
+        values = decode_array(json.loads(cell)["features"], np.dtype("<f4"), (len(regions), 64 + 6), "features")
+        np.testing.assert_array_equal(values[:, :64], regions.features)
+        x1, y1, x2, y2 = (regions.boxes / np.array([regions.width, regions.height] * 2)).T
+        np.testing.assert_allclose(values[:, 64:].T, [x1, y1, x2, y2, x2 - x1, y2 - y1], atol=1e-6)
+
+
+def test_given_boxes_get_the_features_of_the_same_proposals(features, run):
+    summary = run("given", format="npz", boxes=features)
+    proposed, given = open_features(features), open_features(summary.output)
+    for image_id, regions in given.items():
+        np.testing.assert_allclose(regions.features, proposed[image_id].features, atol=1e-4)
+        assert len(regions.attribute_ids) == len(regions)
+
+
+def test_other_settings_are_other_outputs(features, folder, run):
+    with pytest.raises(InputError, match=r"VINVL\.NMS_FILTER"):
+        run("vinvl.tsv", format="vinvl-tsv", overrides=["MODEL.BUA.VINVL.NMS_FILTER", "0"])
+    with pytest.raises(InputError, match="NMS_FILTER 2 has no regressed boxes"):
+        run("new.tsv", overrides=["MODEL.BUA.VINVL.NMS_FILTER", "2"], regressed=True)
+    assert not (folder / "new.tsv").exists()
+    # An output that was begun before these keys existed can be continued.
+    config = ExtractorConfig("vg_r101.yaml", (), "random")
+    assert not [key for key in settings_of(config, config.cfg("cpu"), "tsv") if "VINVL" in key or "DEFORM" in key]
+
+
+def test_regressed_boxes_have_the_features_of_their_proposals(opened):
+    image = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    shared = SharedDetector(opened, replace(opened.choice, regressed=True))
+    (proposed,), (regressed,) = opened.regions([image]), shared.regions([image])
+    assert len(regressed) >= 10
+    assert not np.isin(regressed.boxes, proposed.boxes).all()
+    # The same regions may be in another order.
+    distances = np.abs(regressed.features[:, None] - proposed.features).max(axis=2).min(axis=1)
+    assert np.median(distances) < 1e-4
+
+
+def test_pipelines_take_the_detector(opened):
+    image = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    found = pipeline("object-detection", detector=opened)(image, threshold=0.01)
+    assert found
+    assert {one["label"] for one in found} <= set(OBJECTS)
+    features = pipeline("image-feature-extraction", detector=opened)(image, return_tensors=True)
+    assert features.shape[2] == 64
+
+
+def test_names_come_from_a_file_beside_the_checkpoint(folder, tmp_path):
+    cfg = load_cfg(folder / "slim.yaml")
+    checkpoint = tmp_path / "vinvl_vg_x152c4.pth.tar"
+    assert class_names(cfg, checkpoint, checkpoint) == (None, None)
+    (tmp_path / VINVL_LABELS).write_text(json.dumps(LABEL_MAP))
+    assert class_names(cfg, checkpoint, checkpoint) == (OBJECTS, ATTRIBUTES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"attribute_to_idx": {}}, "has no 'label_to_idx'"),
+        ({**LABEL_MAP, "label_to_idx": {"thing": 1}}, "1 classes, but the detector has 7"),
+        ({"label_to_idx": {"thing": 2}}, "numbers from 1 on"),
+        (None, "no such file"),
+    ],
+)
+def test_a_file_of_names_that_does_not_fit_is_refused(folder, tmp_path, content, message):
+    file = tmp_path / "names.json"
+    if content is not None:
+        file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        class_names(load_cfg(folder / "slim.yaml"), "random", "random", file)
