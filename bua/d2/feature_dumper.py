@@ -23,8 +23,8 @@ class FeatureDumper(DatasetEvaluator):
 
     Each process writes a part of its own into the folder ``<output>.parts``. When all are done, the main process merges
     the parts in the order of the data set, with each image once. Processes on several machines need a shared file
-    system. A run that is killed before its end leaves no output: its files in ``<output>.parts`` are replaced by the next
-    run, which starts from the beginning, since Detectron2 runs the model on every image.
+    system. A run that is killed before its end leaves no output. The next run replaces its files in ``<output>.parts``
+    and starts from the beginning, since Detectron2 runs the model on every image.
 
     Args:
         output: File to write, or folder for formats that are folders. It must not exist yet.
