@@ -8,7 +8,8 @@ import numpy as np
 
 from bua.captioning.inference import Caption, Captioner, caption_regions, load_captioner
 from bua.extraction.image_detector import ImageDetector
-from bua.io.image_inputs import ImageInput, as_bgr
+from bua.io.image_inputs import ImageInput, as_bgr, name_of
+from bua.io.images import naming_image
 from bua.structures import Regions
 from bua.visualization.strip import draw_strip
 
@@ -64,7 +65,8 @@ def caption_all(
     captioners = [one if isinstance(one, Captioner) else load_captioner(one, device, overrides) for one in several]
     for image in images:
         decoded = as_bgr(image)
-        (regions,) = detector.regions([decoded])
+        with naming_image(name_of(image)):
+            (regions,) = detector.regions([decoded])
         captions = caption_regions(captioners, regions)
         best = captions[0]
         yield CaptionedImage(captions, regions, draw_strip(decoded, regions.boxes, best.words, best.attention))

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from bua.commands.arguments import add_image_options, load_pipeline
+from bua.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +31,11 @@ def run(args: argparse.Namespace) -> None:
     from bua.captioning.inference import load_captioner
     from bua.visualization.draw import save_image
 
+    if args.beam is not None and args.beam < 1:
+        raise InputError(f"--beam is {args.beam}; give 1 or more")
     first, *others = args.captioner or [None]
     loaded = load_pipeline("image-to-text", first, args)
-    beam = ["DECODING.BEAM", str(args.beam)] if args.beam else []
+    beam = ["DECODING.BEAM", str(args.beam)] if args.beam is not None else []
     names = [first or loaded.default_model, *others] if beam or others else []
     captioners = [load_captioner(name, str(loaded.detector.device), beam) for name in names] or [loaded.model]
     captioned = caption_all(args.image, detector=loaded.detector, captioner=captioners)

@@ -8,7 +8,8 @@ import numpy as np
 
 from bua.extraction.image_detector import ImageDetector
 from bua.grounding.inference import GroundedPhrase, GroundingModel, ground_phrases, load_grounding
-from bua.io.image_inputs import ImageInput, as_bgr
+from bua.io.image_inputs import ImageInput, as_bgr, name_of
+from bua.io.images import naming_image
 from bua.structures import Regions
 from bua.visualization.draw import class_colors, draw_regions
 
@@ -46,7 +47,8 @@ def ground(
     """
     model = grounding if isinstance(grounding, GroundingModel) else load_grounding(grounding, str(detector.device))
     decoded = as_bgr(image)
-    (regions,) = detector.regions([decoded])
+    with naming_image(name_of(image)):
+        (regions,) = detector.regions([decoded])
     phrases = ground_phrases(model, regions, sentence)
     return GroundedImage(phrases, regions, draw_phrases(decoded, phrases))
 

@@ -38,9 +38,9 @@ def as_bgr(image: ImageInput) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, bytes):
-        return decode_image(image, "the bytes of an image")
+        return decode_image(image, name_of(image))
     if hasattr(image, "read"):
-        return decode_image(image.read(), f"{getattr(image, 'name', 'the open file')}")
+        return decode_image(image.read(), name_of(image))
     if isinstance(image, Image.Image):
         return _bgr_of_rgb(np.asarray(image.convert("RGB")))
     if isinstance(image, torch.Tensor):
@@ -50,6 +50,15 @@ def as_bgr(image: ImageInput) -> np.ndarray:
     raise InputError(
         f"image: is of type {type(image).__name__}; give a path, an address, bytes, a PIL image, an array or a tensor"
     )
+
+
+def name_of(image: ImageInput) -> str:
+    """Returns the name of an image in one of the forms that ``as_bgr`` takes, for messages."""
+    if isinstance(image, str | Path):
+        return str(image)
+    if isinstance(image, bytes):
+        return "the bytes of an image"
+    return str(getattr(image, "name", "the open file")) if hasattr(image, "read") else "image"
 
 
 def _bgr_of_rgb(image: np.ndarray) -> np.ndarray:

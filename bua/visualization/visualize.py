@@ -9,7 +9,7 @@ from tqdm import tqdm
 from bua.checkpoint import load_weights
 from bua.detection.annotations import DetectionDataset
 from bua.errors import InputError
-from bua.io.images import read_image
+from bua.io.images import naming_image, read_image
 from bua.modeling import Detector, build_detector
 from bua.visualization.draw import add_text, save_image
 from bua.visualization.labels import LabelledBoxes, draw_labelled, labelled_annotations, labelled_detections
@@ -121,7 +121,8 @@ def draw_files(
     """
     files = []
     for number, file_name in enumerate(tqdm(file_names, desc="draw", unit="image"), start=1):
-        drawn = draw_predictions(read_image(file_name), detector, objects, attributes, threshold)
+        with naming_image(file_name):
+            drawn = draw_predictions(read_image(file_name), detector, objects, attributes, threshold)
         files.append(_save(output, number, file_name, drawn))
     return files
 

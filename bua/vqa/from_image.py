@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from bua.extraction.image_detector import ImageDetector
-from bua.io.image_inputs import ImageInput, as_bgr
+from bua.io.image_inputs import ImageInput, as_bgr, name_of
+from bua.io.images import naming_image
 from bua.structures import Regions
 from bua.visualization.draw import draw_answer
 from bua.vqa.inference import Answer, VqaModel, answer_question, load_vqa
@@ -48,7 +49,8 @@ def answer(
     """
     model = vqa if isinstance(vqa, VqaModel) else load_vqa(vqa, str(detector.device))
     decoded = as_bgr(image)
-    (regions,) = detector.regions([decoded])
+    with naming_image(name_of(image)):
+        (regions,) = detector.regions([decoded])
     answers, attention = answer_question(model, regions, question, top)
     return AnsweredImage(
         answers, regions, attention, draw_answer(decoded, regions.boxes, attention, question, answers[0].text)

@@ -103,6 +103,11 @@ def test_the_tool_prints_and_draws(captioner, detector, image, tmp_path, capsys)
         assert cv2.imread(str(output / f"{name}_caption.jpg")) is not None
 
 
+def test_a_beam_without_width(capsys):
+    assert main("--image", "a.jpg", "--beam", 0) == 2
+    assert "--beam is 0; give 1 or more" in capsys.readouterr().err
+
+
 def test_what_cannot_be_captioned(captioner, detector, tmp_path, image):
     with pytest.raises(InputError, match=r"none\.jpg"):
         caption(tmp_path / "none.jpg", detector=detector, captioner=captioner)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bua.detection.evaluation.evaluator import VisualGenomeEvaluator
 from bua.engine.collectives import gather_to_main, num_processes
 from bua.errors import InputError
-from bua.io.images import read_image
+from bua.io.images import naming_image, read_image
 from bua.modeling.detector import Detector
 from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
 
@@ -123,8 +123,9 @@ class _Images(Dataset):
 
     def __getitem__(self, position: int):
         index = self.indices[position]
+        file_name = self.dataset.file_name(index)
         try:
-            image = read_image(self.dataset.file_name(index))
+            with naming_image(file_name):
+                return self.prepare(read_image(file_name), int(self.dataset.image_ids[index]))
         except InputError as error:
             return error
-        return self.prepare(image, int(self.dataset.image_ids[index]))
