@@ -1,6 +1,6 @@
 """Reads checkpoints in any released layout, loads them into a model, and saves checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,8 +98,8 @@ def load_weights(model: nn.Module, weights: str | Path, *, allow_missing: bool =
             the region proposal network in the file was trained with other anchors than those of the model, or if the
             file lacks a parameter of the model, or has it with another shape, such as that of another vocabulary.
     """
-    loaded = load_checkpoint(weights)
     own = model.state_dict()
+    loaded = _place_res5(load_checkpoint(weights), own)
     mismatch = _anchor_mismatch(loaded.pop(ANCHORS, None), model)
     common = [name for name in own if name in loaded]
     of_other_anchors = [name for name in common if mismatch and name.startswith(PER_ANCHOR)]
@@ -129,6 +129,18 @@ def load_weights(model: nn.Module, weights: str | Path, *, allow_missing: bool =
     fitting = {name: loaded[name] for name in common if name not in set(report.reshaped)}
     model.load_state_dict(fitting, strict=False)
     return report
+
+
+def _place_res5(loaded: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the loaded weights with those of res5 in the backbone, if the model has it there. Most layouts of whole
+    ResNets become those of detectors that run res5 on regions."""
+    of_regions, of_image = "roi_heads.res5.", "backbone.res5."
+    if not any(name.startswith(of_image) for name in own) or any(name.startswith(of_image) for name in loaded):
+        return loaded
+    return {
+        of_image + name.removeprefix(of_regions) if name.startswith(of_regions) else name: value
+        for name, value in loaded.items()
+    }
 
 
 def _anchor_mismatch(anchors: Tensor | None, model: nn.Module) -> str | None:

@@ -268,3 +268,15 @@ def test_a_deformable_block_starts_as_an_ordinary_one():
 def test_what_the_engine_lacks_is_named(config, key, value):
     with pytest.raises(InputError, match=key):
         build_detector(load_cfg(f"configs/{config}", [key, value]))
+
+
+def test_training_starts_from_a_backbone_of_imagenet(slim, tmp_path):
+    """Also res5, which runs on regions in the other detectors."""
+    cfg, detector = slim
+    layers = ("stem.conv1.weight", "res4.1.conv2.norm.running_var", "res5.2.conv3.weight")
+    weights = {name: torch.rand_like(detector.backbone.state_dict()[name]) for name in layers}
+    torch.save(weights, tmp_path / "backbone.pth")
+    other = build_detector(cfg)
+    assert not load_weights(other, tmp_path / "backbone.pth", allow_missing=True).unexpected
+    for name, value in weights.items():
+        assert torch.equal(other.backbone.state_dict()[name], value)
