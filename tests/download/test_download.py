@@ -241,6 +241,15 @@ def test_a_full_disk_stops_everything(run, site, monkeypatch):
     assert len(site.requests) == 1
 
 
+def test_a_damaged_list_of_what_was_unpacked_is_replaced(run, root):
+    run("pets", only=["boxes"])
+    record = root / "pets" / ".boxes.json.zip.unpacked"
+    text = record.read_bytes()
+    record.write_bytes(b"\xff")
+    run("pets", only=["boxes"])
+    assert record.read_bytes() == text
+
+
 @pytest.mark.parametrize("name", CATALOG)
 def test_the_catalog_is_consistent(name):
     data_set = CATALOG[name]
