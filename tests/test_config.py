@@ -10,7 +10,7 @@ from bua.errors import InputError
 LAUGHS = "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
 )
-CONFIGS = sorted(Path("configs").glob("*.yaml"))
+CONFIGS = sorted([*Path("configs").glob("*.yaml"), *Path("configs", "grid_feats").glob("*.yaml")])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)

@@ -83,7 +83,12 @@ def to_huggingface(weights: Weights, geometry: AnchorGeometry | None) -> Weights
         LayoutError: As for ``to_detectron2``, or the weights are not those of a complete detector with attributes and
             with normalisation by fixed statistics.
     """
-    needed = {f"{HEAD}cls_score.weight", f"{ATTRIBUTES}attr_score.weight", "backbone.stem.conv1.norm.running_var"}
+    needed = {
+        f"{HEAD}cls_score.weight",
+        f"{ATTRIBUTES}attr_score.weight",
+        "backbone.stem.conv1.norm.running_var",
+        "roi_heads.res5.0.conv1.weight",
+    }
     if missing := sorted(needed - weights.keys()):
         raise LayoutError(f"lacks {missing[0]}, which this layout has")
     converted = {}

@@ -15,6 +15,8 @@ from bua.io.images import read_image
 from bua.modeling import build_detector
 from bua.modeling.backbone import BlockShape, DeformableBottleneck, DeformableConvNorm
 from bua.modeling.optimize import optimize_for_inference
+from bua.weights.export import to_huggingface
+from bua.weights.layouts import LayoutError
 
 GOLDEN_SLIM = [
     *["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.STEM_OUT_CHANNELS", "16"],
@@ -226,6 +228,8 @@ def test_released_names_load(slim, tmp_path):
     assert not any(load_weights(other, tmp_path / "R-50.pth"))
     for name, value in detector.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
+    with pytest.raises(LayoutError, match=r"lacks roi_heads\.res5\.0\.conv1\.weight"):
+        to_huggingface(other.state_dict(), None)
 
 
 def test_deformable_convolutions_move_their_samples():
