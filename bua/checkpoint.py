@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bua.errors import InputError
 from bua.io.files import whole_file
-from bua.weights.files import read_file, read_weights
+from bua.weights.files import check_finite, read_file, read_weights
 from bua.weights.layouts import ANCHORS, PER_ANCHOR, Layout, LayoutError, anchor_convention, find_layout, to_bua
 from bua.weights.zoo import fetch
 
@@ -64,12 +64,14 @@ def load_checkpoint(path_or_uri: str | Path) -> dict[str, Tensor]:
         path_or_uri: A path, the name of a released checkpoint (``bua.weights.zoo.ZOO``), or an address.
 
     Raises:
-        InputError: There is no such file, it is truncated, it holds no weights, or it holds the weights of a kind of
-            detector that bua does not have.
+        InputError: There is no such file, it is truncated, it holds no weights or weights that are not finite, or it
+            holds the weights of a kind of detector that bua does not have.
     """
     path = fetch(path_or_uri)
+    weights = read_weights(path)
+    check_finite(weights, path)
     try:
-        return to_bua(read_weights(path))
+        return to_bua(weights)
     except LayoutError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -170,9 +172,20 @@ def describe_mismatch(name: str, in_file: torch.Size, in_model: torch.Size) -> s
 
 
 def save_checkpoint(path: str | Path, **state) -> None:
-    """Writes a checkpoint with ``model=...`` and any other state. The file appears only when it is complete."""
-    with whole_file(Path(path), durable=True) as file:
-        torch.save(state, file)
+    """Writes a checkpoint with ``model=...`` and any other state. The file appears only when it is complete.
+
+    Raises:
+        InputError: The disk is full, or the file cannot be written. An older file of this name is kept.
+    """
+    try:
+        with whole_file(Path(path), durable=True) as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        # If writing fails, torch raises a RuntimeError of its own instead of the file's error.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else "the disk is full or has failed"
+        raise InputError(f"{path}: cannot be written: {reason}; free space, or name another folder") from error
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -6,6 +6,9 @@ compares it with the modules that implement the options.
 
 ENGINES = ("detectron2", "torch")
 
+# Exit code of a training that stopped because a loss was infinite or NaN.
+TRAINING_FAILED = 1
+
 # Extraction.
 ON_ERROR = ("skip", "stop")
 SHARD_SIZE = 1000

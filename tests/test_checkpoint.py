@@ -146,3 +146,19 @@ def test_weights_of_another_model(saved):
     _, path = saved
     with pytest.raises(InputError, match="none of its 9 parameters fits"):
         load_weights(nn.Linear(2, 2), path, allow_missing=True)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused(saved, value):
+    model, path = saved
+    weights = model.state_dict()
+    weights["cls_embedding.weight"][1, 1] = value
+    weights["conv.weight"][0, 0] = value
+    save_checkpoint(path, model=weights)
+    with pytest.raises(InputError, match=r"model\.pth: conv\.weight has values that are NaN or infinite.*; give"):
+        load_weights(make_model(), path)
+
+
+def test_weights_whose_sum_overflows_are_loaded(tmp_path):
+    save_checkpoint(tmp_path / "half.pth", model={"a": torch.full((2, 8), 30000.0, dtype=torch.float16)})
+    assert load_checkpoint(tmp_path / "half.pth")["a"].isfinite().all()

@@ -25,7 +25,7 @@ _CHECKED = 1000
 Losses = Callable[[nn.Module, CaptionBatch], dict[str, Tensor]]
 
 
-def train_caption(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+def train_caption(cfg: CfgNode, resume: bool | str = False) -> dict[str, float]:
     """Trains a captioner, see ``TaskTraining.run``; ``bua.engine.launch`` runs it on several devices.
 
     Returns:

@@ -46,11 +46,23 @@ def add_overrides(parser: argparse.ArgumentParser, before: str = "") -> None:
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of a command that trains a task's model."""
     add_config_file(parser, "the configuration of the model and its training")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
+    add_resume(parser)
     parser.add_argument(
         "--num-gpus", type=int, default=1, help="number of processes, one for each GPU, or on the CPU (%(default)s)"
     )
     add_overrides(parser)
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Adds --resume, and --resume-from, which sets ``resume`` to the path of a checkpoint."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
+    group.add_argument(
+        "--resume-from",
+        dest="resume",
+        metavar="FILE",
+        help="continue from this checkpoint instead, such as the one before the newest if that is damaged",
+    )
 
 
 def add_inference_options(parser: argparse.ArgumentParser, *, images: str, unit: str, batch_size: int) -> None:

@@ -11,10 +11,12 @@ CPU cores. After Ctrl-C, run the same command again to continue.
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from bua.commands.arguments import add_config_file, add_overrides
 from bua.errors import InputError
+from bua.options import TRAINING_FAILED
 
 QUICK = ("SOLVER.MAX_ITER", "60", "TEST.EVAL_PERIOD", "0")
 QUICK_TASKS = ("SOLVER.EPOCHS", "1")
@@ -53,14 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser, ", for the detector's training")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     from bua.demo.page import scores
+    from bua.engine.losses import NonFiniteLoss
     from bua.visualization.report import format_seconds
     from bua.visualization.scores import percent
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     output = args.output or Path("output/demo-train" if args.train else "output/demo")
-    metrics = _train(args, output) if args.train else _apply(args, output)
+    try:
+        metrics = _train(args, output) if args.train else _apply(args, output)
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return TRAINING_FAILED
     print(f"\n{'':22}{'':10}{'score':>8}{'blind':>8}{'bound':>8}")
     for row in scores(metrics):
         values = (row.score, row.blind, row.bound)
@@ -68,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
     seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
     print(f"time: {format_seconds(seconds)}")
     print(f"open {(output / 'index.html').resolve()}")
+    return 0
 
 
 def _apply(args: argparse.Namespace, output: Path) -> dict[str, float]:

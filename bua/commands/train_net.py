@@ -3,8 +3,8 @@
     bua train-net --config-file vg_r101.yaml --num-gpus 8
     bua train-net --config-file vg_r101.yaml --eval-only MODEL.WEIGHTS output/vg_r101/model_final.pth
 
-If training is interrupted, --resume continues it from the newest checkpoint. Exit code: 0 if it was completed, 1 if a
-loss was infinite or not a number, 2 for bad input, 130 after Ctrl-C.
+If training is interrupted, --resume continues it from the newest checkpoint, and --resume-from FILE from another one of
+the run. Exit code: 0 if it was completed, 1 if a loss was infinite or not a number, 2 for bad input, 130 after Ctrl-C.
 """
 
 import argparse
@@ -12,16 +12,14 @@ import importlib.util
 import sys
 from collections.abc import Callable
 
-from bua.commands.arguments import add_config_file, add_overrides
+from bua.commands.arguments import add_config_file, add_overrides, add_resume
 from bua.errors import InputError
-from bua.options import ENGINES
-
-TRAINING_FAILED = 1
+from bua.options import ENGINES, TRAINING_FAILED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_file(parser, "the configuration of the detector and its training, such as configs/vg_r101.yaml")
-    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR")
+    add_resume(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument("--engine", choices=ENGINES, help="default: detectron2 if it is installed, else torch")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU (%(default)s)")
@@ -45,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from bua.detection.catalog import check_prepared
     from bua.detection.own_data import follow_own_data
     from bua.engine import NonFiniteLoss
+    from bua.engine.launch import check_processes
     from bua.modeling.vinvl import META_ARCHITECTURE as VINVL
     from bua.modeling.vinvl import NOT_TRAINED
 
@@ -52,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if cfg.MODEL.META_ARCHITECTURE == VINVL:
         raise InputError(f"{args.config_file}: {NOT_TRAINED}")
     # Said before processes are started, which takes a while.
+    check_processes(cfg.MODEL.DEVICE, args.num_gpus)
     check_prepared([*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST], cfg.DATASETS.FILES)
     for line in follow_own_data(cfg, args.overrides[::2]):
         print(line, flush=True)

@@ -1,10 +1,12 @@
 """Trains and evaluates the detector with Detectron2's trainer, as a configuration describes."""
 
 import argparse
+import logging
 import time
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -34,14 +36,15 @@ from bua.engine import (
     build_clip,
     build_optimizer,
     build_scheduler,
-    last_checkpoint,
 )
-from bua.engine.checkpoints import describe_existing_run, to_cpu
+from bua.engine.checkpoints import save_newest, to_cpu
 from bua.engine.loader import check_batch_size
-from bua.engine.losses import LossHistory
+from bua.engine.losses import LossHistory, NonFiniteLoss
 from bua.engine.optimizer import load_optimizer_state
+from bua.engine.resume import checkpoint_to_resume, read_to_resume, restore
 from bua.errors import InputError
 from bua.precision import set_float32_precision
+from bua.weights.files import check_finite, read_file
 from bua.weights.zoo import fetch
 
 
@@ -80,7 +83,7 @@ class Trainer(DefaultTrainer):
             # The argument of the constructor has different names in the versions of torch.
             self.model.broadcast_buffers = False
         self.model.train()
-        self.checkpointer = DetectionCheckpointer(
+        self.checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
@@ -88,23 +91,24 @@ class Trainer(DefaultTrainer):
         )
         self.register_hooks(self.build_hooks())
 
-    def resume_or_load(self, resume: bool = True) -> None:
+    def resume_or_load(self, resume: bool | str | Path = True) -> None:
         """Loads the newest checkpoint in OUTPUT_DIR, of either engine, or else MODEL.WEIGHTS.
 
         Args:
-            resume: Whether to look for a checkpoint in OUTPUT_DIR.
+            resume: Whether to look for a checkpoint in OUTPUT_DIR; or the path of the checkpoint.
+
+        Raises:
+            InputError: The checkpoint is damaged or does not fit, or OUTPUT_DIR contains a run and ``resume`` is False.
         """
-        if not (resume and self.checkpointer.has_checkpoint()):
+        path = checkpoint_to_resume(self.cfg.OUTPUT_DIR, resume)
+        if path is None:
             self._load_initial_weights(self.cfg.MODEL.WEIGHTS)
             return
-        rest = self.checkpointer.resume_or_load("", resume=True)
-        if "optimizer" in rest:  # the torch engine's
-            load_optimizer_state(self.optimizer, rest["optimizer"])
-            for part in ("scheduler", "scaler"):
-                getattr(self, part).load_state_dict(rest[part])
-            self.start_iter = rest["iteration"]
-        else:
-            self.start_iter = self.iter + 1
+        saved = read_to_resume(path, self.cfg.OUTPUT_DIR, self.max_iter)
+        load_weights(self.checkpointer.model, path)
+        restore({"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}, saved, path)
+        self.iter = self.start_iter = saved["iteration"]
+        logging.getLogger(__name__).info("resumed %s after %d iterations", path, self.iter)
 
     def _load_initial_weights(self, weights: str) -> None:
         catalog = weights.startswith("catalog://")
@@ -208,6 +212,40 @@ def _build_loader(cfg: CfgNode, data: TrainingSet):
     return build_detection_train_loader(cfg, mapper=AttributeDatasetMapper(data.mapper), dataset=dataset)
 
 
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which saves checkpoints as the torch engine does: they are complete whenever they
+    exist, and on the disk before an older one is forgotten. It reads files without executing code from them."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Saves a checkpoint as ``<name>.pth``.
+
+        Raises:
+            NonFiniteLoss: A parameter is not finite. Nothing has been written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        state = {"model": self.model.state_dict(), **parts, **kwargs}
+        save_newest(Path(self.save_dir), f"{name}.pth", state, kwargs.get("iteration", -1) + 1)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Reads a file as ``DetectionCheckpointer`` does, in which fvcore provides for other formats.
+
+        Raises:
+            InputError: The file is damaged, or holds other objects than arrays, or weights that are not finite.
+        """
+        content = read_file(filename)
+        of_caffe2 = filename.endswith(".pkl") and not ("model" in content and "__author__" in content)
+        weights = content.get("blobs", content) if of_caffe2 else content.get("model", content)
+        if not isinstance(weights, dict):
+            raise InputError(f"{filename}: holds no weights; give a checkpoint or a state dict")
+        weights = {key: torch.as_tensor(value) for key, value in weights.items() if not key.endswith("_momentum")}
+        check_finite(weights, filename)
+        if of_caffe2:
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        return {**content, "model": weights} if "model" in content else {"model": weights}
+
+
 class _SavedDescription:
     """Puts what is known about a detector into its checkpoints."""
 
@@ -221,16 +259,16 @@ class _SavedDescription:
         """Does nothing: the configuration of the run that continues is what counts."""
 
 
-def train_detector(cfg: CfgNode, resume: bool = False) -> None:
+def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> None:
     """Does the same as ``bua.detection.training.train_detector`` with Detectron2, without returning metrics.
 
     To train on several devices, run this function by ``bua.d2.launch.launch``.
     """
     _check_device(cfg)
-    if not resume and (last := last_checkpoint(cfg.OUTPUT_DIR)):
-        raise InputError(describe_existing_run(cfg.OUTPUT_DIR, last))
+    checkpoint_to_resume(cfg.OUTPUT_DIR, resume)
     comm.synchronize()
-    _set_up(cfg, argparse.Namespace(resume=resume))
+    _set_up(cfg, argparse.Namespace(resume=bool(resume)))
+    logging.getLogger(TrainerBase.__module__).addFilter(_has_traceback_to_log)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume)
     trainer.train()
@@ -253,6 +291,12 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     if comm.is_main_process():
         print_metrics(metrics)
     return metrics
+
+
+def _has_traceback_to_log(record: logging.LogRecord) -> bool:
+    """Returns whether a record of Detectron2's training loop is to be logged: not the traceback of one of bua's own
+    errors, which the command reports in one line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], InputError | NonFiniteLoss))
 
 
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:

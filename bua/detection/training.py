@@ -30,6 +30,7 @@ from bua.engine import (
 )
 from bua.engine.loader import TrainingLoader, aspect_groups
 from bua.engine.log import metrics_table
+from bua.engine.resume import checkpoint_to_resume
 from bua.errors import InputError
 from bua.modeling import Detector, build_detector
 from bua.vocabulary import Vocabulary
@@ -58,7 +59,7 @@ class TrainingSet:
     attribute_names: Vocabulary
 
 
-def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> dict[str, float]:
     """Trains a detector on ``DATASETS.TRAIN`` and writes its checkpoints to ``OUTPUT_DIR``.
 
     Training starts from ``MODEL.WEIGHTS``. The detector is evaluated on ``DATASETS.TEST`` every ``TEST.EVAL_PERIOD``
@@ -66,7 +67,8 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 
     Args:
         cfg: The configuration.
-        resume: Whether to continue from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
+        resume: Whether to continue from the newest checkpoint in ``OUTPUT_DIR``, if there is one; or the path of the
+            checkpoint to continue from.
 
     Returns:
         The metrics of the last evaluation. The dict is empty if there was none, and outside of the main process.
@@ -79,7 +81,7 @@ def train_detector(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     evaluators = build_evaluators(cfg)
     description = describe_detector(cfg, data.objects.names, data.attribute_names.names)
     detector = build_detector(cfg)
-    if cfg.MODEL.WEIGHTS and not (resume and last_checkpoint(cfg.OUTPUT_DIR)):
+    if checkpoint_to_resume(cfg.OUTPUT_DIR, resume) is None and cfg.MODEL.WEIGHTS:
         load_initial_weights(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
     optimizer = build_optimizer(cfg, detector)
     trainer = Trainer(

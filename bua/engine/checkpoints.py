@@ -1,6 +1,9 @@
 """Finds, writes and prunes the checkpoints of a run, and moves their content to the CPU."""
 
 import copy
+import math
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,51 @@ from bua.io.files import whole_file
 FINAL = "model_final.pth"
 BEST = "model_best.pth"
 POINTER = "last_checkpoint"
+_NUMBERED = re.compile(r"model_(\d{7,18})\.pth")
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """Returns the newest checkpoint of the run in ``output_dir``, or None if nothing was saved."""
-    pointer = Path(output_dir) / POINTER
-    return pointer.with_name(pointer.read_text().strip()) if pointer.is_file() else None
+    """Returns the newest checkpoint of the run in ``output_dir``, or None if nothing was saved.
+
+    This is the one that the file ``last_checkpoint`` names. If that file is missing or damaged, it is the one with the
+    most iterations.
+    """
+    named = _named_checkpoint(Path(output_dir))
+    return named if named is not None else next(iter(run_checkpoints(output_dir)), None)
+
+
+def run_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Returns the checkpoints in ``output_dir`` that a run can be continued from, as far as their names say; the one
+    with the most iterations first."""
+    folder = Path(output_dir)
+    done = {path: int(found[1]) + 1 for path in folder.glob("model_*.pth") if (found := _NUMBERED.fullmatch(path.name))}
+    final = folder / FINAL
+    # A run that was continued with a larger SOLVER.MAX_ITER has newer checkpoints than its first final one.
+    order: dict[Path, float] = {**done, final: _iterations(final) if done else math.inf}
+    return sorted(filter(os.path.isfile, order), key=lambda path: order[path], reverse=True)
+
+
+def _named_checkpoint(folder: Path) -> Path | None:
+    """Returns the checkpoint that the file ``last_checkpoint`` names, or None if it names no file of the folder."""
+    if not os.path.isfile(folder / POINTER):
+        return None
+    try:
+        name = (folder / POINTER).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return folder / name if name and Path(name).name == name and os.path.isfile(folder / name) else None
+
+
+def _iterations(path: Path) -> float:
+    """Returns after how many iterations a checkpoint was saved; infinity if the file cannot be read."""
+    if not os.path.isfile(path):
+        return math.inf
+    try:
+        # Mapped, the tensors are not read.
+        saved = from_detectron2(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        return float(saved["iteration"])
+    except Exception:  # a damaged file can cause any error; whoever reads it as a whole reports that
+        return math.inf
 
 
 def write_checkpoint(output_dir: Path, state: dict, *, final: bool, keep_all: bool) -> Path:
@@ -35,20 +77,35 @@ def write_checkpoint(output_dir: Path, state: dict, *, final: bool, keep_all: bo
     Raises:
         NonFiniteLoss: A parameter is not finite. Nothing has been written.
     """
-    state = to_cpu(state)
     before = last_checkpoint(output_dir)
+    name = FINAL if final else f"model_{state['iteration'] - 1:07d}.pth"
+    path = save_newest(output_dir, name, state, state["iteration"])
+    if not keep_all and before is not None and before != path:
+        before.unlink(missing_ok=True)
+    return path
+
+
+def save_newest(output_dir: Path, name: str, state: dict, iterations: int) -> Path:
+    """Saves a checkpoint under a name as the newest one of the run in ``output_dir``, and returns its path.
+
+    Args:
+        state: Content of the checkpoint, with the key ``model``. Tensors may be on a GPU.
+        iterations: Number of iterations that are done, for the message.
+
+    Raises:
+        NonFiniteLoss: A parameter is not finite. Nothing has been written.
+    """
+    state = to_cpu(state)
     broken = [name for name, value in state["model"].items() if not torch.isfinite(value).all()]
     if broken:
         raise NonFiniteLoss(
-            f"iteration {state['iteration']}: {len(broken)} parameters are not finite, such as {broken[0]}, so no "
+            f"iteration {iterations}: {len(broken)} parameters are not finite, such as {broken[0]}, so no "
             "checkpoint is saved; lower the learning rate or clip gradients" + last_checkpoint_hint(output_dir)
         )
-    path = output_dir / (FINAL if final else f"model_{state['iteration'] - 1:07d}.pth")
+    path = output_dir / name
     save_checkpoint(path, **state)
-    with whole_file(output_dir / POINTER) as file:
-        file.write(path.name.encode())
-    if not keep_all and before is not None and before != path:
-        before.unlink(missing_ok=True)
+    with whole_file(output_dir / POINTER, durable=True) as file:
+        file.write(name.encode())
     return path
 
 
@@ -96,24 +153,17 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
-def describe_existing_run(output_dir: str | Path, checkpoint: Path) -> str:
-    """Returns the error message for a new run in a folder that contains the checkpoint of another one."""
-    return f"{output_dir}: already contains a run ({checkpoint.name}); continue it with --resume or change OUTPUT_DIR"
-
-
 def from_detectron2(saved: dict) -> dict:
     """Converts a checkpoint of ``bua.d2.Trainer`` to one of ``bua.engine.Trainer``. Returns any other as it is.
 
     Detectron2 saves the number of the last iteration, from 0, while the torch engine saves how many are done.
     Detectron2's data loader does not save its position, so the images start from the beginning.
     """
-    if "LRScheduler" not in saved.get("trainer", {}).get("hooks", {}):
+    trainer = saved.get("trainer")
+    hooks = trainer.get("hooks") if isinstance(trainer, dict) else None
+    if not isinstance(trainer, dict) or not isinstance(hooks, dict) or "LRScheduler" not in hooks:
         return saved
-    trainer = saved["trainer"]
-    parts = {name: trainer[name] for name in ("optimizer", "scaler")}
-    return {
-        "model": saved["model"],
-        **parts,
-        "scheduler": trainer["hooks"]["LRScheduler"],
-        "iteration": trainer["iteration"] + 1,
-    }
+    parts = {name: trainer[name] for name in ("optimizer", "scaler") if name in trainer}
+    if isinstance(trainer.get("iteration"), int):
+        parts["iteration"] = trainer["iteration"] + 1
+    return {"model": saved.get("model"), **parts, "scheduler": hooks["LRScheduler"]}

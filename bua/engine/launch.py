@@ -26,6 +26,8 @@ from bua.precision import set_float32_precision
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 EXIT_TIMEOUT_SECONDS = 10
 FAILED = 1
+# A model and its optimizer in each process need memory, too.
+MOST_PROCESSES_PER_CORE = 16
 # A pipe holds 64 KiB. The process that started the others reads it only when one has ended.
 LONGEST_REPORT = 32_000
 
@@ -106,11 +108,7 @@ def connect(device: str, float32_precision: str = "") -> Accelerator:
     kind, index = torch.device(device).type, torch.device(device).index
     if kind == "cuda":
         needed = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if torch.cuda.device_count() < needed:
-            raise InputError(
-                f"MODEL.DEVICE is {device!r}: {needed} GPUs are needed, but {torch.cuda.device_count()} found; "
-                "lower --num-gpus or add MODEL.DEVICE cpu to the command"
-            )
+        check_processes(device, needed)
         if index is not None and needed > 1:
             raise InputError(
                 f"MODEL.DEVICE is {device!r}, which is one GPU for {needed} processes; use cuda, which gives each "
@@ -217,6 +215,36 @@ def share_cores(num_processes: int) -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+
+
+def check_processes(device: str, num_processes: int) -> None:
+    """Checks that this machine has a GPU, or at least a share of a core, for each process.
+
+    Processes on the CPU that have less than a core each are allowed, with a warning on standard error.
+
+    Raises:
+        InputError: This machine does not have the device, or has fewer GPUs than processes; or there are more processes
+            than ``MOST_PROCESSES_PER_CORE`` allows.
+    """
+    check_device(device)
+    if torch.device(device).type == "cuda":
+        if torch.cuda.device_count() < num_processes:
+            raise InputError(
+                f"MODEL.DEVICE is {device!r}: {num_processes} GPUs are needed, but {torch.cuda.device_count()} found; "
+                "lower --num-gpus or add MODEL.DEVICE cpu to the command"
+            )
+        return
+    cores = os.cpu_count() or 1
+    if num_processes > cores * MOST_PROCESSES_PER_CORE:
+        raise InputError(
+            f"--num-gpus {num_processes}: too many processes for the {cores} cores of this machine; lower it"
+        )
+    if num_processes > cores:
+        print(
+            f"warning: --num-gpus {num_processes} starts {num_processes} processes on the {cores} cores of this "
+            "machine, which is slower than a process a core",
+            file=sys.stderr,
+        )
 
 
 def check_counts(num_processes: int, num_machines: int) -> None:

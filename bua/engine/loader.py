@@ -108,6 +108,8 @@ class TrainingLoader:
 
         If the batch size has changed, it starts with the batch that contains the next item.
         """
+        if any(type(state[key]) is not int or state[key] < 0 for key in ("seed", "epoch", "items")):
+            raise ValueError("seed, epoch and items are not whole numbers")
         self.seed, self.epoch = state["seed"], state["epoch"]
         self.position = min(state["items"] // self.batch_size, self.batches_per_epoch - 1)
 

@@ -52,6 +52,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     fused = {"fused": True} if all(solver.OPTIMIZER in FUSED.get(device, ()) for device in devices) else {}
     if solver.OPTIMIZER == "SGD":
         momentum = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+        if solver.NESTEROV and not solver.MOMENTUM:
+            raise InputError("SOLVER.NESTEROV is True, but SOLVER.MOMENTUM is 0; set a momentum, or NESTEROV False")
         return torch.optim.SGD(parameters, lr=solver.BASE_LR, **momentum, **fused)
     if solver.OPTIMIZER in ADAPTIVE:
         return ADAPTIVE[solver.OPTIMIZER](parameters, lr=solver.BASE_LR, **fused)
@@ -69,14 +71,29 @@ def can_skip_updates(optimizer: torch.optim.Optimizer) -> bool:
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Restores the state that ``optimizer.state_dict()`` returned on any device, and keeps the own implementation.
 
-    The raised errors are those of ``optimizer.load_state_dict``.
+    The raised errors are those of ``optimizer.load_state_dict``, and a ValueError if the state is of another optimizer,
+    or of parameters of other shapes.
     """
+    if not _same_kind(optimizer.param_groups[0], state["param_groups"][0]):
+        raise ValueError(f"the checkpoint is of another optimizer than {type(optimizer).__name__}")
     groups = [
         {**saved, **{key: own[key] for key in IMPLEMENTATION if key in own}}
         for saved, own in zip(state["param_groups"], optimizer.param_groups)
     ]
     groups += state["param_groups"][len(groups) :]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
+
+
+def _same_kind(own: dict, saved: dict) -> bool:
+    """Returns whether two parameter groups have the settings of the same one of torch's optimizers."""
+    decoupled = "decoupled_weight_decay"  # of AdamW; older versions of torch do not save it
+    if decoupled in own and decoupled in saved and own[decoupled] != saved[decoupled]:
+        return False
+    return all((key in own) == (key in saved) for key in ("momentum", "betas", "amsgrad"))
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
@@ -129,10 +146,10 @@ def _schedule(solver: CfgNode, iteration: int) -> float:
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         return solver.GAMMA ** bisect_right(sorted(solver.STEPS), iteration)
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
-        end = solver.BASE_LR_END / solver.BASE_LR
+        end = _relative_end(solver)
         return end + (1 - end) * (1 + math.cos(math.pi * iteration / solver.MAX_ITER)) / 2
     if solver.LR_SCHEDULER_NAME == "WarmupLinearLR":
-        end = solver.BASE_LR_END / solver.BASE_LR
+        end = _relative_end(solver)
         return end + (1 - end) * max(0.0, 1 - iteration / solver.MAX_ITER)
     if solver.LR_SCHEDULER_NAME == "WarmupExponentialLR":
         return solver.GAMMA**iteration
@@ -140,3 +157,11 @@ def _schedule(solver: CfgNode, iteration: int) -> float:
         f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; use one of 'WarmupMultiStepLR', 'WarmupCosineLR', "
         "'WarmupLinearLR', 'WarmupExponentialLR'"
     )
+
+
+def _relative_end(solver: CfgNode) -> float:
+    """Returns the last learning rate divided by the first."""
+    if solver.BASE_LR == 0:
+        raise InputError(f"SOLVER.BASE_LR is 0, which {solver.LR_SCHEDULER_NAME} cannot use; give a learning rate")
+    end: float = solver.BASE_LR_END / solver.BASE_LR
+    return end

@@ -16,9 +16,6 @@ from torch import nn
 from bua.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from bua.engine.checkpoints import (
     BEST,
-    describe_existing_run,
-    from_detectron2,
-    last_checkpoint,
     last_checkpoint_hint,
     to_cpu,
     write_checkpoint,
@@ -27,8 +24,9 @@ from bua.engine.collectives import broadcast, gather, wait_for_all
 from bua.engine.interruption import Interruption
 from bua.engine.log import TrainingLog
 from bua.engine.losses import LossHistory, NonFiniteLoss
-from bua.engine.optimizer import can_skip_updates, load_optimizer_state
+from bua.engine.optimizer import can_skip_updates
 from bua.engine.random_state import preserved_random_state, random_state, set_random_state
+from bua.engine.resume import checkpoint_to_resume, read_to_resume, reported_misfit, restore
 from bua.errors import InputError, make_folder
 from bua.precision import autocast_dtype
 
@@ -142,25 +140,26 @@ class Trainer:
         self._unlogged: list[_Step] = []
         self._sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
-    def run(self, resume: bool = False) -> dict[str, float]:
+    def run(self, resume: bool | str | Path = False) -> dict[str, float]:
         """Trains until ``max_iter`` iterations are done.
 
         After Ctrl-C, a checkpoint is saved at the end of the iteration and KeyboardInterrupt is raised. A second Ctrl-C
         raises it at once.
 
         Args:
-            resume: Whether to continue from the newest checkpoint in ``output_dir``, if there is one.
+            resume: Whether to continue from the newest checkpoint in ``output_dir``, if there is one; or the path of
+                the checkpoint to continue from.
 
         Returns:
             The metrics of the last evaluation. The dict is empty if there was none, and outside of the main process.
 
         Raises:
             NonFiniteLoss: A loss is not finite. The parameters have not been updated with it, nor with later ones.
-            InputError: A checkpoint does not fit, or ``output_dir`` contains a run and ``resume`` is False.
+            InputError: A checkpoint is damaged or does not fit, or ``output_dir`` contains a run and ``resume`` is
+                False.
         """
-        saved = self._find_run(resume)
-        if saved:
-            self._restore(saved)
+        path = checkpoint_to_resume(self.output_dir, resume)
+        saved = {} if path is None else self._restore(path)
         if self.accelerator.is_main_process:
             make_folder(self.output_dir)
             if self.config is not None:
@@ -173,11 +172,15 @@ class Trainer:
                 unit=self.unit,
                 fractions=self.fractions,
             )
-            self.log.load_state_dict(saved.get("log", self.log.state_dict()))
+            if path is not None and "log" in saved:
+                restore({"log": self.log}, saved, path)
         self.model.train()
         # The random state is restored last, because the code above may draw random numbers.
-        if self.accelerator.process_index < len(saved.get("random", ())):
-            set_random_state(saved["random"][self.accelerator.process_index])
+        if path is not None:
+            with reported_misfit(path, "random"):
+                states = saved.get("random", ())
+                if self.accelerator.process_index < len(states):
+                    set_random_state(states[self.accelerator.process_index])
         with Interruption() as interruption:
             metrics = self._catch_up(interruption)
             batches = iter(self.loader)
@@ -354,40 +357,24 @@ class Trainer:
         path = write_checkpoint(self.output_dir, state, final=final, keep_all=self.keep_all)
         print(f"saved {path}", flush=True)
 
-    def _find_run(self, resume: bool) -> dict:
-        """Loads the newest checkpoint's weights into the model and returns its content, or {} if there is none."""
-        path = last_checkpoint(self.output_dir)
-        if path is None:
-            return {}
-        if not resume:
-            raise InputError(describe_existing_run(self.output_dir, path))
+    def _restore(self, path: Path) -> dict:
+        """Restores the state of the run from a checkpoint, and returns its content."""
+        saved = read_to_resume(path, self.output_dir, self.max_iter)
         load_weights(self.model, path)
-        saved = from_detectron2(read_checkpoint(path))
-        needed = {*self._parts(), "iteration"} - {"data"}
-        if not needed <= set(saved):
-            raise InputError(f"{path}: contains only weights and cannot be resumed; set MODEL.WEIGHTS to it instead")
-        if self.accelerator.is_main_process:
-            print(f"resumed {path} after {saved['iteration']} iterations", flush=True)
-        return saved
-
-    def _restore(self, saved: dict) -> None:
-        for name, part in self._parts().items():
-            if name == "model" or (name == "data" and name not in saved):
-                continue
-            try:
-                if name == "optimizer":
-                    load_optimizer_state(self.optimizer, saved[name])
-                else:
-                    part.load_state_dict(saved[name])
-            except (ValueError, KeyError, RuntimeError) as error:
-                path, reason = last_checkpoint(self.output_dir), " ".join(str(error).split())
-                raise InputError(
-                    f"{path}: {name} does not fit ({reason}); resume with the configuration that the run started with"
-                ) from error
+        parts = {name: part for name, part in self._parts().items() if name != "model"}
+        if "data" not in saved:
+            del parts["data"]
+        restore(parts, saved, path)
         self.iteration = saved["iteration"]
         best = self.output_dir / BEST
         if self.best is not None and best.exists():
-            self.best_value = read_checkpoint(best)["metrics"][self.best]
+            try:
+                self.best_value = float(read_checkpoint(best)["metrics"][self.best])
+            except (InputError, LookupError, TypeError, ValueError) as error:
+                raise InputError(f"{best}: is damaged; remove it, then the best model is chosen anew") from error
+        if self.accelerator.is_main_process:
+            print(f"resumed {path} after {self.iteration} iterations", flush=True)
+        return saved
 
 
 class _Step(NamedTuple):

@@ -13,7 +13,7 @@ from bua.grounding.inference import GroundingModel, predict
 from bua.tasks.training import TaskTraining
 
 
-def train_grounding(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+def train_grounding(cfg: CfgNode, resume: bool | str = False) -> dict[str, float]:
     """Trains a grounding model, see ``TaskTraining.run``; ``bua.engine.launch`` runs it on several devices.
 
     Returns:

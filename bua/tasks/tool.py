@@ -11,24 +11,25 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.config import check_device
-from bua.engine.launch import launch
+from bua.engine.launch import check_processes, launch
 from bua.engine.losses import NonFiniteLoss
 from bua.errors import InputError, make_folder
 from bua.io.files import whole_file
+from bua.options import TRAINING_FAILED
 from bua.precision import set_float32_precision
 from bua.tasks.region_batches import RegionReader
 
-# Exit code of a training that stopped because a loss was infinite or NaN.
-TRAINING_FAILED = 1
 
-
-def run_training(train: Callable[[CfgNode, bool], dict[str, float]], cfg: CfgNode, args: argparse.Namespace) -> int:
+def run_training(
+    train: Callable[[CfgNode, bool | str], dict[str, float]], cfg: CfgNode, args: argparse.Namespace
+) -> int:
     """Trains in as many processes as ``args`` say, and returns the exit code.
 
     Args:
-        train: Trains from a configuration; the second argument says whether to resume.
+        train: Trains from a configuration; the second argument says whether to resume, or names the checkpoint.
         args: The options ``resume`` and ``num_gpus``.
     """
+    check_processes(cfg.MODEL.DEVICE, args.num_gpus)
     try:
         launch(train, (cfg, args.resume), num_processes=args.num_gpus)
     except NonFiniteLoss as error:

@@ -106,13 +106,13 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
         ids: list[int] = batch.image_ids.tolist()
         return ids
 
-    def run(self, resume: bool = False) -> dict[str, float]:
+    def run(self, resume: bool | str = False) -> dict[str, float]:
         """Trains into ``OUTPUT_DIR`` and evaluates on ``DATA.VAL`` every ``TEST.EVAL_PERIOD`` epochs.
 
         Every checkpoint holds the vocabularies; the one with the best ``metric`` is ``model_best.pth``.
 
         Args:
-            resume: Continue from the newest checkpoint in ``OUTPUT_DIR`` if there is one.
+            resume: Continue from the newest checkpoint in ``OUTPUT_DIR`` if there is one, or from the one at this path.
 
         Returns:
             The metrics of the last evaluation, in percent; empty without one.
@@ -228,7 +228,7 @@ def train_task(
     evaluate: Callable[[], dict[str, float]] | None = None,
     best: str | None = None,
     extra: dict[str, Any] | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
 ) -> dict[str, float]:
     """Trains ``model`` for ``SOLVER.EPOCHS`` epochs into ``OUTPUT_DIR``; arguments and result as for ``Trainer``.
 

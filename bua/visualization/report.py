@@ -149,8 +149,9 @@ def _training_charts(log: Sequence[Mapping[str, float]]) -> list[Chart]:
 
 
 def _points(log: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the iterations and the values of the lines that have ``key``."""
+    """Returns the iterations and the values of the lines that have ``key``, without values that are not finite."""
     points = np.array([(line["iteration"], line[key]) for line in log if key in line], dtype=float).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1)]
     return points[:, 0], points[:, 1]
 
 

@@ -22,7 +22,7 @@ from bua.vqa.inference import VqaModel, predict
 SAMPLED_IMAGES = 500
 
 
-def train_vqa(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+def train_vqa(cfg: CfgNode, resume: bool | str = False) -> dict[str, float]:
     """Trains a question answering model, see ``TaskTraining.run``; ``bua.engine.launch`` runs it on several devices.
 
     Returns:

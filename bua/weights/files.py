@@ -1,7 +1,9 @@
 """Reads files of weights from different programs. The kind of a file is recognised by its first bytes."""
 
+import math
+import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bua.errors import InputError
+from bua.terminal import printable
 from bua.weights.caffemodel import read_caffemodel
 from bua.weights.pickles import read_pickle
 
@@ -34,7 +37,8 @@ def read_file(path: str | Path) -> dict:
             holds Python objects other than numbers, strings, tensors, arrays and containers.
     """
     path = Path(path)
-    if not path.is_file():
+    # Unlike Path.is_file, os.path.isfile never raises, for example for a name that is too long.
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such checkpoint file")
     try:
         with open(path, "rb") as file:
@@ -70,6 +74,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     raise InputError(f"{path}: holds no weights; give a checkpoint or a state dict")
 
 
+def check_finite(weights: Mapping[str, object], source: str | Path) -> None:
+    """Checks that weights are finite: from others a detector would find nothing, and a task's model answer anything.
+
+    Args:
+        weights: Tensors by name. Other values are ignored.
+        source: The file that they are from, for the message.
+
+    Raises:
+        InputError: A value is NaN or infinite. The message names the file and the first such tensor.
+    """
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        # The sum, which takes a fiftieth of the time of isfinite, is not finite if a value is not, or if it overflows.
+        if not math.isfinite(value.sum()) and not value.isfinite().all():
+            raise InputError(
+                f"{source}: {name} has values that are NaN or infinite, as after a training that diverged; give "
+                "another checkpoint, or download it again"
+            )
+
+
 def _read(path: Path, read: Callable[[], object]) -> object:
     try:
         return read()
@@ -77,7 +102,8 @@ def _read(path: Path, read: Callable[[], object]) -> object:
         reason = f"{_UNREADABLE}, or holds objects other than tensors and containers, which are not loaded"
         raise InputError(f"{path}: {reason}; copy or download it again") from error
     except ValueError as error:
-        raise InputError(f"{path}: is not a checkpoint, or is damaged: {' '.join(str(error).split())}") from error
+        reason = " ".join(printable(error).split())
+        raise InputError(f"{path}: is not a checkpoint, or is damaged: {reason}") from error
     except Exception as error:  # torch.load and pickle can raise almost any exception for files of other programs
         raise InputError(f"{path}: {_UNREADABLE}; copy or download it again") from error
 

@@ -1,6 +1,7 @@
 """Runs tools/train_net.py with Detectron2 on a few images."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from detectron2.utils import comm
 import bua.d2
 from bua.checkpoint import load_checkpoint
 from bua.d2.launch import launch
-from bua.d2.trainer import Trainer, train_detector
+from bua.d2.trainer import Checkpointer, Trainer, train_detector
 from bua.detection.catalog import vocabulary_folder
 from bua.engine import NonFiniteLoss
 from bua.errors import InputError
@@ -165,6 +166,45 @@ def test_two_processes_train_evaluate_and_dump(shapes, shapes_root, tmp_path, ca
         assert not (tmp_path / f"features.{format}.parts").exists()
 
 
+def test_damaged_checkpoints_are_named_with_the_one_before(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run("detectron2", DATASETS__TEST="()") == 0
+    (folder / "last_checkpoint").unlink()
+    final = folder / "model_final.pth"
+    whole = final.read_bytes()
+    final.write_bytes(whole[: len(whole) // 2])
+    assert run("detectron2") == 2
+    assert "already contains a run (model_final.pth)" in capsys.readouterr().err
+    assert run("detectron2", "--resume") == 2
+    assert f"--resume-from {folder}/model_0000003.pth" in capsys.readouterr().err.splitlines()[-1]
+    assert run("detectron2", "--resume-from", str(folder / "model_0000003.pth"), SOLVER__OPTIMIZER="SGD") == 2
+    assert "optimizer does not fit (the checkpoint is of another optimizer than SGD)" in capsys.readouterr().err
+    assert final.stat().st_size == len(whole) // 2
+
+
+def test_detectron2s_checkpointer_refuses_weights_that_are_not_finite_and_runs_no_code(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    checkpointer = Checkpointer(model, str(tmp_path))
+    checkpointer.save("model_0000004", iteration=4)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+    assert Checkpointer(torch.nn.Linear(2, 1)).load(str(tmp_path / "model_0000004.pth")) == {"iteration": 4}
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight[0, 1] = torch.inf
+    with pytest.raises(NonFiniteLoss, match="iteration 10: 1 parameters are not finite, such as weight"):
+        checkpointer.save("model_0000009", iteration=9)
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_0000004.pth"]
+    torch.save({"model": model.state_dict()}, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match=r"nan\.pth: weight has values that are NaN or infinite"):
+        checkpointer.load(str(tmp_path / "nan.pth"))
+    (tmp_path / "code.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    with pytest.raises(InputError, match=r"code\.pkl: .*objects other than tensors"):
+        Checkpointer(model).load(str(tmp_path / "code.pkl"))
+    blobs = {"weight": before.numpy(), "weight_momentum": before.numpy()}
+    (tmp_path / "caffe2.pkl").write_bytes(pickle.dumps({"blobs": blobs}))
+    assert list(checkpointer._load_file(str(tmp_path / "caffe2.pkl"))["model"]) == ["weight"]
+
+
 def fail(error):
     if comm.get_rank() == 1:
         raise error
@@ -187,7 +227,9 @@ def test_errors_in_processes_and_workers_are_raised_unchanged(run, shapes_root, 
 
 def test_a_loss_that_is_not_finite_names_the_images(run, capsys):
     assert run("detectron2", SOLVER__BASE_LR=1e20, SOLVER__WARMUP_ITERS=0) == 1
-    assert "not finite in the batch of" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "not finite in the batch of" in output.err
+    assert "Exception during training" not in output.out + output.err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from failing_processes import assert_that_all_processes_end
 
 from bua.engine import connect, launch
+from bua.engine.launch import check_processes
 from bua.errors import InputError
 
 
@@ -109,3 +110,18 @@ def test_several_processes_do_not_share_a_gpu(monkeypatch):
 @pytest.mark.parametrize("place", ["loading", "training", "evaluating"])
 def test_an_error_in_one_process_ends_the_others_that_wait_for_it(place):
     assert_that_all_processes_end("torch", place)
+
+
+def test_more_processes_than_the_machine_has_room_for(monkeypatch, capsys):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_processes("cpu", 2)
+    assert capsys.readouterr().err == ""
+    check_processes("cpu", 8)
+    assert "warning: --num-gpus 8 starts 8 processes on the 2 cores" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--num-gpus 1000: too many processes for the 2 cores"):
+        check_processes("cpu", 1000)
+    with pytest.raises(InputError, match="8 GPUs are needed, but 1 found"):
+        check_processes("cuda", 8)
+    with pytest.raises(InputError, match=r"MODEL.DEVICE is 'gpu', which is not a device"):
+        check_processes("gpu", 1)

@@ -6,7 +6,7 @@ from torch import nn
 
 from bua.config import get_cfg
 from bua.engine import build_clip, build_optimizer, build_scheduler
-from bua.engine.optimizer import lr_factor
+from bua.engine.optimizer import load_optimizer_state, lr_factor
 from bua.errors import InputError
 
 
@@ -179,3 +179,28 @@ def test_linear_and_exponential_schedules():
         make_cfg(LR_SCHEDULER_NAME="WarmupExponentialLR", BASE_LR=1e-3, GAMMA=0.9, MAX_ITER=10, WARMUP_ITERS=0)
     )
     assert fall == pytest.approx([1e-3 * 0.9**i for i in range(10)])
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        ({"OPTIMIZER": "SGD", "NESTEROV": True, "MOMENTUM": 0.0}, "SOLVER.NESTEROV is True, but SOLVER.MOMENTUM is 0"),
+        ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR": 0.0}, "SOLVER.BASE_LR is 0, which WarmupCosineLR cannot"),
+    ],
+)
+def test_settings_that_contradict_each_other(solver, message):
+    cfg = make_cfg(**solver)
+    with pytest.raises(InputError, match=message):
+        build_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    model = nn.Linear(1, 1)
+    optimizers = {name: build_optimizer(make_cfg(OPTIMIZER=name), model) for name in ("SGD", "Adam", "AdamW", "Adamax")}
+    for name, optimizer in optimizers.items():
+        for other, saved in optimizers.items():
+            if name == other:
+                load_optimizer_state(optimizer, saved.state_dict())
+                continue
+            with pytest.raises(ValueError, match=f"of another optimizer than {name}"):
+                load_optimizer_state(optimizer, saved.state_dict())

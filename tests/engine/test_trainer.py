@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from toy_training import interrupt, overflow, train_toy
 
 from bua.checkpoint import read_checkpoint
 from bua.engine import NonFiniteLoss, last_checkpoint
+from bua.engine.resume import checkpoint_to_resume, read_to_resume
 from bua.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -155,6 +157,119 @@ def test_does_not_overwrite_a_run(tmp_path):
     with pytest.raises(InputError, match="already contains a run"):
         train_toy(tmp_path, max_iter=2)
     assert (tmp_path / "metrics.json").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory):
+    """A run with checkpoints after 4 and 6 iterations."""
+    folder = tmp_path_factory.mktemp("stopped")
+    train_toy(folder, max_iter=6)
+    (folder / "model_final.pth").rename(folder / "model_0000005.pth")
+    (folder / "last_checkpoint").write_text("model_0000005.pth")
+    return folder
+
+
+@pytest.mark.parametrize("pointer", [None, "", "\0", "model_0000009.pth", "../model_0000003.pth", b"\xff"])
+def test_newest_checkpoint_is_found_without_the_file_that_names_it(stopped_run, tmp_path, pointer):
+    shutil.copytree(stopped_run, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "last_checkpoint").unlink()
+    if pointer is not None:
+        (tmp_path / "last_checkpoint").write_bytes(pointer if isinstance(pointer, bytes) else pointer.encode())
+    (tmp_path / "model_0000007.pth").mkdir()
+    (tmp_path / "model_0000008.pth").symlink_to("model_0000008.pth")
+    assert last_checkpoint(tmp_path) == tmp_path / "model_0000005.pth"
+    # The final checkpoint of a run that was continued with more iterations is older than the others.
+    shutil.copy(tmp_path / "model_0000003.pth", tmp_path / "model_final.pth")
+    assert last_checkpoint(tmp_path) == tmp_path / "model_0000005.pth"
+    (tmp_path / "model_final.pth").write_bytes(b"")
+    assert last_checkpoint(tmp_path) == tmp_path / "model_final.pth"
+
+
+def test_without_the_pointer_a_run_neither_starts_anew_nor_loses_its_checkpoints(stopped_run, tmp_path):
+    shutil.copytree(stopped_run, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "last_checkpoint").unlink()
+    with pytest.raises(InputError, match=r"already contains a run \(model_0000005\.pth\)"):
+        train_toy(tmp_path)
+    assert checkpoint_to_resume(tmp_path, True) == tmp_path / "model_0000005.pth"
+    for path in tmp_path.glob("model_0*"):
+        path.unlink()
+    (tmp_path / "model_best.pth").write_bytes(b"")
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"contains model_best\.pth, but no checkpoint .*; change OUTPUT_DIR"):
+            checkpoint_to_resume(tmp_path, resume)
+
+
+def test_a_damaged_newest_checkpoint_is_named_with_the_one_before_it(stopped_run, uninterrupted_run, tmp_path):
+    shutil.copytree(stopped_run, tmp_path, dirs_exist_ok=True)
+    newest, before = tmp_path / "model_0000005.pth", tmp_path / "model_0000003.pth"
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"model_0000005\.pth: .*truncated.*--resume-from .*model_0000003\.pth$"):
+        train_toy(tmp_path, resume=True)
+    with pytest.raises(InputError, match=r"contains a run of its own \(model_0000005\.pth\)"):
+        train_toy(tmp_path, resume=stopped_run / "model_0000003.pth")
+    train_toy(tmp_path, resume=str(before))
+    assert_same_run(tmp_path, uninterrupted_run)
+    before.write_bytes(b"")
+    with pytest.raises(InputError, match=r"no other checkpoint to continue from, so start it again"):
+        read_to_resume(before, tmp_path / "empty", 10)
+
+
+def state_without(part, key):
+    return lambda saved: saved[part].pop(key)
+
+
+def state_with(*path, value):
+    def change(saved):
+        for name in path[:-1]:
+            saved = saved[name]
+        saved[path[-1]] = value
+
+    return change
+
+
+def adam(saved):
+    saved["optimizer"]["param_groups"][0] |= {"betas": (0.9, 0.99), "amsgrad": False}
+    del saved["optimizer"]["param_groups"][0]["momentum"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (adam, "optimizer does not fit .*another optimizer than SGD"),
+        (state_without("optimizer", "param_groups"), "optimizer does not fit"),
+        (state_with("optimizer", value=3), "optimizer does not fit"),
+        (state_with("optimizer", "state", 0, "momentum_buffer", value=torch.zeros(3)), "momentum_buffer has the shape"),
+        (state_with("scheduler", value={}), "scheduler does not fit"),
+        (state_with("scheduler", "last_epoch", value=2), "scheduler does not fit .it is at iteration 2"),
+        (state_with("data", value={"seed": 1, "epoch": -1, "items": 0}), "data does not fit"),
+        (state_with("data", value=[]), "data does not fit"),
+        (state_with("random", value=[{"python": [3, [1], None]}]), "random does not fit"),
+        (state_with("random", 0, "torch", value=torch.zeros(4)), "random does not fit"),
+        (state_with("random", value=7), "random does not fit"),
+        (state_with("log", value={"sums": "ab"}), "log does not fit"),
+        (state_with("iteration", value="6"), "iteration is '6'"),
+        (state_with("iteration", value=-1), "iteration is '-1'"),
+        (state_with("iteration", value=11), "was saved after 11 iterations, but the run ends after 10"),
+        (state_with("trainer", value={"hooks": 3}), None),
+        (lambda saved: saved.pop("scheduler"), "contains only weights"),
+        (state_with("model", value={}), "holds no weights"),
+        (state_with("model", "linear.weight", value=torch.zeros(4, 3)), r"linear\.weight has the shape"),
+        (state_with("model", "linear.weight", 0, value=torch.nan), r"linear\.weight has values that are NaN"),
+    ],
+)
+def test_damage_of_a_checkpoint_is_one_line(stopped_run, tmp_path, change, message):
+    saved = read_checkpoint(stopped_run / "model_0000005.pth")
+    change(saved)
+    path = tmp_path / "model_0000005.pth"
+    torch.save(saved, path)
+    if message is None:
+        train_toy(tmp_path, resume=True)
+        return
+    with pytest.raises(InputError, match=rf"^{path}: .*{message}") as error:
+        train_toy(tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+    assert [other.name for other in tmp_path.glob("*.pth")] == [path.name]
 
 
 def test_a_finished_run_can_be_continued(tmp_path):

@@ -177,6 +177,10 @@ def test_a_chart_without_a_line_to_draw_is_left_out(tmp_path):
     assert [label.split(" by ")[0] for label in charts] == ["Training losses"]
     assert charts_of(written(tmp_path, full_report(training_log=log[-2:], curves={}))) == []
     assert "Detector training" not in written(tmp_path, full_report(training_log=log[-2:]))
+    diverged = [{**line, "loss_cls": float("nan")} for line in log]
+    assert charts_of(written(tmp_path, full_report(training_log=diverged, curves={}))) == []
+    overflown = [*log, {"iteration": 50, "loss_cls": float("inf")}]
+    assert charts_of(written(tmp_path, full_report(training_log=overflown, curves={}))) == charts
 
 
 def test_parts_without_content_are_left_out(tmp_path):
