@@ -5,7 +5,6 @@ any two of ten million n-grams have the same hash is 3 in a million.
 """
 
 import hashlib
-import zipfile
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,7 +82,9 @@ class DocumentFrequencies:
                 return cls(file["hashes"], images, int(file["num_pictures" if old else "num_images"]))
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file; write it with bua count-caption-ngrams") from error
-        except (KeyError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        except Exception as error:  # a damaged zip archive or header of an array can cause almost any error
             raise InputError(
                 f"{path}: not a file of document frequencies; write it again with bua count-caption-ngrams"
             ) from error

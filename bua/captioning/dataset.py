@@ -100,6 +100,13 @@ class CaptionDataset(PreparedDataset):
         folder = prepared.prepared_folder(folder, ABOUT, PROGRAM)
         vocabulary = CaptionVocabulary.load(folder / VOCABULARY)
         parts = [prepared.read_split(folder, split, cls.ARRAYS, PROGRAM) for split in splits]
+        for name, arrays in parts:
+            for key in cls.ARRAYS:
+                prepared.check_arrays(name, arrays, {key: "i1"}, PROGRAM)
+            prepared.check_ids(name, arrays["words"], len(vocabulary), PROGRAM)
+            captions = len(arrays["word_offsets"]) - 1
+            prepared.check_offsets(name, arrays["word_offsets"], len(arrays["words"]), PROGRAM)
+            prepared.check_offsets(name, arrays["caption_offsets"], captions, PROGRAM, len(arrays["image_ids"]))
         datasets = [
             cls(name, **{key: arrays[key] for key in cls.ARRAYS}, vocabulary=vocabulary) for name, arrays in parts
         ]

@@ -18,7 +18,14 @@ from bua.captioning.updown import UpDownCaptioner
 from bua.captioning.vocabulary import CaptionVocabulary
 from bua.errors import InputError
 from bua.structures import Regions
-from bua.tasks.checkpoint import TaskModel, read_task_checkpoint, restore_cfg, restore_weights
+from bua.tasks.checkpoint import (
+    TaskModel,
+    build_fitting,
+    read_task_checkpoint,
+    reported_damage,
+    restore_cfg,
+    restore_weights,
+)
 from bua.tasks.region_batches import RegionBatch, RegionReader
 from bua.tasks.training import progress_bar
 
@@ -89,11 +96,12 @@ def load_captioner(path: str | Path, device: str = "cpu", overrides: Sequence[st
     """
     advice = "name a checkpoint that bua train-caption wrote"
     saved = read_task_checkpoint(path, ("words", "tokenizer"), advice)
-    cfg = restore_cfg(get_cfg(), saved, path, check_values)
-    _override(cfg, list(overrides))
-    vocabulary = CaptionVocabulary(saved["words"], saved["tokenizer"])
-    model = build_model(cfg, vocabulary, saved["feature_dim"])
-    return restore_weights(Captioner(model, cfg, saved["feature_dim"], vocabulary), saved, path, device)
+    with reported_damage(path):
+        cfg = restore_cfg(get_cfg(), saved, path, check_values)
+        _override(cfg, list(overrides))
+        vocabulary = CaptionVocabulary(saved["words"], saved["tokenizer"])
+        model = build_fitting(lambda: build_model(cfg, vocabulary, saved["feature_dim"]), saved, path)
+        return restore_weights(Captioner(model, cfg, saved["feature_dim"], vocabulary), saved, path, device)
 
 
 def predict(

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from bua.weights.layouts import Layout, Weights
 
 
+# First parts of the names of a detector's weights in bua's layout.
+DETECTOR_PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a file, the name of a released checkpoint, or an address")
     parser.add_argument("target", type=Path, help="file to write; if its name ends with .pkl, it holds numpy arrays")
@@ -57,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
         return
     layout = identify(args.source)
     weights = load_checkpoint(args.source)
+    if layout.name == "bua" and not any(name.startswith(DETECTOR_PARTS) for name in weights):
+        raise InputError(f"{args.source}: is not a detector; a task's model that bua trained needs no conversion")
     print(f"{args.source}: {len(weights)} tensors in the layout `{layout.name}` ({layout.origin})")
     print(f"configuration: {layout.config}")
     if args.to == "bua":

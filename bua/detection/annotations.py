@@ -144,6 +144,7 @@ class DetectionDataset(Sequence[dict]):
             [_column(images, "height", int, path, "images"), _column(images, "width", int, path, "images")],
             dtype=np.int64,
         ).T
+        _check(self.sizes.min(axis=1, initial=1) > 0, path, "width, height", "not above 0", where="images")
         position_of = {image_id: position for position, image_id in enumerate(self.image_ids.tolist())}
         if len(position_of) < len(images):
             raise InputError(f"{path}: images: the same id appears twice; give each image an id of its own")
@@ -273,6 +274,8 @@ def _vocabulary(categories: list, path: Path, field: str) -> Vocabulary:
     if ids != list(range(len(ids))):
         raise InputError(f"{path}: {field}: the ids must be 0, 1, 2, ... in this order")
     aliases = [category.get("aliases", ()) for category in categories]
+    if not all(isinstance(more, list | tuple) and all(isinstance(name, str) for name in more) for more in aliases):
+        raise InputError(f"{path}: {field}: aliases must be lists of names")
     lines = [",".join([name, *more]) for name, more in zip(names, aliases)]
     return Vocabulary(lines, source=f"{path}: {field}", allow_empty=field == "attribute_categories")
 
@@ -296,8 +299,9 @@ def _column(records: list, field: str, kind: type, path: Path, where: str) -> li
 def _boxes(annotations: list, path: Path) -> np.ndarray:
     column = _column(annotations, "bbox", list, path, "annotations")
     try:
-        boxes = np.array(column, dtype=np.float32).reshape(len(column), 4)
-    except (ValueError, TypeError) as error:
+        with np.errstate(over="ignore"):  # numbers that are too large become infinite, and are refused
+            boxes = np.array(column, dtype=np.float32).reshape(len(column), 4)
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: annotations: a bbox does not consist of four numbers x, y, width, height") from error
     good = np.isfinite(boxes) & (boxes >= [-np.inf, -np.inf, 0, 0])
     _check(np.asarray(good.all(axis=1)), path, "bbox", "not four numbers x, y, width >= 0, height >= 0")
@@ -323,7 +327,7 @@ def _attributes(annotations: list, num_classes: int, path: Path) -> np.ndarray:
     lengths = np.array([min(len(ids), MAX_ATTRIBUTES) for ids in lists], dtype=np.int64)
     try:
         flat = np.array([number for ids in lists for number in ids[:MAX_ATTRIBUTES]], dtype=np.int64)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: annotations: attribute_ids must all be whole numbers") from error
     good = (flat >= 0) & (flat < num_classes)
     rows = np.repeat(np.arange(len(lists)), lengths)
@@ -334,6 +338,6 @@ def _attributes(annotations: list, num_classes: int, path: Path) -> np.ndarray:
     return padded
 
 
-def _check(good: np.ndarray, path: Path, field: str, complaint: str) -> None:
+def _check(good: np.ndarray, path: Path, field: str, complaint: str, where: str = "annotations") -> None:
     if not good.all():
-        raise InputError(f"{path}: annotations[{np.argmin(good)}]: {field}: {complaint}")
+        raise InputError(f"{path}: {where}[{np.argmin(good)}]: {field}: {complaint}")

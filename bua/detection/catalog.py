@@ -83,7 +83,7 @@ def _locate(name: str, files: Mapping[str, Mapping[str, str]] | None) -> tuple[P
                 f"DATASETS.FILES.{name}: has no {missing[0]}; give the COCO file as json, the folder as images"
             )
         annotation_file, folder = Path(files[name]["json"]), Path(files[name]["images"])
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise InputError(
                 f"DATASETS.FILES.{name}: images is {folder}, which is not a folder; give that of the images"
             )
@@ -96,9 +96,9 @@ def _locate(name: str, files: Mapping[str, Mapping[str, str]] | None) -> tuple[P
             names = ", ".join([*(files or ()), *_locations])
             raise InputError(f"data set {name!r}: there is no such name; {hint}the names are {names}")
         folder, annotation_file = (datasets_root() / path for path in _locations[name])
-        if not annotation_file.is_file():
+        if not os.path.isfile(annotation_file):
             raise InputError(f"{annotation_file}: data set {name} is not prepared; {_how_to_prepare(name, folder)}")
-    if not annotation_file.is_file():
+    if not os.path.isfile(annotation_file):
         raise InputError(f"{annotation_file}: this annotation file does not exist")
     return annotation_file, folder
 
@@ -106,7 +106,8 @@ def _locate(name: str, files: Mapping[str, Mapping[str, str]] | None) -> tuple[P
 def _attributes_of_files(files: Mapping[str, Mapping[str, str]]) -> list[str] | None:
     """Returns the attributes of all of the user's data sets, so that those of one that is evaluated have the ids of the
     one that was trained on; None if a file lists its attributes."""
-    paths = [Path(one["json"]) for one in files.values() if "json" in one]
+    # A file that is missing belongs to a data set that is not used: otherwise ``_locate`` has reported it.
+    paths = [path for one in files.values() if "json" in one and os.path.isfile(path := Path(one["json"]))]
     found = [_attributes_of_file(path, file_version(path)) for path in paths]
     return None if None in found else sorted({name for one in found for name in one or ()})
 

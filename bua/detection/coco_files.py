@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bua.errors import InputError, first_of
+from bua.errors import InputError, first_of, shown
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,9 @@ def attribute_names(tree: Mapping[str, Any]) -> list[str] | None:
     names: set[str] = set()
     for annotation in tree["annotations"]:
         if isinstance(annotation, Mapping):
-            names.update(name for name in annotation.get("attributes") or () if isinstance(name, str))
+            found = _attributes_of(annotation.get("attributes"))
+            if isinstance(found, list):
+                names.update(name for name in found if isinstance(name, str))
     return sorted(names)
 
 
@@ -35,7 +37,8 @@ def with_ids_from_zero(tree: dict[str, Any], path: Path, attributes: Sequence[st
         tree: Content of the file, with lists ``images``, ``annotations`` and ``categories``. Attributes are in the
             field ``attributes`` of an annotation, a list of names, or of ids in a list ``attributes`` or
             ``attribute_categories`` of the file (dictionaries with ``id`` and ``name``, or names, whose ids are their
-            positions); or in the field ``attribute_ids``. Annotations with ``iscrowd`` are left out.
+            positions), or a dictionary as CVAT writes it (see ``_attributes_of``); or in the field ``attribute_ids``.
+            Annotations with ``iscrowd`` are left out.
         path: The file, for messages.
         attributes: The names of all attributes, in the order of their ids, for a file whose annotations hold names; by
             default the names in the file, in alphabetical order.
@@ -57,11 +60,11 @@ def with_ids_from_zero(tree: dict[str, Any], path: Path, attributes: Sequence[st
     for number, record in enumerate(annotations):
         if not isinstance(record, dict) or "category_id" not in record:
             raise InputError(f"{path}: annotations[{number}] has no 'category_id'; give each box a category")
-        found = record.get("attribute_ids", record.get("attributes")) or []
+        found = _attributes_of(record.get("attribute_ids", record.get("attributes")))
         if not isinstance(found, list):
             raise InputError(
-                f"{path}: annotations[{number}]: attributes is {found!r}; give a list of names, or of ids in the "
-                "file's list of attributes"
+                f"{path}: annotations[{number}]: attributes is {shown(found)}; give a list of names, or of ids in "
+                "the file's list of attributes"
             )
         renumbered.append(
             {
@@ -78,6 +81,17 @@ def with_ids_from_zero(tree: dict[str, Any], path: Path, attributes: Sequence[st
         ],
         "attribute_categories": [{"id": number, "name": name} for number, name in enumerate(names)],
     }
+
+
+def _attributes_of(value: Any) -> Any:
+    """Returns the list of attributes that the field ``attributes`` of an annotation means.
+
+    CVAT writes a dictionary: the attributes of a box are its names whose value is true, and its values that are text.
+    Names whose value is false, a number or empty, such as "occluded" and "rotation", are none.
+    """
+    if not isinstance(value, Mapping):
+        return value or []
+    return [name if one is True else one for name, one in value.items() if one is True or (one and type(one) is str)]
 
 
 def is_ordinary(tree: Mapping[str, Any]) -> bool:
@@ -129,11 +143,11 @@ def _order(records: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _look_up(positions: Mapping[Any, int], value: Any, path: Path, number: int, field: str) -> int:
-    try:
+    # To a dictionary, 1.0 and true are 1.
+    if type(value) in (int, str) and value in positions:
         return positions[value]
-    except (KeyError, TypeError):
-        known = first_of(_texts(positions))
-        raise InputError(f"{path}: annotations[{number}]: {field}: {value!r} is not known; known are {known}") from None
+    known = f"known are {first_of(_texts(positions))}" if positions else "the file lists none"
+    raise InputError(f"{path}: annotations[{number}]: {field}: {shown(value)} is not known; {known}")
 
 
 def _texts(values: Iterable[Any]) -> list[str]:

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode
 
 from bua.checkpoint import identify, read_checkpoint
-from bua.config import check_device, get_cfg, load_cfg, merge_overrides
+from bua.config import check_device, check_numbers, get_cfg, load_cfg, merge_overrides
+from bua.config_files import parse_yaml
 from bua.errors import InputError
 from bua.io.files import file_version
 from bua.weights.zoo import ZOO, fetch
@@ -114,7 +114,14 @@ def read_description(saved: Mapping[str, Any]) -> DetectorDescription | None:
     """Returns the description that the content of a checkpoint has, or None if it has none, as one that another program
     or an earlier version of bua wrote."""
     state = saved.get(KEY)
-    return DetectorDescription(**state) if isinstance(state, Mapping) else None
+    if not isinstance(state, Mapping) or set(state) != {"config", "objects", "attributes"}:
+        return None
+    names = [state["objects"], state["attributes"]]
+    if not isinstance(state["config"], str) or not all(
+        isinstance(part, list | tuple) and all(isinstance(name, str) for name in part) for part in names
+    ):
+        return None
+    return DetectorDescription(**state)
 
 
 def _described_cfg(description: DetectorDescription, path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
@@ -129,8 +136,9 @@ def _described_cfg(description: DetectorDescription, path: str | Path, overrides
     cfg = get_cfg()
     device = cfg.MODEL.DEVICE
     try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(description.config)))
-    except (KeyError, ValueError, AttributeError, yaml.YAMLError) as error:
+        cfg.merge_from_other_cfg(CfgNode(parse_yaml(description.config, "config")))
+        check_numbers(cfg, "config")
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{path}: its configuration is of another version of bua ({reason}); give a configuration file"

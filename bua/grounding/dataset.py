@@ -95,6 +95,18 @@ class GroundingDataset(PreparedDataset):
         """
         vocabulary = load_vocabulary(folder)
         name, arrays = prepared.read_split(Path(folder), split, cls.ARRAYS, PROGRAM)
+        for forms in (
+            {"image_ids": "i1", "sizes": "i2", "words": "i2"},
+            {"spans": "i2", "chains": "i1", "types": "b2"},
+            {"phrase_offsets": "i1"},
+            {"box_offsets": "i1"},
+            {"boxes": "f2"},
+        ):
+            prepared.check_arrays(name, arrays, forms, PROGRAM)
+        prepared.check_ids(name, arrays["words"], len(vocabulary) + 1, PROGRAM)
+        phrases = len(arrays["spans"])
+        prepared.check_offsets(name, arrays["phrase_offsets"], phrases, PROGRAM, len(arrays["image_ids"]))
+        prepared.check_offsets(name, arrays["box_offsets"], len(arrays["boxes"]), PROGRAM, phrases)
         return cls(name, **{key: arrays[key] for key in cls.ARRAYS}, vocabulary=vocabulary)
 
     @classmethod

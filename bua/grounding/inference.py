@@ -18,7 +18,14 @@ from bua.grounding.phrases import find_phrases
 from bua.grounding.recall import chance_recall, first_hits, grounding_recall, recall_at, recall_by_type
 from bua.grounding.released import RELEASED_MODELS, is_grounding_model
 from bua.structures import Regions
-from bua.tasks.checkpoint import TaskModel, missing_parts, restore_cfg, restore_weights
+from bua.tasks.checkpoint import (
+    TaskModel,
+    build_fitting,
+    missing_parts,
+    reported_damage,
+    restore_cfg,
+    restore_weights,
+)
 from bua.tasks.region_batches import RegionBatch, RegionReader
 from bua.tasks.released import constructor_arguments, read_released_checkpoint
 from bua.tasks.training import progress_bar
@@ -128,11 +135,12 @@ def load_grounding(path: str | Path, device: str = "cpu", *, folder: str | Path 
                 f"{path}: lacks {', '.join(missing)}; also name a folder that bua prepare-flickr30k --vocabulary wrote"
             )
         saved = _add_vocabulary(saved["model"], folder)
-    cfg = restore_cfg(get_cfg(), saved, path)
-    vocabulary = WordVocabulary(saved["vocabulary"])
-    model = build_model(cfg, len(vocabulary), saved["feature_dim"])
-    grounding = GroundingModel(model, cfg, saved["feature_dim"], vocabulary, saved["phrase_tags"])
-    return restore_weights(grounding, saved, path, device)
+    with reported_damage(path):
+        cfg = restore_cfg(get_cfg(), saved, path)
+        vocabulary = WordVocabulary(saved["vocabulary"])
+        model = build_fitting(lambda: build_model(cfg, len(vocabulary), saved["feature_dim"]), saved, path)
+        grounding = GroundingModel(model, cfg, saved["feature_dim"], vocabulary, saved["phrase_tags"])
+        return restore_weights(grounding, saved, path, device)
 
 
 @torch.inference_mode()

@@ -4,8 +4,6 @@ Such a folder holds vocabularies, an npz file of arrays for each split, and a JS
 made from. The JSON file is written last, so that a folder without it is known to be incomplete.
 """
 
-import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +12,7 @@ import numpy as np
 import orjson
 
 from bua.errors import InputError, make_folder
+from bua.features.npy import NpzFile
 from bua.io.files import whole_file
 
 # The file of word vectors, beside the files of the splits.
@@ -130,6 +129,55 @@ def read_split(folder: Path, split: str, needed: Sequence[str], program: str) ->
     return str(path), read_arrays(path, needed, program)
 
 
+def check_arrays(name: str, arrays: Mapping[str, np.ndarray], forms: Mapping[str, str], program: str) -> None:
+    """Checks that arrays of one split have the kind and the number of dimensions that they must have, and all the same
+    number of rows.
+
+    Args:
+        name: Path of the split's file, for the message.
+        forms: For each array a letter and a number: "i2" is one of integers with two dimensions, "f" stands for
+            floating-point numbers, and "b" for bools.
+        program: Name of the command that prepares such folders.
+
+    Raises:
+        InputError: An array is missing or has another form, or the numbers of rows differ.
+    """
+    for key, form in forms.items():
+        array = arrays.get(key)
+        if array is None or array.dtype.kind not in form[0] or array.ndim != int(form[1]):
+            raise InputError(f"{name}: damaged ({key} is missing, or no such array); prepare it again: bua {program}")
+    if len({len(arrays[key]) for key in forms}) > 1:
+        raise InputError(f"{name}: damaged ({', '.join(forms)} differ in length); prepare it again: bua {program}")
+
+
+def check_ids(name: str, ids: np.ndarray, count: int, program: str) -> None:
+    """Checks that the ids in an array of a split are those of the folder's vocabulary.
+
+    Args:
+        name: Path of the split's file, for the message.
+        count: Number of ids that the vocabulary has, with that of padding if the array has it.
+        program: Name of the command that prepares such folders.
+
+    Raises:
+        InputError: An id is out of range, as where the vocabulary is that of another run.
+    """
+    if ids.dtype.kind not in "iu" or (ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < count):
+        raise InputError(f"{name}: has ids that the vocabulary beside it lacks; prepare it again with bua {program}")
+
+
+def check_offsets(name: str, offsets: np.ndarray, total: int, program: str, count: int | None = None) -> None:
+    """Checks the offsets of a split (see ``offsets_of``); arguments and errors as for ``check_ids``.
+
+    Args:
+        total: Number of rows that the groups have together.
+        count: Number of groups, if it is known.
+    """
+    good = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) and offsets[0] == 0
+    good = good and offsets[-1] == total and (np.diff(offsets) >= 0).all() and count in (None, len(offsets) - 1)
+    if not good:
+        raise InputError(f"{name}: damaged (its arrays do not fit each other); prepare it again with bua {program}")
+
+
 def read_word_vectors(folder: Path, program: str) -> tuple[Path, dict[str, np.ndarray]]:
     """Reads the word vectors of a prepared folder.
 
@@ -159,10 +207,11 @@ def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[s
         InputError: The file is damaged, or lacks one of the needed arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged ({error}); prepare it again with bua {program}") from error
+        with NpzFile(Path(path)) as file:
+            arrays = {name: file.array(name) for name in sorted(file.names)}
+    except Exception as error:  # a damaged zip archive or header of an array can cause almost any error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}: damaged ({reason}); prepare it again with bua {program}") from error
     lacking = [name for name in needed if name not in arrays]
     if lacking:
         raise InputError(f"{path}: lacks {', '.join(lacking)}; prepare it again with bua {program}")

@@ -194,7 +194,7 @@ def _text_file(root: Path, relative: str) -> Path:
 
 def _warn_of_missing_images(root: Path, file_names: dict[int, str]) -> None:
     for folder in sorted({os.path.dirname(file) for file in file_names.values()}):
-        if not (root / folder).is_dir():
+        if not os.path.isdir(root / folder):
             logger.warning(
                 "%s: no such folder; download the images, %simages.zip and images2.zip, as `bua download "
                 "visual-genome --only images` does",

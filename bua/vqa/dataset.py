@@ -97,6 +97,13 @@ class VqaDataset(PreparedDataset):
         """
         words, answers = load_vocabularies(folder)
         name, arrays = prepared.read_split(Path(folder), split, cls.ARRAYS, PROGRAM)
+        prepared.check_arrays(name, arrays, {"questions": "i2", "question_ids": "i1", "image_ids": "i1"}, PROGRAM)
+        prepared.check_ids(name, arrays["questions"], len(words) + 1, PROGRAM)
+        if any(key in arrays for key in TARGETS):
+            prepared.check_arrays(name, arrays, {"offsets": "i1"}, PROGRAM)
+            prepared.check_arrays(name, arrays, {"labels": "i1", "scores": "f1"}, PROGRAM)
+            prepared.check_ids(name, arrays["labels"], len(answers), PROGRAM)
+            prepared.check_offsets(name, arrays["offsets"], len(arrays["labels"]), PROGRAM, len(arrays["questions"]))
         return cls._from_arrays(name, arrays, words, answers)
 
     @classmethod

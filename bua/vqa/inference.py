@@ -12,7 +12,14 @@ from torch import Tensor
 
 from bua.errors import InputError
 from bua.structures import Regions
-from bua.tasks.checkpoint import TaskModel, read_task_checkpoint, restore_cfg, restore_weights
+from bua.tasks.checkpoint import (
+    TaskModel,
+    build_fitting,
+    read_task_checkpoint,
+    reported_damage,
+    restore_cfg,
+    restore_weights,
+)
 from bua.tasks.region_batches import BatchT, RegionBatch, RegionReader
 from bua.tasks.released import constructor_arguments
 from bua.tasks.training import progress_bar
@@ -75,10 +82,11 @@ def load_vqa(path: str | Path, device: str = "cpu") -> VqaModel:
         "name a checkpoint that bua train-vqa wrote, or add the vocabularies to a converted one with "
         "bua convert-checkpoint --vqa-folder",
     )
-    cfg = restore_cfg(get_cfg(), saved, path, check_values)
-    words, answers = WordVocabulary(saved["question_vocabulary"]), AnswerVocabulary(saved["answer_vocabulary"])
-    model = build_model(cfg, len(words), len(answers), saved["feature_dim"])
-    return restore_weights(VqaModel(model, cfg, saved["feature_dim"], words, answers), saved, path, device)
+    with reported_damage(path):
+        cfg = restore_cfg(get_cfg(), saved, path, check_values)
+        words, answers = WordVocabulary(saved["question_vocabulary"]), AnswerVocabulary(saved["answer_vocabulary"])
+        model = build_fitting(lambda: build_model(cfg, len(words), len(answers), saved["feature_dim"]), saved, path)
+        return restore_weights(VqaModel(model, cfg, saved["feature_dim"], words, answers), saved, path, device)
 
 
 def add_vocabularies(weights: Weights, folder: str | Path) -> dict[str, Any]:

@@ -74,3 +74,11 @@ def test_data_sets_are_checked_without_being_read(root):
         catalog.check_prepared(["mine"], {"mine": {"json": "mine.json", "images": "nowhere"}})
     with pytest.raises(InputError, match=r"DATASETS\.FILES\.mine: has no images"):
         catalog.check_prepared(["mine"], {"mine": {"json": "mine.json"}})
+
+
+def test_a_missing_file_of_a_data_set_that_is_not_used_is_no_error(root):
+    write_annotation_file(root / "mine.json")
+    files = {name: {"json": str(root / f"{name}.json"), "images": str(root)} for name in ("mine", "other")}
+    assert catalog.get_dataset("mine", files).name == "mine"
+    with pytest.raises(InputError, match=r"other\.json: this annotation file does not exist"):
+        catalog.get_dataset("other", files)

@@ -81,6 +81,12 @@ def test_list_of_names_is_numbered_from_zero(tmp_path):
     assert data[1]["annotations"][0]["attribute_ids"] == [1]
 
 
+def test_dictionaries_of_cvat_hold_the_names_that_are_true_and_the_texts(tmp_path):
+    data = dataset(tmp_path, with_attributes({"occluded": False, "rotation": 0.5, "colour": "red"}, {"occluded": True}))
+    assert data.attribute_names.names == ["occluded", "red"]
+    assert sorted(box["attribute_ids"] for image in data for box in image["annotations"])[-2:] == [[0], [1]]
+
+
 def test_attribute_names_are_those_of_the_annotations_unless_they_are_listed():
     tree = copy.deepcopy(PLAIN)
     assert attribute_names(tree) == []
@@ -96,7 +102,22 @@ def test_attribute_names_are_those_of_the_annotations_unless_they_are_listed():
         (lambda tree: tree["annotations"][0].pop("category_id"), r"annotations\[0\] has no 'category_id'"),
         (lambda tree: tree["categories"][1].update(id=9), "categories: the id 9 occurs twice"),
         (lambda tree: tree["categories"][1].pop("name"), r"categories\[1\]: needs an 'id'"),
-        (lambda tree: tree["annotations"][1].update(attributes={"old": True}), r"annotations\[1\]: attributes is"),
+        (lambda tree: tree["annotations"][1].update(attributes=7), r"annotations\[1\]: attributes is 7"),
+        (lambda tree: tree["annotations"][0].update(category_id=True), "category_id: True is not known; known are"),
+        (lambda tree: tree["annotations"][0].update(category_id=9.0), "category_id: 9.0 is not known; known are"),
+        (
+            lambda tree: tree["annotations"][0].update(attribute_ids=[3]),
+            "attributes: 3 is not known; the file lists none",
+        ),
+        (
+            lambda tree: tree["annotations"][1].update(bbox=[1, 2, 1e300, 4]),
+            r"annotations\[1\]: bbox: not four numbers",
+        ),
+        (lambda tree: tree["annotations"][1].update(bbox=[1, 2, "a", 4]), "a bbox does not consist of four numbers"),
+        (lambda tree: tree["images"][0].update(id=2**63), "images: id is 9223372036854775808 once"),
+        (lambda tree: tree["images"][0].update(width=0), r"images\[0\]: width, height: not above 0"),
+        (lambda tree: tree["images"][0].update(width=2.5), r"images\[0\]: width is 2.5, not int"),
+        (lambda tree: tree["categories"][0].update(aliases=3), "categories: aliases must be lists of names"),
         (with_attributes([6], [], attributes=["red"]), "attributes: 6 is not known; known are"),
     ],
 )

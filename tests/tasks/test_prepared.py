@@ -9,6 +9,9 @@ from bua.errors import InputError
 from bua.tasks.prepared import (
     PreparedDataset,
     begin_folder,
+    check_arrays,
+    check_ids,
+    check_offsets,
     concatenate,
     offsets_of,
     prepared_folder,
@@ -106,3 +109,23 @@ def test_a_folder_is_begun_without_what_an_earlier_run_left(tmp_path):
         (folder / name).touch()
     assert begin_folder(folder, "toy.json", ("train.npz",)) == folder
     assert [path.name for path in folder.iterdir()] == ["other.npz"]
+
+
+def test_arrays_of_other_kinds_and_lengths_are_reported_in_one_line():
+    arrays = {"ids": np.arange(3), "words": np.zeros((3, 4), np.int32), "boxes": np.zeros((2, 4), np.float32)}
+    check_arrays("a.npz", arrays, {"ids": "i1", "words": "i2"}, "prepare-toy")
+    for forms in ({"ids": "i2"}, {"ids": "f1"}, {"other": "i1"}, {"ids": "i1", "boxes": "f2"}):
+        with pytest.raises(InputError, match=r"^a\.npz: damaged .*; prepare it again: bua prepare-toy$"):
+            check_arrays("a.npz", arrays, forms, "prepare-toy")
+
+
+def test_ids_beyond_the_vocabulary_and_broken_offsets_are_reported_in_one_line():
+    check_ids("a.npz", np.array([0, 4]), 5, "prepare-toy")
+    check_ids("a.npz", np.array([], np.int32), 0, "prepare-toy")
+    for ids in ([0, 5], [-1], [0.5]):
+        with pytest.raises(InputError, match=r"a\.npz: has ids that the vocabulary beside it lacks"):
+            check_ids("a.npz", np.array(ids), 5, "prepare-toy")
+    check_offsets("a.npz", np.array([0, 2, 2, 5]), 5, "prepare-toy", 3)
+    for offsets in ([], [1, 5], [0, 6], [0, 3, 2, 5], [0, 2, 5]):
+        with pytest.raises(InputError, match=r"a\.npz: damaged"):
+            check_offsets("a.npz", np.array(offsets, np.int64), 5, "prepare-toy", 3)

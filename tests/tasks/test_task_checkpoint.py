@@ -9,7 +9,14 @@ from torch import nn
 
 from bua.checkpoint import save_checkpoint
 from bua.errors import InputError
-from bua.tasks.checkpoint import TaskModel, read_task_checkpoint, restore_cfg, restore_weights
+from bua.tasks.checkpoint import (
+    TaskModel,
+    build_fitting,
+    read_task_checkpoint,
+    reported_damage,
+    restore_cfg,
+    restore_weights,
+)
 from bua.tasks.config import check_choices, check_minimums, load_task_cfg, task_cfg
 
 
@@ -58,6 +65,36 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     save_checkpoint(tmp_path / "b.pth", model={}, config="")
     with pytest.raises(InputError, match=r"b\.pth: lacks labels, feature_dim; name another"):
         load_toy(tmp_path / "b.pth")
+
+
+def test_damage_of_a_checkpoint_is_one_line(tmp_path):
+    model = ToyModel(nn.Linear(2, 3), task_cfg(), 2, ["a", "b"])
+    content = {"model": model.model.state_dict(), **model.describe()}
+    nan = {"weight": torch.full((3, 2), torch.nan), "bias": torch.zeros(3)}
+    for changed, message in (
+        ({"model": nan}, "weight has values that are NaN or infinite"),
+        ({"model": [1]}, "damaged, or written by another program: model is not what bua saves there"),
+        ({"model": {"weight": 3}}, "model is not what bua saves there"),
+        ({"config": 3}, "config is not what bua saves there"),
+        ({"config": "SOLVER: {EPOCHS: 0}"}, "another version of bua .*EPOCHS is 0"),
+        ({"feature_dim": -1}, "feature_dim is not what bua saves there"),
+        ({"feature_dim": 2.0}, "feature_dim is not what bua saves there"),
+        ({"labels": ["a", 3]}, "labels is not what bua saves there"),
+        ({"features": 7}, "damaged, or of another program .TypeError"),
+    ):
+        save_checkpoint(tmp_path / "a.pth", **content | changed)
+        with pytest.raises(InputError, match=rf"a\.pth: .*{message}") as caught, reported_damage(tmp_path / "a.pth"):
+            load_toy(tmp_path / "a.pth")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_is_wrong_takes_no_memory():
+    saved = {"model": nn.Linear(2, 3).state_dict()}
+    assert build_fitting(lambda: nn.Linear(2, 3), saved, "a.pth").weight.device.type == "cpu"
+    with pytest.raises(InputError, match=r"a\.pth: its weights do not fit .*weight has the shape \(3, 2\), not"):
+        build_fitting(lambda: nn.Linear(10**9, 10**5), saved, "a.pth")
+    with pytest.raises(InputError, match=r"do not fit its configuration: 0\.weight is missing"):
+        build_fitting(lambda: nn.Sequential(nn.Linear(2, 3)), saved, "a.pth")
 
 
 def test_the_values_of_a_configuration_are_checked(tmp_path):

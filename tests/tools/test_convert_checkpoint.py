@@ -147,3 +147,11 @@ def test_weights_that_cannot_be_converted_are_reported(main, weights, tmp_path, 
     assert_error("its folder does not exist", own, tmp_path / "none" / "a.bin", *to_huggingface)
     assert_error("exists already; remove it", own, own, "--to", "bua")
     assert not target.exists()
+
+
+@pytest.mark.parametrize("layout", ["bua", "detectron2", "huggingface"])
+def test_a_model_of_a_task_is_refused(main, tmp_path, capsys, layout):
+    save_checkpoint(tmp_path / "vqa.pth", model={"embedding.words.weight": torch.zeros(3, 2)}, feature_dim=4)
+    assert main([str(tmp_path / "vqa.pth"), str(tmp_path / "out.pth"), "--to", layout]) == 2
+    assert "vqa.pth: is not a detector; a task's model that bua trained needs no conversion" in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()
