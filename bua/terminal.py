@@ -32,7 +32,7 @@ def printable_output() -> Iterator[None]:
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
             # A process without a terminal may have none.
             if stream is not None and not isinstance(stream, _PrintableStream):
-                stack.enter_context(redirect(_PrintableStream(stream)))  # type: ignore[type-var]
+                stack.enter_context(redirect(_PrintableStream(stream)))
         yield
 
 
