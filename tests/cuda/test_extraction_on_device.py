@@ -30,6 +30,8 @@ SLIM = (
     *("INPUT.MIN_SIZE_TEST", "96"),
     *("INPUT.MAX_SIZE_TEST", "160"),
 )
+GRID_CONFIG = CONFIG.with_name("grid_feats") / "x152pp.yaml"
+GRID_SLIM = (*SLIM, "MODEL.RESNETS.NUM_GROUPS", "2", "MODEL.ROI_BOX_HEAD.FC_DIM", "16")
 # Images of mixed sizes. The first ones are extracted before waits are counted.
 SIZES = [(60, 90), (90, 60), (70, 70), (60, 80), (96, 150), (80, 60)] * 2
 FIRST = 4
@@ -107,6 +109,22 @@ def test_features_are_those_of_the_cpu(images, weights, boxes, kind, precision, 
         found = extract(extractor, rest)
     expected = extract(make_extractor(weights, choice, "cpu", "fp32", 1), rest[:2])
     for image_id, regions in expected.items():
+        compare(found[image_id], regions, kind, precision)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("boxes", "fp32"), ("grid", "bf16")])
+def test_features_of_grid_models_are_those_of_the_cpu(images, boxes, kind, precision):
+    """With deformable convolutions."""
+
+    def make(device, precision):
+        config = ExtractorConfig(str(GRID_CONFIG), GRID_SLIM, RANDOM_WEIGHTS, choose(kind, boxes), precision=precision)
+        return Extractor.from_config(config, device)
+
+    extractor = make("cuda", precision)
+    extract(extractor, images[:2])
+    with at_most(WAITS[8], f"extraction, grid model, {kind}, {precision}, batch size 8", 6):
+        found = extract(extractor, images[2:8])
+    for image_id, regions in extract(make("cpu", "fp32"), images[2:4]).items():
         compare(found[image_id], regions, kind, precision)
 
 
