@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import mmap
 import os
 import resource
 import threading
@@ -209,6 +210,21 @@ def test_continues_after_a_crash_of_the_machine(tmp_path, format, damage):
     write(images, tmp_path / "whole", format)
     assert_same_features(tmp_path / "whole", output)
     assert not summarize(output).problems
+
+
+@pytest.mark.parametrize("format", REGION_FORMATS)
+def test_the_name_of_an_output_need_not_be_utf_8(tmp_path, images, format):
+    output = tmp_path / os.fsdecode(b"out\xff")
+    assert write(images[:2], output, format).done == 2
+    assert len(open_features(output)) == 2
+
+
+def test_an_lmdb_that_found_no_room_for_its_first_pages_is_begun_anew(tmp_path, images):
+    write(images, tmp_path / "whole", "vilbert-lmdb")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "data.mdb").write_bytes((tmp_path / "whole" / "data.mdb").read_bytes()[: mmap.PAGESIZE])
+    assert write(images, tmp_path / "out", "vilbert-lmdb").done == 7
+    assert_same_features(tmp_path / "whole", tmp_path / "out")
 
 
 def test_a_second_run_at_the_same_time_is_refused_and_changes_nothing(tmp_path, images, extract):

@@ -141,6 +141,19 @@ def test_a_shard_that_a_full_disk_keeps_from_being_merged_is_not_damaged(images,
     assert extract(images, tmp_path / "out", "tsv").skipped == 4
 
 
+def test_shards_are_kept_when_the_output_is_deleted_before_it_has_them(images, tmp_path):
+    class Deleting(ShardedExtractor):
+        def __call__(self, images):
+            yield from super().__call__(images)
+            (tmp_path / "out").unlink()
+
+    with pytest.raises(InputError, match=r"out: was deleted, moved or replaced while it was written; .* same command"):
+        extract(images, tmp_path / "out", "tsv", Deleting)
+    summary = extract(images, tmp_path / "out", "tsv")
+    assert (summary.done, summary.skipped) == (0, 12)
+    assert set(open_features(tmp_path / "out")) == set(range(12))
+
+
 def test_a_shard_that_is_lost_is_a_failure(images, tmp_path):
     class Losing(ShardedExtractor):
         def __call__(self, images):
