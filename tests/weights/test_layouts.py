@@ -40,8 +40,14 @@ def slim() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def full() -> dict[str, torch.Tensor]:
     """Names and shapes of the real ResNet-101."""
-    with torch.device("meta"):
-        return build_detector(load_cfg("configs/vg_r101.yaml", ["MODEL.DEVICE", "meta"])).state_dict()
+    return meta_detector("configs/vg_r101.yaml").state_dict()
+
+
+def meta_detector(config: str) -> nn.Module:
+    """Returns a detector at its real size, whose tensors have no values."""
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr("bua.config.DEVICES", ("meta",))
+        return build_detector(load_cfg(config, ["MODEL.DEVICE", "meta"]))
 
 
 def without_attributes(weights: dict) -> dict:
@@ -157,7 +163,7 @@ def test_names_of_the_public_port(shared_data):
 def test_names_of_torchvision():
     with torch.device("meta"):
         model = torchvision.models.resnet101()
-        full = build_detector(load_cfg("configs/vg_r101.yaml", ["MODEL.DEVICE", "meta"])).state_dict()
+    full = meta_detector("configs/vg_r101.yaml").state_dict()
     assert released.torchvision(full, 101).keys() == model.state_dict().keys()
 
 
