@@ -32,5 +32,5 @@ def decode_array(text: str | bytes, dtype: np.dtype, shape: tuple[int, ...], fie
         raise ValueError(f"{field}: is not base64 ({error})") from error
     try:
         return np.frombuffer(data, dtype).reshape(shape).copy()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{field}: {len(data)} bytes do not fit {shape[0]} boxes") from error

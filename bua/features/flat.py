@@ -3,37 +3,37 @@
 ``bua.features.flat_files`` describes the files in the folder.
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bua.errors import InputError
+from bua.features.checks import check_regions
 from bua.features.flat_files import (
     DATA_FILES,
-    FORMAT,
-    HEADER_FILE,
     LOOKUP_FILE,
     RECORD,
     REGION,
     SYNCED_FILE,
-    VERSION,
     FlatFiles,
     checksum,
+    create_or_read_header,
     key_and_text,
     load_lookup,
     make_lookup,
     read_header,
+    region_rows,
     save_lookup,
+    write_at,
     write_header,
 )
 from bua.features.ids import parse_id
 from bua.features.labels import LABEL_FIELDS
-from bua.io.files import sync_folder
+from bua.io.files import check_in_place
 from bua.structures import Regions
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,12 @@ class FlatFeatures(Mapping[int | str, Regions]):
         count = self._files.whole_records()
         if incomplete := len(self._files.index) - count:
             logger.warning("%s: its last %d images are incomplete and are left out", self.path, incomplete)
+        if lost := self._files.lost_records():
+            logger.warning(
+                "%s: has lost the last %d records of index.bin, whose images are left out; copy it again",
+                self.path,
+                lost,
+            )
         self._index = self._files.index[:count]
         self.all_features, self._regions = self._files.features, self._files.regions
         self.all_boxes = self._regions["box"]
@@ -98,9 +104,8 @@ class FlatFeatures(Mapping[int | str, Regions]):
 
     def __getitem__(self, image_id: int | str) -> Regions:
         row = self._row(image_id)
-        record = self._index[row]
-        start = int(record["offset"])
-        regions = self._regions[start : start + int(record["count"])]
+        record, span = self._index[row], self._span(row)
+        regions = self._regions[span]
         labels = {
             name: regions[name].astype(np.int64 if name.endswith("ids") else np.float32)
             for bit, name in enumerate(LABEL_FIELDS)
@@ -111,12 +116,16 @@ class FlatFeatures(Mapping[int | str, Regions]):
             width=int(record["width"]),
             height=int(record["height"]),
             boxes=regions["box"].copy(),
-            features=self.all_features[start : start + len(regions)].astype(np.float32),
+            features=self.all_features[span].astype(np.float32),
             **labels,
         )
 
     def __iter__(self) -> Iterator[int | str]:
-        return map(self._id, range(len(self._index)))
+        for row in range(len(self._index)):
+            image_id = self._id(row)
+            if self._files.text_lengths.item(row) and key_and_text(image_id)[0] != self._index["key"].item(row):
+                raise InputError(f"{self.path}: record {row + 1}: its id in ids.bin is damaged; copy the folder again")
+            yield image_id
 
     def __len__(self) -> int:
         return len(self._index)
@@ -133,15 +142,11 @@ class FlatFeatures(Mapping[int | str, Regions]):
 
     def features(self, image_id: int | str) -> np.ndarray:
         """Returns the features [n, dim] of an image in the store's dtype, as a read-only view of the mapped file."""
-        row = self._row(image_id)
-        start = self.offsets.item(row)
-        return self.all_features[start : start + self.counts.item(row)]
+        return self.all_features[self._span(self._row(image_id))]
 
     def boxes(self, image_id: int | str) -> np.ndarray:
         """Returns the boxes [n, 4] of an image, float32 x1y1x2y2 in pixels, as a read-only view of the mapped file."""
-        row = self._row(image_id)
-        start = self.offsets.item(row)
-        return self.all_boxes[start : start + self.counts.item(row)]
+        return self.all_boxes[self._span(self._row(image_id))]
 
     def rows(self, image_ids: Sequence[int | str]) -> np.ndarray:
         """Returns [B] int64: the rows of images in ``offsets``, ``counts``, ``widths`` and ``heights``.
@@ -193,6 +198,18 @@ class FlatFeatures(Mapping[int | str, Regions]):
                 yield f"record {row + 1}: image {self._id(row)}: its bytes are not those that were written"
         if len(self._files.index) > len(self):
             yield f"records {len(self) + 1} to {len(self._files.index)}: are incomplete and left out"
+        if lost := self._files.lost_records():
+            yield f"index.bin: has lost its last {lost} records, whose images are left out"
+
+    def _span(self, row: int) -> slice:
+        """Returns where the regions of an image are among those of all images."""
+        start = self.offsets.item(row)
+        end = start + self.counts.item(row)
+        if end > len(self._regions) or (end > start and end > len(self.all_features)):
+            raise InputError(
+                f"{self.path}: image {self._id(row)}: its record in index.bin is damaged; copy the folder again"
+            )
+        return slice(start, end)
 
     def _row(self, image_id: object) -> int:
         if type(image_id) is int and self._only_integers:
@@ -236,7 +253,7 @@ class FlatWriter:
 
     def __init__(self, path: str | Path, dtype: str = "float32", about: Mapping[str, object] | None = None):
         self.path = Path(path)
-        self._header = _create_or_read_header(self.path, dtype, about)
+        self._header = create_or_read_header(self.path, dtype, about)
         self.dtype = np.dtype(dtype).newbyteorder("<")
         (self.path / LOOKUP_FILE).unlink(missing_ok=True)
         for name in (*DATA_FILES, SYNCED_FILE):
@@ -247,6 +264,10 @@ class FlatWriter:
         self.done: set[int | str] = files.ids(self._records)
         if incomplete := len(files.index) - self._records:
             logger.warning("%s: its last %d images are incomplete and are deleted", self.path, incomplete)
+        if lost := files.lost_records():
+            logger.warning(
+                "%s: has lost the last %d records of index.bin, whose images are written again", self.path, lost
+            )
         del files
         self._handles = {name: os.open(self.path / name, os.O_WRONLY) for name in (*DATA_FILES, SYNCED_FILE)}
         self._truncate()
@@ -257,12 +278,13 @@ class FlatWriter:
 
         Raises:
             InputError: The id is empty or already in the folder, the features have another dimension than those of the
-                images before, or they are outside the range of the dtype.
+                images before, they are outside the range of the dtype, or a number is not finite.
         """
+        check_regions(regions)
         image_id = parse_id(regions.image_id)
         if image_id in self.done or image_id == "":
             raise InputError(f"image id {image_id!r}: is {'already in the output' if image_id else 'empty'}")
-        features, rows = self._features_of(regions).tobytes(), _rows_of(regions).tobytes()
+        features, rows = self._features_of(regions).tobytes(), region_rows(regions).tobytes()
         record, text = self._record_of(image_id, regions)
         record["checksum"] = checksum(features, rows, text, record.tobytes())
         self._append([image_id], (features, rows, text, record.tobytes()))
@@ -292,9 +314,11 @@ class FlatWriter:
 
     def sync(self) -> None:
         """Syncs everything that was appended to the disk."""
+        for name, handle in self._handles.items():
+            check_in_place(self.path / name, handle)
         for name in DATA_FILES:
             os.fsync(self._handles[name])
-        _write(self._handles[SYNCED_FILE], self._records.to_bytes(8, "little"), 0)
+        write_at(self._handles[SYNCED_FILE], self._records.to_bytes(8, "little"), 0)
         os.fsync(self._handles[SYNCED_FILE])
 
     def finish(self) -> None:
@@ -335,7 +359,7 @@ class FlatWriter:
         """Appends to each of DATA_FILES what images with these ids have in it."""
         try:
             for name, content in zip(DATA_FILES, contents):
-                _write(self._handles[name], content, self._ends[name])
+                write_at(self._handles[name], content, self._ends[name])
         except BaseException:
             self._truncate()
             raise
@@ -357,40 +381,3 @@ class FlatWriter:
     def _truncate(self) -> None:
         for name in DATA_FILES:
             os.ftruncate(self._handles[name], self._ends[name])
-
-
-def _create_or_read_header(folder: Path, dtype: str, about: Mapping[str, object] | None) -> dict[str, Any]:
-    path = folder / HEADER_FILE
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; the flat formats need a folder")
-    if not path.exists():
-        if folder.exists() and any(not name.endswith(".tmp") for name in os.listdir(folder)):
-            raise InputError(f"{folder}: holds something other than flat features; choose another output")
-        folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(folder.parent)
-        header = {"format": FORMAT, "version": VERSION, "dtype": dtype, "dim": None, "about": about or {}}
-        write_header(folder, header)
-        return header
-    header = read_header(folder)
-    if header["dtype"] != dtype:
-        raise InputError(f"{path}: dtype is {header['dtype']}, not {dtype}; choose another output or format")
-    if about is not None and header["about"] != json.loads(json.dumps(about)):
-        raise InputError(f"{path}: about differs: the features were made with other settings; choose another output")
-    return header
-
-
-def _rows_of(regions: Regions) -> np.ndarray:
-    rows = np.zeros(len(regions), REGION)
-    rows["box"] = regions.boxes
-    for name in LABEL_FIELDS:
-        labels = getattr(regions, name)
-        if labels is not None:
-            rows[name] = labels
-    return rows
-
-
-def _write(handle: int, content: bytes | memoryview, offset: int) -> None:
-    rest = memoryview(content)
-    while rest:
-        written = os.pwrite(handle, rest, offset)
-        rest, offset = rest[written:], offset + written

@@ -27,9 +27,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bua.errors import InputError
+from bua.errors import InputError, shown
+from bua.features.checks import LARGEST_NUMBER
 from bua.features.ids import parse_id
-from bua.io.files import whole_file
+from bua.features.labels import LABEL_FIELDS
+from bua.io.files import sync_folder, whole_file
+from bua.regular_files import open_regular, read_regular
+from bua.structures import Regions
 
 HEADER_FILE = "header.json"
 DTYPES = ("float32", "float16")
@@ -73,7 +77,8 @@ class FlatFiles:
     def __init__(self, folder: Path, dtype: np.dtype, dim: int):
         self.folder = folder
         self.row_bytes = dim * dtype.itemsize
-        # The index is read first, since the data that its records refer to were written before them.
+        # The number of records is read first, and then the index, since what they refer to was written before them.
+        self._synced = _read_synced(folder)
         self.index = _map(folder / "index.bin", RECORD)
         self.regions = _map(folder / "regions.bin", REGION)
         self.texts = _map(folder / "ids.bin", np.dtype(np.uint8))
@@ -136,12 +141,16 @@ class FlatFiles:
         def lacking(row: int) -> bool:
             return not self.has_ends(row + 1)
 
-        synced = min(_read_synced(self.folder), len(self.index))
+        synced = min(self._synced, len(self.index))
         # The ends only grow, so that the first image that lacks bytes is found by bisection.
         row = bisect_right(range(synced), False, key=lacking)
         while row >= synced and row < len(self.index) and not lacking(row) and self.is_whole(row):
             row += 1
         return row
+
+    def lost_records(self) -> int:
+        """Returns how many of the records that were certainly on the disk are not in the index any more."""
+        return max(self._synced - len(self.index), 0)
 
     def is_whole(self, row: int) -> bool:
         """Whether the data of an image fit its checksum."""
@@ -157,8 +166,8 @@ class FlatFiles:
 def is_flat(folder: Path) -> bool:
     """Whether a folder is in this format."""
     try:
-        return bool(json.loads((folder / HEADER_FILE).read_bytes())["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(json.loads(read_regular(folder / HEADER_FILE))["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -170,27 +179,75 @@ def read_header(folder: Path) -> dict[str, Any]:
     """
     path = folder / HEADER_FILE
     try:
-        header = json.loads(path.read_bytes())
+        header = json.loads(read_regular(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error}); name a folder of flat features") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"{path}: format is not {FORMAT}; name a folder of flat features")
     if header.get("version") != VERSION:
-        raise InputError(f"{path}: version is {header.get('version')}, but this bua reads {VERSION}; update bua")
+        raise InputError(f"{path}: version is {shown(header.get('version'))}, but this bua reads {VERSION}; update bua")
     dtype, dim = header.get("dtype"), header.get("dim")
-    if dtype not in DTYPES or not (dim is None or (isinstance(dim, int) and dim > 0)):
+    if dtype not in DTYPES or not (dim is None or (type(dim) is int and 0 < dim <= LARGEST_NUMBER)):
         raise InputError(
-            f"{path}: dtype {dtype!r}, dim {dim!r}: need one of {', '.join(DTYPES)}, and a positive number or null"
+            f"{path}: dtype {shown(dtype)}, dim {shown(dim)}: need one of {', '.join(DTYPES)}, and a positive number "
+            "or null"
         )
-    return {**header, "about": header.get("about") or {}}
+    about = header.get("about") or {}
+    if not isinstance(about, dict):
+        raise InputError(f"{path}: about is {shown(about)}; it must be an object {{...}}, or missing")
+    return {**header, "about": about}
 
 
 def write_header(folder: Path, header: dict[str, Any]) -> None:
     """Writes the header of a folder, so that it is on the disk when the function returns."""
     with whole_file(folder / HEADER_FILE, durable=True) as file:
         file.write(json.dumps(header, indent=1).encode())
+
+
+def create_or_read_header(folder: Path, dtype: str, about: Mapping[str, object] | None) -> dict[str, Any]:
+    """Returns the header of a folder that is written to, and creates both if they do not exist.
+
+    Raises:
+        InputError: The folder holds something else, or features with another dtype or another ``about``.
+    """
+    path = folder / HEADER_FILE
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; the flat formats need a folder")
+    if not path.exists():
+        if folder.exists() and any(not name.endswith(".tmp") for name in os.listdir(folder)):
+            raise InputError(f"{folder}: holds something other than flat features; choose another output")
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+        header = {"format": FORMAT, "version": VERSION, "dtype": dtype, "dim": None, "about": about or {}}
+        write_header(folder, header)
+        return header
+    header = read_header(folder)
+    if header["dtype"] != dtype:
+        raise InputError(f"{path}: dtype is {header['dtype']}, not {dtype}; choose another output or format")
+    if about is not None and header["about"] != json.loads(json.dumps(about)):
+        raise InputError(f"{path}: about differs: the features were made with other settings; choose another output")
+    return header
+
+
+def region_rows(regions: Regions) -> np.ndarray:
+    """Returns [n] REGION: the boxes and labels of an image."""
+    rows = np.zeros(len(regions), REGION)
+    rows["box"] = regions.boxes
+    for name in LABEL_FIELDS:
+        labels = getattr(regions, name)
+        if labels is not None:
+            rows[name] = labels
+    return rows
+
+
+def write_at(handle: int, content: bytes | memoryview, offset: int) -> None:
+    """Writes all of the content at a position of a file (a descriptor)."""
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(handle, rest, offset)
+        rest, offset = rest[written:], offset + written
 
 
 def key_and_text(image_id: int | str) -> tuple[int, bytes]:
@@ -248,18 +305,35 @@ def save_lookup(folder: Path, lookup: np.ndarray) -> None:
 def load_lookup(folder: Path, index: np.ndarray) -> np.ndarray:
     """Returns the look-up table of the folder, which is made again if its file is missing or out of date."""
     try:
-        lookup = np.asarray(np.load(folder / LOOKUP_FILE, mmap_mode="r", allow_pickle=False))
+        with open_regular(folder / LOOKUP_FILE):  # np.load would wait for a named pipe
+            lookup = np.asarray(np.load(folder / LOOKUP_FILE, mmap_mode="r", allow_pickle=False))
         # A writer deletes the file before it changes anything, so that a file of the right length is up to date.
         if lookup.shape == (2, len(index)) and lookup.dtype == np.int64:
-            return lookup
-    except (OSError, ValueError, EOFError) as error:
-        logger.debug("%s/%s: %s; it is created again", folder, LOOKUP_FILE, error)
+            if _is_lookup(lookup, index):
+                return lookup
+            logger.warning("%s/%s: is damaged; it is created again", folder, LOOKUP_FILE)
+    except FileNotFoundError:
+        logger.debug("%s/%s: is created", folder, LOOKUP_FILE)
+    except Exception as error:  # A damaged header of npy can raise almost any exception.
+        logger.warning("%s/%s: cannot be read; it is created again (%s)", folder, LOOKUP_FILE, shown(str(error)))
     lookup = make_lookup(index)
     try:
         save_lookup(folder, lookup)
     except OSError as error:
         logger.debug("%s/%s: cannot be saved: %s", folder, LOOKUP_FILE, error)
     return lookup
+
+
+def _is_lookup(lookup: np.ndarray, index: np.ndarray) -> bool:
+    """Whether a table has the keys of all records in ascending order, each of them with its row."""
+    keys, rows = lookup
+    in_range = not len(rows) or 0 <= rows.min() <= rows.max() < len(rows)
+    return bool(
+        in_range
+        and (keys[1:] >= keys[:-1]).all()
+        and (index["key"][rows] == keys).all()
+        and (np.bincount(rows, minlength=len(rows)) == 1).all()
+    )
 
 
 def _without_checksums(records: np.ndarray) -> np.ndarray:
@@ -269,7 +343,7 @@ def _without_checksums(records: np.ndarray) -> np.ndarray:
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     """Maps the complete elements of a file, read-only. Slices of numpy.memmap would take ten times as long."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             count = os.fstat(file.fileno()).st_size // dtype.itemsize
             if not count:
                 return np.empty(0, dtype)

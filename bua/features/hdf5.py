@@ -15,6 +15,7 @@ size of an image from its boxes: the width is x2 of the box that reaches farthes
 rounded; the height likewise. The size is 0 if no box has this information.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,13 +26,19 @@ import h5py
 import numpy as np
 
 from bua.errors import InputError
+from bua.features.checks import check_expansion
 from bua.features.flat import FlatFeatures, FlatWriter
 from bua.features.hdf5_files import common_shape, rows_path, write_hdf5, write_rows
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS
 from bua.io import safe_pickle
+from bua.regular_files import open_regular, read_regular
 from bua.structures import Regions
+
+# The data sets with one value per image, and those that are read row by row.
+_COLUMNS = ("image_id", "image_w", "image_h")
+_ROW_NAMES = {"image_features", "image_bb", "spatial_features", *LXMERT_LABELS}
 
 
 class Hdf5Features(IndexedFeatures[int]):
@@ -71,9 +78,9 @@ class Hdf5Features(IndexedFeatures[int]):
         self.format = _format_of(self.path, data)
         if self.format == "hdf5":
             images, boxes, _ = data["image_features"].shape
-            self.num_boxes = np.full(images, boxes)
+            self.num_boxes = np.broadcast_to(np.int64(boxes), images)
         else:
-            self._bounds = data["pos_boxes"][:].astype(np.int64)
+            self._bounds = _column(data, "pos_boxes").astype(np.int64)
             self.num_boxes = self._bounds[:, 1] - self._bounds[:, 0]
         for name in ("image_id", "image_w", "image_h"):
             if name in data and data[name].shape != self.num_boxes.shape:
@@ -81,9 +88,16 @@ class Hdf5Features(IndexedFeatures[int]):
                     f"{self.path}: {name} has the shape {data[name].shape} instead of ({len(self.num_boxes)},); "
                     "copy or write this file again"
                 )
+        for name in LXMERT_LABELS:
+            if name in data and data[name].shape != data["image_features"].shape[:-1]:
+                raise InputError(
+                    f"{self.path}: {name} has the shape {data[name].shape} instead of "
+                    f"{data['image_features'].shape[:-1]}; copy or write this file again"
+                )
         self._sizes: np.ndarray | None = None
         if "image_w" in data:
-            self._sizes = np.stack([data["image_w"][:], data["image_h"][:]], axis=1).astype(np.int64)
+            sizes = [_column(data, name) for name in ("image_w", "image_h")]
+            self._sizes = np.stack(sizes, axis=1).astype(np.int64)
         self._places = _rows_of(self.path, data, len(self.num_boxes))
 
     def _data(self) -> dict[str, h5py.Dataset]:
@@ -97,7 +111,7 @@ class Hdf5Features(IndexedFeatures[int]):
             if inherited is not None:
                 inherited.close()
             file = _open(self.path)
-            data = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+            data = _data_sets(file)
             # The attribute is set in one step. Threads that get here at the same time each use their own file.
             self._opened = (os.getpid(), file, data)
         return data
@@ -110,6 +124,9 @@ class Hdf5Features(IndexedFeatures[int]):
             if not 0 <= start <= end <= len(data["image_features"]):
                 raise ValueError(f"pos_boxes {start} to {end} are not within the {len(data['image_features'])} boxes")
             where = slice(start, end)
+        for name in data.keys() & _ROW_NAMES:
+            row_bytes = data[name].dtype.itemsize * math.prod(data[name].shape[1:])
+            _check_bytes(data[name], name, row_bytes * (1 if isinstance(where, int) else where.stop - where.start))
         boxes = np.asarray(data["image_bb"][where], np.float32)
         if self._sizes is not None:
             width, height = self._sizes[row].tolist()
@@ -135,6 +152,8 @@ class Hdf5Writer:
     Args:
         path: The file, which need not exist.
         format: One of HDF5_FORMATS.
+        num_boxes: The number of boxes that every image must have, for ``hdf5``. If it is not known, it is that of the
+            first image.
 
     Attributes:
         done: Ids of the images in the file and in the flat store.
@@ -143,7 +162,7 @@ class Hdf5Writer:
         InputError: The file holds something else.
     """
 
-    def __init__(self, path: str | Path, format: str = "hdf5"):
+    def __init__(self, path: str | Path, format: str = "hdf5", num_boxes: int | None = None):
         self.path = Path(path)
         self.format = format
         self._staging = self.path.with_name(f"{self.path.name}.partial")
@@ -161,6 +180,7 @@ class Hdf5Writer:
         )
         shapes = (common_shape(None, regions, format) for regions in present.values())
         self._shape = next((shape for shape in shapes if shape is not None), None)
+        self._num_boxes = num_boxes if format == "hdf5" else None
 
     def append(self, regions: Regions) -> None:
         """Adds one image.
@@ -172,6 +192,11 @@ class Hdf5Writer:
         image_id = parse_id(regions.image_id)
         if image_id in self.done:
             raise InputError(f"image id {image_id!r}: is already in the output")
+        if self._num_boxes not in (None, len(regions)):
+            raise InputError(
+                f"image {image_id}: has {len(regions)} boxes, and hdf5 needs {self._num_boxes} in each image; use the "
+                "format ban-hdf5, or a smaller number for --min-boxes and --max-boxes"
+            )
         shape = common_shape(self._shape, regions, self.format)
         self._staged.append(regions)
         self._shape = shape
@@ -223,11 +248,11 @@ class _Combined(Mapping[int | str, Regions]):
 
 def _rows_of(path: Path, data: Mapping[str, h5py.Dataset], images: int) -> dict[int | str, int]:
     if "image_id" in data and data["image_id"].dtype.kind == "S":
-        ids = [text.decode(errors="surrogateescape") for text in data["image_id"][:].tolist()]
-        return {parse_id(image_id): row for row, image_id in enumerate(ids)}
+        texts = [text.decode(errors="surrogateescape") for text in _column(data, "image_id").tolist()]
+        return _once(path, [(parse_id(text), row) for row, text in enumerate(texts)])
     index = rows_path(path)
     try:
-        rows = safe_pickle.loads(index.read_bytes())
+        rows = safe_pickle.loads(read_regular(index))
     except OSError as error:
         raise InputError(
             f"{index}: cannot be read: {error.strerror}; {path.name} needs this file for its ids"
@@ -236,7 +261,58 @@ def _rows_of(path: Path, data: Mapping[str, h5py.Dataset], images: int) -> dict[
         raise InputError(f"{index}: {error}; copy it again") from error
     if not isinstance(rows, dict) or not all(type(row) is int and 0 <= row < images for row in rows.values()):
         raise InputError(f"{index}: is not a dictionary from ids to the {images} rows of {path.name}; copy it again")
-    return {parse_id(image_id): row for image_id, row in sorted(rows.items(), key=lambda item: item[1])}
+    in_order = sorted(rows.items(), key=lambda item: item[1])
+    return _once(index, [(parse_id(image_id), row) for image_id, row in in_order])
+
+
+def _once(path: Path, ids: list[tuple[int | str, int]]) -> dict[int | str, int]:
+    """Returns the rows by the ids.
+
+    Raises:
+        InputError: An id has several rows.
+    """
+    rows: dict[int | str, int] = {}
+    for image_id, row in ids:
+        if rows.setdefault(image_id, row) != row:
+            raise InputError(
+                f"{path}: image {str(image_id)[:40]} is in the rows {rows[image_id]} and {row}; write this file again"
+            )
+    return rows
+
+
+def _data_sets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Returns those data sets of a file that features have.
+
+    Raises:
+        ValueError: One of them takes its values from other files, which the author of this one may not be allowed to
+            read, or is not made of numbers or text.
+    """
+    data = {}
+    for name in ("image_features", "image_bb", "spatial_features", "pos_boxes", *_COLUMNS, *LXMERT_LABELS):
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+            continue
+        data[name] = item = file[name]
+        if item.external is not None or item.is_virtual:
+            raise ValueError(f"{name} takes its values from other files, which is not allowed")
+        if item.dtype.kind not in ("SO" if name == "image_id" else "fiu"):
+            raise ValueError(f"{name} has values of the type {item.dtype}")
+    return data
+
+
+def _column(data: Mapping[str, h5py.Dataset], name: str) -> np.ndarray:
+    """Returns all values of a data set that has one row per image."""
+    _check_bytes(data[name], name, data[name].dtype.itemsize * math.prod(data[name].shape))
+    values: np.ndarray = data[name][:]
+    if values.dtype.kind == "f":
+        raise ValueError(f"{name} has values of the type {values.dtype} instead of integers")
+    return values
+
+
+def _check_bytes(data: h5py.Dataset, name: str, size: int) -> None:
+    """Checks the number of bytes that are about to be read. Parts of a data set that were never written, or that are
+    compressed, take no place in the file."""
+    chunk = data.dtype.itemsize * math.prod(data.chunks or ())  # HDF5 reads whole chunks
+    check_expansion(name, max(size, chunk), data.id.get_storage_size())
 
 
 @contextmanager
@@ -245,7 +321,7 @@ def _report_damage(what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
         # Messages of HDF5 may have several lines.
         reason = str(error).partition("\n")[0]
         raise InputError(f"{what}: cannot be read as HDF5: {reason}; copy or write this file again") from error
@@ -254,6 +330,7 @@ def _report_damage(what: str) -> Iterator[None]:
 def _open(path: Path) -> h5py.File:
     if not path.exists() and path.with_name(f"{path.name}.partial").exists():
         raise InputError(f"{path}: is not finished; run the extraction again, or read {path.name}.partial")
+    open_regular(path).close()  # HDF5 would wait for a named pipe
     return h5py.File(path, "r")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bua.errors import InputError
+from bua.features.checks import check_regions
 from bua.features.labels import LXMERT_LABELS
 from bua.io.files import whole_file
 from bua.structures import Regions
@@ -156,6 +157,7 @@ def _fill(
     for start in range(0, len(ids), _BLOCK):
         block = [store[image_id] for image_id in islice(images, _BLOCK)]
         for row, regions in enumerate(block, start):
+            check_regions(regions)
             shape = common_shape(shape, regions, format)
             ends[row + 1] = ends[row] + len(regions)
             sizes[row] = regions.width, regions.height

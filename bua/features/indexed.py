@@ -2,8 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Generic, TypeVar
 
+from bua.errors import InputError
+from bua.features.checks import size_problem
 from bua.features.ids import parse_id
 from bua.structures import Regions
 
@@ -13,9 +16,11 @@ Place = TypeVar("Place")
 class IndexedFeatures(Mapping[int | str, Regions], Generic[Place]):
     """A mapping from image ids to ``Regions``, which are read from files when they are asked for.
 
-    Subclasses set ``_places``, the place of each image by its id, in the order of the images, and implement ``_read``.
+    Subclasses set ``path`` and ``_places``, the place of each image by its id, in the order of the images, and
+    implement ``_read``.
     """
 
+    path: Path
     _places: dict[int | str, Place]
 
     @abstractmethod
@@ -24,7 +29,10 @@ class IndexedFeatures(Mapping[int | str, Regions], Generic[Place]):
 
     def __getitem__(self, image_id: int | str) -> Regions:
         image_id = parse_id(image_id)
-        return self._read(image_id, self._places[image_id])
+        regions = self._read(image_id, self._places[image_id])
+        if problem := size_problem(regions):
+            raise InputError(f"{self.path}: image {str(image_id)[:40]}: {problem}; extract this image again")
+        return regions
 
     def __iter__(self) -> Iterator[int | str]:
         return iter(self._places)

@@ -11,6 +11,7 @@ numbers and arrays instead of text. They can be read, but are not written.
 """
 
 import errno
+import mmap
 import os
 import pickle
 import threading
@@ -22,13 +23,16 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from bua.errors import InputError
+from bua.errors import InputError, make_folder, shown
+from bua.features.checks import check_regions
 from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import FLOAT, LXMERT_LABELS, labels_of
+from bua.features.lmdb_pages import check_pages
 from bua.io import safe_pickle
-from bua.io.files import sync_folder
+from bua.io.files import check_in_place, sync_folder
+from bua.regular_files import open_regular
 from bua.structures import Regions
 
 _LIST_KEY = b"keys"
@@ -37,6 +41,8 @@ _LONGEST_KEY = 511
 # Images are stored in large batches, since each transaction waits for the disk twice.
 _BATCH_BYTES = 32 << 20
 _FIRST_MAP_BYTES = 1 << 30
+# The size of lock.mdb for 126 readers.
+_LOCK_BYTES = 8192
 
 # The magic number after the header of the first page of an LMDB file, on little-endian machines.
 _MAGIC, _MAGIC_OFFSET = b"\xde\xc0\xef\xbe", 16
@@ -56,6 +62,12 @@ class LmdbFeatures(IndexedFeatures[bytes]):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        try:
+            check_pages(_data_file(self.path))
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}; copy it again, or extract the features again") from error
         self._environment = _open_for_reading(self.path)
         self._places = {image_id: _key(image_id) for image_id in _ids(self.path, self._environment)}
 
@@ -101,8 +113,19 @@ class LmdbWriter:
         # A writer that was killed right after its start leaves empty files with these names.
         if self.path.exists() and {entry.name for entry in self.path.iterdir()} - {"data.mdb", "lock.mdb"}:
             raise InputError(f"{self.path}: holds something other than an LMDB; choose another output")
+        data = make_folder(self.path) / "data.mdb"
+        _reserve_locks(self.path / "lock.mdb")
         try:
-            self._environment = lmdb.open(str(self.path), map_size=_FIRST_MAP_BYTES)
+            if data.exists() and data.stat().st_size < 2 * mmap.PAGESIZE and is_lmdb(data):
+                # On a full disk, a writer wrote one of the two pages without which LMDB stores nothing.
+                os.truncate(data, 0)
+            if data.exists() and data.stat().st_size:
+                check_pages(data, writing=True)
+            self._environment = lmdb.open(os.fsencode(self.path), map_size=_FIRST_MAP_BYTES)
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}; choose another output, or remove this one") from error
+        except lmdb.DiskError as error:
+            raise OSError(errno.ENOSPC, str(error), str(self.path)) from error
         except lmdb.Error as error:
             raise InputError(f"{self.path}: cannot be written as LMDB ({error})") from error
         try:
@@ -110,6 +133,8 @@ class LmdbWriter:
         except InputError:
             self._environment.close()
             raise
+        self._data_file, self._file = data, os.open(data, os.O_RDONLY)
+        self._failed = False
         self.done: set[int | str] = set(self._ids)
         self._waiting: dict[bytes, bytes] = {}
         self._waiting_bytes = 0
@@ -118,9 +143,10 @@ class LmdbWriter:
         """Adds one image.
 
         Raises:
-            InputError: The id is empty, "keys", or longer than 511 bytes.
+            InputError: The id is empty, "keys", or longer than 511 bytes, or a number is not finite.
             OSError: The disk is full. The images in memory are written with the next one.
         """
+        check_regions(regions)
         image_id = parse_id(regions.image_id)
         key = _key(image_id)
         if not key or key == _LIST_KEY or len(key) > _LONGEST_KEY:
@@ -138,6 +164,7 @@ class LmdbWriter:
 
     def sync(self) -> None:
         """Stores all images so far, and syncs them to the disk."""
+        check_in_place(self._data_file, self._file)
         self._store()
         sync_folder(self.path)
 
@@ -147,11 +174,13 @@ class LmdbWriter:
         self.sync()
 
     def close(self) -> None:
-        """Stores the images in memory, and closes the LMDB."""
+        """Stores the images in memory, unless storing them has just failed, and closes the LMDB."""
         try:
-            self._store()
+            if not self._failed:
+                self._store()
         finally:
             self._environment.close()
+            os.close(self._file)
 
     def _store(self) -> None:
         if not self._waiting:
@@ -160,8 +189,10 @@ class LmdbWriter:
             while not self._store_waiting():
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
         except lmdb.Error as error:
+            self._failed = True
             number = errno.ENOSPC if isinstance(error, lmdb.DiskError) else errno.EIO
             raise OSError(number, str(error), str(self.path)) from error
+        self._failed = False
         self._waiting.clear()
         self._waiting_bytes = 0
 
@@ -179,10 +210,21 @@ class LmdbWriter:
 def is_lmdb(path: Path) -> bool:
     """Whether a path is an LMDB, a folder or a single file, with any content."""
     try:
-        with open(path / "data.mdb" if path.is_dir() else path, "rb") as file:
+        with open_regular(_data_file(path)) as file:
             return file.read(_MAGIC_OFFSET + 4)[_MAGIC_OFFSET:] == _MAGIC
     except OSError:
         return False
+
+
+def _data_file(path: Path) -> Path:
+    return path / "data.mdb" if path.is_dir() else path
+
+
+def _reserve_locks(path: Path) -> None:
+    """Creates the file of LMDB's locks. LMDB maps it without reserving its space, and would be killed by SIGBUS if the
+    disk is full."""
+    with open(path, "ab") as file:
+        os.posix_fallocate(file.fileno(), 0, _LOCK_BYTES)
 
 
 # py-lmdb can open a path only once per process, so that the stores of the same path share an environment. Forked
@@ -198,7 +240,13 @@ def _open_for_reading(path: Path) -> lmdb.Environment:
         if environment is None:
             try:
                 environment = lmdb.open(
-                    name, subdir=path.is_dir(), map_size=0, readonly=True, lock=False, readahead=False, create=False
+                    os.fsencode(name),
+                    subdir=path.is_dir(),
+                    map_size=0,
+                    readonly=True,
+                    lock=False,
+                    readahead=False,
+                    create=False,
                 )
             except lmdb.Error as error:
                 raise InputError(f"{path}: cannot be read as LMDB ({error})") from error
@@ -277,12 +325,12 @@ def _array(row: dict[str, Any], field: str, dtype: np.dtype, shape: tuple[int, .
         return decode_array(value, dtype, shape, field)
     try:
         return value.astype(dtype).reshape(shape)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{field}: the shape {value.shape} does not fit {shape[0]} boxes") from error
 
 
 def _integer(row: dict[str, Any], field: str) -> int:
     try:
         return int(row[field])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{field}: {str(row[field])[:20]!r} is not a number") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{field}: {shown(row[field])} is not a number") from error

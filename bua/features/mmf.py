@@ -12,17 +12,21 @@ each [n].
 """
 
 import os
+import weakref
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from bua.errors import InputError, make_folder
+from bua.features.checks import check_regions
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, labels_of
+from bua.features.npy import read_array, read_header
 from bua.io import safe_pickle
-from bua.io.files import move_file, sync_folder, whole_file
+from bua.io.files import check_in_place, move_file, sync_folder, whole_file
+from bua.regular_files import open_regular
 from bua.structures import Regions
 
 # LXMERT's names of the labels, except for the objects, for which MMF has another name.
@@ -63,6 +67,8 @@ class MmfWriter:
 
     def __init__(self, folder: str | Path):
         self.path = make_folder(folder)
+        self._folder = os.open(self.path, os.O_RDONLY)
+        self._release = weakref.finalize(self, os.close, self._folder)
         if not is_mmf(self.path) and any(not entry.name.endswith(".tmp") for entry in os.scandir(self.path)):
             raise InputError(f"{self.path}: holds something other than MMF's features; choose another output")
         self.done: set[int | str] = set(_list_stems(self.path))
@@ -71,8 +77,9 @@ class MmfWriter:
         """Writes one image's files.
 
         Raises:
-            InputError: The id is empty, or too long for a file name.
+            InputError: The id is empty, or too long for a file name, or a number is not finite.
         """
+        check_regions(regions)
         stem = _stem(regions.image_id)
         if not stem or len(os.fsencode(stem)) > _LONGEST_NAME:
             raise InputError(
@@ -103,6 +110,7 @@ class MmfWriter:
 
     def sync(self) -> None:
         """Syncs the names of all files so far to the disk. Their contents have been synced before."""
+        check_in_place(self.path, self._folder)
         sync_folder(self.path)
 
     def finish(self) -> None:
@@ -110,7 +118,8 @@ class MmfWriter:
         self.sync()
 
     def close(self) -> None:
-        """Does nothing, since no file stays open."""
+        """Closes the folder."""
+        self._release()
 
 
 def is_mmf(folder: Path) -> bool:
@@ -137,17 +146,20 @@ def _list_stems(folder: Path) -> dict[int | str, str]:
 
 def _read_files(features_path: Path, info_path: Path, image_id: int | str) -> Regions:
     try:
-        features = np.load(features_path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{features_path}: cannot be read as npy ({error}); extract this image again") from error
+        with open_regular(features_path) as file:
+            features = read_array(file, os.fstat(file.fileno()).st_size)
+    except Exception as error:  # A damaged header can raise almost any exception.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{features_path}: cannot be read as npy ({reason}); extract this image again") from error
     if features.ndim != 2:
         raise InputError(f"{features_path}: has the shape {features.shape} instead of (n, d); extract this image again")
     try:
         return _regions(image_id, features, _read_object(info_path))
     except KeyError as error:
         raise InputError(f"{info_path}: {error.args[0]}: is missing; extract this image again") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{info_path}: {error}; extract this image again") from error
+    except Exception as error:  # As above.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{info_path}: {reason}; extract this image again") from error
 
 
 def _regions(image_id: int | str, features: np.ndarray, info: dict[str, Any]) -> Regions:
@@ -185,10 +197,8 @@ def _write_object(file: BinaryIO, content: dict[str, object]) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Returns what np.load(path, allow_pickle=True).item() returns, without executing code from the pickle."""
-    with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        _, _, dtype = read_header(file)
+    with open_regular(path) as file:
+        _, _, dtype = read_header(file, os.fstat(file.fileno()).st_size)
         if not dtype.hasobject:
             raise ValueError(f"holds numbers ({dtype}) instead of a dictionary")
         array = safe_pickle.loads(file.read())

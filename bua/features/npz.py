@@ -13,6 +13,7 @@ older files have ``x`` as [d, n].
 import io
 import math
 import os
+import weakref
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,13 @@ import numpy as np
 import torch
 
 from bua.errors import InputError, make_folder
+from bua.features.checks import check_regions
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, labels_of
+from bua.features.npy import NpzFile
 from bua.io import safe_pickle
-from bua.io.files import move_file, sync_folder, whole_file
+from bua.io.files import check_in_place, move_file, sync_folder, whole_file
 from bua.structures import Regions
 
 
@@ -60,6 +63,8 @@ class NpzWriter:
 
     def __init__(self, folder: str | Path):
         self.path = make_folder(folder)
+        self._folder = os.open(self.path, os.O_RDONLY)
+        self._release = weakref.finalize(self, os.close, self._folder)
         self.done: set[int | str] = set(_list_files(self.path))
         others = [] if self.done else [name for name in sorted(os.listdir(self.path)) if not name.endswith(".tmp")]
         if others:
@@ -69,8 +74,9 @@ class NpzWriter:
         """Writes one image's file.
 
         Raises:
-            InputError: The id is empty, or too long for a file name.
+            InputError: The id is empty, or too long for a file name, or a number is not finite.
         """
+        check_regions(regions)
         name = f"{file_stem(regions.image_id)}.npz"
         if name == ".npz" or len(os.fsencode(name)) > 230:
             raise InputError(
@@ -104,13 +110,16 @@ class NpzWriter:
         sync_folder(self.path)
 
     def sync(self) -> None:
-        """Does nothing, since ``append`` syncs each file."""
+        """Checks that the folder is still there. ``append`` syncs each file."""
+        check_in_place(self.path, self._folder)
 
     def finish(self) -> None:
-        """Does nothing, since the format has no other files."""
+        """Checks that the folder is still there. The format has no other files."""
+        check_in_place(self.path, self._folder)
 
     def close(self) -> None:
-        """Does nothing, since no file stays open."""
+        """Closes the folder."""
+        self._release()
 
 
 def _list_files(folder: Path) -> dict[int | str, str]:
@@ -136,14 +145,15 @@ def _save(file: BinaryIO, arrays: dict[str, np.ndarray], info: dict[str, object]
 
 def _read_file(path: Path, image_id: int | str) -> Regions:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            features, boxes = arrays["x"].astype(np.float32), arrays["bbox"].astype(np.float32)
-            width, height = int(arrays["image_w"]), int(arrays["image_h"])
-            info = _read_info(arrays.zip) if "info" in arrays else {}
+        with NpzFile(path) as arrays:
+            features, boxes = (np.asarray(arrays.array(name), np.float32) for name in ("x", "bbox"))
+            width, height = int(arrays.array("image_w")), int(arrays.array("image_h"))
+            info = _read_info(arrays) if "info" in arrays.names else {}
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}; remove this file, which has no features") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as npz ({error}); extract this image again") from error
+    except Exception as error:  # Damaged zip files, compressed data and headers can raise almost any exception.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: cannot be read as npz ({reason}); extract this image again") from error
     if features.ndim == 2 and features.shape[1] == len(boxes) != len(features):
         features = np.ascontiguousarray(features.T)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or features.ndim != 2 or len(features) != len(boxes):
@@ -152,18 +162,16 @@ def _read_file(path: Path, image_id: int | str) -> Regions:
         )
     try:
         labels = _labels(info, len(boxes))
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
         raise InputError(f"{path}: info: {error}; extract this image again") from error
     return Regions(image_id=image_id, width=width, height=height, boxes=boxes, features=features, **labels)
 
 
-def _read_info(archive: zipfile.ZipFile) -> dict[str, Any]:
-    with archive.open("info.npy") as member:
-        np.lib.format.read_magic(member)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-        if shape != () or not dtype.hasobject:
-            raise ValueError(f"info is an array of {dtype} with the shape {shape}, not a dictionary")
-        info = _load(member.read()).item()
+def _read_info(arrays: NpzFile) -> dict[str, Any]:
+    shape, dtype, data = arrays.pickled("info")
+    if shape != () or not dtype.hasobject:
+        raise ValueError(f"info is an array of {dtype} with the shape {shape}, not a dictionary")
+    info = _load(data).item()
     if not isinstance(info, dict):
         raise ValueError(f"info is a {type(info).__name__}, not a dictionary")
     return info

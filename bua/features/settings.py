@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bua.errors import InputError
+from bua.errors import InputError, shown
 from bua.features.store import open_features
+from bua.regular_files import read_regular
 
 # The settings that a model trained on the features must find again: the limits on the number of regions, and the
 # fingerprint of the detector's weights.
@@ -28,11 +29,18 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
     file = settings_file(Path(path))
     if file.exists():
         try:
-            settings: dict[str, Any] = json.loads(file.read_bytes())
-        except (OSError, ValueError) as error:
+            settings = json.loads(read_regular(file))
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{file}: cannot be read as JSON ({error}); remove it to go on without it") from error
-        return settings
-    return getattr(open_features(path), "about", {}).get("settings")
+        return _checked(file, settings)
+    settings = getattr(open_features(path), "about", {}).get("settings")
+    return None if settings is None else _checked(path, settings)
+
+
+def _checked(file: str | Path, settings: object) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        raise InputError(f"{file}: the settings are {shown(settings)} instead of an object {{...}}; remove them")
+    return settings
 
 
 def settings_for_model(paths: Sequence[str | Path]) -> dict[str, Any]:

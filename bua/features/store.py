@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -89,8 +89,15 @@ def open_writer(path: str | Path, format: str, about: About = None) -> Iterator[
             raise InputError(f"{path}: cannot be written: {error.strerror}") from error
         try:
             yield writer
-        finally:
+        except BaseException:
+            # The first error is the one to report. After a full disk, writing what is left would fail again.
+            with suppress(OSError):
+                writer.close()
+            raise
+        try:
             writer.close()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def check_format(format: str) -> None:
@@ -163,7 +170,17 @@ def _npz(path: Path, format: str, about: About) -> FeatureWriter:
 def _hdf5(path: Path, format: str, about: About) -> FeatureWriter:
     from bua.features.hdf5 import Hdf5Writer
 
-    return Hdf5Writer(path, format)
+    return Hdf5Writer(path, format, _num_boxes(about))
+
+
+def _num_boxes(about: About) -> int | None:
+    """Returns the number of boxes of each image if the settings of the extraction fix it."""
+    settings = (about or {}).get("settings")
+    # Cells of a grid and given boxes are as many as there are.
+    if not isinstance(settings, dict) or settings.get("grid") or settings.get("boxes"):
+        return None
+    least, most = settings.get("min_boxes"), settings.get("max_boxes")
+    return least if type(least) is int and least == most else None
 
 
 def _lmdb(path: Path, format: str, about: About) -> FeatureWriter:

@@ -18,15 +18,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bua.errors import InputError
+from bua.errors import InputError, shown
+from bua.features.checks import check_regions
 from bua.features.encoding import decode_array, encode_array_as_bytes
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import FLOAT, LXMERT_LABELS
+from bua.features.npy import NpzFile
 from bua.features.row_merging import append_rows_of
 from bua.features.synced_size import SyncedSize
 from bua.features.text_rows import append_line, open_for_reading, read_line, unread_lines
-from bua.io.files import whole_file
+from bua.io.files import check_in_place, whole_file
 from bua.structures import Regions
 
 ORIGINAL_FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -87,7 +89,13 @@ class TsvFeatures(IndexedFeatures[int]):
         self.__dict__.update(state, _file=open_for_reading(state["path"]))
 
     def _read(self, image_id: int | str, place: int) -> Regions:
-        return self._read_row(place)
+        regions = self._read_row(place)
+        if regions.image_id != image_id:
+            raise InputError(
+                f"{self.path}: line {place + 1}: is of another image than {str(image_id)[:40]}; remove {self.path.name}"
+                ".index, which does not fit this file"
+            )
+        return regions
 
     def _read_row(self, row: int) -> Regions:
         line = read_line(self._file, int(self._offsets[row]), int(self._offsets[row + 1]))
@@ -147,8 +155,10 @@ class TsvWriter:
         """Writes one image's row.
 
         Raises:
-            InputError: The id is not possible in a TSV file, or labels for LXMERT's columns are missing.
+            InputError: The id is not possible in a TSV file, labels for LXMERT's columns are missing, or a number is
+                not finite.
         """
+        check_regions(regions)
         append_line(self._file, encode_row(regions, self.fields))
         self.done.add(parse_id(regions.image_id))
 
@@ -159,10 +169,12 @@ class TsvWriter:
 
     def sync(self) -> None:
         """Syncs all rows to the disk."""
+        check_in_place(self.path, self._file)
         self._synced_size.sync(self._file)
 
     def finish(self) -> None:
         """Syncs all rows to the disk. The format has no other files."""
+        check_in_place(self.path, self._file)
         self._synced_size.finish(self._file)
 
     def close(self) -> None:
@@ -328,16 +340,30 @@ def _scan(file: BinaryIO) -> tuple[list[str], np.ndarray]:
     return ids, np.array(offsets)
 
 
+def _checked_index(ids: np.ndarray, offsets: np.ndarray, size: int) -> tuple[list[str], np.ndarray]:
+    rising = offsets.dtype.kind == "i" and offsets.ndim == 1 and len(offsets) and (offsets[1:] > offsets[:-1]).all()
+    if (
+        ids.dtype.kind != "U"
+        or ids.shape != (len(offsets) - 1,)
+        or not rising
+        or (offsets[0], offsets[-1]) != (0, size)
+    ):
+        raise ValueError("its ids and offsets are not those of the rows")
+    return ids.tolist(), offsets
+
+
 def _load_index(path: Path, file: BinaryIO) -> tuple[list[str], np.ndarray]:
     index = path.with_name(path.name + ".index")
     status = os.fstat(file.fileno())
     stamp = np.array([status.st_size, status.st_mtime_ns])
     try:
-        with np.load(index, allow_pickle=False) as saved:
-            if np.array_equal(saved["stamp"], stamp):
-                return saved["ids"].tolist(), saved["offsets"]
-    except (OSError, ValueError, KeyError, EOFError):
-        logger.debug("%s: cannot be read; it is created again", index)
+        with NpzFile(index) as saved:
+            if np.array_equal(saved.array("stamp"), stamp):
+                return _checked_index(saved.array("ids"), saved.array("offsets"), status.st_size)
+    except FileNotFoundError:
+        logger.debug("%s: is created", index)
+    except Exception as error:  # A damaged npz file can raise almost any exception.
+        logger.warning("%s: cannot be read; it is created again (%s)", index, shown(str(error)))
     ids, offsets = _scan(file)
     try:
         with whole_file(index, shared=True) as kept:

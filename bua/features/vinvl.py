@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bua.errors import InputError
+from bua.features.checks import check_regions
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.row_merging import append_rows_of
@@ -42,7 +43,7 @@ from bua.features.vinvl_rows import (
     row_sizes,
     size_of,
 )
-from bua.io.files import whole_file
+from bua.io.files import check_in_place, whole_file
 from bua.structures import Regions
 
 FORMATS = ("vinvl-tsv", "oscar-tsv")
@@ -171,8 +172,10 @@ class VinvlWriter:
         """Writes one image's row.
 
         Raises:
-            InputError: The id is not possible in a TSV file, or the names of the labels are unknown.
+            InputError: The id is not possible in a TSV file, the names of the labels are unknown, or a number is not
+                finite.
         """
+        check_regions(regions)
         row = encode_row(regions, self.format, self._names)
         append_line(self._file, row)
         self._offsets.append(self._offsets[-1] + len(row))
@@ -187,6 +190,7 @@ class VinvlWriter:
 
     def sync(self) -> None:
         """Syncs all rows to the disk."""
+        check_in_place(self.path, self._file)
         self._synced_size.sync(self._file)
 
     def finish(self) -> None:
@@ -300,7 +304,8 @@ def _offsets(path: Path, content: mmap.mmap) -> "tuple[array[int], bool]":
 def _begin_rows(offsets: "array[int]", content: mmap.mmap) -> bool:
     if not offsets or offsets[0] != 0 or offsets[-1] >= len(content):
         return False
-    return all(before < offset and content[offset - 1] == ord("\n") for before, offset in pairwise(offsets))
+    size = len(content)
+    return all(before < offset < size and content[offset - 1] == ord("\n") for before, offset in pairwise(offsets))
 
 
 def _ids_and_starts(content: mmap.mmap, offsets: "array[int]") -> Iterator[tuple[str, int]]:

@@ -96,6 +96,20 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def check_in_place(path: Path, handle: int) -> None:
+    """Checks that ``path`` is still the file or folder that was opened as ``handle``. What is written into one that
+    was deleted or replaced since then is lost.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not _is_at(handle, path):
+        raise InputError(
+            f"{path}: was deleted, moved or replaced while it was written; put it back if you can, and run the same "
+            "command again"
+        )
+
+
 def _lock(path: Path) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -115,7 +129,7 @@ def _lock(path: Path) -> int:
 def _is_at(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
