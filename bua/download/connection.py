@@ -47,7 +47,8 @@ def check_address(url: str) -> None:
         parsed = httpx.URL(url)
         usable = url.isprintable() and parsed.scheme in ("http", "https") and 0 < (parsed.port or 1) < 1 << 16
         # What belongs to no name of a host is percent-encoded by httpx.
-        usable = usable and bool(parsed.host.strip(".")) and "%" not in parsed.host
+        usable = usable and bool(parsed.host) and "%" not in parsed.host
+        parsed.raw_host.decode().encode("idna")  # as the system's look-up of a host does
     except (httpx.InvalidURL, UnicodeError):  # UnicodeErrors are raised for names of hosts
         usable = False
     if not usable:
@@ -134,7 +135,10 @@ def _final_response(
 ) -> Iterator[httpx.Response]:
     """Follows redirections. What comes with them is not read, since it may be endless."""
     for _ in range(_MAX_REDIRECTS + 1):
-        response = client.send(request, stream=True)
+        try:
+            response = client.send(request, stream=True)
+        except UnicodeError as error:  # a cookie or an address in the answer cannot be sent back
+            raise Cut(f"the server's answer is malformed: {_reason(error)}") from error
         try:
             if not response.has_redirect_location:
                 _check_status(response, url)

@@ -42,6 +42,7 @@ def sized(data: bytes, *headers: bytes) -> bytes:
         (raw(REDIRECT + b"file:///etc/passwd\r\n\r\n"), "redirects to 'file://.*etc/passwd': is not an address"),
         (raw(REDIRECT + b"ftp://127.0.0.1/file.bin\r\n\r\n"), "redirects to 'ftp://.*': is not an address"),
         (raw(REDIRECT + b"http://127.0.0.1:99999/\r\n\r\n"), "redirects to .*99999/': is not an address"),
+        (raw(REDIRECT + b"http://" + b"a" * 64 + b".com/\r\n\r\n"), "redirects to 'http://a.*com/': is not an address"),
         (raw(REDIRECT + b"http://[::1\r\n\r\n"), "redirects to an address that is malformed"),
         (raw(sized(PAGE, b"Content-Type: text/html; charset=utf-8")), "sends a web page instead of the file"),
         (raw(sized(b"\n" + PAGE.lower())), "not the published file: it is a web page"),
@@ -73,6 +74,7 @@ def test_another_answer_than_the_file_is_final(site, target, answer, message):
         OK + b"X: " + b"x" * 2_000_000 + b"\r\n\r\n",
         CHUNKED + b"5\r\nabcde\r\n",
         CHUNKED + b"zz\r\nabcde\r\n",
+        REDIRECT + b"/file.bin\r\nSet-Cookie: a=\xaa\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 5-9/" + b"9" * 5000 + b"\r\nContent-Length: 5\r\n\r\nabcde",
     ],
 )
@@ -151,6 +153,7 @@ def test_damaged_notes_about_a_part_are_ignored(site, target, about):
             "http:///a",
             "http://",
             "http://../a",
+            "http://" + "a" * 64 + "/a",
         ),
         *("ftp://host/a", "file:///etc/passwd", "http://a b/a", "http://host/a\nb", "host/a", ""),
     ],
