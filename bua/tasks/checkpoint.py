@@ -141,10 +141,9 @@ def _check_types(saved: dict[str, Any], path: str | Path) -> None:
         "config": isinstance(saved["config"], str),
         "feature_dim": type(dim) is int and dim > 0,
     }
-    # Vocabularies.
-    good |= {
-        key: all(isinstance(word, str) for word in value) for key, value in saved.items() if isinstance(value, list)
-    }
+    # Vocabularies. The only other list is the random state of each process of a training.
+    lists = {key: value for key, value in saved.items() if isinstance(value, list) and key != "random"}
+    good |= {key: all(isinstance(word, str) for word in value) for key, value in lists.items()}
     for key, fits in good.items():
         if not fits:
             raise InputError(f"{path}: damaged, or written by another program: {key} is not what bua saves there")

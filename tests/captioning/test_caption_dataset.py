@@ -220,6 +220,7 @@ def test_errors_in_official_files_are_reported_in_one_line(tmp_path):
     for text, message in [
         ("5\n5\n", "line 2: image 5 is listed twice"),
         ("cat.jpg x\n", "line 1 is 'cat.jpg x'"),
+        (f"{10**20}.jpg\n", f"line 1 is '{10**20}.jpg'"),
         ("", ""),
     ]:
         with pytest.raises(InputError, match=f"bad.txt: {message}"):

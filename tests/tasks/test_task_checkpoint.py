@@ -38,7 +38,8 @@ def test_a_model_comes_back_from_its_checkpoint(tmp_path):
     cfg = task_cfg()
     cfg.SOLVER.EPOCHS = 7
     model = ToyModel(nn.Linear(2, 3), cfg, 2, ["a", "b"])
-    save_checkpoint(tmp_path / "a.pth", model=model.model.state_dict(), **model.describe())
+    # A checkpoint of a training also holds the random states of its processes.
+    save_checkpoint(tmp_path / "a.pth", model=model.model.state_dict(), **model.describe(), random=[{"python": [1]}])
     loaded = load_toy(tmp_path / "a.pth")
     assert torch.equal(loaded.model.weight, model.model.weight)
     assert (loaded.cfg.SOLVER.EPOCHS, loaded.feature_dim, loaded.labels) == (7, 2, ["a", "b"])
