@@ -62,6 +62,8 @@ def add_bua_config(cfg: CfgNode) -> None:
     bua.VINVL.POSTPROCESS_ATTRIBUTES_THRESHOLD = 0.05
     bua.VINVL.MAX_NUM_ATTR_PER_OBJ = 16
     bua.VINVL.MAX_NUM_ATTR_PER_IMG = 100
+    # Whether the six numbers of a region's place that Oscar reads are appended to its feature.
+    bua.VINVL.SPATIAL_FEATURES = False
 
     # Releases of Detectron2 before this key do not have it.
     cfg.setdefault("FLOAT32_PRECISION", "")

@@ -364,6 +364,8 @@ def _check_options(
         raise InputError(f"format {format}: holds feature maps of whole images, not regions; add --grid")
     if format in FORMATS_WITH_LABELS and config.choice.grid:
         raise InputError(f"format {format}: needs labels, and grid cells have none; use tsv, npz or flat")
+    if format == "oscar-tsv" and cfg.MODEL.BUA.VINVL.SPATIAL_FEATURES:
+        raise InputError("format oscar-tsv: has the place of each region; leave out MODEL.BUA.VINVL.SPATIAL_FEATURES")
     if format == "vinvl-tsv" and "object_vocabulary" not in names:
         raise InputError(
             "format vinvl-tsv: needs the names of the detector's classes, which are not known; name their folder "

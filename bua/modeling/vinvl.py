@@ -21,6 +21,7 @@ from bua.modeling.regions import RegionBoxes, given_regions
 from bua.modeling.roi_heads import AttributeRes5ROIHeads
 from bua.modeling.rpn import RPN
 from bua.modeling.vinvl_boxes import VinVLResize, decode, propose
+from bua.modeling.vinvl_detections import Detections, regions_of
 from bua.modeling.vinvl_filters import FILTERS, Chosen, choose_attributes, choose_detections
 from bua.structures import DetectorInput, RegionPredictions, Regions
 
@@ -53,6 +54,7 @@ class PostProcessing(NamedTuple):
         nms_filter: One of ``bua.modeling.vinvl_filters.FILTERS``.
         nms_threshold: IoU of suppression in the filters 0 and 2.
         attribute_threshold, max_attributes_per_object, max_attributes_per_image: As for ``choose_attributes``.
+        spatial_features: Whether the place of a region is a part of its feature, as for ``regions_of``.
     """
 
     nms_filter: int
@@ -60,31 +62,7 @@ class PostProcessing(NamedTuple):
     attribute_threshold: float
     max_attributes_per_object: int
     max_attributes_per_image: int
-
-
-@dataclass
-class Detections:
-    """The detections of one image, on the detector's device, apart from the attributes, which are on the host.
-
-    Attributes:
-        regions: [n] int64, which proposals they are.
-        network: [n, 4] float32 x1y1x2y2 in network pixels.
-        boxes: [n, 4] float32 x1y1x2y2 in pixels of the original image.
-        features: [n, D] float32, >= 0, those of the proposals.
-        classes: [n] int64, from 0.
-        scores: [n] float32.
-        attributes: [n, k] int64, from 0, the most probable ones first; None for a detector without attributes.
-        attribute_scores: [n, k] float32: their probabilities, or 0 if these do not exceed the threshold.
-    """
-
-    regions: Tensor
-    network: Tensor
-    boxes: Tensor
-    features: Tensor
-    classes: Tensor
-    scores: Tensor
-    attributes: Tensor | None
-    attribute_scores: Tensor | None
+    spatial_features: bool
 
 
 @dataclass
@@ -125,6 +103,7 @@ def build_vinvl(cfg) -> "VinVLDetector":
         vinvl.POSTPROCESS_ATTRIBUTES_THRESHOLD,
         vinvl.MAX_NUM_ATTR_PER_OBJ,
         vinvl.MAX_NUM_ATTR_PER_IMG,
+        vinvl.SPATIAL_FEATURES,
     )
     detector.requires_grad_(False).to(cfg.MODEL.DEVICE)
     return detector.to(memory_format=torch.channels_last)
@@ -167,7 +146,9 @@ class VinVLDetector(Detector):
             nms_threshold=choice.nms_threshold,
             regressed=choice.regressed,
         )
-        return [_regions(inputs, found) for inputs, found in zip(batch, detections)]
+        return [
+            regions_of(inputs, found, self.post_processing.spatial_features) for inputs, found in zip(batch, detections)
+        ]
 
     def check_choice(self, choice: Choice) -> None:
         """Checks that the filter can choose regions in this way.
@@ -196,9 +177,8 @@ class VinVLDetector(Detector):
         for image in self._describe(batch, boxes, regress=False):
             scores, classes = image.class_probs.max(dim=1)
             chosen = Chosen(torch.arange(len(classes), device=classes.device), classes, scores)
-            described.append(
-                _regions(image.inputs, self._detections(image, chosen, image.regions.network, image.features))
-            )
+            found = self._detections(image, chosen, image.regions.network, image.features)
+            described.append(regions_of(image.inputs, found, self.post_processing.spatial_features))
         return described
 
     @torch.inference_mode()
@@ -357,24 +337,6 @@ class VinVLDetector(Detector):
     def _attribute_probs(self, features: Tensor, classes: Tensor) -> Tensor | None:
         predictor = self.roi_heads.attribute_predictor
         return None if predictor is None else predictor.probabilities(features, classes)
-
-
-def _regions(inputs: DetectorInput, found: Detections) -> Regions:
-    """Returns detections as regions, with the most probable attribute of each, whose score is 0 if it does not exceed
-    the threshold."""
-    regions = Regions(
-        image_id=0 if inputs.image_id is None else inputs.image_id,
-        width=inputs.width,
-        height=inputs.height,
-        boxes=found.boxes.cpu().numpy(),
-        features=found.features.cpu().numpy(),
-        object_ids=found.classes.cpu().numpy(),
-        object_scores=found.scores.cpu().numpy(),
-    )
-    if found.attributes is not None and found.attribute_scores is not None:
-        regions.attribute_ids = found.attributes[:, 0].cpu().numpy()
-        regions.attribute_scores = found.attribute_scores[:, 0].cpu().numpy()
-    return regions
 
 
 def _scale(inputs: DetectorInput, like: Tensor) -> Tensor:

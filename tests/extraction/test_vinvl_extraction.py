@@ -103,6 +103,8 @@ def test_other_settings_are_other_outputs(features, folder, run):
     with pytest.raises(InputError, match="NMS_FILTER 2 has no regressed boxes"):
         run("new.tsv", overrides=["MODEL.BUA.VINVL.NMS_FILTER", "2"], regressed=True)
     assert not (folder / "new.tsv").exists()
+    with pytest.raises(InputError, match="oscar-tsv: has the place of each region"):
+        run("new.tsv", format="oscar-tsv", overrides=["MODEL.BUA.VINVL.SPATIAL_FEATURES", "True"])
     # An output that was begun before these keys existed can be continued.
     config = ExtractorConfig("vg_r101.yaml", (), "random")
     assert not [key for key in settings_of(config, config.cfg("cpu"), "tsv") if "VINVL" in key or "DEFORM" in key]
@@ -117,6 +119,17 @@ def test_regressed_boxes_have_the_features_of_their_proposals(opened):
     # The same regions may be in another order.
     distances = np.abs(regressed.features[:, None] - proposed.features).max(axis=2).min(axis=1)
     assert np.median(distances) < 1e-4
+
+
+def test_places_can_be_a_part_of_the_features(features, run):
+    summary = run(
+        "places.tsv", format="vinvl-tsv", overrides=["MODEL.BUA.VINVL.SPATIAL_FEATURES", "True"], boxes=features
+    )
+    for regions in open_features(summary.output).values():
+        assert regions.features.shape[1] == 64 + 6
+        expected = regions.boxes / np.array([regions.width, regions.height] * 2)
+        np.testing.assert_allclose(regions.features[:, 64:68], expected, atol=1e-6)
+        np.testing.assert_allclose(regions.features[:, 68:], expected[:, 2:] - expected[:, :2], atol=1e-6)
 
 
 def test_pipelines_take_the_detector(opened):
