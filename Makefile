@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 INSTALLED := $(VENV)/.installed
+MINUTES ?= 60
 
-.PHONY: demo demo-train test test-gpu lint install dist docs clean
+.PHONY: demo demo-train test test-gpu fuzz lint install dist docs clean
 
 # The demo needs only what bua itself needs, so that it starts sooner.
 demo: $(BASE)
@@ -22,6 +23,11 @@ test: $(INSTALLED)
 test-gpu: $(INSTALLED)
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: no GPU was found")'
 	BUA_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/cuda
+
+# The fuzzers of tests/fuzz with new random seeds. What fails is kept in output/fuzz. ONLY=images,features chooses kinds,
+# REPLAY=output/fuzz/read-tsv-123 runs one case again.
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) $(if $(ONLY),--only $(ONLY)) $(if $(REPLAY),--replay $(REPLAY))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
