@@ -3,6 +3,7 @@
 import lzma
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from array import array
@@ -26,7 +27,7 @@ MAX_ARRAY_BYTES = 64 << 20  # of the boxes of one image; a compressed file can c
 # What numpy and zipfile raise for damaged, encrypted and unusually compressed files.
 DAMAGE = (
     *(OSError, ValueError, EOFError, OverflowError, MemoryError, RuntimeError, TypeError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
 
 
