@@ -5,7 +5,8 @@
 
 The second command takes vg_r101.yaml, the newest checkpoint of its training, and the images of DATASETS.TEST. If the
 command is interrupted, run it again: it continues where it stopped. Exit code: 0 if all images have features, 1 if some
-images failed, 2 for bad input (with --on-error stop this includes an image that fails), 130 after Ctrl-C.
+images failed, 2 for bad input (with --on-error stop this includes an image that fails), 130 after Ctrl-C,
+143 after SIGTERM.
 """
 
 import argparse
