@@ -14,6 +14,7 @@ from bua.errors import InputError
 from bua.io.images import read_image
 from bua.modeling import build_detector
 from bua.modeling.backbone import BlockShape, DeformableBottleneck, DeformableConvNorm
+from bua.modeling.losses import attribute_loss
 from bua.modeling.optimize import optimize_for_inference
 from bua.weights.export import to_huggingface
 from bua.weights.layouts import LayoutError
@@ -284,3 +285,14 @@ def test_training_starts_from_a_backbone_of_imagenet(slim, tmp_path):
     assert not load_weights(other, tmp_path / "backbone.pth", allow_missing=True).unexpected
     for name, value in weights.items():
         assert torch.equal(other.backbone.state_dict()[name], value)
+
+
+def test_the_loss_of_attributes_is_that_of_grid_feats_vqa(shared_data):
+    golden = np.load(shared_data / "golden" / "grid_feats" / "attr_loss.npz")
+    scores = torch.from_numpy(golden["scores"]).requires_grad_()
+    labels = torch.from_numpy(golden["labels"])
+    loss = float(golden["weight"]) * attribute_loss(scores, labels, None)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert_close(loss.detach(), golden["loss"], 1e-6)
+    assert_close(gradient, golden["gradient"], 1e-5)
+    assert attribute_loss(scores, torch.full_like(labels, -1), None) == float(golden["loss_no_attributes"]) == 0
