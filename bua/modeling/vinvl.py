@@ -15,7 +15,7 @@ from bua.config import check_device
 from bua.errors import InputError
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.backbone import ResNetC4
-from bua.modeling.boxes import clip_boxes
+from bua.modeling.boxes import clip_boxes, constant_row
 from bua.modeling.detector import Detector, rows_of_one_size
 from bua.modeling.regions import RegionBoxes, given_regions
 from bua.modeling.roi_heads import AttributeRes5ROIHeads
@@ -340,7 +340,7 @@ class VinVLDetector(Detector):
 
 
 def _scale(inputs: DetectorInput, like: Tensor) -> Tensor:
-    return like.new_tensor([*inputs.scale, *inputs.scale])
+    return constant_row([*inputs.scale, *inputs.scale], like)
 
 
 def _check(cfg) -> None:

@@ -32,6 +32,8 @@ SLIM = (
 )
 GRID_CONFIG = CONFIG.with_name("grid_feats") / "x152pp.yaml"
 GRID_SLIM = (*SLIM, "MODEL.RESNETS.NUM_GROUPS", "2", "MODEL.ROI_BOX_HEAD.FC_DIM", "16")
+VINVL_CONFIG = CONFIG.with_name("vinvl_x152c4.yaml")
+VINVL_SLIM = (*SLIM, "MODEL.RESNETS.NUM_GROUPS", "2")
 # Images of mixed sizes. The first ones are extracted before waits are counted.
 SIZES = [(60, 90), (90, 60), (70, 70), (60, 80), (96, 150), (80, 60)] * 2
 FIRST = 4
@@ -126,6 +128,18 @@ def test_features_of_grid_models_are_those_of_the_cpu(images, boxes, kind, preci
         found = extract(extractor, images[2:8])
     for image_id, regions in extract(make("cpu", "fp32"), images[2:4]).items():
         compare(found[image_id], regions, kind, precision)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("regressed", 12), ("boxes", 8)])
+def test_features_of_vinvl_are_those_of_the_cpu(images, boxes, kind, limit):
+    config = ExtractorConfig(str(VINVL_CONFIG), VINVL_SLIM, RANDOM_WEIGHTS, choose(kind, boxes))
+    extractor = Extractor.from_config(config, "cuda")
+    extract(extractor, images[:1])
+    with at_most(limit, f"extraction, VinVL, {kind}", 3):
+        found = extract(extractor, images[1:4])
+    for image_id, regions in extract(Extractor.from_config(config, "cpu"), images[1:2]).items():
+        compare(found[image_id], regions, kind, "fp32")
+        assert_same_values(found[image_id].attribute_scores, regions.attribute_scores)
 
 
 def compare(found, expected, kind: str, precision: str) -> None:
