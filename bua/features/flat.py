@@ -90,6 +90,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
                 self.path,
                 lost,
             )
+        self._damaged = frozenset(self._files.damaged_records())
         self._index = self._files.index[:count]
         self.all_features, self._regions = self._files.features, self._files.regions
         self.all_boxes = self._regions["box"]
@@ -177,6 +178,10 @@ class FlatFeatures(Mapping[int | str, Regions]):
         """
         rows = self.rows(image_ids)
         offsets, counts = self.offsets[rows].astype(np.int64), self.counts[rows].astype(np.int64)
+        outside = (offsets < 0) | (offsets + counts > len(self._regions))
+        if outside.any() or not self._damaged.isdisjoint(rows.tolist()):
+            for row in rows.tolist():
+                self._span(row)  # raises the error for the first of them
         most = int(counts.max(initial=0))
         if out is None:
             out = np.empty((len(rows), most, self.dim), self.dtype)
@@ -205,7 +210,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
         """Returns where the regions of an image are among those of all images."""
         start = self.offsets.item(row)
         end = start + self.counts.item(row)
-        if end > len(self._regions) or (end > start and end > len(self.all_features)):
+        if row in self._damaged or end > len(self._regions) or (end > start and end > len(self.all_features)):
             raise InputError(
                 f"{self.path}: image {self._id(row)}: its record in index.bin is damaged; copy the folder again"
             )
@@ -260,6 +265,11 @@ class FlatWriter:
             (self.path / name).touch()
         files = FlatFiles(self.path, self.dtype, self._header["dim"] or 0)
         self._records = files.whole_records()
+        if damaged := files.damaged_records():
+            raise InputError(
+                f"{self.path}: index.bin: record {damaged[0] + 1}, or the data of its image, is damaged; nothing was "
+                "deleted; copy the folder again, or choose another output"
+            )
         self._ends = files.ends(self._records)
         self.done: set[int | str] = files.ids(self._records)
         if incomplete := len(files.index) - self._records:
@@ -306,7 +316,7 @@ class FlatWriter:
         for name in ("dtype", "dim"):
             if header[name] not in (self._header[name], None):
                 raise InputError(f"{part}: {name} is {header[name]}; {self.path} needs {self._header[name]}")
-        if not files.has_ends(len(ids)):
+        if not files.has_ends(len(ids)) or files.damaged_records():
             raise InputError(f"{part}: is incomplete; extract its images again")
         bounds = np.flatnonzero(np.diff(new, prepend=False, append=False)).tolist()
         for first, last in zip(bounds[::2], bounds[1::2]):

@@ -19,7 +19,6 @@ import logging
 import mmap
 import os
 import zlib
-from bisect import bisect_right
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -136,31 +135,54 @@ class FlatFiles:
         return ids
 
     def whole_records(self) -> int:
-        """Returns how many images, counted from the first, are completely there."""
-
-        def lacking(row: int) -> bool:
-            return not self.has_ends(row + 1)
-
-        synced = min(self._synced, len(self.index))
-        # The ends only grow, so that the first image that lacks bytes is found by bisection.
-        row = bisect_right(range(synced), False, key=lacking)
-        while row >= synced and row < len(self.index) and not lacking(row) and self.is_whole(row):
+        """Returns how many images, counted from the first, are there. One whose record is damaged counts if a later one
+        is there; see ``damaged_records``."""
+        synced = min(self._synced or 0, len(self.index))
+        index, fits = self.index[:synced], np.ones(synced, bool)
+        regions = min(len(self.regions), len(self.features)) if self.row_bytes else len(self.regions)
+        # A sum of damaged numbers could be beyond 64 bits.
+        for start, length, size in (("offset", "count", regions), ("text_offset", "text_length", len(self.texts))):
+            fits &= (index[start] <= size) & (index[length] <= size - np.minimum(index[start], np.uint64(size)))
+        row = int(np.flatnonzero(fits).max(initial=-1)) + 1
+        while row >= synced and row < len(self.index) and self.has_ends(row + 1) and self.is_whole(row):
             row += 1
         return row
 
+    def damaged_records(self) -> list[int]:
+        """Returns the rows of the images whose records are damaged.
+
+        Each record begins where the one before it ends. Where that is not so, and for the last one, the checksums show
+        which of the two is damaged.
+        """
+        whole = self.whole_records()
+        index = self.index[: max(whole, min(self._synced or 0, len(self.index)))]
+        breaks = np.zeros(len(index), bool)
+        for start, length in (("offset", "count"), ("text_offset", "text_length")):
+            breaks |= index[start] != np.append(np.uint64(0), index[start][:-1] + index[length][:-1])[: len(index)]
+        after = np.flatnonzero(breaks).tolist()
+        suspects = {*after, *(row - 1 for row in after if row), *([whole - 1] if whole else [])}
+        damaged = {row for row in suspects if not self.fits_checksum(row)}
+        if self._synced is None and any(map(self.fits_checksum, range(whole, len(self.index)))):
+            damaged.add(whole)  # a run that was killed leaves no whole images after one that is not
+        return sorted(damaged)
+
     def lost_records(self) -> int:
         """Returns how many of the records that were certainly on the disk are not in the index any more."""
-        return max(self._synced - len(self.index), 0)
+        return max((self._synced or 0) - len(self.index), 0)
 
     def is_whole(self, row: int) -> bool:
+        """Whether the data of an image begin where those before it end, and fit its checksum."""
+        begins = int(self.index[row]["offset"]) * REGION.itemsize == self.ends(row)["regions.bin"]
+        return begins and self.fits_checksum(row)
+
+    def fits_checksum(self, row: int) -> bool:
         """Whether the data of an image fit its checksum."""
         record = self.index[row]
         start = int(record["offset"])
         span = slice(start, start + int(record["count"]))
-        begins = start * REGION.itemsize == self.ends(row)["regions.bin"]
         features = np.ascontiguousarray(self.features[span])
         value = checksum(features.data, self.regions[span].data, self.text(row), record.tobytes())
-        return begins and value == int(record["checksum"])
+        return value == int(record["checksum"])
 
 
 def is_flat(folder: Path) -> bool:
@@ -352,10 +374,11 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
         raise InputError(f"{path}: cannot be read: {error.strerror}; copy the whole folder") from error
 
 
-def _read_synced(folder: Path) -> int:
+def _read_synced(folder: Path) -> int | None:
+    """Returns the number of images that certainly are on the disk, or None if it is not known."""
     try:
         content = (folder / SYNCED_FILE).read_bytes()
     except OSError as error:
         logger.debug("%s: %s; all images are checked", folder, error)
-        return 0
-    return int.from_bytes(content, "little") if len(content) == 8 else 0
+        return None
+    return int.from_bytes(content, "little") if len(content) == 8 else None

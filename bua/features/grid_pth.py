@@ -7,6 +7,7 @@ of its cells: they are in pixels of the resized image, whose size is rounded up 
 """
 
 import os
+import weakref
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +19,7 @@ from bua.errors import InputError, make_folder
 from bua.features.checks import check_regions
 from bua.features.ids import file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
-from bua.io.files import move_file, sync_folder, whole_file
+from bua.io.files import check_in_place, move_file, sync_folder, whole_file
 from bua.regular_files import open_regular
 from bua.structures import Regions
 
@@ -59,6 +60,8 @@ class GridPthWriter:
 
     def __init__(self, folder: str | Path):
         self.path = make_folder(folder)
+        self._folder = os.open(self.path, os.O_RDONLY)
+        self._release = weakref.finalize(self, os.close, self._folder)
         self.done: set[int | str] = set(_list_files(self.path))
         others = [] if self.done else [name for name in sorted(os.listdir(self.path)) if not name.endswith(".tmp")]
         if others:
@@ -93,13 +96,16 @@ class GridPthWriter:
         sync_folder(self.path)
 
     def sync(self) -> None:
-        """Does nothing, since ``append`` syncs each file."""
+        """Checks that the folder is still there. ``append`` syncs each file."""
+        check_in_place(self.path, self._folder)
 
     def finish(self) -> None:
-        """Does nothing, since the format has no other files."""
+        """Checks that the folder is still there. The format has no other files."""
+        check_in_place(self.path, self._folder)
 
     def close(self) -> None:
-        """Does nothing, since no file stays open."""
+        """Closes the folder."""
+        self._release()
 
 
 def cell_boxes(rows: int, columns: int) -> np.ndarray:

@@ -83,20 +83,20 @@ def test_an_image_with_numbers_that_are_not_finite_fails_alone(tmp_path, format)
 
 
 @pytest.mark.parametrize("step", ["sync", "finish"])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, "grid-pth"])
 def test_an_output_that_is_taken_away_is_noticed(tmp_path, format, step):
     path = tmp_path / "x"
     written = tmp_path / "x.partial" if "hdf5" in format else path
 
     def write():
         with open_writer(path, format, ABOUT) as writer:
-            writer.append(sample(1))
+            writer.append(sample(1, count=1))
             writer.sync()
             if step == "sync":
                 written.rename(tmp_path / "moved")
             else:
                 shutil.rmtree(written) if written.is_dir() else written.unlink()
-                written.mkdir() if format in ("npz", "mmf") else written.touch()
+                written.mkdir() if format in ("npz", "mmf", "grid-pth") else written.touch()
             getattr(writer, step)()
 
     with pytest.raises(InputError, match="was deleted, moved or replaced while it was written"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bua.errors import InputError
 from bua.features.flat import FlatFeatures, FlatWriter
-from bua.features.flat_files import DATA_FILES, key_and_text
+from bua.features.flat_files import DATA_FILES, RECORD, key_and_text
 
 IDS = [7, -3, 0, 2**63, "a b.c", "0042", "été/ü", "\udcff", key_and_text("0042")[0]]
 
@@ -204,6 +204,38 @@ def test_damaged_images_are_reported(tmp_path):
     os.truncate(tmp_path / "ids.bin", 0)
     os.truncate(tmp_path / "features.bin", len(content) - 1)
     assert list(FlatFeatures(tmp_path).problems())[1:] == ["records 4 to 4: are incomplete and left out"]
+
+
+@pytest.mark.parametrize("synced", [True, False], ids=["synced", "synced is not known"])
+@pytest.mark.parametrize("value", [0, 1, 2**40, 2**64 - 1])
+@pytest.mark.parametrize("field", ["offset", "count", "text_offset", "text_length"])
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_one_damaged_record_costs_no_other_image(no_sync, tmp_path, row, field, value, synced):
+    images = [sample(f"a{i}", count=2, dim=2, seed=i) for i in range(5)]
+    write(tmp_path, images)
+    index = np.fromfile(tmp_path / "index.bin", RECORD)
+    before = index[field][row]
+    index[field][row] = value % 2 ** (8 * index[field].itemsize)
+    if index[field][row] == before:
+        return
+    index.tofile(tmp_path / "index.bin")
+    if not synced:
+        (tmp_path / "synced").unlink()
+    damaged = contents(tmp_path)
+    store = FlatFeatures(tmp_path)
+    readable = [regions for i, regions in enumerate(images) if i < row or (synced and i != row)]
+    for regions in readable:
+        assert_same(store[regions.image_id], regions)
+        store.read([regions.image_id])
+    if row < len(store):
+        image_id = images[row].image_id
+        for read in (store.__getitem__, store.features, lambda image_id: store.read([image_id])):
+            with pytest.raises((InputError, KeyError)):
+                read(image_id)
+    if row < 4 or row < len(store):
+        with pytest.raises(InputError, match=rf"index\.bin: record {row + 1}, .* is damaged; nothing was deleted"):
+            FlatWriter(tmp_path)
+        assert contents(tmp_path) == damaged
 
 
 @pytest.mark.parametrize("file", range(4))
