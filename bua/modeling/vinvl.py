@@ -21,7 +21,7 @@ from bua.modeling.regions import RegionBoxes, given_regions
 from bua.modeling.roi_heads import AttributeRes5ROIHeads
 from bua.modeling.rpn import RPN
 from bua.modeling.vinvl_boxes import VinVLResize, decode, propose
-from bua.modeling.vinvl_detections import Detections, regions_of
+from bua.modeling.vinvl_detections import PLACE_NUMBERS, Detections, regions_of
 from bua.modeling.vinvl_filters import FILTERS, Chosen, choose_attributes, choose_detections
 from bua.structures import DetectorInput, RegionPredictions, Regions
 
@@ -121,6 +121,11 @@ class VinVLDetector(Detector):
     """
 
     post_processing: PostProcessing
+
+    @property
+    def feature_dim(self) -> int:
+        """Dimension of the regions' features."""
+        return self.roi_heads.feature_dim + (PLACE_NUMBERS if self.post_processing.spatial_features else 0)
 
     def forward(self, batch: list[DetectorInput]) -> dict[str, Tensor]:
         raise InputError(NOT_TRAINED)

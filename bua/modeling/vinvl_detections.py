@@ -7,6 +7,9 @@ from torch import Tensor
 
 from bua.structures import DetectorInput, Regions
 
+# Number of numbers that say where a region is, as Oscar reads them.
+PLACE_NUMBERS = 6
+
 
 @dataclass
 class Detections:

@@ -227,6 +227,9 @@ def test_what_a_filter_cannot_choose_is_refused(slim):
     with pytest.raises(InputError, match=r"set that key|NMS_THRESH_TEST"):
         detector.choose(inputs, RegionChoice(nms_threshold=0.4))
     assert len(detector.choose(inputs, RegionChoice())) == 2
+    detector.post_processing = detector.post_processing._replace(spatial_features=True)
+    (regions, _) = detector.choose(inputs, RegionChoice())
+    assert regions.features.shape[1] == detector.feature_dim == slim[0].feature_dim + 6
     with pytest.raises(InputError, match="not trained"):
         detector(inputs)
     with pytest.raises(InputError, match=r"MODEL\.BUA\.VINVL\.NMS_FILTER is 3"):

@@ -48,6 +48,13 @@ def options(datasets, tmp_path, monkeypatch):
     return arguments
 
 
+@pytest.mark.parametrize("engine", ["torch", None])
+def test_a_detector_that_is_not_trained_is_refused_in_one_line(engine, capsys):
+    options = ["--engine", engine] if engine else []
+    assert train_net.main([*options, "--config-file", str(REPOSITORY / "configs" / "vinvl_x152c4.yaml")]) == 2
+    assert "VinVL's detector is not trained by bua" in capsys.readouterr().err
+
+
 def metrics_lines(folder) -> list[dict]:
     measured = ("images_per_second", "data_seconds")
     lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
