@@ -1,7 +1,5 @@
 """Images in the forms that callers have them in: files, addresses, bytes, PIL images, arrays and tensors."""
 
-import http.client
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import torch
 from PIL import Image
 
 from bua.errors import InputError
+from bua.io.connection import Cut, answer
 from bua.io.images import decode_image, read_image
 
 TIMEOUT_SECONDS = 30
@@ -88,12 +87,18 @@ def _array_of_tensor(image: torch.Tensor) -> np.ndarray:
 
 
 def _fetch(address: str) -> bytes:
+    data = bytearray()
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
-            data: bytes = response.read(MAX_BYTES + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{address}: cannot be downloaded ({reason}); check the address") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{address}: has more than {MAX_BYTES >> 20} MiB; download it, and give a smaller file")
-    return data
+        headers = {"User-Agent": "bua", "Accept-Encoding": "identity"}
+        with answer(address, headers, TIMEOUT_SECONDS, allow_downgrade=False) as reply:
+            for block in reply.blocks():
+                data += block
+                if len(data) > MAX_BYTES:
+                    raise InputError(
+                        f"{address}: has more than {MAX_BYTES >> 20} MiB; download it, and give a smaller file"
+                    )
+    except Cut as error:
+        raise InputError(f"{address}: cannot be downloaded ({error}); check the address") from error
+    if reply.length is not None and len(data) < reply.length:
+        raise InputError(f"{address}: only {len(data)} of {reply.length} bytes came; try again")
+    return bytes(data)

@@ -16,6 +16,15 @@ from bua.io.image_inputs import as_bgr
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
 
+RAW_ANSWERS = {
+    "/no-http": b"no answer in HTTP\r\n\r\n",
+    "/to-file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+    "/in-circles": b"HTTP/1.1 302 Found\r\nLocation: /in-circles\r\nContent-Length: 0\r\n\r\n",
+    "/cut": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nI",
+    "/large": b"HTTP/1.1 200 OK\r\n\r\n" + bytes(1000),
+}
+
+
 @pytest.fixture
 def png() -> bytes:
     buffer = io.BytesIO()
@@ -30,8 +39,8 @@ def server(png):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             found = self.path == "/image.png"
-            if self.path == "/no-http":
-                self.wfile.write(b"no answer in HTTP\r\n\r\n")
+            if self.path in RAW_ANSWERS:
+                self.wfile.write(RAW_ANSWERS[self.path])
                 return
             self.send_response(200 if found else 404)
             self.end_headers()
@@ -88,13 +97,21 @@ def test_bad_input_is_refused_in_one_line(image, message):
     assert "\n" not in str(caught.value)
 
 
-def test_address_that_has_no_image_is_named(server):
-    with pytest.raises(InputError, match=r"/no\.png: cannot be downloaded .*404"):
-        as_bgr(f"{server}/no.png")
-
-
-@pytest.mark.parametrize("path", ["/no-http", "/a b.png"])
-def test_bad_answers_and_bad_addresses_are_one_line(server, path):
-    with pytest.raises(InputError, match="cannot be downloaded") as caught:
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/no.png", r"/no\.png: the server refuses \(404"),
+        ("/a b.png", r"/a b\.png: the server refuses \(404"),
+        ("/\n.png", r"n\.png': is not an address"),
+        ("/no-http", "/no-http: cannot be downloaded"),
+        ("/to-file", "/to-file: the server redirects to 'file://.*': is not an address"),
+        ("/in-circles", "/in-circles: the server redirects more than 10 times"),
+        ("/cut", "/cut: only 1 of 100 bytes came"),
+        ("/large", "/large: has more than 0 MiB"),
+    ],
+)
+def test_what_servers_do_instead_of_sending_an_image_is_one_line(server, path, message, monkeypatch):
+    monkeypatch.setattr("bua.io.image_inputs.MAX_BYTES", 999)
+    with pytest.raises(InputError, match=message) as caught:
         as_bgr(server + path)
     assert "\n" not in str(caught.value)
