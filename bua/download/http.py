@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
-from bua.io.connection import SLOWEST, Answer, Cut, TooSlow, answer, check_address
 from bua.download.space import NoSpace, free_space, readable, writing
 from bua.errors import InputError, make_folder
+from bua.io.connection import SLOWEST, Answer, Cut, TooSlow, answer, check_address
 from bua.io.files import exclusive, whole_file
 
 TIMEOUT = 60.0

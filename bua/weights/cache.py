@@ -16,9 +16,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bua.download import fetch
-from bua.io.connection import check_address
 from bua.download.http import file_checksum, is_web_page
 from bua.errors import InputError
+from bua.io.connection import check_address
 from bua.io.files import Locked, whole_file
 
 ATTEMPTS = 3
