@@ -79,6 +79,19 @@ def read_config(path: Path, including: tuple[Path, ...] = ()) -> dict:
     return content
 
 
+def is_of_detectron2_alone(path: Path) -> bool:
+    """Returns whether a configuration file is one of Detectron2 that knows nothing of bua: it names ROI heads that are
+    not bua's, and has no key under MODEL.BUA.
+
+    Raises:
+        InputError: As for ``read_config``.
+    """
+    model = read_config(path).get("MODEL")
+    heads = model.get("ROI_HEADS") if isinstance(model, dict) else None
+    name = heads.get("NAME") if isinstance(heads, dict) else None
+    return isinstance(model, dict) and name is not None and not str(name).startswith("Attribute") and "BUA" not in model
+
+
 def parse_yaml(text: str, source: str) -> object:
     """Returns the content of a YAML text: mappings, lists, strings and numbers, without objects of other kinds.
 

@@ -43,6 +43,7 @@ def pipeline(
     max_boxes: int | None = None,
     vocabulary: str | Path | None = None,
     batch_size: int | None = None,
+    engine: str | None = None,
 ) -> "Pipeline":
     """Loads what a task needs, once, and returns a function of images.
 
@@ -63,6 +64,7 @@ def pipeline(
             model was trained on, or 10 and 100 if these are not known.
         vocabulary: Folder with the names of the detector's classes, as for ``open_detector``.
         batch_size: Number of images that go through the detector at a time; by default 1 on the CPU, and 8 on a GPU.
+        engine: The detector's engine, "torch" or "detectron2"; by default "torch" if it has the detector.
 
     Raises:
         InputError: The task is unknown, a file cannot be read, or the model and the detector do not fit each other.
@@ -90,6 +92,7 @@ def pipeline(
             device=device,
             choice=_choice(min_boxes, max_boxes, trained_on),
             vocabulary=vocabulary,
+            engine=engine,
         )
     if task_model is not None:
         warn_of_other_features(task_model, chosen)
@@ -352,7 +355,7 @@ def warn_of_other_features(model: TaskModel, detector: ImageDetector) -> None:
     Raises:
         InputError: The features have another dimension than those that the model was trained on.
     """
-    model.check_features(detector.detector.roi_heads.feature_dim, detector.name)
+    model.check_features(detector.detector.feature_dim, detector.name)
     trained_on = model.features
     if trained_on.get("weights") not in (None, detector.fingerprint):
         logger.warning("%s: is not the detector whose features the model was trained on", detector.name)

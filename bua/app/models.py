@@ -49,6 +49,7 @@ def load_models(
     device: str | None = None,
     min_boxes: int | None = None,
     max_boxes: int | None = None,
+    engine: str | None = None,
 ) -> Models:
     """Loads a detector and the tasks' models.
 
@@ -59,6 +60,7 @@ def load_models(
         device: A torch device; by default a GPU if there is one.
         min_boxes, max_boxes: Limits on the number of regions of an image; by default those of the features that the
             tasks' models were trained on, or 10 and 100 if these are not known.
+        engine: The detector's engine, as for ``open_detector``.
 
     Raises:
         InputError: A file cannot be read, the names of the detector's classes are not known, or a model in ``models``
@@ -66,7 +68,14 @@ def load_models(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device, "--device")
-    opened = open_detector(detector, config_file=config_file, overrides=overrides, device=device, vocabulary=vocabulary)
+    opened = open_detector(
+        detector,
+        config_file=config_file,
+        overrides=overrides,
+        device=device,
+        vocabulary=vocabulary,
+        engine=engine,
+    )
     found: dict[str, TaskModel] = {}
     hidden = {}
     for task, (what, option) in TASKS.items():

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         min_boxes=args.min_boxes,
         max_boxes=args.max_boxes,
+        engine=args.engine,
     )
     with tempfile.TemporaryDirectory(prefix="bua_app_") as folder:
         launch_page(build_page(models, Path(folder)), args.host, args.port)

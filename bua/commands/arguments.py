@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from bua.options import ENGINES, READERS
+
 if TYPE_CHECKING:
     from bua.pipelines import Pipeline
 
@@ -32,6 +34,15 @@ def add_detector(parser: argparse.ArgumentParser, default: str = "MODEL.WEIGHTS 
     )
 
 
+def add_engine(parser: argparse._ActionsContainer) -> None:
+    """Adds --engine, of a command that applies a detector."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="engine of the detector; default: torch if it has this detector, else detectron2, which must be installed",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser, before: str = "") -> None:
     """Adds the configuration keys and values at the end of a command.
 
@@ -40,6 +51,16 @@ def add_overrides(parser: argparse.ArgumentParser, before: str = "") -> None:
     """
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help=f"keys of the configuration and their values{before}"
+    )
+
+
+def add_reader(parser: argparse._ActionsContainer) -> None:
+    """Adds --for, of a command that writes features."""
+    parser.add_argument(
+        "--for",
+        dest="reader",
+        choices=READERS,
+        help="write the flavour of the format that this reader's code expects (docs/formats.md)",
     )
 
 
@@ -108,6 +129,7 @@ def add_detector_options(parser: argparse.ArgumentParser, overrides_end: str = "
         "--config-file",
         help="the detector's configuration; default: the one that its checkpoint holds, or that of released weights",
     )
+    add_engine(parser)
     same = "default: as in the features that the model was trained on, or"
     parser.add_argument("--min-boxes", type=int, help=f"minimum number of regions; {same} 10")
     parser.add_argument("--max-boxes", type=int, help=f"maximum number of regions; {same} 100")
@@ -135,4 +157,5 @@ def load_pipeline(task: str, model: str | None, args: argparse.Namespace) -> "Pi
         device=args.device,
         min_boxes=args.min_boxes,
         max_boxes=args.max_boxes,
+        engine=args.engine,
     )

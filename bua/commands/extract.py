@@ -13,22 +13,32 @@ import argparse
 import logging
 import sys
 
-from bua.commands.arguments import add_detector, add_overrides
+from bua.commands.arguments import add_detector, add_engine, add_overrides
 from bua.options import FORMATS, ON_ERROR, PRECISIONS, SHARD_SIZE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-file",
-        help="configuration of the detector; default: the one that the checkpoint holds, or that of released weights, "
-        "or vg_r101.yaml",
+        help="configuration of the detector, also one of Detectron2's model zoo; default: the one that the checkpoint "
+        "holds, or that of released weights, or vg_r101.yaml",
     )
     add_detector(
         parser,
-        "MODEL.WEIGHTS of the configuration, or the newest checkpoint in its OUTPUT_DIR; `random` for random weights",
+        "MODEL.WEIGHTS of the configuration, or that of Detectron2's model zoo, "
+        "or the newest checkpoint in its OUTPUT_DIR; `random` for random weights",
     )
     parser.add_argument(
         "--allow-missing", action="store_true", help="keep random values for parameters that the checkpoint lacks"
+    )
+
+    add_engine(parser)
+    parser.add_argument(
+        "--feature-layer",
+        default="",
+        metavar="LAYER",
+        help="with --engine detectron2, the fully connected layer of the box head whose output is the feature: fc1, "
+        "fc2, ...; default: the last one",
     )
 
     group = parser.add_argument_group("images")

@@ -9,7 +9,7 @@ Without --detector, the detector that comes with bua is used. It knows only the 
 
 import argparse
 
-from bua.commands.arguments import add_detector, add_device
+from bua.commands.arguments import add_detector, add_device, add_engine
 from bua.errors import InputError
 
 # A word that begins with one of these is a key of the configuration.
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of objects_vocab.txt and attributes_vocab.txt, or VinVL's JSON file of names; default: the names "
         "that the checkpoint holds, or those of the data set",
     )
+    add_engine(parser)
     add_device(parser)
     parser.add_argument(
         "--output", default="output/visualize", metavar="DIR", help="folder for the drawn images (%(default)s)"
@@ -56,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bua.config import load_cfg
     from bua.detection.catalog import get_dataset
-    from bua.extraction.extractor_config import find_weights
+    from bua.extraction.engines import choose_engine, default_weights
+    from bua.extraction.extractor_config import ExtractorConfig, find_weights
     from bua.extraction.image_detector import open_detector
     from bua.visualization.visualize import draw_dataset, draw_files, evenly
 
@@ -74,17 +75,25 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--num: is {args.num}; give 1 or more")
     if not 0 <= args.threshold <= 1:
         raise InputError(f"--threshold: is {args.threshold}; give a probability from 0 to 1")
-    cfg = load_cfg(args.config_file, overrides) if args.config_file else None
+    cfg, engine = None, args.engine
+    if args.config_file:
+        engine = choose_engine(engine, args.config_file, "", overrides)
+        cfg = ExtractorConfig(args.config_file, tuple(overrides), "", engine=engine).cfg()
     dataset = get_dataset(args.dataset, cfg.DATASETS.FILES if cfg else None) if args.dataset else None
     detector, names = None, {}
     if what != "annotations":
-        weights = args.detector or ("shapes" if cfg is None else find_weights(None, cfg, args.config_file))
+        weights = args.detector
+        if cfg is None:
+            weights = weights or "shapes"
+        elif weights is None:
+            weights = find_weights(default_weights(engine, None, args.config_file), cfg, args.config_file)
         opened = open_detector(
             weights,
             config_file=args.config_file,
             overrides=overrides,
             device=args.device,
             vocabulary=args.vocabulary,
+            engine=engine,
         )
         if opened.objects is None and dataset is not None:
             opened.objects, opened.attributes = dataset.objects.names, dataset.attribute_names.names

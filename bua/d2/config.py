@@ -1,26 +1,84 @@
 """Detectron2's configuration with bua's own keys, and a check that its parts support them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import detectron2
 import detectron2.config
 from fvcore.common.config import CfgNode
 
 import bua.config
 from bua.config import add_bua_config
+from bua.config_files import find_config, is_of_detectron2_alone
 from bua.errors import InputError
+
+_ZOO_PREFIX = "detectron2://"
 
 
 def load_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
-    """Reads a configuration as ``bua.config.load_cfg`` does, but with all of Detectron2's keys."""
+    """Reads a configuration as ``bua.config.load_cfg`` does, but with all of Detectron2's keys.
+
+    Args:
+        config_file: Also the name of a file of Detectron2's model zoo, such as
+            "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml", with or without "detectron2://" before it.
+        overrides: As for ``bua.config.load_cfg``.
+    """
+    file = find_in_zoo(config_file) or find_config(config_file)
+    return bua.config.load_cfg(file, overrides, defaults=default_cfg(plain=is_of_detectron2_alone(file)))
+
+
+def default_cfg(*, plain: bool = False) -> CfgNode:
+    """Returns a new configuration with all keys of Detectron2 and of bua.
+
+    A few defaults of bua differ from Detectron2's. They are set here, so that a file means the same to both engines.
+
+    Args:
+        plain: Whether to leave Detectron2's defaults, and to turn the attribute head off.
+    """
     cfg = detectron2.config.get_cfg()
     add_bua_config(cfg)
-    # A few defaults of bua differ from Detectron2's. They are set here, so that a file means the same to both engines.
     own = bua.config.get_cfg()
     cfg.MODEL.DEVICE = own.MODEL.DEVICE
-    cfg.MODEL.ROI_HEADS.NAME = own.MODEL.ROI_HEADS.NAME
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = own.MODEL.ROI_HEADS.NUM_CLASSES
-    return bua.config.load_cfg(config_file, overrides, defaults=cfg)
+    if plain:
+        cfg.MODEL.BUA.ATTRIBUTES.ENABLED = False
+    else:
+        cfg.MODEL.ROI_HEADS.NAME = own.MODEL.ROI_HEADS.NAME
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = own.MODEL.ROI_HEADS.NUM_CLASSES
+    return cfg
+
+
+def find_in_zoo(config_file: str | Path) -> Path | None:
+    """Returns the path of a YAML file of Detectron2's model zoo by its name, or None if it has no such file."""
+    name = str(config_file)
+    if os.path.isfile(name) or not name.endswith(".yaml"):
+        return None
+    relative = Path(name.removeprefix(_ZOO_PREFIX))
+    if relative.is_absolute() or ".." in relative.parts:
+        return None
+    path = Path(detectron2.__file__).parent / "model_zoo" / "configs" / relative
+    return path if os.path.isfile(path) else None
+
+
+def zoo_weights(config_file: str | Path) -> str | None:
+    """Returns the address of the detector that the model zoo has for one of its files, or None if it has none.
+
+    Raises:
+        InputError: The list of the model zoo's detectors cannot be imported.
+    """
+    if find_in_zoo(config_file) is None:
+        return None
+    try:
+        from detectron2 import model_zoo
+    except ImportError as error:
+        raise InputError(
+            f"{config_file}: Detectron2's list of trained detectors cannot be imported ({error}); run `pip install "
+            "'setuptools<81'`, or name the detector's weights"
+        ) from error
+    try:
+        return model_zoo.get_checkpoint_url(str(config_file).removeprefix(_ZOO_PREFIX))
+    except RuntimeError:  # the zoo has a file, but no detector
+        return None
 
 
 def check_parts(cfg: CfgNode) -> None:

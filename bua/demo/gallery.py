@@ -16,7 +16,7 @@ from bua.grounding.inference import ground_phrases, load_grounding
 from bua.grounding.recall import hits
 from bua.io.images import read_image
 from bua.io.json_records import iter_records
-from bua.modeling import Detector
+from bua.modeling.region_detector import RegionDetector
 from bua.structures import Regions
 from bua.visualization.draw import class_colors, draw_attention
 from bua.visualization.gallery import AnswerPanel, CaptionPanel, GalleryImage, PhrasePanel, WordPanel
@@ -36,7 +36,7 @@ QUESTIONS = 2
 REGIONS_OUTLINED = 3
 
 
-def draw_gallery(paths: DemoPaths, detector: Detector, test: DetectionDataset) -> list[GalleryImage]:
+def draw_gallery(paths: DemoPaths, detector: RegionDetector, test: DetectionDataset) -> list[GalleryImage]:
     """Returns the results for ``SIZE`` images that all tasks have.
 
     The images are spread evenly over the test split, so that the page does not show only good results.
@@ -52,7 +52,7 @@ def draw_gallery(paths: DemoPaths, detector: Detector, test: DetectionDataset) -
         record = records[image_id]
         image, regions = read_image(test.file_name(index)), features[image_id]
         found = labelled_detections(
-            detector.predict([image])[0],
+            detector.infer([detector.prepare(image)])[0],
             test.objects.names,
             test.attribute_names.names,
             THRESHOLD,

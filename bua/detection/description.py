@@ -13,6 +13,7 @@ from bua.config import check_device, check_numbers, get_cfg, load_cfg, merge_ove
 from bua.config_files import parse_yaml
 from bua.errors import InputError
 from bua.io.files import file_version
+from bua.modeling.build import check_supported
 from bua.weights.zoo import ZOO, fetch
 
 KEY = "detector"
@@ -23,7 +24,8 @@ class DetectorDescription:
     """What inference needs to know about a detector besides its weights.
 
     Attributes:
-        config: The configuration that the detector was built from, as YAML, with the keys of the torch engine.
+        config: The configuration that the detector was built from, as YAML, with the keys of the torch engine; with
+            all keys of Detectron2 for a detector that the torch engine does not have.
         objects: Names of the object classes.
         attributes: Names of the attributes, without "no attribute"; empty if the detector has no attribute head.
     """
@@ -37,12 +39,13 @@ class DetectorDescription:
         return {name: value if isinstance(value, str) else list(value) for name, value in asdict(self).items()}
 
 
-def cfg_of_weights(weights: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+def cfg_of_weights(weights: str | Path, overrides: Sequence[str] = (), *, defaults: CfgNode | None = None) -> CfgNode:
     """Returns the configuration that belongs to the weights of a detector: the one that a checkpoint of bua holds, or
     that of released weights, with ``KEY VALUE`` pairs applied.
 
     Args:
         weights: A file, a name in ``bua.weights.zoo``, or an address.
+        defaults: Configuration that is changed in place, by default ``bua.config.get_cfg()``.
 
     Raises:
         InputError: No configuration is known, or an override cannot be applied.
@@ -50,13 +53,13 @@ def cfg_of_weights(weights: str | Path, overrides: Sequence[str] = ()) -> CfgNod
     path = fetch(weights)
     description = description_of(path)
     if description is not None:
-        return _described_cfg(description, path, overrides)
+        return _described_cfg(description, path, overrides, defaults)
     config = ZOO[str(weights)].config if str(weights) in ZOO else identify(path).config
     if not config.endswith(".yaml"):
         raise InputError(
             f"{weights}: does not say how its detector is configured; name the configuration file (--config-file)"
         )
-    return load_cfg(config, [*overrides, "MODEL.WEIGHTS", str(path)])
+    return load_cfg(config, [*overrides, "MODEL.WEIGHTS", str(path)], defaults=defaults)
 
 
 def description_of(path: str | Path) -> DetectorDescription | None:
@@ -107,6 +110,10 @@ def describe_detector(cfg: CfgNode, objects: Sequence[str], attributes: Sequence
     """
     own = get_cfg()
     _copy_common(cfg, own)
+    try:
+        check_supported(own)
+    except InputError:
+        own = cfg
     return DetectorDescription(own.dump(), objects, attributes if cfg.MODEL.BUA.ATTRIBUTES.ENABLED else ())
 
 
@@ -124,16 +131,19 @@ def read_description(saved: Mapping[str, Any]) -> DetectorDescription | None:
     return DetectorDescription(**state)
 
 
-def _described_cfg(description: DetectorDescription, path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+def _described_cfg(
+    description: DetectorDescription, path: str | Path, overrides: Sequence[str], defaults: CfgNode | None
+) -> CfgNode:
     """Returns the configuration of a described detector, with ``KEY VALUE`` pairs applied.
 
     Args:
         path: The checkpoint, for messages.
+        defaults: As for ``cfg_of_weights``.
 
     Raises:
         InputError: Another version of bua wrote the configuration, or an override cannot be applied.
     """
-    cfg = get_cfg()
+    cfg = get_cfg() if defaults is None else defaults
     device = cfg.MODEL.DEVICE
     try:
         cfg.merge_from_other_cfg(CfgNode(parse_yaml(description.config, "config")))

@@ -3,7 +3,8 @@
 from bua.extraction.boxes_files import load_boxes
 from bua.extraction.extractor import Extractor, Outcome
 from bua.extraction.extractor_config import ExtractorConfig, RegionChoice
-from bua.extraction.run import ExtractionSummary, extract
+from bua.extraction.progress import ExtractionSummary
+from bua.extraction.run import extract
 from bua.extraction.select import regions_from, regions_of_given, select_regions
 from bua.extraction.sources import ImageFile, list_images
 

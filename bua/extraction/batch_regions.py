@@ -14,7 +14,7 @@ from bua.extraction.pipeline import Outcome
 from bua.extraction.select import boxes_of_best_class, choose_rows, regions_of_given
 from bua.extraction.sources import ImageFile
 from bua.modeling.boxes import clip_boxes
-from bua.modeling.optimize import OptimizedDetector
+from bua.modeling.region_detector import RegionDetector
 from bua.structures import DetectorInput, RegionPredictions, Regions
 
 # Network pixels from one cell of res5's map of the whole image to the next. The second is for a dilated res5.
@@ -33,7 +33,7 @@ class RegionChooser(Protocol):
 
 
 def select_batch(
-    detector: OptimizedDetector, choice: RegionChoice, images: list[ImageFile], inputs: list[DetectorInput]
+    detector: RegionDetector, choice: RegionChoice, images: list[ImageFile], inputs: list[DetectorInput]
 ) -> list[Outcome]:
     """Returns the outcome of each image with the regions that ``choice`` selects.
 
@@ -68,7 +68,7 @@ def select_batch(
 
 
 def describe_batch(
-    detector: OptimizedDetector,
+    detector: RegionDetector,
     given_boxes: Mapping[int | str, np.ndarray],
     source: str | None,
     images: list[ImageFile],
@@ -102,7 +102,7 @@ def describe_batch(
     return [done[i] if i in done else failed[i] for i in range(len(images))]
 
 
-def grid_batch(detector: OptimizedDetector, images: list[ImageFile], inputs: list[DetectorInput]) -> list[Outcome]:
+def grid_batch(detector: RegionDetector, images: list[ImageFile], inputs: list[DetectorInput]) -> list[Outcome]:
     """Returns the outcome of each image with the cells of its feature map as regions, row by row. A box is the part of
     the image that the cell covers."""
     feature_maps = detector.grid(inputs)

@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 from bua.detection.catalog import vocabulary_folder
 from bua.detection.description import description_of
 from bua.errors import InputError
+from bua.extraction.engines import DETECTRON2, TORCH, detectron2_plugin
 from bua.features.vinvl_rows import Names
 from bua.vocabulary import Vocabulary
 from bua.weights.zoo import VINVL_LABELS, ZOO, fetch, fetch_vocabularies
@@ -17,7 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 def class_names(
-    cfg: CfgNode, weights: str | Path, path: str | Path, folder: str | Path | None = None
+    cfg: CfgNode,
+    weights: str | Path,
+    path: str | Path,
+    folder: str | Path | None = None,
+    engine: str = TORCH,
 ) -> tuple[list[str] | None, list[str] | None]:
     """Returns the names of a detector's objects and of its attributes, counted from 0; None for those that are not
     known, and an empty list if the detector has no attribute head.
@@ -30,11 +35,15 @@ def class_names(
         path: The file of the weights.
         folder: Folder of objects_vocab.txt and attributes_vocab.txt, or a file in the layout of VinVL's
             VG-SGG-dicts-vgoi6-clipped.json.
+        engine: With "detectron2", the names may also be those of Detectron2's metadata of the data set.
 
     Raises:
         InputError: The vocabulary in ``folder`` cannot be read, or has another number of classes than the detector.
     """
-    objects = _names(cfg, weights, path, folder, "objects", cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    size = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    objects = _names(cfg, weights, path, folder, "objects", size)
+    if objects is None and engine == DETECTRON2:
+        objects = _if_fitting(detectron2_plugin().catalog_names(cfg) or (), size)
     if not cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
         return objects, []
     return objects, _names(cfg, weights, path, folder, "attributes", cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES)

@@ -345,5 +345,7 @@ def _with_absolute_paths(config: ExtractorConfig) -> ExtractorConfig:
     if choice.boxes is not None:
         choice = replace(choice, boxes=os.path.abspath(choice.boxes))
     weights = config.weights if config.weights == RANDOM_WEIGHTS else os.path.abspath(config.weights)
-    config_file = config.config_file and os.path.abspath(config.config_file)
+    config_file = config.config_file
+    if config_file is not None and os.path.isfile(config_file):  # not a name in configs/ or in Detectron2's model zoo
+        config_file = os.path.abspath(config_file)
     return replace(config, config_file=config_file, weights=weights, choice=choice)

@@ -26,7 +26,7 @@ from bua.extraction.pipeline import (
 from bua.extraction.sources import ImageFile
 from bua.io.images import naming_image
 from bua.io.pixel_budget import PixelBudget
-from bua.modeling.optimize import OptimizedDetector
+from bua.modeling.region_detector import RegionDetector
 from bua.structures import DetectorInput, Regions
 
 __all__ = ["FLUSH_BATCHES", "Extractor", "Outcome"]
@@ -40,11 +40,11 @@ LANES = 3
 
 
 class Extractor:
-    """Extracts the chosen regions of images with a detector that is optimised for inference."""
+    """Extracts the chosen regions of images with a detector of either engine."""
 
     def __init__(
         self,
-        detector: OptimizedDetector,
+        detector: RegionDetector,
         choice: RegionChoice,
         *,
         batch_size: int | None = None,

@@ -17,8 +17,10 @@ from bua.detection.description import cfg_of_weights
 from bua.detection.own_data import follow_own_data
 from bua.engine.checkpoints import last_checkpoint
 from bua.errors import InputError
+from bua.extraction.engines import DETECTRON2, TORCH, detectron2_plugin
 from bua.modeling import build_detector
-from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
+from bua.modeling.optimize import optimize_for_inference
+from bua.modeling.region_detector import RegionDetector
 from bua.modeling.vinvl import VinVLDetector
 from bua.precision import set_float32_precision
 from bua.weights.zoo import fetch, is_backbone
@@ -26,7 +28,9 @@ from bua.weights.zoo import fetch, is_backbone
 RANDOM_WEIGHTS = "random"
 # Keys of which earlier versions knew nothing. They are among the settings only where they have other values than the
 # defaults, so that outputs of these versions can be continued.
-LATER_KEYS = ("MODEL.BUA.VINVL.", "MODEL.RESNETS.DEFORM_")
+LATER_KEYS = ("MODEL.BUA.VINVL.", "MODEL.BUA.EFFICIENTDET.", "MODEL.RESNETS.DEFORM_")
+# Keys that no feature depends on.
+OTHER_KEYS = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BUA.DUMP.")
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +85,9 @@ class ExtractorConfig:
         batch_size: Number of images that go through the network together; None for the default of the device.
         num_workers: Number of threads that decode and resize images while the network runs.
         allow_missing: Whether parameters that the weights lack may keep random values.
+        engine: "torch" or "detectron2", as ``bua.extraction.engines.choose_engine`` returns it.
+        feature_layer: The fully connected layer of the box head whose output is the feature, such as "fc1", for
+            "detectron2"; "" for the last one.
     """
 
     config_file: str | None
@@ -92,18 +99,21 @@ class ExtractorConfig:
     batch_size: int | None = None
     num_workers: int = 2
     allow_missing: bool = False
+    engine: str = TORCH
+    feature_layer: str = ""
 
     def cfg(self, device: str | None = None) -> CfgNode:
         """Returns the detector's configuration, with MODEL.DEVICE set to ``device`` if it is given."""
         overrides = [*self.overrides, *(["MODEL.DEVICE", device] if device else [])]
+        plugin = detectron2_plugin() if self.engine == DETECTRON2 else None
         if self.config_file is None:
-            return cfg_of_weights(self.weights, overrides)
-        cfg = load_cfg(self.config_file, overrides)
+            return cfg_of_weights(self.weights, overrides, defaults=plugin.default_cfg() if plugin else None)
+        cfg: CfgNode = (plugin.load_cfg if plugin else load_cfg)(self.config_file, overrides)
         # As in training, so that a configuration for the user's own data describes the same detector.
         follow_own_data(cfg, overrides[::2])
         return cfg
 
-    def load_detector(self, device: str | None = None) -> OptimizedDetector:
+    def load_detector(self, device: str | None = None) -> RegionDetector:
         """Builds the detector, loads its weights and optimises it for inference. The precision of float32 is set for
         the whole process.
 
@@ -113,14 +123,20 @@ class ExtractorConfig:
         Raises:
             InputError: The weights or the choice do not fit the configuration, or the device does not exist.
         """
+        if self.feature_layer and self.engine == TORCH:
+            raise InputError(
+                f"feature layer {self.feature_layer!r}: the torch engine's detectors have one layer of features; omit "
+                "it, or take --engine detectron2"
+            )
         cfg = self.cfg(device)
         # This is a setting of the process. On a CPU it would let some products be in bfloat16.
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
         set_float32_precision("high" if self.precision == "tf32" and not on_cpu else "highest")
         # Random weights are the same in each run, so that a later run can continue the output of an earlier one.
+        build = detectron2_plugin().build_network if self.engine == DETECTRON2 else build_detector
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            detector = build_detector(cfg)
+            detector = build(cfg)
         if isinstance(detector, VinVLDetector):
             detector.check_choice(self.choice)
         if self.weights == RANDOM_WEIGHTS:
@@ -128,6 +144,9 @@ class ExtractorConfig:
         else:
             for line in load_weights(detector, self.weights, allow_missing=self.allow_missing).lines():
                 logger.warning("%s: %s", self.weights, line)
+        if self.engine == DETECTRON2:
+            made: RegionDetector = detectron2_plugin().make_detector(cfg, detector, self)
+            return made
         return optimize_for_inference(detector, precision=self.precision, compile=self.compile)
 
 
@@ -166,12 +185,15 @@ def settings_of(config: ExtractorConfig, cfg: CfgNode, format: str) -> dict[str,
     }
     if config.choice.boxes:
         settings["boxes"] = fingerprint(config.choice.boxes)
+    # Outputs of earlier versions, which had one engine and one layer, can be continued.
+    if config.engine != TORCH:
+        settings |= {"engine": config.engine, "feature_layer": config.feature_layer}
     for node, name in ((cfg.MODEL, "MODEL"), (cfg.INPUT, "INPUT")):
         settings.update(_flatten(node, f"{name}."))
     defaults = _flatten(get_cfg().MODEL, "MODEL.")
     for key in list(settings):
         unchanged = key.startswith(LATER_KEYS) and settings[key] == defaults[key]
-        if key in ("MODEL.DEVICE", "MODEL.WEIGHTS") or "TRAIN" in key or unchanged:
+        if key.startswith(OTHER_KEYS) or "TRAIN" in key or unchanged:
             del settings[key]
     round_trip: dict[str, object] = json.loads(json.dumps(settings))
     return round_trip

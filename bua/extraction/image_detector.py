@@ -11,9 +11,10 @@ from bua.errors import InputError
 from bua.extraction.batch_regions import select_batch
 from bua.extraction.class_names import class_names
 from bua.extraction.default_arguments import default_config
+from bua.extraction.engines import choose_engine
 from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig, RegionChoice, fingerprint
 from bua.extraction.sources import ImageFile
-from bua.modeling.optimize import OptimizedDetector
+from bua.modeling.region_detector import RegionDetector
 from bua.structures import DetectorInput, RegionPredictions, Regions
 from bua.weights.zoo import fetch
 
@@ -32,7 +33,7 @@ class ImageDetector:
 
     def __init__(
         self,
-        detector: OptimizedDetector,
+        detector: RegionDetector,
         choice: RegionChoice,
         *,
         name: str,
@@ -87,6 +88,8 @@ def open_detector(
     choice: RegionChoice | None = None,
     vocabulary: str | Path | None = None,
     precision: str = "fp32",
+    engine: str | None = None,
+    feature_layer: str = "",
 ) -> ImageDetector:
     """Loads a detector for images in memory.
 
@@ -100,6 +103,8 @@ def open_detector(
         vocabulary: Folder of objects_vocab.txt and attributes_vocab.txt; by default the names that the checkpoint
             holds, those of the released weights, or those of the configuration's data set.
         precision: As for ``bua.modeling.optimize.optimize_for_inference``.
+        engine: "torch" or "detectron2"; by default "torch" if it has the detector.
+        feature_layer: As in ``ExtractorConfig``.
 
     Raises:
         InputError: A file cannot be read, no configuration is known, or the weights do not fit the configuration.
@@ -109,11 +114,18 @@ def open_detector(
     if weights == RANDOM_WEIGHTS and config_file is None:
         raise InputError(f"weights {RANDOM_WEIGHTS}: name the configuration file, too (--config-file)")
     config_file = config_file or default_config(weights)
+    engine = choose_engine(engine, config_file, weights, overrides)
     config = ExtractorConfig(
-        None if config_file is None else str(config_file), tuple(overrides), str(weights), choice, precision
+        None if config_file is None else str(config_file),
+        tuple(overrides),
+        str(weights),
+        choice,
+        precision,
+        engine=engine,
+        feature_layer=feature_layer,
     )
     path = weights if weights == RANDOM_WEIGHTS else fetch(weights)
-    objects, attributes = class_names(config.cfg(device), weights, path, vocabulary)
+    objects, attributes = class_names(config.cfg(device), weights, path, vocabulary, engine)
     return ImageDetector(
         replace(config, weights=str(path)).load_detector(device),
         choice,

@@ -5,20 +5,20 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
-from tqdm import tqdm
 
 from bua.errors import InputError, make_folder
 from bua.extraction.class_names import class_names
 from bua.extraction.cluster import SHARD_SIZE, RayCluster, connect_to_ray
 from bua.extraction.default_arguments import default_config, default_output, images_of_data_sets
+from bua.extraction.engines import choose_engine, default_weights
 from bua.extraction.extractor import Extractor, Outcome
 from bua.extraction.extractor_config import ExtractorConfig, RegionChoice, find_weights, settings_of
 from bua.extraction.parallel import DevicePool, devices_of, start_device_pool
+from bua.extraction.progress import ExtractionSummary, Progress
 from bua.extraction.run_files import (
     SETTINGS_SUFFIX,
     SHARDS_SUFFIX,
@@ -51,33 +51,7 @@ FORMATS_WITH_LABELS = ("lxmert-tsv", "vinvl-tsv")
 # Seconds between syncs to the disk. At most the work of this time is lost when the machine crashes.
 SYNC_SECONDS = 30
 
-# Seconds between lines of progress in a log.
-PROGRESS_SECONDS = 30
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ExtractionSummary:
-    """The result of ``extract``.
-
-    Attributes:
-        output: The file or folder of features.
-        done: Number of images whose features this run wrote.
-        skipped: Number of images whose features were in the output before.
-        failed: Number of images that are listed in ``<output>.failures.jsonl``.
-        seconds: Time from the first image to the last.
-    """
-
-    output: Path = Path()
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-
-    @property
-    def images_per_second(self) -> float:
-        return self.done / self.seconds if self.seconds else 0.0
 
 
 def extract(
@@ -107,6 +81,8 @@ def extract(
     compile: bool = False,
     allow_missing: bool = False,
     vocabulary: str | Path | None = None,
+    engine: str | None = None,
+    feature_layer: str = "",
 ) -> ExtractionSummary:
     """Writes the region features of images, and continues where an earlier run with the same settings stopped.
 
@@ -141,6 +117,8 @@ def extract(
         allow_missing: Whether parameters that the weights lack, or have in another shape, may keep random values.
         vocabulary: Folder of objects_vocab.txt and attributes_vocab.txt, for formats that store names; by default the
             names are those of ``bua.extraction.class_names.class_names``.
+        engine: "torch" or "detectron2"; by default "torch" if it has the detector (``choose_engine``).
+        feature_layer: As in ``ExtractorConfig``.
 
     Raises:
         InputError: An argument cannot be used (the message names it, and nothing has been written), the disk is full,
@@ -154,6 +132,8 @@ def extract(
         # A default name would be the same for all images, so that those of several commands would get into one file.
         raise InputError("output: none given; name one (--output); only the images of DATASETS.TEST have a default")
     config_file = config_file or default_config(weights)
+    engine = choose_engine(engine, config_file, weights or "", overrides)
+    weights = default_weights(engine, weights, config_file)
     config = ExtractorConfig(
         None if config_file is None else str(config_file),
         tuple(overrides),
@@ -163,6 +143,8 @@ def extract(
         compile,
         batch_size,
         allow_missing=allow_missing,
+        engine=engine,
+        feature_layer=feature_layer,
     )
     cfg = config.cfg(device)
     if num_workers is None:
@@ -171,7 +153,7 @@ def extract(
     if ray is not None and num_gpus != 1:
         raise InputError("--ray and --num-gpus: choose one; on a cluster every task uses one device")
     output = Path(output) if output is not None else default_output(cfg, config_file or f"{weights}", format)
-    names = _names(cfg, weights, config.weights, vocabulary)
+    names = _names(cfg, weights, config, vocabulary)
     _check_options(config, cfg, format, on_error, names)
     settings = settings_of(config, cfg, format)
     check_settings(output, settings)
@@ -233,7 +215,7 @@ def write_features(
     recorder = _Recorder(missing, writer, merger, failures, summary, stop_on_error)
     start = time.perf_counter()
     try:
-        with _Progress(summary, len(images)) as progress:
+        with Progress(summary, len(images)) as progress:
             for finished in record_behind(recorder.record, extractor(missing)):
                 if finished:
                     progress.update()
@@ -312,40 +294,6 @@ def _load_extractor(config: ExtractorConfig, device: str) -> Iterator[Extractor]
     yield Extractor.from_config(config, device)
 
 
-class _Progress:
-    """Shows the progress as a bar on a terminal, and elsewhere as lines in the log."""
-
-    def __init__(self, summary: ExtractionSummary, total: int):
-        self.summary, self.total = summary, total
-        self.start = self.last_line = time.perf_counter()
-        self.bar = tqdm(desc="extract", total=total, initial=summary.skipped, unit="img", disable=None)
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-
-    def update(self) -> None:
-        """Counts one more image."""
-        self.bar.set_postfix(failed=self.summary.failed, refresh=False)
-        self.bar.update()
-        now = time.perf_counter()
-        if self.bar.disable and now - self.last_line > PROGRESS_SECONDS:
-            self.last_line = now
-            done = self.summary.done + self.summary.failed
-            rate = done / (now - self.start)
-            left = self.total - self.summary.skipped - done
-            logger.info(
-                "%d of %d images, %.3g per second, %s left, %d failed",
-                self.total - left,
-                self.total,
-                rate,
-                timedelta(seconds=round(left / rate)),
-                self.summary.failed,
-            )
-
-
 def _check_options(
     config: ExtractorConfig, cfg: CfgNode, format: str, on_error: str, names: Mapping[str, list[str]]
 ) -> None:
@@ -377,10 +325,12 @@ def _check_options(
         )
 
 
-def _names(cfg: CfgNode, weights: str | Path | None, path: str, vocabulary: str | Path | None) -> dict[str, list[str]]:
+def _names(
+    cfg: CfgNode, weights: str | Path | None, config: ExtractorConfig, vocabulary: str | Path | None
+) -> dict[str, list[str]]:
     """Returns the names of the detector's classes under "object_vocabulary" and "attribute_vocabulary", as far as they
     are known."""
-    objects, attributes = class_names(cfg, weights or "", path, vocabulary)
+    objects, attributes = class_names(cfg, weights or "", config.weights, vocabulary, config.engine)
     return {
         name: values
         for name, values in {"object_vocabulary": objects, "attribute_vocabulary": attributes}.items()

@@ -54,9 +54,9 @@ def build_detector(cfg) -> Detector:
     """
     if cfg.MODEL.META_ARCHITECTURE == VINVL:
         return build_vinvl(cfg)
+    check_supported(cfg)
+    check_device(cfg.MODEL.DEVICE)
     of_grid = cfg.MODEL.ROI_HEADS.NAME in GRID_HEADS
-    _check(cfg, _SUPPORTED | _SUPPORTED_FOR_GRID if of_grid else _SUPPORTED)
-    _check_deformable(cfg, of_grid)
     backbone = ResNetC5(cfg) if of_grid else ResNetC4(cfg)
     proposal_generator = RPN(cfg, backbone.out_channels, AnchorGenerator(cfg, [backbone.stride]))
     roi_heads: ROIHeads = (
@@ -82,6 +82,15 @@ def build_detector(cfg) -> Detector:
     return detector
 
 
+def check_supported(cfg) -> None:
+    """Raises InputError if ``cfg`` describes a detector that this engine does not have."""
+    if cfg.MODEL.META_ARCHITECTURE == VINVL:
+        return
+    of_grid = cfg.MODEL.ROI_HEADS.NAME in GRID_HEADS
+    _check(cfg, _SUPPORTED | _SUPPORTED_FOR_GRID if of_grid else _SUPPORTED)
+    _check_deformable(cfg, of_grid)
+
+
 def _check(cfg, supported: dict[str, tuple]) -> None:
     for key, values in supported.items():
         value = cfg
@@ -89,7 +98,6 @@ def _check(cfg, supported: dict[str, tuple]) -> None:
             value = value[part]
         if value not in values:
             raise InputError(f"config: {key} is {value!r}; the torch engine supports {', '.join(map(str, values))}")
-    check_device(cfg.MODEL.DEVICE)
 
 
 def _check_deformable(cfg, of_grid: bool) -> None:

@@ -59,6 +59,11 @@ class Detector(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def feature_dim(self) -> int:
+        """Dimension of the regions' features."""
+        return self.roi_heads.feature_dim
+
     def forward(self, batch: list[DetectorInput]) -> dict[str, Tensor]:
         """Returns the losses of a batch with ground truth: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg,
         loss_attr."""

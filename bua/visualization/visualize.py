@@ -11,6 +11,7 @@ from bua.detection.annotations import DetectionDataset
 from bua.errors import InputError
 from bua.io.images import naming_image, read_image
 from bua.modeling import Detector, build_detector
+from bua.modeling.region_detector import RegionDetector
 from bua.visualization.draw import add_text, save_image
 from bua.visualization.labels import LabelledBoxes, draw_labelled, labelled_annotations, labelled_detections
 
@@ -51,7 +52,7 @@ def draw_dataset(
     indices: Sequence[int],
     output: str | Path,
     *,
-    detector: Detector | None = None,
+    detector: RegionDetector | None = None,
     objects: Sequence[str] | None = None,
     attributes: Sequence[str] | None = None,
     annotations: bool = True,
@@ -104,7 +105,7 @@ def draw_files(
     file_names: Sequence[str | Path],
     output: str | Path,
     *,
-    detector: Detector,
+    detector: RegionDetector,
     objects: Sequence[str],
     attributes: Sequence[str],
     threshold: float = 0.4,
@@ -129,7 +130,7 @@ def draw_files(
 
 def draw_predictions(
     image: np.ndarray,
-    detector: Detector,
+    detector: RegionDetector,
     objects: Sequence[str],
     attributes: Sequence[str],
     threshold: float,
@@ -148,9 +149,8 @@ def draw_predictions(
     Returns:
         [H', W', 3] uint8 BGR.
     """
-    found = labelled_detections(
-        detector.predict([image])[0], objects, attributes, threshold, convention=detector.convention
-    )
+    (predictions,) = detector.infer([detector.prepare(image)])
+    found = labelled_detections(predictions, objects, attributes, threshold, convention=detector.convention)
     drawn = draw_labelled(image, found)
     if not found.labels:
         return add_text(drawn, [f"Detections: none has a probability of at least {threshold:g}"])

@@ -15,7 +15,7 @@ from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_feature
 from feature_files import REGION_FORMATS
 
 from bua.errors import InputError, command
-from bua.extraction import Extractor, ImageFile, RegionChoice, run, write_behind
+from bua.extraction import Extractor, ImageFile, RegionChoice, progress, run, write_behind
 from bua.extraction.run_files import FailureLog
 from bua.features import open_features, open_writer
 from bua.features.summary import summarize
@@ -307,7 +307,7 @@ def test_syncs_in_intervals(tmp_path, images, monkeypatch):
 
 
 def test_a_log_has_lines_of_progress(tmp_path, images, monkeypatch, caplog, capsys):
-    monkeypatch.setattr(run, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0)
     write(images[:2], tmp_path / "out")
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
     with caplog.at_level(logging.INFO):
