@@ -8,6 +8,7 @@ from bua.errors import InputError
 from bua.extraction.extractor import Outcome
 from bua.extraction.shards import explaining_write_errors
 from bua.io.files import whole_file
+from bua.regular_files import read_regular
 
 SETTINGS_SUFFIX, SHARDS_SUFFIX = "meta.json", "shards"
 
@@ -33,7 +34,7 @@ def check_settings(output: Path, settings: Mapping[str, object]) -> None:
     if not begun and not any(path_beside(output, suffix).exists() for suffix in ("partial", SHARDS_SUFFIX)):
         return
     try:
-        earlier = json.loads(path.read_text())
+        earlier = json.loads(read_regular(path))
         if not isinstance(earlier, dict):
             raise ValueError("no object")
     except (OSError, ValueError, RecursionError) as error:

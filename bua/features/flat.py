@@ -97,6 +97,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
         self.offsets, self.counts = self._index["offset"], self._index["count"]
         self.widths, self.heights = self._index["width"], self._index["height"]
         self._keys, self._rows = load_lookup(self.path, self._index)
+        self._files.check_unique(self._keys, self._rows)
         # The methods are kept, since looking them up would take a notable part of the microsecond that a look-up takes.
         self._search, self._key_at = self._keys.searchsorted, self._keys.item
         self._row_at: Callable[[int], int] = self._rows.item
@@ -148,6 +149,13 @@ class FlatFeatures(Mapping[int | str, Regions]):
     def boxes(self, image_id: int | str) -> np.ndarray:
         """Returns the boxes [n, 4] of an image, float32 x1y1x2y2 in pixels, as a read-only view of the mapped file."""
         return self.all_boxes[self._span(self._row(image_id))]
+
+    def object_scores(self, row: int) -> np.ndarray | None:
+        """Returns the scores [n] float32 of the object classes of the image in a row, or None if it has none."""
+        if not int(self._index[row]["labels"]) >> LABEL_FIELDS.index("object_scores") & 1:
+            return None
+        scores: np.ndarray = self._regions["object_scores"][self._span(row)]
+        return scores
 
     def rows(self, image_ids: Sequence[int | str]) -> np.ndarray:
         """Returns [B] int64: the rows of images in ``offsets``, ``counts``, ``widths`` and ``heights``.
@@ -270,6 +278,7 @@ class FlatWriter:
                 f"{self.path}: index.bin: record {damaged[0] + 1}, or the data of its image, is damaged; nothing was "
                 "deleted; copy the folder again, or choose another output"
             )
+        files.check_unique(*make_lookup(files.index[: self._records]))
         self._ends = files.ends(self._records)
         self.done: set[int | str] = files.ids(self._records)
         if incomplete := len(files.index) - self._records:

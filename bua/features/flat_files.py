@@ -166,6 +166,16 @@ class FlatFiles:
             damaged.add(whole)  # a run that was killed leaves no whole images after one that is not
         return sorted(damaged)
 
+    def check_unique(self, keys: np.ndarray, rows: np.ndarray) -> None:
+        """Raises InputError if images have the same id. ``keys`` and ``rows`` are those of ``make_lookup``."""
+        # Different ids can have the same key, though they hardly ever do.
+        same = np.flatnonzero(keys[1:] == keys[:-1])
+        rows = np.unique(rows[np.concatenate([same, same + 1])])
+        if len({self.id(row) for row in rows.tolist()}) < len(rows):
+            raise InputError(
+                f"{self.folder}: index.bin is damaged: several records have the same image id; copy the folder again"
+            )
+
     def lost_records(self) -> int:
         """Returns how many of the records that were certainly on the disk are not in the index any more."""
         return max((self._synced or 0) - len(self.index), 0)

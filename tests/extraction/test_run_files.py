@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -39,10 +40,14 @@ def test_an_output_without_settings_is_refused(tmp_path):
     output.write_text("mine")
     with pytest.raises(InputError, match=r"notes.txt.meta.json, which says how it was made, is not there"):
         check_settings(output, SETTINGS)
-    for damaged in ("{", "[]", "3", "[" * 100_000):
-        path_beside(output, "meta.json").write_text(damaged)
+    for damaged in (b"{", b"[]", b"3", b"[" * 100_000, b"\xff", b'{"a": ' + b"1" * 5000 + b"}"):
+        path_beside(output, "meta.json").write_bytes(damaged)
         with pytest.raises(InputError, match=r"notes.txt.meta.json, .* cannot be read; choose another output"):
             check_settings(output, SETTINGS)
+    path_beside(output, "meta.json").unlink()
+    os.mkfifo(path_beside(output, "meta.json"))
+    with pytest.raises(InputError, match=r"notes.txt.meta.json, .* cannot be read; choose another output"):
+        check_settings(output, SETTINGS)
 
 
 def test_failures_are_those_of_this_run(tmp_path):

@@ -238,6 +238,18 @@ def test_one_damaged_record_costs_no_other_image(no_sync, tmp_path, row, field, 
         assert contents(tmp_path) == damaged
 
 
+@pytest.mark.parametrize("ids", [[3, 4, 5], ["a", "b", "c"]])
+def test_records_with_the_same_id_are_damage(no_sync, tmp_path, ids):
+    write(tmp_path, [sample(image_id, seed=seed) for seed, image_id in enumerate(ids)])
+    index = np.fromfile(tmp_path / "index.bin", RECORD)
+    index["key"][1], index["text_offset"][1] = index["key"][0], index["text_offset"][0]
+    index.tofile(tmp_path / "index.bin")
+    with pytest.raises(InputError, match=r"index\.bin is damaged: several records have the same image id"):
+        FlatFeatures(tmp_path)
+    with pytest.raises(InputError, match=r"index\.bin.* is damaged"):
+        FlatWriter(tmp_path)
+
+
 @pytest.mark.parametrize("file", range(4))
 def test_an_image_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch, file):
     writer = FlatWriter(tmp_path)
