@@ -27,7 +27,8 @@ def add_bua_config(cfg: CfgNode) -> None:
 
     By default, the conventions are Detectron2's, and the attribute head is that of the original.
     """
-    bua = cfg.MODEL.BUA = CfgNode()
+    node = type(cfg)  # Detectron2's nodes are of a class of their own
+    bua = cfg.MODEL.BUA = node()
     # "caffe": a box is x2-x1+1 wide, anchors are rounded and ordered by ratio, boxes are clipped to W-1, small boxes
     # are removed before the top k are taken, and boxes are suppressed at IoU >= the threshold. "detectron2": none of
     # these. Weights that were trained with one convention do not work with the other.
@@ -44,7 +45,7 @@ def add_bua_config(cfg: CfgNode) -> None:
     # Prefixes of the names of frozen parameters, in addition to BACKBONE.FREEZE_AT.
     bua.FREEZE = []
 
-    bua.ATTRIBUTES = CfgNode()
+    bua.ATTRIBUTES = node()
     bua.ATTRIBUTES.ENABLED = True
     bua.ATTRIBUTES.NUM_CLASSES = 400
     bua.ATTRIBUTES.EMBEDDING_DIM = 256
@@ -57,7 +58,7 @@ def add_bua_config(cfg: CfgNode) -> None:
 
     # VinVL's detector at test, by the names of its own configuration. NMS_FILTER is MODEL.ROI_HEADS.NMS_FILTER there, and
     # says how regions are chosen: ``bua.modeling.vinvl_filters`` has the three filters.
-    bua.VINVL = CfgNode()
+    bua.VINVL = node()
     bua.VINVL.NMS_FILTER = 1
     bua.VINVL.POSTPROCESS_ATTRIBUTES_THRESHOLD = 0.05
     bua.VINVL.MAX_NUM_ATTR_PER_OBJ = 16
@@ -65,11 +66,34 @@ def add_bua_config(cfg: CfgNode) -> None:
     # Whether the six numbers of a region's place that Oscar reads are appended to its feature.
     bua.VINVL.SPATIAL_FEATURES = False
 
+    # An EfficientDet of the package effdet (MODEL.META_ARCHITECTURE EfficientDet): the name of the model, the height and
+    # width of its input in pixels, and what is different from that model: the backbone, as timm names it, the last level
+    # of the feature pyramid, its channels and repetitions, those of the heads, and the size of the anchors in strides.
+    # "" and 0 stand for the model's own.
+    bua.EFFICIENTDET = node()
+    bua.EFFICIENTDET.NAME = "tf_efficientdet_d1"
+    bua.EFFICIENTDET.IMAGE_SIZE = (640, 640)
+    bua.EFFICIENTDET.BACKBONE = ""
+    bua.EFFICIENTDET.MAX_LEVEL = 0
+    bua.EFFICIENTDET.FPN_CHANNELS = 0
+    bua.EFFICIENTDET.FPN_REPEATS = 0
+    bua.EFFICIENTDET.HEAD_REPEATS = 0
+    bua.EFFICIENTDET.ANCHOR_SCALE = 0.0
+
+    # Features of the images of DATASETS.TEST that a training under Detectron2 writes into the folder OUTPUT, or "" for
+    # none: after every PERIOD iterations (0 for never), and after the last one (``bua.d2.DumpFeatures``).
+    bua.DUMP = node()
+    bua.DUMP.OUTPUT = ""
+    bua.DUMP.PERIOD = 0
+    bua.DUMP.FORMAT = "tsv"
+    bua.DUMP.MIN_BOXES = 10
+    bua.DUMP.MAX_BOXES = 100
+
     # Releases of Detectron2 before this key do not have it.
     cfg.setdefault("FLOAT32_PRECISION", "")
     # Data sets of the user's own by their names, for DATASETS.TRAIN and DATASETS.TEST: a COCO file of boxes, and the
     # folder of its images, such as {"mine_train": {"json": "mine/train.json", "images": "mine/images"}}.
-    cfg.DATASETS.FILES = CfgNode(new_allowed=True)
+    cfg.DATASETS.FILES = node(new_allowed=True)
 
     # "SGD", with which all published detectors were trained, or "Adam", "Adamax" or "AdamW". AdamW, whose weight decay
     # is decoupled, learns faster from scratch.

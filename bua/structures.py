@@ -72,6 +72,21 @@ class RegionPredictions:
 
 
 @dataclass
+class DetectedBoxes:
+    """The objects that a detector found in one image, best first.
+
+    Attributes:
+        boxes: [n, 4] float32 x1y1x2y2 in original pixels.
+        scores: [n] float32, 0 to 1, in descending order.
+        classes: [n] int64, counted from 0 without background.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass
 class Regions:
     """The regions of one image. Extraction produces them, and all code that uses region features takes them.
 
@@ -84,6 +99,8 @@ class Regions:
             the source does not provide them.
         object_scores, attribute_scores: [n] float32, the probabilities of these ids. None if the source does not
             provide them.
+        class_probs: [n, C] float16, the probabilities of all object classes without background, which is what is left
+            to 1. None unless they were kept at extraction (``keep_probabilities``).
     """
 
     image_id: int | str
@@ -95,6 +112,7 @@ class Regions:
     object_scores: np.ndarray | None = None
     attribute_ids: np.ndarray | None = None
     attribute_scores: np.ndarray | None = None
+    class_probs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -38,7 +38,7 @@ class CaptionLoader(RegionLoader):
         captions_per_image: Number of captions per image, which are drawn again in each epoch; an image that has fewer
             captions gives all of them. Anderson's code takes 1; None takes all.
         max_length: Largest number of steps of a caption, the end included.
-        max_boxes: Number of regions per image, the first ones; None takes all.
+        max_boxes: Number of regions per image, the most confident ones; None takes all.
         batch_size, options: As for ``RegionLoader``.
 
     Raises:

@@ -26,6 +26,7 @@ from bua.tasks.checkpoint import (
     restore_cfg,
     restore_weights,
 )
+from bua.tasks.confident_regions import confident_rows
 from bua.tasks.region_batches import RegionBatch, RegionReader
 from bua.tasks.training import progress_bar
 
@@ -161,14 +162,15 @@ def caption_regions(captioners: Sequence[Captioner], regions: Regions) -> list[C
     check_ensemble(captioners)
     first.check_features(regions.features.shape[1], f"image {regions.image_id}")
     captions = _decode(captioners, RegionBatch.of_image(regions, first.max_boxes))
+    taken = confident_rows(len(regions), regions.object_scores, first.max_boxes)
     captions = DecodedCaptions(*(part.cpu() for part in captions))
     found = []
     for ids, score, attention in zip(
         captions.words(first.vocabulary.end)[0], captions.scores[0], captions.attention[0]
     ):
-        # Regions beyond ``max_boxes`` get no attention.
+        # Regions that the captioners do not take get no attention.
         of_regions = np.zeros((len(ids), len(regions)), np.float32)
-        of_regions[:, : first.max_boxes] = attention[: len(ids)].numpy()
+        of_regions[:, slice(None) if taken is None else taken] = attention[: len(ids)].numpy()
         words = [first.vocabulary.words[number] for number in ids]
         if torch.isfinite(score):
             found.append(Caption(first.vocabulary.decode(ids), words, float(score), of_regions))

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     train_detector: Callable[..., object]
     evaluate_checkpoint: Callable[..., object]
-    if choose_engine(args.engine) == "detectron2":
+    if _engine(args) == "detectron2":
         from bua.d2.config import load_cfg
         from bua.d2.launch import launch
         from bua.d2.trainer import evaluate_checkpoint, train_detector
@@ -69,6 +69,21 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return TRAINING_FAILED
     return 0
+
+
+def _engine(args: argparse.Namespace) -> str:
+    """Returns the engine to train with: the torch engine for an EfficientDet, or else that of ``choose_engine``."""
+    from bua.config_files import find_config, read_config
+    from bua.modeling.efficientdet import META_ARCHITECTURE as EFFICIENTDET
+
+    model = read_config(find_config(args.config_file)).get("MODEL")
+    if not isinstance(model, dict) or model.get("META_ARCHITECTURE") != EFFICIENTDET:
+        return choose_engine(args.engine)
+    if args.engine == "detectron2":
+        raise InputError(f"--engine detectron2: Detectron2 has no {EFFICIENTDET}; use --engine torch")
+    if choose_engine(None) == "detectron2":
+        print(f"{args.config_file}: {EFFICIENTDET} is trained on the torch engine", flush=True)
+    return "torch"
 
 
 def choose_engine(requested: str | None) -> str:

@@ -8,7 +8,9 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.errors import InputError
-from bua.io.images import Resize, read_image
+from bua.io.images import Resize, naming_image, read_image
+from bua.modeling.efficientdet import META_ARCHITECTURE as EFFICIENTDET
+from bua.modeling.efficientdet import Letterbox, build_letterbox
 from bua.structures import DetectorInput
 from bua.vocabulary import Vocabulary
 
@@ -51,6 +53,7 @@ class TrainingMapper:
         max_attributes: Maximum number of attributes per box. Further ones are ignored.
         class_mirror, attribute_mirror: ``mirrored(vocabulary)`` of the classes and of the attributes. None if no name
             contains "left" or "right".
+        letterbox: Converts images instead, always to the same size.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TrainingMapper:
         max_attributes: int = 16,
         class_mirror: np.ndarray | None = None,
         attribute_mirror: np.ndarray | None = None,
+        letterbox: Letterbox | None = None,
     ):
         if sampling not in ("choice", "range") or (sampling == "range" and len(short_sides) != 2):
             raise InputError(
@@ -75,6 +79,7 @@ class TrainingMapper:
         self.resize, self.convention, self.flip = resize, convention, flip
         self.max_attributes = max_attributes
         self.class_mirror, self.attribute_mirror = class_mirror, attribute_mirror
+        self.letterbox = letterbox
 
     def __call__(self, record: dict, rng: np.random.Generator) -> DetectorInput:
         """Reads the image of ``record``; ``rng`` decides whether it is flipped, and its size.
@@ -90,7 +95,7 @@ class TrainingMapper:
                 f"{record['width']}x{record['height']}; prepare the data set again from these images"
             )
         boxes, classes, attributes = self._ground_truth(record["annotations"])
-        short = self._short_side(rng)
+        resize = self._draw_resize(rng)
         if self.flip and rng.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
             boxes = flip_boxes(boxes, width, self.convention)
@@ -98,16 +103,21 @@ class TrainingMapper:
         if self.convention == "detectron2":
             # Boxes without area cannot be regression targets. In "caffe" the same boxes are one pixel wide.
             boxes, classes, attributes = _select(boxes[:, 2:] > boxes[:, :2], boxes, classes, attributes)
-        sample = Resize(short, self.long_side, self.resize)(image, record["image_id"])
+        with naming_image(record["file_name"]):
+            sample = resize(image, record["image_id"])
         sample.boxes = torch.from_numpy(boxes * np.array([*sample.scale, *sample.scale], dtype=np.float32))
         sample.classes = torch.from_numpy(classes)
         sample.attributes = torch.from_numpy(attributes)
         return sample
 
-    def _short_side(self, rng: np.random.Generator) -> int:
+    def _draw_resize(self, rng: np.random.Generator) -> Resize | Letterbox:
+        if self.letterbox is not None:
+            return self.letterbox
         if self.sampling == "range":
-            return int(rng.integers(self.short_sides[0], self.short_sides[1], endpoint=True))
-        return int(rng.choice(self.short_sides))
+            short = int(rng.integers(self.short_sides[0], self.short_sides[1], endpoint=True))
+        else:
+            short = int(rng.choice(self.short_sides))
+        return Resize(short, self.long_side, self.resize)
 
     def _ground_truth(self, annotations: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float32).reshape(-1, 4)
@@ -141,6 +151,7 @@ def build_mapper(cfg: CfgNode, objects: Vocabulary, attributes: Vocabulary) -> T
         max_attributes=cfg.MODEL.BUA.ATTRIBUTES.MAX_PER_BOX,
         class_mirror=mirrored(objects),
         attribute_mirror=mirrored(attributes),
+        letterbox=build_letterbox(cfg) if cfg.MODEL.META_ARCHITECTURE == EFFICIENTDET else None,
     )
 
 

@@ -32,7 +32,7 @@ from bua.engine.loader import TrainingLoader, aspect_groups
 from bua.engine.log import metrics_table
 from bua.engine.resume import checkpoint_to_resume
 from bua.errors import InputError
-from bua.modeling import Detector, build_detector
+from bua.modeling.build import build_model
 from bua.vocabulary import Vocabulary
 from bua.weights.zoo import is_backbone
 
@@ -80,7 +80,7 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> dict[str,
     loader = training_loader(cfg, seed, accelerator.process_index, accelerator.num_processes, data)
     evaluators = build_evaluators(cfg)
     description = describe_detector(cfg, data.objects.names, data.attribute_names.names)
-    detector = build_detector(cfg)
+    detector = build_model(cfg)
     if checkpoint_to_resume(cfg.OUTPUT_DIR, resume) is None and cfg.MODEL.WEIGHTS:
         load_initial_weights(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
     optimizer = build_optimizer(cfg, detector)
@@ -121,7 +121,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     evaluators = build_evaluators(cfg)
     for evaluator in evaluators:
         check_evaluated_classes(weights, evaluator)
-    detector = build_detector(cfg)
+    detector = build_model(cfg)
     load_weights(detector, weights)
     metrics = _evaluate(cfg, detector, evaluators)
     if accelerator.is_main_process:
@@ -236,7 +236,7 @@ def load_initial_weights(model: nn.Module, weights: str, verbose: bool = True) -
         print(f"{weights}: {line}", flush=True)
 
 
-def _evaluate(cfg: CfgNode, detector: Detector, evaluators: Sequence[VisualGenomeEvaluator]) -> dict[str, float]:
+def _evaluate(cfg: CfgNode, detector: nn.Module, evaluators: Sequence[VisualGenomeEvaluator]) -> dict[str, float]:
     metrics = {}
     for evaluator in evaluators:
         prefix = "" if len(evaluators) == 1 else f"{evaluator.dataset.name}/"

@@ -8,6 +8,8 @@ from bua.io.images import Resize
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.backbone import BLOCKS, ResNetC4, freeze_parameters
 from bua.modeling.detector import Detector
+from bua.modeling.efficientdet import META_ARCHITECTURE as EFFICIENTDET
+from bua.modeling.efficientdet import NO_FEATURES, EfficientDet, build_efficientdet
 from bua.modeling.grid_detector import AttributeStandardROIHeads, GridDetector, ResNetC5
 from bua.modeling.roi_heads import AttributeRes5ROIHeads, ROIHeads
 from bua.modeling.rpn import RPN
@@ -46,12 +48,19 @@ _SUPPORTED_FOR_GRID = {
 }
 
 
+def build_model(cfg) -> Detector | EfficientDet:
+    """Returns the model that ``cfg`` describes, to train it: that of ``build_detector``, or an EfficientDet."""
+    return build_efficientdet(cfg) if cfg.MODEL.META_ARCHITECTURE == EFFICIENTDET else build_detector(cfg)
+
+
 def build_detector(cfg) -> Detector:
     """Returns the detector that ``cfg`` describes, with random weights, on cfg.MODEL.DEVICE.
 
     Raises:
-        InputError: ``cfg`` asks for something that this engine does not have.
+        InputError: ``cfg`` asks for something that this engine does not have, or for boxes without features.
     """
+    if cfg.MODEL.META_ARCHITECTURE == EFFICIENTDET:
+        raise InputError(f"MODEL.META_ARCHITECTURE: {NO_FEATURES}")
     if cfg.MODEL.META_ARCHITECTURE == VINVL:
         return build_vinvl(cfg)
     check_supported(cfg)
@@ -84,7 +93,7 @@ def build_detector(cfg) -> Detector:
 
 def check_supported(cfg) -> None:
     """Raises InputError if ``cfg`` describes a detector that this engine does not have."""
-    if cfg.MODEL.META_ARCHITECTURE == VINVL:
+    if cfg.MODEL.META_ARCHITECTURE in (EFFICIENTDET, VINVL):
         return
     of_grid = cfg.MODEL.ROI_HEADS.NAME in GRID_HEADS
     _check(cfg, _SUPPORTED | _SUPPORTED_FOR_GRID if of_grid else _SUPPORTED)

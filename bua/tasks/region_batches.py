@@ -12,8 +12,9 @@ from torch import Tensor
 from bua.engine.loader import TrainingLoader
 from bua.errors import InputError, first_of
 from bua.features import FeatureStore, open_features
-from bua.features.flat import FlatFeatures
+from bua.features.flat import Batch, FlatFeatures
 from bua.structures import Regions
+from bua.tasks.confident_regions import confident_regions, confident_rows
 from bua.tasks.read_ahead import read_ahead, read_ahead_on, upload
 
 # A batch takes images whose numbers of boxes fall into one range of this width.
@@ -46,10 +47,11 @@ class RegionBatch:
         """Returns the regions of one image as a batch of one item.
 
         Args:
-            max_boxes: Number of regions to take, the first ones; None takes all.
+            max_boxes: Number of regions to take, the most confident ones (``confident_rows``); None takes all.
         """
-        features = torch.from_numpy(regions.features[:max_boxes])[None]
-        boxes = torch.from_numpy(regions.boxes[:max_boxes] / _corners(np.array([regions.width, regions.height])))[None]
+        regions = confident_regions(regions, max_boxes)
+        features = torch.from_numpy(regions.features)[None]
+        boxes = torch.from_numpy(regions.boxes / _corners(np.array([regions.width, regions.height])))[None]
         return RegionBatch(features, boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), np.array([regions.image_id]))
 
     def to(self: BatchT, device: torch.device | str) -> BatchT:
@@ -77,7 +79,8 @@ class BatchMaker:
         image_ids: [N] id of each item's image.
         reader: Reader of features that have all these images.
         name: Name of the data set, for the message about images without features.
-        max_boxes: Number of regions to take of each image, the first ones; None takes all.
+        max_boxes: Number of regions to take of each image, the most confident ones (``confident_rows``); None takes
+            all.
 
     Attributes:
         num_boxes: [N] number of regions of each item's image, or None if the files do not tell without being read.
@@ -104,8 +107,7 @@ class BatchMaker:
     def regions(self, indices: np.ndarray) -> dict[str, Any]:
         """Returns the fields of the items' ``RegionBatch``."""
         image_ids = self.image_ids[indices]
-        parts = self.reader.read(image_ids, self.stores[indices])
-        features, boxes, mask = (part[:, : self.max_boxes] for part in parts)
+        features, boxes, mask = self.reader.read(image_ids, self.stores[indices], self.max_boxes)
         return {"features": features, "boxes": boxes, "mask": mask, "image_ids": image_ids}
 
 
@@ -272,15 +274,30 @@ class RegionReader:
                 places[chosen] = store.offsets[store.rows(image_ids[chosen])]
         return places
 
-    def read(self, image_ids: np.ndarray, stores: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def rows_of_images(self, image_ids: np.ndarray, stores: np.ndarray, max_boxes: int) -> dict[int, np.ndarray]:
+        """Returns ``confident_rows`` of those images that have more than ``max_boxes`` regions, by their position.
+
+        Args:
+            image_ids, stores: [B], of files in the flat format.
+        """
+        chosen = {}
+        for number in np.unique(stores):
+            store, positions = self.stores[number], np.flatnonzero(stores == number)
+            chosen.update(zip(positions.tolist(), _rows_in_flat(store, image_ids[positions].tolist(), max_boxes)))
+        return {position: rows for position, rows in chosen.items() if rows is not None}
+
+    def read(
+        self, image_ids: np.ndarray, stores: np.ndarray, max_boxes: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns ``features``, ``boxes`` and ``mask`` of a ``RegionBatch``, where n is at least 1.
 
         Args:
             image_ids: [B] ids of images.
             stores: [B] as ``locate`` gives them, in ascending order.
+            max_boxes: As for ``BatchMaker``.
         """
         parts = [(self.stores[number], image_ids[stores == number].tolist()) for number in np.unique(stores)]
-        read = [_counts_and_regions(store, ids) for store, ids in parts]
+        read = [_counts_and_regions(store, ids, max_boxes) for store, ids in parts]
         most = max(1, *(int(counts.max()) for counts, _ in read))
         features = torch.empty((len(image_ids), most, self.dim), dtype=self.dtype, pin_memory=self.pin_memory)
         boxes = np.zeros((len(image_ids), most, 4), np.float32)
@@ -288,7 +305,7 @@ class RegionReader:
         for (store, ids), (_, regions) in zip(parts, read):
             rows = slice(start, start + len(ids))
             if regions is None:
-                _read_flat(store, ids, features[rows].numpy(), boxes[rows])
+                _read_flat(store, ids, features[rows].numpy(), boxes[rows], max_boxes)
             else:
                 _copy(regions, features[rows].numpy(), boxes[rows])
             start += len(ids)
@@ -310,24 +327,50 @@ def _dim(store: FeatureStore) -> int:
     return next((regions.features.shape[1] for regions in store.values() if len(regions)), 0)
 
 
-def _counts_and_regions(store: FeatureStore, ids: list[int]) -> tuple[np.ndarray, list[Regions] | None]:
+def _counts_and_regions(
+    store: FeatureStore, ids: list[int], max_boxes: int | None
+) -> tuple[np.ndarray, list[Regions] | None]:
     """Returns the number of regions of each image, and the regions; None instead of the regions in the flat format,
     which ``_read_flat`` reads."""
     if isinstance(store, FlatFeatures):
-        return store.counts[store.rows(ids)].astype(np.int64), None
-    once = {image_id: store[image_id] for image_id in dict.fromkeys(ids)}
+        counts = store.counts[store.rows(ids)].astype(np.int64)
+        return counts if max_boxes is None else np.minimum(counts, max_boxes), None
+    once = {image_id: confident_regions(store[image_id], max_boxes) for image_id in dict.fromkeys(ids)}
     regions = [once[image_id] for image_id in ids]
     return np.array([len(image) for image in regions]), regions
 
 
-def _read_flat(store: FlatFeatures, ids: list[int], features: np.ndarray, boxes: np.ndarray) -> None:
-    fits = store.dtype == features.dtype
+def _read_flat(
+    store: FlatFeatures, ids: list[int], features: np.ndarray, boxes: np.ndarray, max_boxes: int | None
+) -> None:
+    most = int(store.counts[store.rows(ids)].max(initial=0))
+    fits = store.dtype == features.dtype and most <= features.shape[1]
     batch = store.read(ids, out=features if fits else None)
-    most = batch.features.shape[1]
+    if max_boxes is not None and most > max_boxes:
+        batch = _cut(batch, _rows_in_flat(store, ids, max_boxes), max_boxes)
+        most = max_boxes
     if not fits:
         features[:, :most] = batch.features
     features[:, most:] = 0
     boxes[:, :most] = batch.boxes / _corners(batch.sizes)[:, None]
+
+
+def _rows_in_flat(store: FeatureStore, ids: list[int], max_boxes: int) -> list[np.ndarray | None]:
+    """Returns ``confident_rows`` of each image."""
+    assert isinstance(store, FlatFeatures)
+    rows = store.rows(ids)
+    return [
+        confident_rows(count, store.object_scores(row), max_boxes) if count > max_boxes else None
+        for row, count in zip(rows.tolist(), store.counts[rows].tolist())
+    ]
+
+
+def _cut(batch: Batch, rows: list[np.ndarray | None], number: int) -> Batch:
+    """Returns a batch with ``number`` regions of each image: those in its ``rows``, or else the first ones."""
+    first = np.arange(number)
+    indices = np.stack([first if chosen is None else chosen for chosen in rows])[:, :, None]
+    features, boxes = (np.take_along_axis(part, indices, axis=1) for part in (batch.features, batch.boxes))
+    return batch._replace(features=features, boxes=boxes, counts=np.minimum(batch.counts, number))
 
 
 def _copy(regions: list[Regions], features: np.ndarray, boxes: np.ndarray) -> None:

@@ -85,7 +85,9 @@ class ResidentReader(RegionReader):
             # Batches are gathered on other streams than this one.
             torch.cuda.synchronize(self.device)
 
-    def read(self, image_ids: np.ndarray, stores: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def read(
+        self, image_ids: np.ndarray, stores: np.ndarray, max_boxes: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns ``features``, ``boxes`` and ``mask`` as ``RegionReader.read`` does, on the device.
 
         On a GPU, they are gathered on the current stream, without waiting for it.
@@ -98,9 +100,15 @@ class ResidentReader(RegionReader):
         if len(others):
             raise KeyError(others[0])
         counts = self._counts[rows]
+        chosen: dict[int, np.ndarray] = {}
+        if max_boxes is not None and counts.max() > max_boxes:
+            chosen = self.rows_of_images(image_ids, stores, max_boxes)
+            counts = np.minimum(counts, max_boxes)
         places = np.arange(max(1, int(counts.max())))
         is_region = places < counts[:, None]
         indices = np.where(is_region, self._starts[rows][:, None] + places, self._padding)
+        for image, regions in chosen.items():
+            indices[image] = self._starts[rows[image]] + regions
         on_device = upload(torch.from_numpy(indices), self.device)
         features, boxes = (
             part.index_select(0, on_device.flatten()).view(*on_device.shape, -1) for part in (self.features, self.boxes)

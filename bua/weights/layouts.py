@@ -308,6 +308,13 @@ LAYOUTS = (
         convert_vinvl,
     ),
     Layout(
+        "effdet",
+        "effdet's detectors",
+        "configs/vg_efficientdet_d1.yaml, or another EfficientDet",
+        _has("class_net.predict.conv_pw.weight"),
+        lambda weights: {f"network.{name}": value for name, value in weights.items()},
+    ),
+    Layout(
         "caffe2",
         "Detectron's and Detectron2's ImageNet backbones",
         "STRIDE_IN_1X1 True for MSRA's R-50 and R-101, False for FAIR's X-101 and X-152",

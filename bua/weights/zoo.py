@@ -16,6 +16,7 @@ from bua.weights.cache import cache_folder, checked, download, is_cached, place_
 
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
 _GRID_FEATS = "https://dl.fbaipublicfiles.com/grid-feats-vqa/"
+_EFFDET = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1/"
 _GOOGLE = "https://storage.googleapis.com/"
 _UNC = "://nlp.cs.unc.edu/models/"  # published with http; whether the server knows https was not tried
 # VinVL's authors offer the files on Google Drive, which is no address for programs. This is a copy by another user.
@@ -177,6 +178,13 @@ ZOO = {
         "grid_feats/x152pp.yaml",
         "grid-feats-vqa's grid model X-152++, with deformable convolutions",
     ),
+    "coco-efficientdet-d1": Release(
+        "tf_efficientdet_d1_40-a30f94af.pth",
+        (f"{_EFFDET}tf_efficientdet_d1_40-a30f94af.pth",),
+        (),
+        "vg_efficientdet_d1.yaml",
+        "effdet's EfficientDet-D1 trained on COCO, as the start of training",
+    ),
     "imagenet-r50": Release(
         "R-50.pkl",
         (f"{_DETECTRON2}ImageNetPretrained/MSRA/R-50.pkl",),
@@ -238,8 +246,9 @@ def fetch(path_or_uri: str | Path) -> Path:
 
 
 def is_backbone(weights: str) -> bool:
-    """Returns whether a name or an address is that of a backbone that was trained on ImageNet, without a detector."""
-    return weights.startswith("imagenet-") or "ImageNetPretrained" in weights
+    """Returns whether a name or an address is that of weights that a training of a detector starts from: a backbone that
+    was trained on ImageNet, or an EfficientDet that was trained on COCO."""
+    return weights.startswith(("imagenet-", "coco-")) or _EFFDET in weights or "ImageNetPretrained" in weights
 
 
 def fetch_vocabularies() -> dict[str, list[str]]:

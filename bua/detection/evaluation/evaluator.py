@@ -74,7 +74,8 @@ class VisualGenomeEvaluator:
 
         Args:
             inputs: The detector's inputs: for each image a ``DetectorInput``, or a dict with ``image_id``.
-            outputs: For each image a dict with ``objects``, the image's ``RegionPredictions``. If attributes are to be
+            outputs: For each image a dict with ``objects``, the image's ``RegionPredictions``, or with ``detections``,
+                the ``DetectedBoxes`` of a detector that suppresses and limits its boxes itself. If attributes are to be
                 evaluated, it also has ``attributes``, the ``RegionPredictions`` for the boxes of the ground truth.
 
         Raises:
@@ -87,13 +88,18 @@ class VisualGenomeEvaluator:
                     f"{self.dataset.name}: has no image_id {image_id!r}; evaluate on images of this data set"
                 )
             index = self._index[image_id]
-            self._detections["objects"][index] = object_detections(
-                output["objects"],
-                convention=self.convention,
-                nms_threshold=self.nms_threshold,
-                max_detections=self.max_detections,
-                score_threshold=self.score_threshold,
-            )
+            if "detections" in output:
+                found = output["detections"]
+                rows = np.column_stack((found.classes, found.scores, found.boxes)).astype(np.float32)
+            else:
+                rows = object_detections(
+                    output["objects"],
+                    convention=self.convention,
+                    nms_threshold=self.nms_threshold,
+                    max_detections=self.max_detections,
+                    score_threshold=self.score_threshold,
+                )
+            self._detections["objects"][index] = rows
             if "attributes" in output:
                 self._detections["attributes"][index] = attribute_detections(
                     output["attributes"], max_detections=self.max_detections

@@ -13,6 +13,7 @@ from bua.engine.collectives import gather_to_main, num_processes
 from bua.errors import InputError
 from bua.io.images import naming_image, read_image
 from bua.modeling.detector import Detector
+from bua.modeling.efficientdet import EfficientDet, EfficientDetBoxes
 from bua.modeling.optimize import OptimizedDetector, optimize_for_inference
 
 # Number of images that the detector processes at a time, by the type of its device.
@@ -34,8 +35,9 @@ def evaluate_detector(
     the main process scores the detections of all; the metrics are those of a single process.
 
     Args:
-        detector: A ``bua.modeling.Detector``, of which an optimised copy detects, or an object with its methods
-            ``prepare`` and ``infer``. It should use the same box convention as the evaluator.
+        detector: A ``bua.modeling.Detector``, of which an optimised copy detects, an EfficientDet, which detects
+            objects only, or an object with the methods ``prepare`` and ``infer`` of a ``Detector``. It should use the
+            same box convention as the evaluator.
         evaluator: Evaluator of the data set. It is reset first and contains the detections afterwards, in the main
             process those of all processes.
         batch_size: Number of images that the detector processes at a time. By default it is 8 on a GPU and 1 on a CPU.
@@ -49,10 +51,13 @@ def evaluate_detector(
     Raises:
         InputError: An image, which the message names, cannot be read.
     """
-    if isinstance(detector, Detector) and not isinstance(detector, OptimizedDetector):
+    if isinstance(detector, EfficientDet):
+        _share_statistics(detector)
+        detector = detector.for_inference()
+    elif isinstance(detector, Detector) and not isinstance(detector, OptimizedDetector):
         _share_statistics(detector)
         detector = optimize_for_inference(detector)
-    device = detector.device.type if isinstance(detector, Detector) else "cpu"
+    device = detector.device.type if isinstance(detector, Detector | EfficientDetBoxes) else "cpu"
     if batch_size is None:
         batch_size = BATCH_SIZES.get(device, 1)
     dataset = evaluator.dataset
@@ -98,6 +103,8 @@ def _share_statistics(detector: nn.Module) -> None:
 
 
 def _detect(detector, batch: list, dataset, indices: Sequence[int]) -> list[dict]:
+    if isinstance(detector, EfficientDetBoxes):
+        return [{"detections": found} for found in detector.detect_boxes(batch)]
     outputs = [{"objects": predictions} for predictions in detector.infer(batch)]
     boxes = [torch.as_tensor(dataset.boxes(index)) for index in indices]
     annotated = [i for i in range(len(batch)) if len(boxes[i]) and outputs[i]["objects"].attribute_probs is not None]
