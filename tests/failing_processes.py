@@ -1,50 +1,65 @@
-"""A script in which one of two processes fails while the other one waits for it.
+"""Runs in which one of two processes fails while the other one waits for it.
 
 The failing process could not clean up: as with NCCL, to destroy its process group waits for the other process.
 """
 
-import argparse
 import atexit
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from bua.engine import connect, launch
-from bua.errors import InputError, command
+from bua.errors import InputError
 
 FOREVER_SECONDS = 3600
+LIMIT_SECONDS = 300
+MESSAGE = "a.jpg: is a truncated JPEG file; fetch it again"
 
 
-def assert_that_all_processes_end(engine: str, place: str) -> None:
-    """Runs this script. Processes that wait forever would hold the pipes open, so that ``run`` would not return."""
-    script = Path(__file__)
-    done = subprocess.run(
-        [sys.executable, script, "--engine", engine, "--place", place],
-        env={**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: a.jpg: is a truncated JPEG file; fetch it again"
-    assert "Traceback" not in done.stderr
+def assert_that_all_processes_end(engine: str, place: str, folder: Path, capfd) -> None:
+    """Asserts that a run in two processes ends with the error of one of them, and leaves no process behind."""
+    start, function = launch, fail_on_the_torch_engine
+    if engine == "detectron2":
+        from bua.d2.launch import launch as start
+
+        function = fail_in_detectron2
+
+    def give_up(*_):
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise TimeoutError("processes wait for each other")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(LIMIT_SECONDS)
+    try:
+        with pytest.raises(InputError) as error:
+            start(function, (place, folder), num_processes=2)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert str(error.value) == MESSAGE
+    assert not multiprocessing.active_children()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def fail():
-    raise InputError("a.jpg: is a truncated JPEG file; fetch it again")
+    raise InputError(MESSAGE)
 
 
 def never_returns(*args):
     time.sleep(FOREVER_SECONDS)
 
 
-def fail_on_the_torch_engine(place: str, folder: str) -> None:
+def fail_on_the_torch_engine(place: str, folder: Path) -> None:
+    sys.path.append(str(Path(__file__).with_name("engine")))
+    from toy_training import train_toy
+
     torch.distributed.destroy_process_group = never_returns
     atexit.register(never_returns)
     rank = int(os.environ["RANK"])
@@ -58,31 +73,8 @@ def fail_on_the_torch_engine(place: str, folder: str) -> None:
         train_toy(folder, noisy=False, evaluate=fail, eval_period=2)
 
 
-def fail_in_detectron2(place: str, folder: str) -> None:
+def fail_in_detectron2(place: str, folder: Path) -> None:
     atexit.register(never_returns)
     if torch.distributed.get_rank() == {"loading": 1, "evaluating": 0}[place]:
         fail()
     torch.distributed.all_reduce(torch.zeros(1))
-
-
-@command
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--engine", choices=["torch", "detectron2"])
-    parser.add_argument("--place", choices=["loading", "training", "evaluating"])
-    args = parser.parse_args()
-    start, function = launch, fail_on_the_torch_engine
-    if args.engine == "detectron2":
-        from bua.d2.launch import launch as start
-
-        function = fail_in_detectron2
-    with tempfile.TemporaryDirectory() as folder:
-        start(function, (args.place, folder), num_processes=2)
-
-
-if __name__ in ("__main__", "__mp_main__"):
-    sys.path.append(os.path.join(os.path.dirname(__file__), "engine"))
-    from toy_training import train_toy
-
-if __name__ == "__main__":
-    sys.exit(main())

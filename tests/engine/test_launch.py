@@ -1,25 +1,25 @@
 import json
 import os
 import sys
+import time
 
 import pytest
 import torch
 from failing_processes import assert_that_all_processes_end
 
 from bua.engine import connect, launch
-from bua.engine.launch import check_processes
+from bua.engine.launch import check_processes, share_cores
 from bua.errors import InputError
 
 
 def write_environment(folder):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     values = {name: os.environ[name] for name in names}
-    (folder / f"{values['RANK']}.txt").write_text(json.dumps(values))
+    (folder / f"{values['RANK']}.txt").write_text(json.dumps({**values, "threads": torch.get_num_threads()}))
+    # The error of the first process to fail ends the other one.
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.02)
     raise InputError("a message for the user")
-
-
-def write_threads(folder):
-    (folder / os.environ["RANK"]).write_text(str(torch.get_num_threads()))
 
 
 def test_a_single_process_is_the_current_one():
@@ -28,34 +28,39 @@ def test_a_single_process_is_the_current_one():
     assert seen == [os.getpid()]
 
 
-def test_processes_know_their_rank_and_errors_are_raised_in_the_launcher(tmp_path):
+def test_processes_know_their_rank_and_share_the_cores_and_errors_are_raised_in_the_launcher(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with pytest.raises(InputError, match=r"^a message for the user$"):
         launch(
             write_environment,
             (tmp_path,),
-            num_processes=1,
+            num_processes=2,
             num_machines=2,
             machine_rank=1,
             address="tcp://127.0.0.1:23456",
         )
-    assert json.loads((tmp_path / "1.txt").read_text()) == {
-        "RANK": "1",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "23456",
-    }
+    for number in range(2):
+        assert json.loads((tmp_path / f"{2 + number}.txt").read_text()) == {
+            "RANK": str(2 + number),
+            "LOCAL_RANK": str(number),
+            "WORLD_SIZE": "4",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "23456",
+            "threads": max(1, os.cpu_count() // 2),
+        }
     assert "RANK" not in os.environ
 
 
-@pytest.mark.parametrize(("variable", "wanted"), [(None, max(1, os.cpu_count() // 2)), ("2", 2)])
-def test_processes_share_the_cores(tmp_path, monkeypatch, variable, wanted):
+@pytest.mark.parametrize(("variable", "wanted"), [(None, [max(1, os.cpu_count() // 2)]), ("2", [])])
+def test_the_users_number_of_threads_is_kept(monkeypatch, variable, wanted):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    launch(write_threads, (tmp_path,), num_processes=2)
-    assert [int((tmp_path / rank).read_text()) for rank in "01"] == [wanted, wanted]
+    numbers = []
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    share_cores(2)
+    assert numbers == wanted
 
 
 @pytest.mark.parametrize(
@@ -108,8 +113,8 @@ def test_several_processes_do_not_share_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["loading", "training", "evaluating"])
-def test_an_error_in_one_process_ends_the_others_that_wait_for_it(place):
-    assert_that_all_processes_end("torch", place)
+def test_an_error_in_one_process_ends_the_others_that_wait_for_it(place, tmp_path, capfd):
+    assert_that_all_processes_end("torch", place, tmp_path, capfd)
 
 
 def test_more_processes_than_the_machine_has_room_for(monkeypatch, capsys):

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import interrupt, overflow, train_toy
+from toy_training import interrupt, interrupt_launcher, overflow, train_toy
 
 from bua.checkpoint import read_checkpoint
-from bua.engine import NonFiniteLoss, last_checkpoint
+from bua.engine import NonFiniteLoss, last_checkpoint, launch
 from bua.engine.resume import checkpoint_to_resume, read_to_resume
 from bua.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-INTERRUPT_LAUNCHER = ("--action", "interrupt_launcher", "--at", 5)
 MEASURED = ("images_per_second", "data_seconds")
 
 
@@ -24,13 +23,6 @@ def metrics_lines(folder) -> list[dict]:
     """Returns the lines of the log without the fields that depend on the time."""
     lines = map(json.loads, (Path(folder) / "metrics.json").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
-
-
-def run_script(*args) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("toy_training.py")
-    command = [sys.executable, str(script), *map(str, args)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +61,9 @@ def test_writes_its_log_and_checkpoints(uninterrupted_run):
 
 
 def test_killed_and_resumed_run_gives_the_same_losses(uninterrupted_run, tmp_path):
-    killed = run_script("--output", tmp_path, "--workers", 2, "--action", "kill", "--at", 7)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, Path(__file__).with_name("toy_training.py"), tmp_path]
+    killed = subprocess.run(command, env=environment, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert metrics_lines(tmp_path)[-1]["iteration"] == 6
     assert last_checkpoint(tmp_path).name == "model_0000003.pth"
@@ -97,10 +91,15 @@ def test_second_interrupt_does_not_wait(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def train_and_interrupt(folder):
+    torch.set_num_threads(1)
+    train_toy(folder, noisy=False, at_iteration={5: interrupt_launcher})
+
+
 def test_data_parallel_equals_one_process(tmp_path):
     train_toy(tmp_path / "one", noisy=False)
-    stopped = run_script("--output", tmp_path / "two", "--plain", "--processes", 2, *INTERRUPT_LAUNCHER)
-    assert stopped.returncode == 130
+    with pytest.raises(KeyboardInterrupt):
+        launch(train_and_interrupt, (tmp_path / "two",), num_processes=2)
     assert last_checkpoint(tmp_path / "two").name in ("model_0000004.pth", "model_0000005.pth")
     train_toy(tmp_path / "two", noisy=False, resume=True)
     one, two = metrics_lines(tmp_path / "one"), metrics_lines(tmp_path / "two")

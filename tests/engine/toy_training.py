@@ -1,6 +1,5 @@
-"""A small training run that draws from every random number generator. As a script, it can be killed."""
+"""A small training run that draws from every random number generator. As a script, it is killed."""
 
-import argparse
 import os
 import random
 import signal
@@ -12,9 +11,8 @@ import torch
 from torch import nn
 
 from bua.config import get_cfg
-from bua.engine import Trainer, build_clip, build_optimizer, build_scheduler, connect, launch, seed_everything
+from bua.engine import Trainer, build_clip, build_optimizer, build_scheduler, connect, seed_everything
 from bua.engine.loader import TrainingLoader
-from bua.errors import command
 
 ITEMS = 10
 
@@ -127,36 +125,6 @@ def overflow():
     return float("nan")
 
 
-ACTIONS = {"kill": kill, "interrupt": interrupt, "interrupt_launcher": interrupt_launcher, "overflow": overflow}
-
-
-def run(args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    actions = {args.at: ACTIONS[args.action]} if args.action else {}
-    train_toy(
-        args.output,
-        max_iter=args.max_iter,
-        workers=args.workers,
-        resume=args.resume,
-        noisy=not args.plain,
-        at_iteration=actions,
-    )
-
-
-@command
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--max-iter", type=int, default=10)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--action", choices=ACTIONS)
-    parser.add_argument("--at", type=int)
-    args = parser.parse_args()
-    launch(run, (args,), num_processes=args.processes)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    train_toy(sys.argv[1], workers=2, at_iteration={7: kill})
