@@ -23,8 +23,12 @@ _short.maxlevel = 2
 class InputError(ValueError):
     """Raised when something that the user gave cannot be used.
 
-    The message is one line: first the file (or option), then the field, then what to do.
+    The message is one line: first the file (or option), then the field, then what to do. Names and values in it that
+    come from files cannot act on the terminal that shows it (``bua.terminal``).
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def make_folder(path: str | Path) -> Path:
@@ -69,7 +73,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
         try:
             return stoppable(*args, **kwargs) or 0
         except InputError as error:
-            print(f"error: {printable(error)}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             return INPUT_ERROR
         except OSError as error:
             # Every place that looks for a file can raise this, also where only its existence is asked for.

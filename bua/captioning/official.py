@@ -122,7 +122,7 @@ def load_region_phrases(
     captions_of = {}
     for record in iter_records(path, progress):
         image_id = record.get("image_id", record.get("id"))
-        if image_id in listed:
+        if type(image_id) is int and image_id in listed:
             try:
                 texts = [str(region["phrase"]).strip() for region in record["regions"][:phrases]]
             except (TypeError, KeyError) as error:
@@ -157,7 +157,7 @@ def read_image_list(path: str | Path) -> list[int]:
         if not fields:
             continue
         image_id = int(fields[-1]) if fields[-1].isdecimal() and len(fields[-1]) < 19 else image_id_of(fields[0])
-        if type(image_id) is not int or image_id >= 2**63:
+        if type(image_id) is not int or abs(image_id) >= 2**63:
             raise InputError(
                 f"{path}: line {number} is {line!r:.60}; it must end with an image's id, or begin with its file name"
             )

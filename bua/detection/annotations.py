@@ -269,6 +269,8 @@ def read_coco(path: Path) -> dict:
 
 
 def _vocabulary(categories: list, path: Path, field: str) -> Vocabulary:
+    if not isinstance(categories, list):
+        raise InputError(f"{path}: {field} is {shown(categories)}; it must be a list of categories")
     ids = _column(categories, "id", int, path, field)
     names = _column(categories, "name", str, path, field)
     if ids != list(range(len(ids))):

@@ -21,9 +21,9 @@ import numpy as np
 from bua.errors import InputError, shown
 from bua.features.checks import check_regions
 from bua.features.encoding import decode_array, encode_array_as_bytes
-from bua.features.ids import parse_id
+from bua.features.ids import NOT_UTF8, MissedIds, is_utf8, parse_id
 from bua.features.indexed import IndexedFeatures
-from bua.features.labels import FLOAT, LXMERT_LABELS
+from bua.features.labels import FLOAT, LXMERT_LABELS, best_objects
 from bua.features.npy import NpzFile
 from bua.features.row_merging import append_rows_of
 from bua.features.synced_size import SyncedSize
@@ -45,12 +45,16 @@ LXMERT_FIELDS = (
     "features",
 )
 FIELDS = {"tsv": ORIGINAL_FIELDS, "lxmert-tsv": LXMERT_FIELDS}
+# What vilbert_beta's scripts read: the original's columns, and the probabilities of all classes.
+_VILBERT_FIELDS = (*ORIGINAL_FIELDS, "cls_prob")
+_READ_FIELDS = {ORIGINAL_FIELDS: "tsv", _VILBERT_FIELDS: "tsv", LXMERT_FIELDS: "lxmert-tsv"}
 
 logger = logging.getLogger(__name__)
 
 
 class TsvFeatures(IndexedFeatures[int]):
-    """The features in a TSV file with either order of columns, which are read row by row.
+    """The features in a TSV file, which are read row by row. Besides bua's columns, those of vilbert_beta are read: the
+    original's, and ``cls_prob`` [n, 1601] as base64 of float32, of which the first column is the background.
 
     The positions of the rows are determined once and saved in ``<file>.index`` next to the file, if its folder is
     writable. They are determined again if the size or the modification time of the file differ. Many processes and
@@ -61,15 +65,15 @@ class TsvFeatures(IndexedFeatures[int]):
         format: "tsv" or "lxmert-tsv".
 
     Raises:
-        InputError: When it is opened: there is no such file, or its first row does not have the columns of either
-            format. When a row is read: a field cannot be decoded; the message names the line and the field.
+        InputError: When it is opened: there is no such file, or its first row does not have the columns of
+            any of them. When a row is read: a field cannot be decoded; the message names the line and the field.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._file = open_for_reading(self.path)
         self._fields = _fields_of(self.path, self._file)
-        self.format = next(format for format, fields in FIELDS.items() if fields == self._fields)
+        self.format = _READ_FIELDS[self._fields]
         ids, self._offsets = _load_index(self.path, self._file)
         self._places = {}
         for row, image_id in enumerate(ids):
@@ -145,6 +149,7 @@ class TsvWriter:
         self.path = Path(path)
         self.fields = FIELDS[format]
         self.done: set[int | str] = set()
+        self._missed = MissedIds(self.path, NOT_UTF8)
         self._synced_size = SyncedSize(self.path)
         if self.path.exists():
             self._continue()
@@ -161,6 +166,8 @@ class TsvWriter:
         check_regions(regions)
         append_line(self._file, encode_row(regions, self.fields))
         self.done.add(parse_id(regions.image_id))
+        if not is_utf8(regions.image_id):
+            self._missed.add(regions.image_id)
 
     def merge(self, part: Path) -> None:
         """Appends the rows of another file with the same columns, as they are, except those of images in ``done``."""
@@ -176,6 +183,7 @@ class TsvWriter:
         """Syncs all rows to the disk. The format has no other files."""
         check_in_place(self.path, self._file)
         self._synced_size.finish(self._file)
+        self._missed.report()
 
     def close(self) -> None:
         os.close(self._file)
@@ -256,6 +264,8 @@ def decode_row(line: bytes, fields: tuple[str, ...]) -> Regions:
         for field, (attribute, dtype) in LXMERT_LABELS.items()
         if field in row
     }
+    if "cls_prob" in row:
+        labels = best_objects(_decode(row, "cls_prob", FLOAT, (count, -1) if count else (0, 2)), count)
     return Regions(
         image_id=parse_id(_id_text(cells[0])),
         width=_integer(row, "image_w" if "image_w" in row else "img_w"),
@@ -303,7 +313,10 @@ def _id_text(cell: bytes) -> str:
     # Only ids can contain characters that csv puts into quotes; the other columns are numbers and base64.
     # An id from a file name that is not UTF-8 keeps its bytes.
     text = cell.decode(errors="surrogateescape")
-    return next(csv.reader([text]))[0] if text.startswith('"') else text
+    try:
+        return next(csv.reader([text]))[0] if text.startswith('"') else text
+    except csv.Error:  # quotes that do not enclose the cell, followed by a carriage return
+        return text
 
 
 def _columns_of(file: BinaryIO) -> int:
@@ -315,12 +328,12 @@ def _fields_of(path: Path, file: BinaryIO) -> tuple[str, ...]:
     if os.fstat(file.fileno()).st_size == 0:
         raise InputError(f"{path}: is empty; extract the features again")
     columns = _columns_of(file)
-    for fields in FIELDS.values():
+    for fields in _READ_FIELDS:
         if columns == len(fields):
             return fields
     raise InputError(
-        f"{path}: line 1: has {columns} columns; features have {len(ORIGINAL_FIELDS)} (the original) or "
-        f"{len(LXMERT_FIELDS)} (LXMERT)"
+        f"{path}: line 1: has {columns} columns; features have {len(ORIGINAL_FIELDS)} (the original), "
+        f"{len(_VILBERT_FIELDS)} (with cls_prob) or {len(LXMERT_FIELDS)} (LXMERT)"
     )
 
 

@@ -20,7 +20,9 @@ from bua.tasks.words import tokenize
 TYPES = ("people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "scene", "other")
 
 _MARKED = re.compile(r"\[([^\] ]*) ([^\]]*)\]")
-_CHAIN = re.compile(r"/EN#(\d+)")
+# No number of an image, of a chain or of a pixel has more digits, and Python refuses to convert very many.
+_MAX_DIGITS = 18
+_CHAIN = re.compile(rf"/EN#(\d{{1,{_MAX_DIGITS}}})(?!\d)")
 
 
 class Phrase(NamedTuple):
@@ -147,7 +149,7 @@ def load_split(path: str | Path) -> list[int]:
         InputError: There is no such file, it has other lines, or an image occurs twice.
     """
     try:
-        ids = [int(line) for line in read_regular(path).split()]
+        ids = [_number(line) for line in read_regular(path).decode(errors="replace").split()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; take it from flickr30k_entities") from error
     except ValueError as error:
@@ -170,7 +172,14 @@ def _integer(path: str | Path, node: ElementTree.Element, field: str) -> int:
     found = node.find(field)
     text = None if found is None else found.text
     try:
-        return int(text or "")
+        return _number(text or "")
     except ValueError:
         name = node.tag if field == "." else f"{node.tag}/{field}"
-        raise InputError(f"{path}: {name} is {text!r}, not a number; unpack annotations.zip again") from None
+        raise InputError(f"{path}: {name} is {text!r:.40}, not a number; unpack annotations.zip again") from None
+
+
+def _number(text: str) -> int:
+    """Returns a number, or raises a ValueError."""
+    if len(text.strip()) > _MAX_DIGITS:
+        raise ValueError(f"{text.strip()[:_MAX_DIGITS]}... is too long for a number")
+    return int(text)

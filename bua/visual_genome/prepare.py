@@ -15,6 +15,8 @@ from bua.visual_genome.official import count_names, read_attributes, read_object
 from bua.vocabulary import Vocabulary, read_lines
 
 SPLITS = ("train", "val", "test")
+# No image id has more digits, and Python refuses to convert very many.
+MAX_DIGITS = 18
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +172,10 @@ def _read_splits(root: Path) -> dict[str, dict[int, str]]:
         for number, line in enumerate(read_lines(path), start=1):
             file = line.split()[0] if line.strip() else ""
             stem = file.rpartition("/")[2].partition(".")[0]
-            if not stem.isdecimal():
-                raise InputError(f"{path}: line {number} is {line!r}; write lines such as 'VG_100K/1.jpg xml/1.xml'")
+            if not stem.isdecimal() or len(stem) > MAX_DIGITS:
+                raise InputError(
+                    f"{path}: line {number} is {line!r:.60}; write lines such as 'VG_100K/1.jpg xml/1.xml'"
+                )
             image_id = int(stem)
             if image_id in split_of:
                 raise InputError(

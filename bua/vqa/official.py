@@ -179,17 +179,17 @@ def _question_ids(name: str, records: list) -> np.ndarray:
 
 def _coco_ids(path: Path) -> dict[int, int]:
     """Returns COCO's image id by Visual Genome's, for images that are in COCO."""
-    pairs = ((_either(path, item, "image_id", "id"), item.get("coco_id")) for item in iter_records(path))
-    return {image_id: coco_id for image_id, coco_id in pairs if coco_id is not None}
+    in_coco = (item for item in iter_records(path) if item.get("coco_id") is not None)
+    return {_either(path, item, "image_id", "id"): _value(path, item, "coco_id", int) for item in in_coco}
 
 
-def _either(name: str | Path, record: dict, field: str, other: str) -> int:
+def _either(name: str | Path, record: object, field: str, other: str) -> int:
     """Returns a field that has one name or the other, depending on the version of Visual Genome."""
-    return _value(name, record, field if field in record else other, int)
+    return _value(name, record, field if isinstance(record, dict) and field in record else other, int)
 
 
-def _value(name: str | Path, record: dict, field: str, kind: type):
-    value = record.get(field)
+def _value(name: str | Path, record: object, field: str, kind: type):
+    value = record.get(field) if isinstance(record, dict) else None
     if type(value) is not kind:
         raise InputError(f"{name}: {field} is {value!r:.50} in {str(record)[:60]}...; get the file again")
     return value

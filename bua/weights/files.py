@@ -87,6 +87,10 @@ def check_finite(weights: Mapping[str, object], source: str | Path) -> None:
     for name, value in weights.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
+        # A tensor may repeat few values without end, or have none, as on the device "meta".
+        needed = value.numel() * value.element_size()
+        if value.is_meta or value.layout != torch.strided or value.untyped_storage().nbytes() < needed:
+            raise InputError(f"{source}: {name} is stored with fewer values than its shape; give another checkpoint")
         # The sum, which takes a fiftieth of the time of isfinite, is not finite if a value is not, or if it overflows.
         if not math.isfinite(value.sum()) and not value.isfinite().all():
             raise InputError(
