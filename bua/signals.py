@@ -1,4 +1,8 @@
-"""Ends a command on Ctrl-C and on SIGTERM, whatever the process is doing at this moment."""
+"""Ends a command on Ctrl-C and on SIGTERM.
+
+Python handles a signal between two steps of its own code. Where one call of a library takes long, such as the backward
+pass of a large batch on a CPU, the command ends after this call.
+"""
 
 import functools
 import os
