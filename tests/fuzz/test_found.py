@@ -1,4 +1,4 @@
-"""Cases that the fuzzers found, and that lie in no other test: each was another exception than InputError, or a hang."""
+"""Cases that the fuzzers found, and that no other test has: each was a hang, or another exception than InputError."""
 
 import io
 import json
