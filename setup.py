@@ -34,7 +34,8 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",  # the first release that matches torch 2.11
-        # Detectron2 requires these releases of its two companions, and one environment should serve both engines.
+        # Detectron2 requires these releases of fvcore and of iopath, which fvcore imports and bua does not. One
+        # environment should serve both engines.
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.7,<0.1.10",
         "numpy>=1.26",

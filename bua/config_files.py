@@ -1,5 +1,6 @@
 """Finds and reads the YAML files of configurations. Those of ``configs/`` are part of the package."""
 
+import copy
 import difflib
 import itertools
 import math
@@ -40,18 +41,23 @@ def find_config(name: str | Path) -> Path:
     raise InputError(f"{path}: this config file does not exist{hint}")
 
 
-def read_config(path: Path, including: tuple[Path, ...] = ()) -> dict:
+def read_config(path: Path, including: tuple[Path, ...] = (), read: dict[Path, dict] | None = None) -> dict:
     """Returns the content of a configuration file. If it names other files as ``_BASE_``, their content is applied
     first, in their order, and its own keys replace theirs.
 
     Args:
         path: The file. A base is named relative to its folder, or as for ``find_config``.
         including: Files that are based on this one.
+        read: The content of the files that have been read for the same configuration: several files of it can have the
+            same base, which would otherwise be read again for each way that leads to it.
 
     Raises:
         InputError: The file, or one that it is based on, does not exist, is not YAML or is not a mapping, or is based
             on itself.
     """
+    read = {} if read is None else read
+    if path.resolve() in read:
+        return copy.deepcopy(read[path.resolve()])
     if path.resolve() in including:
         raise InputError(f"{path}: its _BASE_ refers back to the file itself")
     try:
@@ -74,8 +80,9 @@ def read_config(path: Path, including: tuple[Path, ...] = ()) -> dict:
             found = beside if os.path.isfile(beside) else find_config(base)
         except InputError as error:
             raise InputError(f"{path}: _BASE_ names {base}, which is not a file") from error
-        _replace(content, read_config(found, (*including, path.resolve())), str(path))
+        _replace(content, read_config(found, (*including, path.resolve()), read), str(path))
     _replace(content, tree, str(path))
+    read[path.resolve()] = copy.deepcopy(content)
     return content
 
 

@@ -90,6 +90,16 @@ def test_the_error_names_the_file_and_what_is_wrong_with_it(tmp_path, text, mess
     assert "\n" not in str(error.value)
 
 
+def test_a_base_of_many_files_is_read_once(tmp_path):
+    """Each file has the one before it as its base twice, which would be 2**40 files if each were read every time."""
+    (tmp_path / "0.yaml").write_text("SEED: 7\nOUTPUT_DIR: first\n")
+    for number in range(1, 41):
+        base = f"{number - 1}.yaml"
+        (tmp_path / f"{number}.yaml").write_text(f"_BASE_: [{base}, {base}]\nOUTPUT_DIR: out{number}\n")
+    cfg = load_cfg(tmp_path / "40.yaml")
+    assert (cfg.SEED, cfg.OUTPUT_DIR) == (7, "out40")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.yaml: this config file does not exist"):
         load_cfg(tmp_path / "nothing.yaml")

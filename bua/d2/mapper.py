@@ -5,7 +5,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from bua.detection.mapper import TrainingMapper
-from bua.io.images import Resize, read_image
+from bua.io.images import Resize, naming_image, read_image
 from bua.structures import DetectorInput
 
 
@@ -49,7 +49,8 @@ class InferenceMapper:
 
     def __call__(self, record: dict) -> dict:
         """Reads the image of a dataset dict and makes the input."""
-        sample = self.resize(read_image(record["file_name"]), record["image_id"])
+        with naming_image(record["file_name"]):
+            sample = self.resize(read_image(record["file_name"]), record["image_id"])
         mapped = _input(record, sample)
         if self.with_boxes and record.get("annotations"):
             mapped["boxes"] = torch.tensor([annotation["bbox"] for annotation in record["annotations"]])

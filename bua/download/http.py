@@ -295,7 +295,9 @@ def _check_rest(partial: _Partial, reply: Answer, about: dict[str, Any], offset:
 def _write(partial: _Partial, reply: Answer, offset: int, size: int | None, wanted: _Wanted) -> None:
     """Appends what arrives to the file. ``size`` is the size of the whole file, as far as it is known."""
     if size is not None and (missing := size - offset - free_space(partial.path)) > 0:
-        raise NoSpace(f"{partial.path}: {readable(missing)} of disk space are missing; free them, and try again")
+        # Where the size is not known from the catalog, the server may claim any: other files may well fit.
+        kind = InputError if wanted.size is None else NoSpace
+        raise kind(f"{partial.path}: {readable(missing)} of disk space are missing; free them, and try again")
     name = partial.path.name.removesuffix(".part")
     with writing(partial.path):
         file = open(partial.path, "ab", buffering=0)  # noqa: SIM115, so that errors of the network are told apart

@@ -162,7 +162,7 @@ def _drop_lines_after(path: Path, iteration: int) -> None:
     for line in path.read_text().splitlines():
         try:
             done = json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             # A run that is killed while it writes a line leaves an incomplete last line.
             continue
         if done <= iteration:

@@ -29,6 +29,13 @@ from bua.features.parts import merge_part, part_format
 SHARD_SECONDS = 10
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = {
+    errno.ENOENT: "put back what was deleted or moved,",
+    errno.ENOTDIR: "put back what was deleted or moved,",
+    errno.EACCES: "give yourself the permission",
+    errno.EPERM: "give yourself the permission",
+    errno.EROFS: "make the disk writable",
+}
 
 _FEATURES, _SHARD, _MERGED = "features", ".shard", ".merged"
 
@@ -183,7 +190,7 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        first = "make room" if error.errno in _NO_ROOM else "mend this"
+        first = "make room" if error.errno in _NO_ROOM else _ADVICE.get(error.errno or 0, "mend this")
         raise InputError(
             f"{path}: cannot be written: {error.strerror or error}; {first} and run the same command again to continue"
         ) from error

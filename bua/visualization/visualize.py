@@ -87,16 +87,10 @@ def draw_dataset(
         if annotations:
             sides.append(_draw_annotations(image, labelled_annotations(dataset, index), titled))
         if detector is not None:
-            sides.append(
-                draw_predictions(
-                    image,
-                    detector,
-                    dataset.objects.names if objects is None else objects,
-                    dataset.attribute_names.names if attributes is None else attributes,
-                    threshold,
-                    titled=titled,
-                )
-            )
+            object_names = dataset.objects.names if objects is None else objects
+            attribute_names = dataset.attribute_names.names if attributes is None else attributes
+            with naming_image(file_name):
+                sides.append(draw_predictions(image, detector, object_names, attribute_names, threshold, titled=titled))
         files.append(_save(output, number, file_name, _side_by_side(sides)))
     return files
 

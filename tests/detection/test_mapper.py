@@ -172,3 +172,10 @@ def test_an_image_whose_size_differs_from_its_annotations_is_an_error(make_recor
     record["width"] = 41
     with pytest.raises(InputError, match=r"7\.png: the image has 40x30 pixels, but its annotations are for 41x30"):
         make_mapper()(record, FixedRandom(False))
+
+
+def test_an_image_that_is_too_narrow_is_named(tmp_path):
+    cv2.imwrite(str(tmp_path / "8.png"), np.zeros((1, 3000, 3), np.uint8))
+    record = {"file_name": str(tmp_path / "8.png"), "image_id": 8, "height": 1, "width": 3000, "annotations": []}
+    with pytest.raises(InputError, match=r"8\.png: an image of 3000x1 pixels would be resized"):
+        make_mapper()(record, FixedRandom(False))

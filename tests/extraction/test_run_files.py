@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -6,6 +7,7 @@ import pytest
 from bua.errors import InputError
 from bua.extraction import ImageFile, Outcome
 from bua.extraction.run_files import FailureLog, check_settings, path_beside, write_settings
+from bua.extraction.shards import explaining_write_errors
 
 SETTINGS = {"weights": "sha256:1", "max_boxes": 100}
 
@@ -61,6 +63,20 @@ def test_failures_are_those_of_this_run(tmp_path):
     assert lines == [{"image_id": name, "path": name, "reason": "why"} for name in names]
     FailureLog(output)
     assert not failures.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "make room and run"),
+        (errno.ENOENT, "put back what was deleted or moved, and run"),
+        (errno.EROFS, "make the disk writable and run"),
+        (errno.EIO, "mend this and run"),
+    ],
+)
+def test_the_advice_fits_the_error(tmp_path, code, advice):
+    with pytest.raises(InputError, match=advice), explaining_write_errors(tmp_path):
+        raise OSError(code, os.strerror(code))
 
 
 def test_a_list_of_failures_that_cannot_be_written_is_named(tmp_path):

@@ -243,6 +243,10 @@ def write_for_long(path):
 
 def test_killed_writers_leave_complete_images(tmp_path):
     path = tmp_path / "out.tsv"
+    # One image is there before, since a process may be killed before it writes its first.
+    writer = VinvlWriter(path, about=ABOUT)
+    writer.append(regions_of(0, dim=2048))
+    writer.close()
     before = set()
     for seed in range(10):
         run_and_kill(write_for_long, path, seed)
