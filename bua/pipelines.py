@@ -14,12 +14,13 @@ import torch
 
 from bua.captioning.inference import Captioner, caption_regions, load_captioner
 from bua.config import check_device
-from bua.detection.found_objects import found_objects
+from bua.detection.found_objects import detect_objects, found_objects
 from bua.errors import InputError
 from bua.extraction.extractor_config import RegionChoice
 from bua.extraction.image_detector import ImageDetector, open_detector
 from bua.grounding.inference import GroundingModel, ground_phrases, load_grounding
 from bua.io.image_inputs import ImageInput, as_bgr
+from bua.modeling.vinvl import VinVLDetector
 from bua.structures import RegionPredictions, Regions
 from bua.tasks.checkpoint import TaskModel
 from bua.vqa.inference import VqaModel, answer_question, load_vqa
@@ -244,19 +245,28 @@ class ObjectDetection(Pipeline):
         self.objects, self.attributes = detector.class_names()
 
     def _find(self, images: list[np.ndarray]) -> Sequence[Any]:
-        return self.detector.predictions(images)
+        # VinVL's detector chooses by the threshold, which is an option of each image.
+        of_vinvl = isinstance(self.detector.detector, VinVLDetector)
+        return [None] * len(images) if of_vinvl else self.detector.predictions(images)
 
     def _describe(
-        self, image: np.ndarray, found: RegionPredictions, *, threshold: float = 0.4, attribute_threshold: float = 0.1
+        self,
+        image: np.ndarray,
+        found: RegionPredictions | None,
+        *,
+        threshold: float = 0.4,
+        attribute_threshold: float = 0.1,
     ) -> list[dict[str, Any]]:
         _check_fraction("threshold", threshold)
         _check_fraction("attribute_threshold", attribute_threshold)
-        objects = found_objects(
-            found,
-            threshold,
-            attribute_threshold=attribute_threshold,
-            convention=self.detector.detector.convention,
-        )
+        detector = self.detector.detector
+        if found is None:
+            inputs = [detector.prepare(image)]
+            (objects,) = detect_objects(detector, inputs, threshold, attribute_threshold=attribute_threshold)
+        else:
+            objects = found_objects(
+                found, threshold, attribute_threshold=attribute_threshold, convention=detector.convention
+            )
         return [
             {
                 "label": self.objects[one.class_id],

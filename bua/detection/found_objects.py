@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bua.detection.evaluation.detections import object_detections
-from bua.structures import RegionPredictions
+from bua.modeling.region_detector import RegionDetector
+from bua.modeling.vinvl import VinVLDetector
+from bua.modeling.vinvl_detections import Detections
+from bua.structures import DetectorInput, RegionPredictions
 
 
 @dataclass
@@ -23,6 +26,37 @@ class FoundObject:
     class_id: int
     score: float
     attributes: list[tuple[int, float]]
+
+
+def detect_objects(
+    detector: RegionDetector,
+    batch: list[DetectorInput],
+    threshold: float = 0.4,
+    *,
+    attribute_threshold: float = 0.1,
+    max_attributes: int = 3,
+) -> list[list[FoundObject]]:
+    """Returns the objects that a detector finds in each image, best first: those of ``found_objects``, or for VinVL's
+    detector those that its own filter chooses, with the boxes of its demo.
+
+    Args:
+        batch: What ``detector.prepare`` returned for the images.
+        threshold, attribute_threshold, max_attributes: As for ``found_objects``.
+    """
+    if not isinstance(detector, VinVLDetector):
+        return [
+            found_objects(
+                predictions,
+                threshold,
+                attribute_threshold=attribute_threshold,
+                max_attributes=max_attributes,
+                convention=detector.convention,
+            )
+            for predictions in detector.infer(batch)
+        ]
+    regressed = detector.post_processing.nms_filter != 2  # this filter has no regressed boxes
+    detections = detector.detect(batch, min_detections=0, score_threshold=threshold, regressed=regressed)
+    return [_chosen_objects(found, attribute_threshold, max_attributes) for found in detections]
 
 
 def found_objects(
@@ -53,6 +87,19 @@ def found_objects(
             attributes = [(int(i), float(probs[i])) for i in best if probs[i] > attribute_threshold]
         found.append(FoundObject(row[2:], int(row[0]), float(row[1]), attributes))
     return found
+
+
+def _chosen_objects(found: Detections, attribute_threshold: float, max_attributes: int) -> list[FoundObject]:
+    """Returns VinVL's detections, best first."""
+    boxes, classes, scores = (values.cpu().numpy() for values in (found.boxes, found.classes, found.scores))
+    objects = []
+    for i in np.argsort(-scores, kind="stable"):
+        attributes: list[tuple[int, float]] = []
+        if found.attributes is not None and found.attribute_scores is not None:
+            best = zip(found.attributes[i].tolist(), found.attribute_scores[i].tolist())
+            attributes = [(id, score) for id, score in best if score > attribute_threshold][:max_attributes]
+        objects.append(FoundObject(boxes[i], int(classes[i]), float(scores[i]), attributes))
+    return objects
 
 
 def _regions(predictions: RegionPredictions, rows: np.ndarray) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bua.detection.annotations import DetectionDataset
-from bua.detection.found_objects import found_objects
+from bua.detection.found_objects import FoundObject, found_objects
 from bua.structures import RegionPredictions
 from bua.visualization.draw import class_colors, draw_regions
 
@@ -57,6 +57,15 @@ def labelled_detections(
         max_attributes=max_attributes,
         convention=convention,
     )
+    return labelled_objects(found, objects, attributes)
+
+
+def labelled_objects(found: Sequence[FoundObject], objects: Sequence[str], attributes: Sequence[str]) -> LabelledBoxes:
+    """Returns objects that a detector found, in their order.
+
+    Args:
+        objects, attributes: Names of the classes.
+    """
     labels = [
         region_label(objects[one.class_id], [attributes[id] for id, _ in one.attributes], one.score) for one in found
     ]

@@ -8,12 +8,13 @@ from tqdm import tqdm
 
 from bua.checkpoint import load_weights
 from bua.detection.annotations import DetectionDataset
+from bua.detection.found_objects import detect_objects
 from bua.errors import InputError
 from bua.io.images import naming_image, read_image
 from bua.modeling import Detector, build_detector
 from bua.modeling.region_detector import RegionDetector
 from bua.visualization.draw import add_text, save_image
-from bua.visualization.labels import LabelledBoxes, draw_labelled, labelled_annotations, labelled_detections
+from bua.visualization.labels import LabelledBoxes, draw_labelled, labelled_annotations, labelled_objects
 
 GAP = 12  # pixels between two images
 
@@ -143,10 +144,9 @@ def draw_predictions(
     Returns:
         [H', W', 3] uint8 BGR.
     """
-    (predictions,) = detector.infer([detector.prepare(image)])
-    found = labelled_detections(predictions, objects, attributes, threshold, convention=detector.convention)
-    drawn = draw_labelled(image, found)
-    if not found.labels:
+    (found,) = detect_objects(detector, [detector.prepare(image)], threshold)
+    drawn = draw_labelled(image, labelled_objects(found, objects, attributes))
+    if not found:
         return add_text(drawn, [f"Detections: none has a probability of at least {threshold:g}"])
     return add_text(drawn, [f"Detections with a probability of at least {threshold:g}"]) if titled else drawn
 

@@ -9,8 +9,9 @@ import pytest
 
 from bua.app.shared_detector import SharedDetector
 from bua.config import load_cfg
+from bua.detection.found_objects import detect_objects
 from bua.errors import InputError
-from bua.extraction import ExtractorConfig, extract
+from bua.extraction import ExtractorConfig, RegionChoice, extract
 from bua.extraction.class_names import class_names
 from bua.extraction.extractor_config import settings_of
 from bua.extraction.image_detector import open_detector
@@ -134,9 +135,18 @@ def test_places_can_be_a_part_of_the_features(features, run):
 
 def test_pipelines_take_the_detector(opened):
     image = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    found = pipeline("object-detection", detector=opened)(image, threshold=0.01)
-    assert found
+    found = pipeline("object-detection", detector=opened)(image, threshold=0.01, attribute_threshold=0)
     assert {one["label"] for one in found} <= set(OBJECTS)
+    # Its own filter gives a region one class, and boxes are those of its demo. `bua visualize` draws the same.
+    inputs = [opened.detector.prepare(np.ascontiguousarray(image[:, :, ::-1]))]  # pipelines take RGB
+    choice = RegionChoice(min_boxes=0, score_threshold=0.01, regressed=True)
+    (expected,) = opened.detector.choose(inputs, choice)
+    assert [one["score"] for one in found] == expected.object_scores.tolist()
+    (drawn,) = detect_objects(opened.detector, inputs, 0.01, attribute_threshold=0)
+    np.testing.assert_array_equal([one.box for one in drawn], expected.boxes)
+    assert [one.class_id for one in drawn] == expected.object_ids.tolist()
+    assert [one.attributes[0] for one in drawn] == [*zip(expected.attribute_ids, expected.attribute_scores)]
+    assert len(drawn[0].attributes) == 3
     features = pipeline("image-feature-extraction", detector=opened)(image, return_tensors=True)
     assert features.shape[2] == 64
 
