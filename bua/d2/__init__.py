@@ -5,11 +5,13 @@ from bua.d2.anchors import BUAAnchorGenerator
 from bua.d2.backbone import build_bua_resnet_backbone
 from bua.d2.config import load_cfg
 from bua.d2.datasets import register_datasets
+from bua.d2.dump_features import DumpFeatures
 from bua.d2.evaluation import VisualGenomeEvaluator
 from bua.d2.feature_dumper import FeatureDumper
 from bua.d2.mapper import AttributeDatasetMapper, InferenceMapper
 from bua.d2.proposals import BUAProposalGenerator
 from bua.d2.rcnn import AttributeRCNN
+from bua.d2.region_detector import Detectron2Detector
 from bua.d2.roi_heads import AttributeRes5ROIHeads, AttributeStandardROIHeads
 from bua.d2.trainer import Trainer
 
@@ -22,6 +24,8 @@ __all__ = [
     "AttributeStandardROIHeads",
     "BUAAnchorGenerator",
     "BUAProposalGenerator",
+    "Detectron2Detector",
+    "DumpFeatures",
     "FeatureDumper",
     "InferenceMapper",
     "Trainer",

@@ -1,4 +1,4 @@
-"""What the box heads of Detectron2's detectors compute for the regions of images of one size.
+"""What the box heads of Detectron2's detectors compute for regions.
 
 The arithmetic is Detectron2's: its poolers, its heads, and ``predict_boxes`` and ``predict_probs`` of its
 ``FastRCNNOutputLayers``. What is added is that the output of the head is returned as the region's feature, and that all
@@ -20,6 +20,9 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from bua.errors import InputError
+from bua.modeling.boxes import clip_boxes, constant_row
+from bua.modeling.regions import RegionBoxes
+from bua.structures import DetectorInput, RegionPredictions
 
 
 class BoxOutputs(NamedTuple):
@@ -47,14 +50,14 @@ class BoxHead(Protocol):
     feature_dim: int
 
     def describe(
-        self, feature_maps: dict[str, Tensor], boxes: list[Tensor], size: tuple[int, int], *, given: bool
+        self, feature_maps: dict[str, Tensor], boxes: list[Tensor], sizes: Sequence[tuple[int, int]], *, given: bool
     ) -> list[BoxOutputs]:
         """Returns the outputs for the regions of each image.
 
         Args:
-            feature_maps: The backbone's output for N images of one size, by names.
+            feature_maps: The backbone's output for the images, by names.
             boxes: Boxes [R, 4] of each image, in network pixels.
-            size: Height and width of the images in network pixels.
+            sizes: Height and width of each image in network pixels.
             given: Whether the boxes are to be described as they are, and not to be refined.
         """
 
@@ -86,6 +89,25 @@ def box_head_of(heads: nn.Module, layer: str = "") -> BoxHead:
     )
 
 
+def predictions_of(inputs: DetectorInput, regions: RegionBoxes, outputs: BoxOutputs) -> RegionPredictions:
+    """Returns the predictions for one image, with boxes clipped in network pixels and again in those of the original
+    image, as Detectron2 clips its detections."""
+    height, width = inputs.image.shape[-2:]
+    scale = constant_row([*inputs.scale, *inputs.scale], outputs.boxes)
+    pooled = regions.original if outputs.pooled is regions.network else outputs.pooled / scale
+    boxes = clip_boxes(outputs.boxes, height, width, "detectron2") / scale
+    return RegionPredictions(
+        width=inputs.width,
+        height=inputs.height,
+        proposals=pooled,
+        objectness=regions.objectness,
+        class_probs=outputs.class_probs[:, :-1],
+        boxes=clip_boxes(boxes, inputs.height, inputs.width, "detectron2"),
+        features=outputs.features,
+        attribute_probs=outputs.attribute_probs,
+    )
+
+
 class _Res5BoxHead:
     """Detectron2's ``Res5ROIHeads``. The feature is the mean over res5's output, of which the predictor computes class
     and boxes."""
@@ -95,9 +117,9 @@ class _Res5BoxHead:
         self.feature_dim: int = heads.box_predictor.cls_score.in_features
 
     def describe(
-        self, feature_maps: dict[str, Tensor], boxes: list[Tensor], size: tuple[int, int], *, given: bool
+        self, feature_maps: dict[str, Tensor], boxes: list[Tensor], sizes: Sequence[tuple[int, int]], *, given: bool
     ) -> list[BoxOutputs]:
-        heads, regions = self.heads, _instances(boxes, size)
+        heads, regions = self.heads, _instances(boxes, sizes)
         maps = [feature_maps[name] for name in heads.in_features]
         features = heads.res5(heads.pooler(maps, [x.proposal_boxes for x in regions])).mean(dim=[2, 3])
         return _outputs(features, _predict(heads.box_predictor, features, regions), regions, heads.num_classes)
@@ -111,9 +133,9 @@ class _StandardBoxHead:
         self.feature_dim = _feature_dim(heads.box_head, heads.box_predictor, layer)
 
     def describe(
-        self, feature_maps: dict[str, Tensor], boxes: list[Tensor], size: tuple[int, int], *, given: bool
+        self, feature_maps: dict[str, Tensor], boxes: list[Tensor], sizes: Sequence[tuple[int, int]], *, given: bool
     ) -> list[BoxOutputs]:
-        heads, regions = self.heads, _instances(boxes, size)
+        heads, regions = self.heads, _instances(boxes, sizes)
         maps = [feature_maps[name] for name in heads.box_in_features]
         pooled = heads.box_pooler(maps, [x.proposal_boxes for x in regions])
         features, head_output = _run_head(heads.box_head, pooled, self.layer)
@@ -143,15 +165,15 @@ class _CascadeBoxHead:
         self.feature_dim = _feature_dim(heads.box_head[-1], heads.box_predictor[-1], layer)
 
     def describe(
-        self, feature_maps: dict[str, Tensor], boxes: list[Tensor], size: tuple[int, int], *, given: bool
+        self, feature_maps: dict[str, Tensor], boxes: list[Tensor], sizes: Sequence[tuple[int, int]], *, given: bool
     ) -> list[BoxOutputs]:
-        heads, regions = self.heads, _instances(boxes, size)
+        heads, regions = self.heads, _instances(boxes, sizes)
         maps = [feature_maps[name] for name in heads.box_in_features]
         probs: list[Sequence[Tensor]] = []
         refined: Sequence[Tensor] = ()
         for stage, (head, predictor) in enumerate(zip(heads.box_head, heads.box_predictor)):
             if stage > 0 and not given:
-                regions = _instances(refined, size, clip=True)
+                regions = _instances(refined, sizes, clip=True)
             pooled = heads.box_pooler(maps, [x.proposal_boxes for x in regions])
             features, head_output = _run_head(head, pooled, self.layer)
             stage_probs, refined = _predict(predictor, head_output, regions)
@@ -160,9 +182,9 @@ class _CascadeBoxHead:
         return _outputs(features, (means, refined), regions, heads.num_classes)
 
 
-def _instances(boxes: Sequence[Tensor], size: tuple[int, int], *, clip: bool = False) -> list[Instances]:
+def _instances(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, clip: bool = False) -> list[Instances]:
     instances = []
-    for image_boxes in boxes:
+    for image_boxes, size in zip(boxes, sizes):
         proposal_boxes = Boxes(image_boxes)
         if clip:
             proposal_boxes.clip(size)

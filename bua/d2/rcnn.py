@@ -41,7 +41,7 @@ class AttributeRCNN(GeneralizedRCNN):
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalises and batches images. The result also has ``scales``, network pixels per original pixel."""
         images = super().preprocess_image(batched_inputs)
-        images.scales = [_detector_input(x).scale[0] for x in batched_inputs]
+        images.scales = [detector_input(x).scale[0] for x in batched_inputs]
         return images
 
     def inference(
@@ -56,7 +56,7 @@ class AttributeRCNN(GeneralizedRCNN):
         """
         if detected_instances is not None or not do_postprocess:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
-        inputs = [_detector_input(x) for x in batched_inputs]
+        inputs = [detector_input(x) for x in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
@@ -76,7 +76,7 @@ class AttributeRCNN(GeneralizedRCNN):
         return outputs
 
 
-def _detector_input(x: dict) -> DetectorInput:
+def detector_input(x: dict) -> DetectorInput:
     """Converts one of Detectron2's inputs to bua's form."""
     height, width = x["image"].shape[-2:]
     original_height, original_width = x.get("height", height), x.get("width", width)

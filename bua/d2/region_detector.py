@@ -7,13 +7,13 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
-from bua.d2.box_heads import BoxOutputs, box_head_of
+from bua.d2.box_heads import box_head_of, predictions_of
+from bua.d2.rcnn import detector_input
 from bua.d2.roi_heads import AttributeRes5ROIHeads
 from bua.errors import InputError
 from bua.io.images import Resize
-from bua.modeling.boxes import clip_boxes, constant_row
 from bua.modeling.detector import rows_of_one_size
-from bua.modeling.regions import RegionBoxes, given_regions, proposed_regions
+from bua.modeling.regions import given_regions, proposed_regions
 from bua.structures import DetectorInput, RegionPredictions
 
 
@@ -81,6 +81,23 @@ class Detectron2Detector:
 
         Only images of the same size run through the model together, so that padding never changes a result.
         """
+        # Detectron2's loaders give images in the order that the model takes, ``prepare`` always gives BGR.
+        ordered = [replace(x, image=x.image.flip(0)) for x in batch] if self._rgb else batch
+        predictions = self._infer(ordered, boxes)
+        return predictions if regress else [replace(x, boxes=None) for x in predictions]
+
+    @torch.inference_mode()
+    def __call__(self, batched_inputs: list[dict]) -> list[dict]:
+        """Returns the predictions for inputs of the model, as Detectron2's data loaders give them: for each image a
+        dict with ``objects``, as ``AttributeRCNN`` returns it."""
+        return [{"objects": x} for x in self._infer([detector_input(x) for x in batched_inputs], None)]
+
+    def grid(self, batch: list[DetectorInput]) -> list[Tensor]:
+        """Raises InputError: the grid features of bua's models are extracted by the torch engine, and a pyramid of
+        feature maps has no single grid."""
+        raise InputError(NO_GRID)
+
+    def _infer(self, batch: list[DetectorInput], boxes: list[Tensor] | None) -> list[RegionPredictions]:
         if self.model.training:
             self.model.eval()
         results: dict[int, RegionPredictions] = {}
@@ -90,13 +107,7 @@ class Detectron2Detector:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
                 predictions = self._describe(inputs, given)
             results.update(zip(rows, predictions))
-        ordered = [results[i] for i in range(len(batch))]
-        return ordered if regress else [replace(x, boxes=None) for x in ordered]
-
-    def grid(self, batch: list[DetectorInput]) -> list[Tensor]:
-        """Raises InputError: the grid features of bua's models are extracted by the torch engine, and a pyramid of
-        feature maps has no single grid."""
-        raise InputError(NO_GRID)
+        return [results[i] for i in range(len(batch))]
 
     def _describe(self, inputs: list[DetectorInput], given: list[Tensor] | None) -> list[RegionPredictions]:
         """Returns the predictions for images of one size."""
@@ -113,16 +124,14 @@ class Detectron2Detector:
             regions = [given_regions(x, boxes) for x, boxes in zip(inputs, given)]
         if self._res5_heads is not None:
             return self._res5_heads.predict_regions(inputs, feature_maps, regions)
-        height, width = inputs[0].image.shape[-2:]
         outputs = self._box_head.describe(
-            feature_maps, [x.network for x in regions], (height, width), given=given is not None
+            feature_maps, [x.network for x in regions], images.image_sizes, given=given is not None
         )
-        return [_predictions(*values) for values in zip(inputs, regions, outputs)]
+        return [predictions_of(*values) for values in zip(inputs, regions, outputs)]
 
     def _model_input(self, inputs: DetectorInput) -> dict:
-        image = inputs.image.to(self.device, non_blocking=True)
         return {
-            "image": image.flip(0) if self._rgb else image,
+            "image": inputs.image.to(self.device, non_blocking=True),
             "width": inputs.width,
             "height": inputs.height,
             "scale": inputs.scale,
@@ -134,22 +143,3 @@ NO_GRID = (
     "--grid: Detectron2's models give features of regions; take --engine torch, which has the grid features of C4 "
     "models and of grid-feats-vqa's"
 )
-
-
-def _predictions(inputs: DetectorInput, regions: RegionBoxes, outputs: BoxOutputs) -> RegionPredictions:
-    """Returns the predictions for one image, with boxes clipped in network pixels and again in those of the original
-    image, as Detectron2 clips its detections."""
-    height, width = inputs.image.shape[-2:]
-    scale = constant_row([*inputs.scale, *inputs.scale], outputs.boxes)
-    pooled = regions.original if outputs.pooled is regions.network else outputs.pooled / scale
-    boxes = clip_boxes(outputs.boxes, height, width, "detectron2") / scale
-    return RegionPredictions(
-        width=inputs.width,
-        height=inputs.height,
-        proposals=pooled,
-        objectness=regions.objectness,
-        class_probs=outputs.class_probs[:, :-1],
-        boxes=clip_boxes(boxes, inputs.height, inputs.width, "detectron2"),
-        features=outputs.features,
-        attribute_probs=outputs.attribute_probs,
-    )

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import bua.modeling.roi_heads
+from bua.d2.box_heads import box_head_of, predictions_of
 from bua.d2.config import check_parts
 from bua.d2.ground_truth import ground_truth_of, gt_attributes
 from bua.detection.evaluation.detections import find_objects
@@ -136,7 +137,8 @@ class AttributeRes5ROIHeads(AttributeROIHeads, bua.modeling.roi_heads.AttributeR
     """``bua.modeling.roi_heads.AttributeRes5ROIHeads`` with Detectron2's interface.
 
     Unlike in Detectron2's ``Res5ROIHeads``, res5 keeps the resolution if MODEL.RESNETS.RES5_DILATION is 2, and both box
-    conventions are supported.
+    conventions are supported. The arithmetic is that of the torch engine in both, which the tests hold to Detectron2's
+    in its convention; pooling is torchvision's, as in Detectron2's ``ROIPooler``.
     """
 
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
@@ -165,7 +167,9 @@ class AttributeRes5ROIHeads(AttributeROIHeads, bua.modeling.roi_heads.AttributeR
 class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
     """Detectron2's ``StandardROIHeads`` with attributes, for FPN and other models with a box head.
 
-    The features of a region are the box head's output.
+    The features of a region are the box head's output. Pooling, box head, box coding and the losses of classes and
+    boxes are Detectron2's; the attribute head and its loss are added, and all regions are returned
+    (``predict_regions``).
     """
 
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
@@ -191,6 +195,13 @@ class AttributeStandardROIHeads(AttributeROIHeads, StandardROIHeads):
         if self.attribute_predictor is not None:
             losses["loss_attr"] = self.attribute_loss_weight * self._attribute_loss(region_features, proposals)
         return proposals, losses
+
+    def predict_regions(
+        self, images: list[DetectorInput], features: dict[str, Tensor], regions: list[RegionBoxes]
+    ) -> list[RegionPredictions]:
+        sizes = [(image.image.shape[-2], image.image.shape[-1]) for image in images]
+        outputs = box_head_of(self).describe(features, [boxes.network for boxes in regions], sizes, given=True)
+        return [predictions_of(*of_image) for of_image in zip(images, regions, outputs)]
 
     def describe_regions(self, features: dict[str, Tensor], boxes: list[Tensor]) -> RegionOutputs:
         region_features = self._region_features(features, [Boxes(x) for x in boxes]).float()

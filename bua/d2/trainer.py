@@ -1,24 +1,26 @@
 """Trains and evaluates the detector with Detectron2's trainer, as a configuration describes."""
 
 import argparse
+import contextlib
 import logging
-import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model, default_setup
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, default_setup
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 from torch.utils.data import Dataset, Subset
 
 from bua.checkpoint import load_weights
+from bua.d2.dump_features import DumpFeatures
 from bua.d2.evaluation import VisualGenomeEvaluator
+from bua.d2.inner_trainers import build_inner_trainer
 from bua.d2.mapper import AttributeDatasetMapper, InferenceMapper
 from bua.detection.catalog import get_dataset
 from bua.detection.description import KEY, DetectorDescription, describe_detector
@@ -51,40 +53,40 @@ from bua.weights.zoo import fetch
 class Trainer(DefaultTrainer):
     """Detectron2's trainer with bua's data, optimizer and evaluation.
 
-    It can continue from checkpoints of the torch engine, and the torch engine from its checkpoints. Unlike
-    ``DefaultTrainer`` it has its own ``run_step``, because the inner trainer of ``DefaultTrainer`` supports only one
-    GPU per process or a single process on the CPU, and only float16 or float32. This trainer also supports several
-    processes on the CPU, and SOLVER.AMP.DTYPE.
+    Steps are taken by the inner trainers of Detectron2, as in ``DefaultTrainer``, hooks are those of ``DefaultTrainer``
+    and ``DumpFeatures``. What differs is what the ``build_`` methods return, and:
+
+    - SOLVER.AMP.DTYPE is the precision of ``AMPTrainer``, and mixed precision and several processes also run on the
+      CPU.
+    - Losses that are not finite end the run with a ``NonFiniteLoss``, which names the images.
+    - Checkpoints have the content of the torch engine's, and either engine can continue from those of the other.
     """
 
-    # Under these names DefaultTrainer has properties that read its inner trainer. Attributes of this class hide them,
-    # and the constructor sets their values.
-    model: torch.nn.Module = None  # type: ignore[assignment]
-    data_loader: Iterable[list[dict]] = None  # type: ignore[assignment]
-    optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
-
     def __init__(self, cfg: CfgNode):
+        # Not that of DefaultTrainer, which puts the parts together without a place for those that differ.
         TrainerBase.__init__(self)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
-        self.device = next(model.parameters()).device
-        self.optimizer = self.build_optimizer(cfg, model)
+        device = next(model.parameters()).device
+        optimizer = self.build_optimizer(cfg, model)
         data = training_set(cfg)
-        self.data_loader = _build_loader(cfg, data)
-        self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
-        self.clip = build_clip(cfg)
-        self.dtype = autocast_dtype(cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32", self.device)
         self.history = LossHistory()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        devices = {} if self.device.type == "cuda" else {"device_ids": None}
-        self.model = create_ddp_model(model, **devices)
-        if isinstance(self.model, torch.nn.parallel.DistributedDataParallel):
+        model.register_forward_hook(self._add_losses)
+        parallel = create_ddp_model(model, **({} if device.type == "cuda" else {"device_ids": None}))
+        if isinstance(parallel, torch.nn.parallel.DistributedDataParallel):
             # The argument of the constructor has different names in the versions of torch.
-            self.model.broadcast_buffers = False
-        self.model.train()
+            parallel.broadcast_buffers = False
+        self._trainer, self.scaler = build_inner_trainer(
+            parallel,
+            _build_loader(cfg, data),
+            optimizer,
+            dtype=autocast_dtype(cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32", device),
+            clip=build_clip(cfg),
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            self.model,
+            parallel,
             cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
             **{KEY: _SavedDescription(describe_detector(cfg, data.objects.names, data.attribute_names.names))},
@@ -118,30 +120,24 @@ class Trainer(DefaultTrainer):
             # For other detectors and for weights of Detectron2's catalogue, its rules of matching names are needed.
             self.checkpointer.load(weights if catalog else str(fetch(weights)), checkpointables=[])
 
-    def before_train(self) -> None:
-        """Starts the data loader."""
-        super().before_train()
-        self.batches = iter(self.data_loader)
-
     def run_step(self) -> None:
-        """Runs one iteration."""
-        start = time.perf_counter()
-        batch = next(self.batches)
-        data_time = time.perf_counter() - start
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            losses = self.model(batch)
-        self.history.add(self.iter + 1, losses, [image["image_id"] for image in batch])
-        self.optimizer.zero_grad()
-        self.scaler.scale(sum(losses.values())).backward()
-        self.after_backward()
-        (reading,) = self.history.read()
-        if self.clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            self.clip([p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None])
-        on_cpu = {name: torch.tensor(mean) for name, mean in reading.means.items()}
-        SimpleTrainer.write_metrics(on_cpu, data_time, self.iter)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        """Takes one step.
+
+        Raises:
+            NonFiniteLoss: A loss is infinite or not a number. All processes raise it.
+        """
+        # In the main process, Detectron2 refuses such a loss first, without naming the images.
+        with contextlib.suppress(FloatingPointError):
+            super().run_step()
+        self.history.read()
+
+    def _add_losses(
+        self, model: torch.nn.Module, arguments: tuple[list[dict]], losses: dict[str, torch.Tensor]
+    ) -> None:
+        """Is called after each forward pass of the model, also in evaluations."""
+        if model.training:
+            (batch,) = arguments
+            self.history.add(self.iter + 1, losses, [image["image_id"] for image in batch])
 
     def state_dict(self) -> dict:
         """Returns the state that checkpoints hold besides the model."""
@@ -153,6 +149,23 @@ class Trainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         load_optimizer_state(self.optimizer, state_dict["optimizer"])
         self.scaler.load_state_dict(state_dict["scaler"])
+
+    def build_hooks(self) -> list[HookBase]:
+        """Returns the hooks of ``DefaultTrainer``, and before the last one, which writes the metrics, ``DumpFeatures``
+        if MODEL.BUA.DUMP.OUTPUT is set."""
+        hooks = super().build_hooks()
+        dump = self.cfg.MODEL.BUA.DUMP
+        if dump.OUTPUT:
+            hook = DumpFeatures(
+                dump.PERIOD,
+                self.cfg,
+                dump.OUTPUT,
+                dump.FORMAT,
+                min_boxes=dump.MIN_BOXES,
+                max_boxes=dump.MAX_BOXES,
+            )
+            hooks.insert(len(hooks) - comm.is_main_process(), hook)
+        return hooks
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> dict:
@@ -294,9 +307,9 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
 
 
 def _has_traceback_to_log(record: logging.LogRecord) -> bool:
-    """Returns whether a record of Detectron2's training loop is to be logged: not the traceback of one of bua's own
-    errors, which the command reports in one line."""
-    return not (record.exc_info and isinstance(record.exc_info[1], InputError | NonFiniteLoss))
+    """Returns whether a record of Detectron2's training loop is to be logged: not the traceback of an error that the
+    command reports in one line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], InputError | NonFiniteLoss | FloatingPointError))
 
 
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:

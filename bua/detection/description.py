@@ -146,7 +146,7 @@ def _described_cfg(
     cfg = get_cfg() if defaults is None else defaults
     device = cfg.MODEL.DEVICE
     try:
-        cfg.merge_from_other_cfg(CfgNode(parse_yaml(description.config, "config")))
+        cfg.merge_from_other_cfg(type(cfg)(parse_yaml(description.config, "config")))
         check_numbers(cfg, "config")
     except (KeyError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())

@@ -42,14 +42,14 @@ def choose_engine(
     name = weights if config_file is None else config_file
     try:
         reason = _reason_for_detectron2(config_file, weights, overrides)
-    except InputError as error:
+    except InputError:
         # The configuration may be in Detectron2's model zoo, or have keys that only Detectron2 knows.
         if not has_detectron2():
             raise
         if config_file is not None and detectron2_plugin().find_in_zoo(config_file) is not None:
             reason = "this is a configuration of its model zoo"
         elif _reads(config_file, weights, overrides):
-            reason = str(error)
+            reason = "its configuration has keys that only Detectron2 knows"
         else:
             raise
     if reason is None:
