@@ -3,6 +3,7 @@
     bua verify-features --detector caffe.pth --images train2014 --reference train2014_obj36.tsv
     bua verify-features --features mine.tsv --reference train2014_obj36.tsv
     bua verify-features --detector grid-feats-r50 --images train2014 --reference R-50-features/train2014
+    bua verify-features --detector vinvl-x152c4 --images train2014 --reference predictions.tsv
 
 If the reference is a folder of grid-feats-vqa's .pth files, grid features are extracted.
 Prints a table and the differences that exceed the bounds. Exit code: 0 if the features agree, 1 if they differ, 2 for
@@ -118,7 +119,7 @@ def extract_like(reference: "FeatureStore", args: argparse.Namespace, folder: Pa
         config_file=args.config_file or (ZOO[args.detector].config if args.detector in ZOO else CONFIG_FILE),
         weights=args.detector,
         overrides=args.overrides,
-        format="grid-pth" if grid else "lxmert-tsv",
+        format="grid-pth" if grid else "flat",
         grid=grid,
         min_boxes=args.min_boxes or fixed_count or 10,
         max_boxes=args.max_boxes or fixed_count or 100,

@@ -1,13 +1,16 @@
 """VinVL's detector in extraction and in everything else that takes a detector, on a slim network."""
 
+import base64
 import json
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from bua.app.shared_detector import SharedDetector
+from bua.commands import main
 from bua.config import load_cfg
 from bua.detection.found_objects import detect_objects
 from bua.errors import InputError
@@ -17,6 +20,7 @@ from bua.extraction.extractor_config import settings_of
 from bua.extraction.image_detector import open_detector
 from bua.features import convert_features, open_features
 from bua.features.encoding import decode_array
+from bua.io.images import read_image
 from bua.pipelines import pipeline
 from bua.weights.zoo import VINVL_LABELS
 
@@ -149,6 +153,53 @@ def test_pipelines_take_the_detector(opened):
     assert len(drawn[0].attributes) == 3
     features = pipeline("image-feature-extraction", detector=opened)(image, return_tensors=True)
     assert features.shape[2] == 64
+
+
+def encoded(values):
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+@pytest.mark.parametrize("layout", ["vinvl", "oscar captioning", "oscar retrieval"])
+def test_files_of_vinvl_and_oscar_are_references(folder, opened, tmp_path, capsys, layout):
+    """The files are written as VinVL's program does (engine/inference.py), and as Oscar's readers take them."""
+    reference, rows, sizes = tmp_path / "predictions.tsv", [], []
+    for key in ("0", "1"):
+        (found,) = opened.detector.detect([opened.detector.prepare(read_image(folder / "images" / f"{key}.png"))])
+        width, height = {"0": (60, 80), "1": (100, 60)}[key]
+        objects = [
+            {"rect": box, "bbox_id": number, "class": OBJECTS[label], "conf": score, "feature": encoded(feature)}
+            for number, (box, label, score, feature) in enumerate(
+                zip(found.boxes.tolist(), found.classes, found.scores.tolist(), found.features)
+            )
+        ]
+        x1, y1, x2, y2 = (found.boxes / torch.tensor([width, height, width, height])).T
+        place = torch.stack([x1, y1, x2, y2, x2 - x1, y2 - y1], dim=1)
+        features = encoded(torch.cat([found.features, place], dim=1))
+        rows.append(
+            {
+                "vinvl": [key, json.dumps({"objects": objects, "relations": None})],
+                "oscar captioning": [key, json.dumps({"num_boxes": len(objects), "features": features})],
+                "oscar retrieval": [key, str(len(objects)), features],
+            }[layout]
+        )
+        size = {"height": height, "width": width}
+        # Oscar's retrieval has a file of labels beside the features, which has the sizes.
+        labels = {"image_h": height, "image_w": width, "objects": objects}
+        sizes.append([key, json.dumps(labels if layout == "oscar retrieval" else [size])])
+    if layout == "oscar retrieval":
+        reference = tmp_path / "features.tsv"
+    size_file = tmp_path / ("predictions.tsv" if layout == "oscar retrieval" else "predictions.hw.tsv")
+    for path, lines in ((reference, rows), (size_file, sizes)):
+        path.write_text("".join("\t".join(line) + "\n" for line in lines))
+    (tmp_path / "predictions.labelmap.json").write_text(json.dumps(LABEL_MAP))
+    command = ["verify-features", "--detector", "random", "--config-file", str(folder / "slim.yaml")]
+    command += ["--images", str(folder / "images"), "--reference", str(reference)]
+    assert main(command) == 0
+    assert "PASS: 2 images" in capsys.readouterr().out
+    if layout == "vinvl":
+        reference.write_text(reference.read_text().replace(OBJECTS[3], OBJECTS[4]).replace(OBJECTS[5], OBJECTS[6]))
+        assert main(command) == 1
+        assert "% of the regions have the reference's label" in capsys.readouterr().out
 
 
 def test_names_come_from_a_file_beside_the_checkpoint(folder, tmp_path):
