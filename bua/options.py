@@ -30,6 +30,20 @@ FORMATS = (
     "flat-fp16",
 )
 
+# The readers of which formats have flavours.
+READERS = (
+    "m2",
+    "mcan",
+    "mmf",
+    "openvqa",
+    "openvqa-gqa",
+    "oscar-captioning",
+    "oscar-retrieval",
+    "uniter",
+    "vilbert-multi-task",
+    "volta",
+)
+
 # Comparison of features: the maximum distance between the sides of two boxes in pixels, the minimum cosine between two
 # features, and the minimum share of regions with equal labels.
 BOX_DISTANCE = 0.5

@@ -1,6 +1,6 @@
 """The data that the parts of bua pass to each other."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -116,3 +116,8 @@ class Regions:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def take(self, rows: np.ndarray) -> "Regions":
+        """Returns the regions in ``rows`` [m] int64, in this order."""
+        arrays: dict[str, Any] = {name: x[rows] for name, x in vars(self).items() if isinstance(x, np.ndarray)}
+        return replace(self, **arrays)

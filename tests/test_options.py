@@ -6,6 +6,7 @@ import bua.captioning.vocabulary
 import bua.extraction.cluster
 import bua.extraction.compare
 import bua.extraction.run
+import bua.features.readers
 import bua.features.store
 import bua.modeling.optimize
 import bua.shapes.make
@@ -17,6 +18,7 @@ from bua import options
 
 def test_choices_are_those_of_the_implementation():
     assert tuple(bua.features.store.FORMATS) == options.FORMATS
+    assert tuple(bua.features.readers.READERS) == options.READERS
     assert tuple(bua.modeling.optimize.PRECISIONS) == options.PRECISIONS
     assert options.ON_ERROR == bua.extraction.run.ON_ERROR
     assert options.SHAPES_VERSIONS == bua.shapes.make.VERSIONS

@@ -5,6 +5,7 @@
     bua convert-features train2014_obj36.tsv train36.flat --format flat-fp16 --ids number
     bua convert-features val36.flat val2014_obj36.tsv --format lxmert-tsv --ids "COCO_val2014_{:012d}"
     bua convert-features visual_genome coco --format flat-fp16 --ids coco_of_visual_genome.tsv
+    bua convert-features val36.flat val36.lmdb --for volta
 
 hdf5 needs the same number of boxes for all images; ban-hdf5 takes any number. The format of the source is recognised
 from its content. A run that was stopped continues when it is started again.
@@ -12,13 +13,17 @@ from its content. A run that was stopped continues when it is started again.
 
 import argparse
 
+from bua.commands.arguments import add_reader
 from bua.options import FORMATS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="features in any format that bua reads")
     parser.add_argument("target", help="file to write; a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="format of the target")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="format of the target; default: that of the reader that --for names"
+    )
+    add_reader(parser)
     parser.add_argument(
         "--ids",
         default="keep",
@@ -39,5 +44,5 @@ def run(args: argparse.Namespace) -> None:
         for kind, path in (("object", args.object_vocabulary), ("attribute", args.attribute_vocabulary))
         if path
     }
-    copied = convert_features(args.source, args.target, args.format, about, args.ids)
+    copied = convert_features(args.source, args.target, args.format, about, args.ids, args.reader)
     print(f"{args.target}: {copied} images copied")

@@ -13,7 +13,7 @@ import argparse
 import logging
 import sys
 
-from bua.commands.arguments import add_detector, add_engine, add_overrides
+from bua.commands.arguments import add_detector, add_engine, add_overrides, add_reader
 from bua.options import FORMATS, ON_ERROR, PRECISIONS, SHARD_SIZE
 
 
@@ -89,7 +89,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images: a name in output/features that is made of those of the configuration and the data set",
     )
     group.add_argument(
-        "--format", choices=FORMATS, default="tsv", help="format of the output; default: %(default)s, the original's"
+        "--format",
+        choices=FORMATS,
+        help="format of the output; default: that of the reader that --for names, or tsv, the original's",
+    )
+    add_reader(group)
+    group.add_argument(
+        "--keep-probabilities",
+        action="store_true",
+        help="write the probabilities of all classes too, which some models are trained to predict (npz, mmf, "
+        "vilbert-lmdb, --for uniter, --for m2)",
     )
     group.add_argument(
         "--vocabulary",

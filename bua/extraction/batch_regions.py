@@ -64,7 +64,7 @@ def select_batch(
         x.features = x.features[rows_on_device]
         if x.attribute_probs is not None:
             x.attribute_probs = x.attribute_probs[rows_on_device]
-    return _label(chosen, images)
+    return _label(chosen, images, choice.keep_probabilities)
 
 
 def describe_batch(
@@ -73,12 +73,14 @@ def describe_batch(
     source: str | None,
     images: list[ImageFile],
     inputs: list[DetectorInput],
+    keep_probabilities: bool = False,
 ) -> list[Outcome]:
     """Returns the outcome of each image with all of its given boxes as regions; an image without any fails.
 
     Args:
         given_boxes: Boxes [N, 4] by the image's id, as ``bua.extraction.load_boxes`` returns them.
         source: The file of these boxes, for messages.
+        keep_probabilities: As in ``RegionChoice``.
     """
     failed, described, boxes = {}, [], []
     for i, image in enumerate(images):
@@ -97,7 +99,8 @@ def describe_batch(
     if isinstance(detector, RegionChooser):
         outcomes = _outcomes(described_images, detector.describe(described_inputs, boxes))
     else:
-        outcomes = _label(detector.infer(described_inputs, boxes, regress=False), described_images)
+        predictions = detector.infer(described_inputs, boxes, regress=False)
+        outcomes = _label(predictions, described_images, keep_probabilities)
     done = dict(zip(described, outcomes))
     return [done[i] if i in done else failed[i] for i in range(len(images))]
 
@@ -140,7 +143,7 @@ def _outcomes(images: list[ImageFile], regions: list[Regions]) -> list[Outcome]:
     return [Outcome(image, replace(one, image_id=image.image_id)) for image, one in zip(images, regions)]
 
 
-def _label(predictions: list[RegionPredictions], images: list[ImageFile]) -> list[Outcome]:
+def _label(predictions: list[RegionPredictions], images: list[ImageFile], keep_probabilities: bool) -> list[Outcome]:
     """Returns all regions of each image, after one copy of those fields that are on the device of the features."""
     copied = [
         (x, field)
@@ -150,7 +153,10 @@ def _label(predictions: list[RegionPredictions], images: list[ImageFile]) -> lis
     ]
     for (x, field), values in zip(copied, to_host([getattr(x, field).float() for x, field in copied])):
         setattr(x, field, torch.from_numpy(values))
-    return [Outcome(image, regions_of_given(x, image.image_id)) for image, x in zip(images, predictions)]
+    return [
+        Outcome(image, regions_of_given(x, image.image_id, keep_probabilities=keep_probabilities))
+        for image, x in zip(images, predictions)
+    ]
 
 
 def _cells(rows: int, columns: int, inputs: DetectorInput, convention: str) -> np.ndarray:

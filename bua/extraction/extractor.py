@@ -10,7 +10,7 @@ import cv2
 import torch
 
 from bua.errors import InputError
-from bua.extraction.batch_regions import describe_batch, grid_batch, select_batch
+from bua.extraction.batch_regions import RegionChooser, describe_batch, grid_batch, select_batch
 from bua.extraction.boxes_files import load_boxes
 from bua.extraction.extractor_config import ExtractorConfig, RegionChoice
 from bua.extraction.pipeline import (
@@ -57,6 +57,8 @@ class Extractor:
                 does not change the regions.
             num_workers: Number of threads that decode and resize images while the network runs.
         """
+        if choice.keep_probabilities and isinstance(detector, RegionChooser):
+            raise InputError("--keep-probabilities: this detector does not give the probabilities of all classes")
         self.detector, self.choice = detector, choice
         self.device = detector.device
         self.batch_size = batch_size or BATCH_SIZES.get(self.device.type, 1)
@@ -136,7 +138,8 @@ class Extractor:
         if self.choice.grid:
             return grid_batch(self.detector, images, inputs)
         if self.given_boxes is not None:
-            return describe_batch(self.detector, self.given_boxes, self.choice.boxes, images, inputs)
+            source, keep = self.choice.boxes, self.choice.keep_probabilities
+            return describe_batch(self.detector, self.given_boxes, source, images, inputs, keep)
         return select_batch(self.detector, self.choice, images, inputs)
 
 

@@ -45,6 +45,7 @@ class RegionChoice:
         boxes: A file of boxes to describe instead of proposals, as for ``bua.extraction.load_boxes``. All of them are
             kept, in their order.
         grid: Whether to extract the cells of the feature map instead of regions.
+        keep_probabilities: Whether the regions have the probabilities of all classes, ``Regions.class_probs``.
     """
 
     min_boxes: int = 10
@@ -54,6 +55,7 @@ class RegionChoice:
     regressed: bool = False
     boxes: str | None = None
     grid: bool = False
+    keep_probabilities: bool = False
 
     def check(self) -> None:
         """Raises InputError if a value is out of range, or if options exclude each other."""
@@ -67,6 +69,8 @@ class RegionChoice:
         chosen = [name for name in ("regressed", "boxes", "grid") if getattr(self, name)]
         if len(chosen) > 1:
             raise InputError(f"--{chosen[0]} and --{chosen[1]}: choose one")
+        if self.grid and self.keep_probabilities:
+            raise InputError("--grid and --keep-probabilities: cells have no classes; leave out one")
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Pa
     return str(newest)
 
 
-def settings_of(config: ExtractorConfig, cfg: CfgNode, format: str) -> dict[str, object]:
+def settings_of(config: ExtractorConfig, cfg: CfgNode, format: str, reader: str | None = None) -> dict[str, object]:
     """Returns all settings that the features depend on, apart from the images, as one flat dictionary whose values
     survive a round trip through JSON."""
     settings: dict[str, object] = {
@@ -185,7 +189,11 @@ def settings_of(config: ExtractorConfig, cfg: CfgNode, format: str) -> dict[str,
     }
     if config.choice.boxes:
         settings["boxes"] = fingerprint(config.choice.boxes)
-    # Outputs of earlier versions, which had one engine and one layer, can be continued.
+    # Outputs of earlier versions, which had none of these, can be continued.
+    if reader is not None:
+        settings["for"] = reader
+    if not config.choice.keep_probabilities:
+        del settings["keep_probabilities"]
     if config.engine != TORCH:
         settings |= {"engine": config.engine, "feature_layer": config.feature_layer}
     for node, name in ((cfg.MODEL, "MODEL"), (cfg.INPUT, "INPUT")):

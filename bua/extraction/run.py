@@ -39,6 +39,7 @@ from bua.extraction.sources import ImageFile, list_images
 from bua.extraction.write_behind import record_behind
 from bua.features import FeatureWriter, open_writer
 from bua.features.ids import image_id_of, stem_of
+from bua.features.readers import FORMATS_WITH_PROBABILITIES, READERS, Reader, format_for, holds_probabilities
 from bua.features.store import GRID_FORMATS, check_format
 from bua.io.files import exclusive
 from bua.modeling.optimize import PRECISIONS
@@ -61,7 +62,7 @@ def extract(
     config_file: str | Path | None = None,
     weights: str | Path | None = None,
     overrides: Sequence[str] = (),
-    format: str = "tsv",
+    format: str | None = None,
     image_root: str | Path | None = None,
     min_boxes: int = 10,
     max_boxes: int = 100,
@@ -83,6 +84,8 @@ def extract(
     vocabulary: str | Path | None = None,
     engine: str | None = None,
     feature_layer: str = "",
+    reader: str | None = None,
+    keep_probabilities: bool = False,
 ) -> ExtractionSummary:
     """Writes the region features of images, and continues where an earlier run with the same settings stopped.
 
@@ -98,7 +101,7 @@ def extract(
             ``weights``, or "vg_r101.yaml" without weights.
         weights: A checkpoint, the name of a released one (``bua.weights.zoo.ZOO``) or an address; by default
             MODEL.WEIGHTS of the configuration, or the newest checkpoint in its OUTPUT_DIR; "random" for random weights.
-        format: One of ``bua.features.FORMATS``.
+        format: One of ``bua.features.FORMATS``; by default the one that ``reader`` reads, or "tsv".
         min_boxes, max_boxes, score_threshold, nms_threshold: As for ``bua.extraction.select_regions``.
         regressed: Whether boxes are those regressed for each region's best class, instead of the proposals.
         boxes: Boxes to describe instead of proposals, as for ``bua.extraction.load_boxes``.
@@ -119,15 +122,25 @@ def extract(
             names are those of ``bua.extraction.class_names.class_names``.
         engine: "torch" or "detectron2"; by default "torch" if it has the detector (``choose_engine``).
         feature_layer: As in ``ExtractorConfig``.
+        reader: One of ``bua.features.readers.READERS``, for which to write another flavour of the format.
+        keep_probabilities: Whether to write the probabilities of all classes too, in float16, which readers train on.
 
     Raises:
         InputError: An argument cannot be used (the message names it, and nothing has been written), the disk is full,
             or an image failed and ``on_error`` is "stop".
     """
     choice = RegionChoice(
-        min_boxes, max_boxes, score_threshold, nms_threshold, regressed, None if boxes is None else str(boxes), grid
+        min_boxes,
+        max_boxes,
+        score_threshold,
+        nms_threshold,
+        regressed,
+        None if boxes is None else str(boxes),
+        grid,
+        keep_probabilities,
     )
     choice.check()
+    format = format_for(reader, format, "tsv")
     if images is not None and output is None:
         # A default name would be the same for all images, so that those of several commands would get into one file.
         raise InputError("output: none given; name one (--output); only the images of DATASETS.TEST have a default")
@@ -154,17 +167,17 @@ def extract(
         raise InputError("--ray and --num-gpus: choose one; on a cluster every task uses one device")
     output = Path(output) if output is not None else default_output(cfg, config_file or f"{weights}", format)
     names = _names(cfg, weights, config, vocabulary)
-    _check_options(config, cfg, format, on_error, names)
-    settings = settings_of(config, cfg, format)
+    _check_options(config, cfg, format, reader, on_error, names)
+    settings = settings_of(config, cfg, format, reader)
     check_settings(output, settings)
-    id_of = stem_of if format == "lxmert-tsv" else None
+    id_of = stem_of if format == "lxmert-tsv" or (reader and READERS[reader].file_names) else None
     if images is None:
         files = images_of_data_sets(cfg, id_of)
     else:
         files = list_images(images, image_root, id_of=id_of or image_id_of)
 
     about: dict[str, object] = {"settings": settings, **names}
-    shards = ShardFolder(path_beside(output, SHARDS_SUFFIX).absolute(), format, about)
+    shards = ShardFolder(path_beside(output, SHARDS_SUFFIX).absolute(), format, about, reader)
     extractors: AbstractContextManager[Extractor | DevicePool | RayCluster]
     if ray is not None:
         extractors = connect_to_ray(config, ray, shards, cfg.MODEL.DEVICE, shard_size)
@@ -179,7 +192,7 @@ def extract(
         with explaining_write_errors(path_beside(output, SETTINGS_SUFFIX)):
             write_settings(output, settings)
         # Also opening and closing a writer writes files.
-        with explaining_write_errors(output), open_writer(output, format, about) as writer:
+        with explaining_write_errors(output), open_writer(output, format, about, reader) as writer:
             merger = ShardMerger(shards, writer)
             # An image that the output cannot hold is extracted again, so that its failure is listed.
             merger.merge_rest()
@@ -295,28 +308,40 @@ def _load_extractor(config: ExtractorConfig, device: str) -> Iterator[Extractor]
 
 
 def _check_options(
-    config: ExtractorConfig, cfg: CfgNode, format: str, on_error: str, names: Mapping[str, list[str]]
+    config: ExtractorConfig,
+    cfg: CfgNode,
+    format: str,
+    reader: str | None,
+    on_error: str,
+    names: Mapping[str, list[str]],
 ) -> None:
     check_format(format)
+    needs = READERS[reader] if reader else Reader(())
+    target = f"format {format}" + (f" for {reader}" if reader else "")
+    if config.choice.keep_probabilities and not holds_probabilities(format, reader):
+        raise InputError(
+            f"{target}: has no place for the probabilities of all classes; leave out --keep-probabilities, or use "
+            f"{', '.join(FORMATS_WITH_PROBABILITIES)}"
+        )
     if config.precision not in PRECISIONS:
         raise InputError(f"precision {config.precision!r}: unknown; use one of {', '.join(PRECISIONS)}")
     if on_error not in ON_ERROR:
         raise InputError(f"on error {on_error!r}: unknown; use one of {', '.join(ON_ERROR)}")
     selects = not (config.choice.boxes or config.choice.grid)
-    if format == "hdf5" and selects and config.choice.min_boxes != config.choice.max_boxes:
+    if format == "hdf5" and selects and not needs.any_number and config.choice.min_boxes != config.choice.max_boxes:
         raise InputError(
             "format hdf5: needs the same number of boxes in every image; add --min-boxes 36 --max-boxes 36, or use "
             "ban-hdf5"
         )
     if format in GRID_FORMATS and not config.choice.grid:
         raise InputError(f"format {format}: holds feature maps of whole images, not regions; add --grid")
-    if format in FORMATS_WITH_LABELS and config.choice.grid:
-        raise InputError(f"format {format}: needs labels, and grid cells have none; use tsv, npz or flat")
+    if (format in FORMATS_WITH_LABELS or needs.labels) and config.choice.grid:
+        raise InputError(f"{target}: needs labels, and grid cells have none; use tsv, npz or flat")
     if format == "oscar-tsv" and cfg.MODEL.BUA.VINVL.SPATIAL_FEATURES:
         raise InputError("format oscar-tsv: has the place of each region; leave out MODEL.BUA.VINVL.SPATIAL_FEATURES")
-    if format == "vinvl-tsv" and "object_vocabulary" not in names:
+    if (format == "vinvl-tsv" or needs.names) and "object_vocabulary" not in names:
         raise InputError(
-            "format vinvl-tsv: needs the names of the detector's classes, which are not known; name their folder "
+            f"{target}: needs the names of the detector's classes, which are not known; name their folder "
             "(--vocabulary)"
         )
     if format == "lxmert-tsv" and not cfg.MODEL.BUA.ATTRIBUTES.ENABLED:

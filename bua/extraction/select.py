@@ -131,11 +131,16 @@ def regions_from(
     return _regions(predictions, image_id, boxes[keep], class_probs[keep], rows)
 
 
-def regions_of_given(predictions: RegionPredictions, image_id: int | str) -> Regions:
+def regions_of_given(
+    predictions: RegionPredictions, image_id: int | str, *, keep_probabilities: bool = False
+) -> Regions:
     """Returns all regions in their order, for boxes that the caller gave the detector, with labels as in
-    ``regions_from``."""
+    ``regions_from``, and with the probabilities of all classes if ``keep_probabilities`` is set."""
     boxes, class_probs = _on_host(predictions.proposals), _on_host(predictions.class_probs)
-    return _regions(predictions, image_id, boxes, class_probs, slice(None))
+    regions = _regions(predictions, image_id, boxes, class_probs, slice(None))
+    if keep_probabilities:
+        regions.class_probs = class_probs.astype(np.float16)
+    return regions
 
 
 def _regions(

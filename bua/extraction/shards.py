@@ -61,12 +61,13 @@ class ShardFolder:
     Attributes:
         path: The folder.
         format: The output's format. The shards have its ``bua.features.parts.part_format``.
-        about: What is known about the features, as for ``bua.features.open_writer``.
+        about, reader: As for ``bua.features.open_writer``.
     """
 
     path: Path
     format: str
     about: Mapping[str, object]
+    reader: str | None = None
 
     def new(self) -> Path:
         """Returns the path of a shard that does not exist."""
@@ -77,7 +78,9 @@ class ShardFolder:
 
     def open(self, shard: Path) -> AbstractContextManager[FeatureWriter]:
         """Opens a writer for a shard, which deletes an incomplete image at its end."""
-        return open_writer(shard / _FEATURES, part_format(self.format), self.about)
+        format = part_format(self.format, self.about)
+        # A part in another format than the output's has nothing of the reader's flavour.
+        return open_writer(shard / _FEATURES, format, self.about, self.reader if format == self.format else None)
 
 
 class ShardWriter:

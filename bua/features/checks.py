@@ -44,6 +44,11 @@ def check_regions(regions: Regions) -> None:
                 f"{name}: {field} has numbers from {np.min(values)} to {np.max(values)}; classes count from 0 and are "
                 f"at most {LARGEST_NUMBER}"
             )
+    if regions.class_probs is not None:
+        probs = np.asarray(regions.class_probs)
+        if probs.ndim != 2 or len(probs) != count:
+            raise InputError(f"{name}: class_probs have the shape {probs.shape} instead of ({count}, classes)")
+        _check_finite(name, "class_probs", probs)
     if problem := size_problem(regions):
         raise InputError(f"{name}: {problem}")
 

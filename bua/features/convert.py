@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
 
 from bua.errors import InputError
 from bua.features.ids import image_id_of, parse_id
+from bua.features.readers import DEMANDING_FORMATS, check_ids, format_for
 from bua.features.settings import read_settings, settings_file
 from bua.features.store import FeatureStore, FeatureWriter, check_format, open_features, open_writer
 from bua.io.files import whole_file
@@ -23,26 +25,29 @@ SYNC_SECONDS = 30.0
 def convert_features(
     source: str | Path,
     target: str | Path,
-    format: str,
+    format: str | None = None,
     about: Mapping[str, object] | None = None,
     ids: str | Path | Mapping[int | str, int | str] = "keep",
+    reader: str | None = None,
 ) -> int:
     """Copies the images of ``source`` that are not yet in ``target``.
 
-    Images are copied one at a time, in their order, so that the memory in use does not grow with their number. Fields
-    that the target's format cannot hold are left out. The settings of the features, from ``<source>.meta.json`` and
-    from the header of a flat folder, are copied too.
+    Images are copied one at a time, so that the memory in use does not grow with their number, in the order in which
+    the source is read: that of its rows, or, for npz, mmf and grid-pth, which have a file for each image, that of the
+    names of the files. Fields that the target's format cannot hold are left out. The settings of the features, from
+    ``<source>.meta.json`` and from the header of a flat folder, are copied too.
 
     Args:
         source: Features in any format.
         target: A file or folder. A conversion that was stopped is continued.
-        format: One of ``bua.features.FORMATS``.
+        format: One of ``bua.features.FORMATS``; by default the one that ``reader`` reads.
         about: What else is known about the features, such as "object_vocabulary" and "attribute_vocabulary", lists of
             names, for VinVL's rows.
         ids: How the ids of images are changed. "keep": not at all. "number": COCO's number for ids that are names of
             COCO's images, as in LXMERT's files. A pattern such as ``"COCO_val2014_{:012d}"``: from numbers to such
             names, which LXMERT's readers expect. A mapping from old to new ids, or a file with lines
             ``old<TAB>new``: images that are not in it are left out.
+        reader: One of ``bua.features.readers.READERS``, for which to write another flavour of the format.
 
     Returns:
         Number of images that were copied.
@@ -52,19 +57,25 @@ def convert_features(
             images before it are in ``target`` then.
     """
     source, target = Path(source), Path(target)
+    format = format_for(reader, format)
     check_format(format)
     rename = _renaming(ids)
     if target.exists() and source.exists() and source.samefile(target):
         raise InputError(f"{target}: is the source itself; name another target")
     store = open_features(source)
     known = {**getattr(store, "about", {}), **(about or {})}
+    _new_ids(store, rename)  # raises an error before anything is written
     settings = read_settings(source)
     if settings:
         known["settings"] = settings
+    new_settings = _new_settings(settings, format, reader)
+    _check_settings(target, new_settings, reader)
+    name = f"{target} ({format}{f' for {reader}' if reader else ''})"
     try:
-        with open_writer(target, format, known or None) as writer:
-            _write_settings(target, {**settings, "format": format} if settings else None)
-            copied = copy_missing(store, writer, f"{target} ({format})", rename)
+        _try_first_image(store, target, format, known, rename, reader, name)
+        with open_writer(target, format, known or None, reader) as writer:
+            _write_settings(target, new_settings)
+            copied = copy_missing(store, writer, name, rename)
             writer.finish()
     except OSError as error:
         raise InputError(
@@ -92,7 +103,7 @@ def copy_missing(
     Raises:
         InputError: An image cannot be read, or cannot be written.
     """
-    new_ids = {image_id: new_id for image_id in store if (new_id := rename(image_id)) is not None}
+    new_ids = _new_ids(store, rename)
     missing = {image_id: new_id for image_id, new_id in new_ids.items() if new_id not in writer.done}
     synced = time.monotonic()
     already = len(new_ids) - len(missing)
@@ -161,6 +172,27 @@ def _renaming(ids: str | Path | Mapping[int | str, int | str]) -> Callable[[int 
     return rename
 
 
+def _new_ids(store: FeatureStore, rename: Callable[[int | str], int | str | None]) -> dict[int | str, int | str]:
+    """Returns the new ids by the old ones, without images that are left out.
+
+    Raises:
+        InputError: Two images get the same id.
+    """
+    new_ids: dict[int | str, int | str] = {}
+    old_ids: dict[int | str, int | str] = {}
+    for image_id in store:
+        new_id = rename(image_id)
+        if new_id is None:
+            continue
+        if old_ids.setdefault(new_id, image_id) != image_id:
+            raise InputError(
+                f"ids: images {str(old_ids[new_id])[:60]} and {str(image_id)[:60]} would both get the id "
+                f"{str(new_id)[:60]}; keep the ids, or give a file of old<TAB>new"
+            )
+        new_ids[image_id] = new_id
+    return new_ids
+
+
 def _remove_beginnings(path: Path) -> None:
     """Removes what a conversion that cannot succeed has left beside a target that it has not begun, so that a corrected
     one can use the name."""
@@ -170,11 +202,47 @@ def _remove_beginnings(path: Path) -> None:
         shutil.rmtree(staged)
 
 
-def _write_settings(path: Path, settings: dict[str, Any] | None) -> None:
+def _try_first_image(
+    store: FeatureStore,
+    target: Path,
+    format: str,
+    about: Mapping[str, object],
+    rename: Callable[[int | str], int | str | None],
+    reader: str | None,
+    name: str,
+) -> None:
+    """Writes the first image elsewhere, so that nothing is left in the target if its format cannot hold the images."""
+    new_ids = ((image_id, new_id) for image_id in store if (new_id := rename(image_id)) is not None)
+    first = next(new_ids, None)
+    if first is None or target.exists() or (reader is None and format not in DEMANDING_FORMATS):
+        return
+    check_ids(reader, (new_id for _, new_id in (first, *new_ids)))
+    regions = replace(store[first[0]], image_id=first[1])
+    with TemporaryDirectory() as folder, open_writer(Path(folder) / target.name, format, about, reader) as writer:
+        try:
+            writer.append(regions)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+
+def _new_settings(settings: dict[str, Any] | None, format: str, reader: str | None) -> dict[str, Any] | None:
+    """Returns the settings of the target: those of the source, with the format and the reader."""
+    if not settings and reader is None:
+        return None
+    kept = {key: value for key, value in (settings or {}).items() if key != "for"}
+    return {**kept, "format": format, **({"for": reader} if reader else {})}
+
+
+def _check_settings(path: Path, settings: dict[str, Any] | None, reader: str | None) -> None:
     file = settings_file(path)
     earlier = read_settings(path) if file.exists() else None
     if earlier is not None and earlier != settings:
         raise InputError(f"{file}: the features have other settings; choose another target")
+    if earlier is None and reader is not None and path.exists():
+        raise InputError(f"{path}: exists, and was not written for {reader}; choose another target")
+
+
+def _write_settings(path: Path, settings: dict[str, Any] | None) -> None:
     if settings:
-        with whole_file(file) as target:
+        with whole_file(settings_file(path)) as target:
             target.write(json.dumps(settings, indent=1).encode() + b"\n")

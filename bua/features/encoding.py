@@ -33,4 +33,5 @@ def decode_array(text: str | bytes, dtype: np.dtype, shape: tuple[int, ...], fie
     try:
         return np.frombuffer(data, dtype).reshape(shape).copy()
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{field}: {len(data)} bytes do not fit {shape[0]} boxes") from error
+        boxes = f"{shape[0]} boxes" if shape[0] >= 0 else "whole boxes"
+        raise ValueError(f"{field}: {len(data)} bytes do not fit {boxes}") from error

@@ -17,7 +17,7 @@ import torch
 
 from bua.errors import InputError, make_folder
 from bua.features.checks import check_regions
-from bua.features.ids import file_stem, id_of_file_stem, parse_id
+from bua.features.ids import ENCODED, MissedIds, file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.io.files import check_in_place, move_file, sync_folder, whole_file
 from bua.regular_files import open_regular
@@ -62,6 +62,7 @@ class GridPthWriter:
         self.path = make_folder(folder)
         self._folder = os.open(self.path, os.O_RDONLY)
         self._release = weakref.finalize(self, os.close, self._folder)
+        self._missed = MissedIds(self.path, ENCODED)
         self.done: set[int | str] = set(_list_files(self.path))
         others = [] if self.done else [name for name in sorted(os.listdir(self.path)) if not name.endswith(".tmp")]
         if others:
@@ -86,6 +87,8 @@ class GridPthWriter:
         with whole_file(self.path / name, durable=True) as file:
             torch.save(torch.from_numpy(cells), file)
         self.done.add(parse_id(regions.image_id))
+        if name != f"{regions.image_id}{SUFFIX}":
+            self._missed.add(regions.image_id)
 
     def merge(self, part: Path) -> None:
         """Moves the files of another folder here, except those of images in ``done``."""
@@ -102,6 +105,7 @@ class GridPthWriter:
     def finish(self) -> None:
         """Checks that the folder is still there. The format has no other files."""
         check_in_place(self.path, self._folder)
+        self._missed.report()
 
     def close(self) -> None:
         """Closes the folder."""

@@ -19,21 +19,21 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from bua.errors import InputError
-from bua.features.checks import check_expansion
 from bua.features.flat import FlatFeatures, FlatWriter
+from bua.features.hdf5_access import check_bytes, data_set, open_hdf5, report_damage
 from bua.features.hdf5_files import common_shape, rows_path, write_hdf5, write_rows
+from bua.features.hdf5_images import Hdf5ImageFeatures
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS
 from bua.io import safe_pickle
-from bua.regular_files import open_regular, read_regular
+from bua.regular_files import read_regular
 from bua.structures import Regions
 
 # The data sets with one value per image, and those that are read row by row.
@@ -59,7 +59,7 @@ class Hdf5Features(IndexedFeatures[int]):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._opened: tuple[int, h5py.File | None, dict[str, h5py.Dataset]] = (0, None, {})
-        with _report_damage(f"{self.path}"):
+        with report_damage(f"{self.path}"):
             self._read_ids_and_sizes()
 
     @property
@@ -70,7 +70,7 @@ class Hdf5Features(IndexedFeatures[int]):
         return {**self.__dict__, "_opened": (0, None, {})}
 
     def _read(self, image_id: int | str, place: int) -> Regions:
-        with _report_damage(f"{self.path}: image {image_id} (row {place})"):
+        with report_damage(f"{self.path}: image {image_id} (row {place})"):
             return self._read_row(image_id, place)
 
     def _read_ids_and_sizes(self) -> None:
@@ -110,7 +110,7 @@ class Hdf5Features(IndexedFeatures[int]):
         if process != os.getpid():
             if inherited is not None:
                 inherited.close()
-            file = _open(self.path)
+            file = open_hdf5(self.path)
             data = _data_sets(file)
             # The attribute is set in one step. Threads that get here at the same time each use their own file.
             self._opened = (os.getpid(), file, data)
@@ -126,7 +126,7 @@ class Hdf5Features(IndexedFeatures[int]):
             where = slice(start, end)
         for name in data.keys() & _ROW_NAMES:
             row_bytes = data[name].dtype.itemsize * math.prod(data[name].shape[1:])
-            _check_bytes(data[name], name, row_bytes * (1 if isinstance(where, int) else where.stop - where.start))
+            check_bytes(data[name], name, row_bytes * (1 if isinstance(where, int) else where.stop - where.start))
         boxes = np.asarray(data["image_bb"][where], np.float32)
         if self._sizes is not None:
             width, height = self._sizes[row].tolist()
@@ -139,6 +139,17 @@ class Hdf5Features(IndexedFeatures[int]):
             if name in data
         }
         return Regions(image_id, width, height, boxes, features, **labels)
+
+
+def open_hdf5_features(path: str | Path) -> Hdf5Features | Hdf5ImageFeatures:
+    """Opens an HDF5 file of one of the two layouts, or one with data sets for each image.
+
+    Raises:
+        InputError: There is no such file, or it does not hold features.
+    """
+    with report_damage(f"{path}"), open_hdf5(Path(path)) as file:
+        in_one = any(name in file for name in ("image_features", "image_bb", "spatial_features"))
+    return Hdf5Features(path) if in_one else Hdf5ImageFeatures(path)
 
 
 class Hdf5Writer:
@@ -281,57 +292,22 @@ def _once(path: Path, ids: list[tuple[int | str, int]]) -> dict[int | str, int]:
 
 
 def _data_sets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Returns those data sets of a file that features have.
-
-    Raises:
-        ValueError: One of them takes its values from other files, which the author of this one may not be allowed to
-            read, or is not made of numbers or text.
-    """
+    """Returns those data sets of a file that features have."""
     data = {}
     for name in ("image_features", "image_bb", "spatial_features", "pos_boxes", *_COLUMNS, *LXMERT_LABELS):
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-            continue
-        data[name] = item = file[name]
-        if item.external is not None or item.is_virtual:
-            raise ValueError(f"{name} takes its values from other files, which is not allowed")
-        if item.dtype.kind not in ("SO" if name == "image_id" else "fiu"):
-            raise ValueError(f"{name} has values of the type {item.dtype}")
+        item = data_set(file, name, "SO" if name == "image_id" else "fiu")
+        if item is not None:
+            data[name] = item
     return data
 
 
 def _column(data: Mapping[str, h5py.Dataset], name: str) -> np.ndarray:
     """Returns all values of a data set that has one row per image."""
-    _check_bytes(data[name], name, data[name].dtype.itemsize * math.prod(data[name].shape))
+    check_bytes(data[name], name)
     values: np.ndarray = data[name][:]
     if values.dtype.kind == "f":
         raise ValueError(f"{name} has values of the type {values.dtype} instead of integers")
     return values
-
-
-def _check_bytes(data: h5py.Dataset, name: str, size: int) -> None:
-    """Checks the number of bytes that are about to be read. Parts of a data set that were never written, or that are
-    compressed, take no place in the file."""
-    chunk = data.dtype.itemsize * math.prod(data.chunks or ())  # HDF5 reads whole chunks
-    check_expansion(name, max(size, chunk), data.id.get_storage_size())
-
-
-@contextmanager
-def _report_damage(what: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
-        # Messages of HDF5 may have several lines.
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{what}: cannot be read as HDF5: {reason}; copy or write this file again") from error
-
-
-def _open(path: Path) -> h5py.File:
-    if not path.exists() and path.with_name(f"{path.name}.partial").exists():
-        raise InputError(f"{path}: is not finished; run the extraction again, or read {path.name}.partial")
-    open_regular(path).close()  # HDF5 would wait for a named pipe
-    return h5py.File(path, "r")
 
 
 def _format_of(path: Path, data: Mapping[str, h5py.Dataset]) -> str:

@@ -56,7 +56,7 @@ def write_hdf5(
     if format == "ban-hdf5":
         counts = counts or {image_id: len(store[image_id]) for image_id in _progress(ids, "HDF5: counting boxes")}
         total = sum(counts[image_id] for image_id in ids)
-    with whole_file(path, durable=True) as file, _FullDiskSafeFile(file.name, "r+") as raw:
+    with whole_file(path, durable=True) as file, FullDiskSafeFile(file.name, "r+") as raw:
         with h5py.File(raw, "w") as hdf5:
             _fill(hdf5, store, ids, total, raw.check)
         raw.check()
@@ -106,7 +106,7 @@ def rows_path(path: Path) -> Path:
     return path.with_name(f"{stem}_imgid2idx.pkl")
 
 
-class _FullDiskSafeFile(io.FileIO):
+class FullDiskSafeFile(io.FileIO):
     """The file that HDF5 writes to, which hides errors from it until ``check`` is called.
 
     If the disk is full, HDF5 would lose buffered data without an error, or crash, when it closes the file.

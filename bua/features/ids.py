@@ -5,6 +5,7 @@ becomes an integer, any other text stays a string. ``42`` and ``"42"`` are the s
 of more than 640 digits stays a string: Python may refuse to convert it.
 """
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,12 @@ from urllib.parse import unquote
 # Characters that some file system does not allow in names, the escape character, and a leading dot (hidden files).
 _RESERVED = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.')
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,639}")
+# Reasons for MissedIds.
+NOT_UTF8 = "are not UTF-8, so that programs that read the file as text cannot read any of it"
+ENCODED = "are percent-encoded in file names, so that programs that look for files by the ids do not find them"
+
+logger = logging.getLogger(__name__)
+
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})")
 
 
@@ -49,3 +56,39 @@ def file_stem(image_id: int | str) -> str:
 def id_of_file_stem(stem: str) -> int | str:
     """Returns the id for a file name from ``file_stem``. Names without percent signs, of other programs, stay as is."""
     return parse_id(unquote(stem))
+
+
+def is_utf8(image_id: int | str) -> bool:
+    """Whether an id can be written as UTF-8. Names of files that are not UTF-8 contain surrogates."""
+    return (
+        not isinstance(image_id, str) or image_id.isascii() or not any("\ud800" <= one <= "\udfff" for one in image_id)
+    )
+
+
+class MissedIds:
+    """Logs the ids of an output that readers of its format will not find: the first one at once, and the others when
+    ``report`` is called.
+
+    Args:
+        path: The output.
+        reason: What is wrong with the ids.
+    """
+
+    def __init__(self, path: Path, reason: str):
+        self._path, self._reason = path, reason
+        self._ids: list[str] = []
+
+    def add(self, image_id: int | str) -> None:
+        """Adds an id."""
+        self._ids.append(ascii(str(image_id)[:60]))
+        if len(self._ids) == 1:
+            logger.warning(
+                "%s: ids such as %s %s; give other ids in a list file", self._path, self._ids[0], self._reason
+            )
+
+    def report(self) -> None:
+        """Logs how many ids were added if there are several, and the first ones."""
+        if len(self._ids) > 1:
+            listed = ", ".join(self._ids[:10]) + (", ..." if len(self._ids) > 10 else "")
+            logger.warning("%s: %d ids %s: %s", self._path, len(self._ids), self._reason, listed)
+        self._ids = []

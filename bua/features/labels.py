@@ -19,6 +19,37 @@ LXMERT_LABELS: dict[str, tuple[str, np.dtype]] = {
     "attrs_conf": ("attribute_scores", FLOAT),
 }
 
+# Names of VL-T5's HDF5 files, which Volta takes over into its LMDBs.
+VLT5_LABELS: dict[str, tuple[str, np.dtype]] = {
+    "obj_id": ("object_ids", INTEGER),
+    "obj_conf": ("object_scores", FLOAT),
+    "attr_id": ("attribute_ids", INTEGER),
+    "attr_conf": ("attribute_scores", FLOAT),
+}
+
+
+def best_objects(probabilities: object, count: int, field: str = "cls_prob") -> dict[str, np.ndarray]:
+    """Returns ``object_ids`` and ``object_scores`` [n] of the most probable object of each region, and ``class_probs``.
+
+    Args:
+        probabilities: [n, C + 1] of each class, with the background in the first column, as Caffe's models give them.
+        count: n.
+        field: Name of the probabilities in error messages.
+
+    Raises:
+        ValueError: They have another shape, or are not numbers.
+    """
+    values = np.asarray(probabilities, np.float32)
+    if values.ndim != 2 or len(values) != count or values.shape[1] < 2:
+        raise ValueError(f"{field} has the shape {values.shape} instead of ({count}, classes)")
+    objects = values[:, 1:]
+    ids = objects.argmax(axis=1)
+    return {
+        "object_ids": ids.astype(INTEGER),
+        "object_scores": objects[np.arange(count), ids],
+        "class_probs": objects.astype(np.float16),
+    }
+
 
 def labels_of(
     regions: Regions, names: Mapping[str, tuple[str, np.dtype]] = LXMERT_LABELS

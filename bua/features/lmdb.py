@@ -6,8 +6,8 @@ The key of an image is its id as text. The value is a pickled dictionary with th
 names, which ViLBERT's readers ignore: ``objects_id``, ``attrs_id`` (int64), ``objects_conf``, ``attrs_conf`` (float32),
 also in base64. The key ``keys`` has the pickled list of all keys.
 
-The databases of facebookresearch/vilbert-multi-task (script/convert_to_lmdb.py) have the same keys and fields, with
-numbers and arrays instead of text. They can be read, but are not written.
+``bua.features.lmdb_rows`` has the fields that other readers expect, and ``bua.features.lmdb_values`` reads what other
+programs write.
 """
 
 import errno
@@ -16,20 +16,18 @@ import os
 import pickle
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lmdb
-import numpy as np
 
-from bua.errors import InputError, make_folder, shown
+from bua.errors import InputError, make_folder
 from bua.features.checks import check_regions
-from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
-from bua.features.labels import FLOAT, LXMERT_LABELS, labels_of
 from bua.features.lmdb_pages import check_pages
+from bua.features.lmdb_rows import ROWS
+from bua.features.lmdb_values import UNITER_LIST_KEY, decode_value, uniter_keys
 from bua.io import safe_pickle
 from bua.io.files import check_in_place, sync_folder
 from bua.regular_files import open_regular
@@ -49,7 +47,8 @@ _MAGIC, _MAGIC_OFFSET = b"\xde\xc0\xef\xbe", 16
 
 
 class LmdbFeatures(IndexedFeatures[bytes]):
-    """The features in an LMDB of ViLBERT, a folder or a single file, as they are when it is opened.
+    """The features in an LMDB of ViLBERT, vilbert-multi-task, Volta, MMF or UNITER, a folder or a single file, as they
+    are when it is opened.
 
     Many processes and threads can read from the same object, also after it was forked or pickled to them.
 
@@ -69,7 +68,7 @@ class LmdbFeatures(IndexedFeatures[bytes]):
         except ValueError as error:
             raise InputError(f"{self.path}: {error}; copy it again, or extract the features again") from error
         self._environment = _open_for_reading(self.path)
-        self._places = {image_id: _key(image_id) for image_id in _ids(self.path, self._environment)}
+        self._keys_name, self._places = _places(self.path, self._environment)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_environment": None}
@@ -86,18 +85,22 @@ class LmdbFeatures(IndexedFeatures[bytes]):
         try:
             if value is None:
                 raise ValueError("is in the list of keys, but has no entry")
-            return _decode(image_id, safe_pickle.loads(value))
+            return decode_value(image_id, value, self._note, uniter=self._keys_name == UNITER_LIST_KEY)
         except ValueError as error:
             raise InputError(f"{self.path}: image {image_id}: {error}; extract this image again") from error
 
 
 class LmdbWriter:
-    """Adds images to an LMDB in a folder, for ViLBERT's readers.
+    """Adds images to an LMDB in a folder, for the reader that is named, or else for ViLBERT's.
 
     Images are kept in memory until there are 32 MB of them, or until ``sync``, and are then stored in one transaction.
     LMDB guarantees that a transaction is on the disk completely or not at all, even if the process is killed or the
     machine crashes; its faster and less safe modes are not used. If the process is killed, the images in memory are
     lost, and are not in ``done`` of the next writer.
+
+    Args:
+        path: The folder, which is created if it does not exist.
+        reader: One of the readers of ``bua.features.lmdb_rows.ROWS``.
 
     Attributes:
         done: Ids of the images in the LMDB.
@@ -106,8 +109,9 @@ class LmdbWriter:
         InputError: The path holds something else, or is open in this process.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, reader: str | None = None):
         self.path = Path(path)
+        self._row_bytes = ROWS[reader]
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; vilbert-lmdb is written into a folder")
         # A writer that was killed right after its start leaves empty files with these names.
@@ -129,7 +133,10 @@ class LmdbWriter:
         except lmdb.Error as error:
             raise InputError(f"{self.path}: cannot be written as LMDB ({error})") from error
         try:
-            self._ids = list(_ids(self.path, self._environment))
+            keys_name, places = _places(self.path, self._environment)
+            if keys_name != _LIST_KEY:
+                raise InputError(f"{self.path}: is an LMDB of UNITER; choose another output")
+            self._ids = list(places)
         except InputError:
             self._environment.close()
             raise
@@ -154,7 +161,7 @@ class LmdbWriter:
                 f"image id {str(image_id)[:40]!r}: is empty, 'keys' or longer than {_LONGEST_KEY} bytes; "
                 "give another id in a list file"
             )
-        self._waiting[key] = value = pickle.dumps(_encode(regions), protocol=4)
+        self._waiting[key] = value = self._row_bytes(regions)
         self._waiting_bytes += len(value)
         if image_id not in self.done:
             self._ids.append(image_id)
@@ -254,23 +261,29 @@ def _open_for_reading(path: Path) -> lmdb.Environment:
         return environment
 
 
-def _ids(path: Path, environment: lmdb.Environment) -> Iterator[int | str]:
-    """Returns the ids in the order of the list of keys.
+def _places(path: Path, environment: lmdb.Environment) -> tuple[bytes, dict[int | str, bytes]]:
+    """Returns the key of the list of keys, and the key of each image by its id, in the order of the list.
 
     If the list is incomplete because the writer has not finished, they are in the order of the keys.
     """
     try:
         with environment.begin() as transaction:
             listed, entries = transaction.get(_LIST_KEY), transaction.stat()["entries"]
-            keys = _listed_keys(listed)
-            if listed is None or len(keys) + 1 != entries:
-                keys = [key for key in transaction.cursor().iternext(values=False) if key != _LIST_KEY]
+            keys_name = _LIST_KEY
+            if listed is None and (names := transaction.get(UNITER_LIST_KEY)) is not None:
+                keys_name, keys = UNITER_LIST_KEY, uniter_keys(names)
+            else:
+                keys = _listed_keys(listed)
+                if listed is None or len(keys) + 1 != entries:
+                    keys = [key for key in transaction.cursor().iternext(values=False) if key != _LIST_KEY]
             first = transaction.get(keys[0]) if keys else None
+        uniter = keys_name == UNITER_LIST_KEY
         if first is not None:
-            _decode("", safe_pickle.loads(first))
+            decode_value("", first, lambda message: None, uniter)
     except (ValueError, lmdb.Error) as error:
-        raise InputError(f"{path}: is an LMDB without ViLBERT's features ({error}); name another") from error
-    return (parse_id(key.decode(errors="surrogateescape")) for key in keys)
+        raise InputError(f"{path}: is an LMDB without features of a known program ({error}); name another") from error
+    suffix = ".npz" if uniter else ""
+    return keys_name, {parse_id(key.decode(errors="surrogateescape").removesuffix(suffix)): key for key in keys}
 
 
 def _listed_keys(listed: bytes | None) -> list[bytes]:
@@ -282,55 +295,3 @@ def _listed_keys(listed: bytes | None) -> list[bytes]:
 
 def _key(image_id: int | str) -> bytes:
     return str(image_id).encode(errors="surrogateescape")
-
-
-def _encode(regions: Regions) -> dict[str, str]:
-    row = {
-        "image_id": str(regions.image_id),
-        "image_w": str(regions.width),
-        "image_h": str(regions.height),
-        "num_boxes": str(len(regions)),
-        "boxes": encode_array(regions.boxes, FLOAT),
-        "features": encode_array(regions.features, FLOAT),
-    }
-    return row | {name: encode_array(labels, dtype) for name, labels, dtype in labels_of(regions)}
-
-
-def _decode(image_id: int | str, row: object) -> Regions:
-    if not isinstance(row, dict):
-        raise ValueError(f"is a {type(row).__name__} instead of a dictionary")
-    missing = {"image_w", "image_h", "num_boxes", "boxes", "features"} - row.keys()
-    if missing:
-        raise ValueError(f"{min(missing)}: is missing")
-    # In vilbert-multi-task, num_boxes counts only the best boxes, and its readers read all boxes.
-    count = len(row["features"]) if isinstance(row["features"], np.ndarray) else _integer(row, "num_boxes")
-    labels = {
-        attribute: _array(row, field, dtype, (count,))
-        for field, (attribute, dtype) in LXMERT_LABELS.items()
-        if field in row
-    }
-    return Regions(
-        image_id=image_id,
-        width=_integer(row, "image_w"),
-        height=_integer(row, "image_h"),
-        boxes=_array(row, "boxes", FLOAT, (count, 4)),
-        features=_array(row, "features", FLOAT, (count, -1) if count else (0, 0)),
-        **labels,
-    )
-
-
-def _array(row: dict[str, Any], field: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    value = row[field]
-    if not isinstance(value, np.ndarray):
-        return decode_array(value, dtype, shape, field)
-    try:
-        return value.astype(dtype).reshape(shape)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{field}: the shape {value.shape} does not fit {shape[0]} boxes") from error
-
-
-def _integer(row: dict[str, Any], field: str) -> int:
-    try:
-        return int(row[field])
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{field}: {shown(row[field])} is not a number") from error

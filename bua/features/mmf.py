@@ -5,14 +5,26 @@
 without background.
 
 MMF's own extraction (tools/scripts/features/extract_features_vmb.py) also writes ``cls_prob`` [n, classes], the
-probabilities of all classes, which bua does not store. MMF's UNITER needs them for training and cannot use these files;
-MMF's other models do not need them. If a file has ``cls_prob``, the probabilities of ``objects`` are read from it. bua
-adds the other labels under the names of LXMERT's TSV: ``objects_conf``, ``attrs_conf`` float32 and ``attrs_id`` int64,
-each [n].
+probabilities of all classes. MMF's UNITER fails without them, and the masked regions of MMF's ViLBERT, as in its
+pretraining, get a target of NaN. bua adds the other labels under the names of LXMERT's TSV: ``objects_conf``,
+``attrs_conf`` float32 and ``attrs_id`` int64, each [n].
+
+These files of other programs are read too, by their fields:
+
+- ``cls_prob`` [n, 1601], which MMF writes with ``--background``: the first column is the background, from which
+  ``objects`` counts there. The labels are those of the other columns.
+- ``cls_prob`` [n], of MMF's Faster R-CNN (frcnn/extract_features_frcnn.py): the scores of ``objects``. The image size
+  in these files is that of the resized image, while the boxes are in pixels of the original image.
+- ``bbox`` [n, 6], of MMF's VinVL (extract_features_vinvl.py): x1/w, y1/h, x2/w, y2/h, width/w and height/h, which are
+  also the last six numbers of each feature. ``labels`` and ``attr_labels`` count from 1.
+- One ``<id>.npy`` with a dictionary of all of this and of ``features``, of vilbert-multi-task
+  (script/extract_features.py). Its ``objects`` lacks the first region, and ``cls_prob`` has the background first.
+- ``<id>.npy`` without ``<id>_info.npy``: features without boxes.
 """
 
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,37 +32,41 @@ import numpy as np
 
 from bua.errors import InputError, make_folder
 from bua.features.checks import check_regions
-from bua.features.ids import file_stem, id_of_file_stem, parse_id
+from bua.features.ids import ENCODED, MissedIds, file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
-from bua.features.labels import LXMERT_LABELS, labels_of
+from bua.features.labels import labels_of
+from bua.features.mmf_fields import MMF_LABELS, regions_of_info
 from bua.features.npy import read_array, read_header
+from bua.features.probabilities import with_background
 from bua.io import safe_pickle
 from bua.io.files import check_in_place, move_file, sync_folder, whole_file
 from bua.regular_files import open_regular
 from bua.structures import Regions
 
-# LXMERT's names of the labels, except for the objects, for which MMF has another name.
-_LABELS = {"objects" if name == "objects_id" else name: label for name, label in LXMERT_LABELS.items()}
 _INFO = "_info"
 _LONGEST_NAME = 225
 
 
 class MmfFeatures(IndexedFeatures[str]):
-    """The features in a folder of MMF or bua. The ids are the file names (see ``bua.features.ids``).
+    """The features in a folder of MMF, vilbert-multi-task or bua. The ids are the file names (``bua.features.ids``).
 
     Raises:
-        InputError: When it is opened: there is no such folder. When an image is read: its files cannot be decoded; the
-            message names the file.
+        InputError: When it is opened: there is no such folder, or it has no image. When an image is read: its files
+            cannot be decoded; the message names the file.
     """
 
     format = "mmf"
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder)
-        self._places = _list_stems(self.path)
+        self._places = _list_stems(self.path, with_info=False)
+        if not self._places:
+            raise InputError(
+                f"{self.path}: has no image: no <id>{_INFO}.npy has its features in <id>.npy; extract them again"
+            )
 
     def _read(self, image_id: int | str, place: str) -> Regions:
-        return _read_files(self.path / f"{place}.npy", self.path / f"{place}{_INFO}.npy", image_id)
+        return _read_files(self.path / f"{place}.npy", self.path / f"{place}{_INFO}.npy", image_id, self._note)
 
 
 class MmfWriter:
@@ -69,6 +85,7 @@ class MmfWriter:
         self.path = make_folder(folder)
         self._folder = os.open(self.path, os.O_RDONLY)
         self._release = weakref.finalize(self, os.close, self._folder)
+        self._missed = MissedIds(self.path, ENCODED)
         if not is_mmf(self.path) and any(not entry.name.endswith(".tmp") for entry in os.scandir(self.path)):
             raise InputError(f"{self.path}: holds something other than MMF's features; choose another output")
         self.done: set[int | str] = set(_list_stems(self.path))
@@ -85,18 +102,14 @@ class MmfWriter:
             raise InputError(
                 f"image id {str(regions.image_id)[:40]!r}: is empty or too long for a file name; change it"
             )
-        info: dict[str, object] = {
-            "bbox": np.asarray(regions.boxes, np.float32),
-            "num_boxes": len(regions),
-            "image_width": regions.width,
-            "image_height": regions.height,
-        }
-        info |= {name: np.asarray(labels, dtype) for name, labels, dtype in labels_of(regions, _LABELS)}
         with whole_file(self.path / f"{stem}{_INFO}.npy", durable=True) as file:
-            _write_object(file, info)
+            _write_object(file, info_of(regions))
         with whole_file(self.path / f"{stem}.npy", durable=True) as file:
             np.save(file, np.ascontiguousarray(regions.features, np.float32))
         self.done.add(parse_id(regions.image_id))
+        # MMF takes the name up to the first ".npy".
+        if stem != str(regions.image_id) or ".npy" in stem:
+            self._missed.add(regions.image_id)
 
     def merge(self, part: Path) -> None:
         """Moves the files of another folder here, except those of images in ``done``."""
@@ -116,10 +129,29 @@ class MmfWriter:
     def finish(self) -> None:
         """Syncs. The format has no other files."""
         self.sync()
+        self._missed.report()
 
     def close(self) -> None:
         """Closes the folder."""
         self._release()
+
+
+def info_of(regions: Regions) -> dict[str, object]:
+    """Returns what MMF keeps of an image besides its features.
+
+    If the probabilities of all classes were kept, they are ``cls_prob`` with the background in front, as in what MMF's
+    own extraction writes with ``--background``. ``objects`` does not count the background even then.
+    """
+    info: dict[str, object] = {
+        "bbox": np.asarray(regions.boxes, np.float32),
+        "num_boxes": len(regions),
+        "image_width": regions.width,
+        "image_height": regions.height,
+    }
+    info |= {name: np.asarray(labels, dtype) for name, labels, dtype in labels_of(regions, MMF_LABELS)}
+    if regions.class_probs is not None:
+        info["cls_prob"] = with_background(regions.class_probs)
+    return info
 
 
 def is_mmf(folder: Path) -> bool:
@@ -136,63 +168,64 @@ def _stem(image_id: int | str) -> str:
     return stem.removesuffix(_INFO) + "%5Finfo" if stem.endswith(_INFO) else stem
 
 
-def _list_stems(folder: Path) -> dict[int | str, str]:
+def _list_stems(folder: Path, with_info: bool = True) -> dict[int | str, str]:
+    """Returns the names of the images without suffix by their ids.
+
+    Args:
+        with_info: Whether to leave out images without ``<id>_info.npy``, which bua and MMF do not write.
+    """
     try:
         stems = {entry.name.removesuffix(".npy") for entry in os.scandir(folder) if entry.name.endswith(".npy")}
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
-    return {id_of_file_stem(stem): stem for stem in sorted(stems) if stem + _INFO in stems}
+    found = {stem for stem in stems if stem + _INFO in stems}
+    if not with_info:
+        # <id>_info.npy without <id>.npy is of an image that was not written completely. <id>_full.npy is what MMF's
+        # Faster R-CNN keeps for its drawings.
+        found |= {
+            stem
+            for stem in stems
+            if not stem.endswith(_INFO) and not (stem.endswith("_full") and stem.removesuffix("_full") in stems)
+        }
+    return {id_of_file_stem(stem): stem for stem in sorted(found)}
 
 
-def _read_files(features_path: Path, info_path: Path, image_id: int | str) -> Regions:
+def _read_files(features_path: Path, info_path: Path, image_id: int | str, note: Callable[[str], None]) -> Regions:
     try:
-        with open_regular(features_path) as file:
-            features = read_array(file, os.fstat(file.fileno()).st_size)
+        content = _read_npy(features_path)
     except Exception as error:  # A damaged header can raise almost any exception.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{features_path}: cannot be read as npy ({reason}); extract this image again") from error
-    if features.ndim != 2:
-        raise InputError(f"{features_path}: has the shape {features.shape} instead of (n, d); extract this image again")
+    if isinstance(content, np.ndarray) and content.ndim != 2:
+        raise InputError(f"{features_path}: has the shape {content.shape} instead of (n, d); extract this image again")
+    path = features_path
     try:
-        return _regions(image_id, features, _read_object(info_path))
+        if isinstance(content, dict):
+            return regions_of_info(image_id, content["features"], content, note, background=True)
+        path = info_path
+        info = _read_object(info_path) if info_path.exists() else {}
+        return regions_of_info(image_id, content, info, note)
     except KeyError as error:
-        raise InputError(f"{info_path}: {error.args[0]}: is missing; extract this image again") from error
+        raise InputError(f"{path}: {error.args[0]}: is missing; extract this image again") from error
     except Exception as error:  # As above.
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{info_path}: {reason}; extract this image again") from error
-
-
-def _regions(image_id: int | str, features: np.ndarray, info: dict[str, Any]) -> Regions:
-    boxes, count = np.asarray(info["bbox"], np.float32), len(features)
-    if boxes.shape != (count, 4):
-        raise ValueError(
-            f"bbox has the shape {boxes.shape} and the features {features.shape}, instead of (n, 4) and (n, d)"
-        )
-    labels = {}
-    for key, (attribute, dtype) in _LABELS.items():
-        if key in info:
-            labels[attribute] = np.asarray(info[key], dtype)
-            if labels[attribute].shape != (count,):
-                raise ValueError(f"{key} has the shape {labels[attribute].shape} instead of ({count},)")
-    if "cls_prob" in info and "object_ids" in labels and "object_scores" not in labels:
-        probabilities, ids = np.asarray(info["cls_prob"], np.float32), labels["object_ids"]
-        if probabilities.ndim != 2 or len(probabilities) != count or (count and ids.max() >= probabilities.shape[1]):
-            raise ValueError(f"cls_prob has the shape {probabilities.shape} instead of ({count}, classes)")
-        labels["object_scores"] = probabilities[np.arange(count), ids]
-    return Regions(
-        image_id=image_id,
-        width=int(info["image_width"]),
-        height=int(info["image_height"]),
-        boxes=boxes,
-        features=np.asarray(features, np.float32),
-        **labels,
-    )
+        raise InputError(f"{path}: {reason}; extract this image again") from error
 
 
 def _write_object(file: BinaryIO, content: dict[str, object]) -> None:
     """Writes what np.save writes for a dictionary, but such that numpy 1 can read it too."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
     file.write(safe_pickle.dumps(np.array(content, dtype=object)))
+
+
+def _read_npy(path: Path) -> np.ndarray | dict[str, Any]:
+    """Returns the array in an npy file, or the dictionary in it."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not read_header(file, size)[2].hasobject:
+            file.seek(0)
+            return read_array(file, size)
+    return _read_object(path)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

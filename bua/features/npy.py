@@ -48,6 +48,9 @@ def read_array(file: BinaryIO, size: int) -> np.ndarray:
 class NpzFile:
     """An npz file, whose members are read one by one. Use it with ``with``.
 
+    Args:
+        source: The path of the file, or the open file.
+
     Attributes:
         names: The names of its arrays.
 
@@ -55,8 +58,8 @@ class NpzFile:
         Exception: Almost any, if the file is damaged, also when a member is read.
     """
 
-    def __init__(self, path: Path):
-        self._file = open_regular(path)
+    def __init__(self, source: Path | BinaryIO):
+        self._file = open_regular(source) if isinstance(source, Path) else source
         try:
             self._archive = zipfile.ZipFile(self._file)
         except BaseException:

@@ -24,10 +24,12 @@ import torch
 
 from bua.errors import InputError, make_folder
 from bua.features.checks import check_regions
-from bua.features.ids import file_stem, id_of_file_stem, parse_id
+from bua.features.ids import ENCODED, MissedIds, file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
-from bua.features.labels import LXMERT_LABELS, labels_of
+from bua.features.labels import LXMERT_LABELS
 from bua.features.npy import NpzFile
+from bua.features.npz_arrays import ARRAYS
+from bua.features.npz_layouts import other_regions
 from bua.io import safe_pickle
 from bua.io.files import check_in_place, move_file, sync_folder, whole_file
 from bua.structures import Regions
@@ -48,11 +50,15 @@ class NpzFeatures(IndexedFeatures[str]):
         self._places = _list_files(self.path)
 
     def _read(self, image_id: int | str, place: str) -> Regions:
-        return _read_file(self.path / place, image_id)
+        return _read_file(self.path / place, image_id, self._note)
 
 
 class NpzWriter:
     """Writes npz files into a folder, each of them completely or not at all, even if the machine crashes.
+
+    Args:
+        folder: The folder, which is created if it does not exist.
+        reader: One of the readers of ``bua.features.npz_arrays.ARRAYS``.
 
     Attributes:
         done: Ids of the images in the folder.
@@ -61,10 +67,12 @@ class NpzWriter:
         InputError: The path is a file, or a folder without npz files that is not empty.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, reader: str | None = None):
         self.path = make_folder(folder)
+        self._arrays = ARRAYS[reader]
         self._folder = os.open(self.path, os.O_RDONLY)
         self._release = weakref.finalize(self, os.close, self._folder)
+        self._missed = MissedIds(self.path, ENCODED)
         self.done: set[int | str] = set(_list_files(self.path))
         others = [] if self.done else [name for name in sorted(os.listdir(self.path)) if not name.endswith(".tmp")]
         if others:
@@ -82,24 +90,13 @@ class NpzWriter:
             raise InputError(
                 f"image id {str(regions.image_id)[:40]!r}: is empty or too long for a file name; change it"
             )
-        arrays = {
-            "x": np.asarray(regions.features, np.float32),
-            "bbox": np.asarray(regions.boxes, np.float32),
-            "num_bbox": np.asarray(len(regions)),
-            "image_h": np.asarray(regions.height),
-            "image_w": np.asarray(regions.width),
-        }
-        info: dict[str, object] = {
-            "image_id": str(regions.image_id),
-            "image_h": int(regions.height),
-            "image_w": int(regions.width),
-            "num_boxes": len(regions),
-        }
-        info |= {key: np.asarray(labels, dtype) for key, labels, dtype in labels_of(regions)}
+        arrays, info = self._arrays(regions)
         # The file is synced before it gets its name: after a crash, an empty file would be taken for a complete one.
         with whole_file(self.path / name, durable=True) as file:
             _save(file, arrays, info)
         self.done.add(parse_id(regions.image_id))
+        if name != f"{regions.image_id}.npz":
+            self._missed.add(regions.image_id)
 
     def merge(self, part: Path) -> None:
         """Moves the files of another folder here, except those of images in ``done``."""
@@ -116,6 +113,7 @@ class NpzWriter:
     def finish(self) -> None:
         """Checks that the folder is still there. The format has no other files."""
         check_in_place(self.path, self._folder)
+        self._missed.report()
 
     def close(self) -> None:
         """Closes the folder."""
@@ -130,31 +128,37 @@ def _list_files(folder: Path) -> dict[int | str, str]:
     return {id_of_file_stem(name.removesuffix(".npz")): name for name in names}
 
 
-def _save(file: BinaryIO, arrays: dict[str, np.ndarray], info: dict[str, object]) -> None:
+def _save(file: BinaryIO, arrays: dict[str, np.ndarray], info: dict[str, object] | None) -> None:
     """Writes what numpy.savez writes, except for the pickle ``info``: numpy 1 cannot read the pickles of numpy 2."""
     # The file is not compressed: that would save a third of its size, and take longer than all other steps together.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
+        if info is None:
+            return
         with archive.open("info.npy", "w", force_zip64=True) as member:
             header = {"descr": "|O", "fortran_order": False, "shape": ()}
             np.lib.format.write_array_header_1_0(member, header)
             member.write(safe_pickle.dumps(np.array(info, dtype=object)))
 
 
-def _read_file(path: Path, image_id: int | str) -> Regions:
+def _read_file(path: Path, image_id: int | str, note: Callable[[str], None]) -> Regions:
     try:
         with NpzFile(path) as arrays:
+            if "x" not in arrays.names and (other := other_regions(image_id, arrays, path, note)) is not None:
+                return other
             features, boxes = (np.asarray(arrays.array(name), np.float32) for name in ("x", "bbox"))
-            width, height = int(arrays.array("image_w")), int(arrays.array("image_h"))
+            # OpenVQA's files of GQA (data/gqa/gqa_feat_preproc.py) have other names for the size.
+            names = ("image_w", "image_h") if "image_w" in arrays.names else ("width", "height")
+            width, height = (int(arrays.array(name)) for name in names)
             info = _read_info(arrays) if "info" in arrays.names else {}
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}; remove this file, which has no features") from error
     except Exception as error:  # Damaged zip files, compressed data and headers can raise almost any exception.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: cannot be read as npz ({reason}); extract this image again") from error
-    if features.ndim == 2 and features.shape[1] == len(boxes) != len(features):
+    if features.ndim == boxes.ndim == 2 and features.shape[1] == len(boxes) != len(features):
         features = np.ascontiguousarray(features.T)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or features.ndim != 2 or len(features) != len(boxes):
         raise InputError(
@@ -187,6 +191,10 @@ def _labels(info: dict[str, Any], count: int) -> dict[str, np.ndarray]:
             labels[attribute] = np.asarray(info[key]).astype(dtype)
             if labels[attribute].shape != (count,):
                 raise ValueError(f"{key} has the shape {labels[attribute].shape} instead of ({count},)")
+    if "class_probs" in info:
+        labels["class_probs"] = np.asarray(info["class_probs"]).astype(np.float16)
+        if labels["class_probs"].ndim != 2 or len(labels["class_probs"]) != count:
+            raise ValueError(f"class_probs has the shape {labels['class_probs'].shape} instead of ({count}, classes)")
     return labels
 
 

@@ -1,13 +1,15 @@
 """Writes an output in parts, by several processes, and merges the parts: by copying or renaming, where the format of
 the output allows it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from bua.errors import InputError
 from bua.features.store import FeatureWriter, open_features
 
-# Formats whose files cannot be joined. Their parts are flat features, which are appended image by image.
+# Formats whose files cannot be joined. Their parts are flat features, or npz, which can hold the probabilities of all
+# classes, and are appended image by image.
 _WITHOUT_MERGING = ("hdf5", "ban-hdf5", "vilbert-lmdb")
 
 
@@ -20,9 +22,16 @@ class MergingWriter(FeatureWriter, Protocol):
         or npy files loses the files that are moved."""
 
 
-def part_format(format: str) -> str:
-    """Returns the format of the parts of an output, one of ``bua.features.FORMATS``."""
-    return "flat" if format in _WITHOUT_MERGING else format
+def part_format(format: str, about: Mapping[str, object] | None = None) -> str:
+    """Returns the format of the parts of an output, one of ``bua.features.FORMATS``.
+
+    Args:
+        about: What is known about the features, as for ``bua.features.open_writer``.
+    """
+    if format not in _WITHOUT_MERGING:
+        return format
+    settings = (about or {}).get("settings")
+    return "npz" if isinstance(settings, dict) and settings.get("keep_probabilities") else "flat"
 
 
 def merge_part(part: Path, writer: FeatureWriter) -> dict[int | str, str]:

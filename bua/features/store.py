@@ -10,6 +10,7 @@ from bua.errors import InputError
 from bua.features.flat import FlatFeatures, FlatWriter
 from bua.features.flat_files import HEADER_FILE
 from bua.features.npz import NpzFeatures, NpzWriter
+from bua.features.readers import format_for
 from bua.features.tsv import TsvFeatures, TsvWriter
 from bua.io.files import exclusive
 from bua.regular_files import open_regular
@@ -65,18 +66,23 @@ def open_features(path: str | Path) -> FeatureStore:
 
 
 @contextmanager
-def open_writer(path: str | Path, format: str, about: About = None) -> Iterator[FeatureWriter]:
+def open_writer(
+    path: str | Path, format: str, about: About = None, reader: str | None = None
+) -> Iterator[FeatureWriter]:
     """Opens a writer that creates ``path`` (a file or folder) or adds to it, and closes it when the block ends.
 
     Args:
         format: One of FORMATS.
         about: What is known about the features. The flat formats store it (vocabularies, configuration, hash of the
             weights); VinVL's format takes the vocabularies from it.
+        reader: One of ``bua.features.readers.READERS`` for which to write the format, if its code reads another flavour
+            of it.
 
     Raises:
         InputError: The path cannot be written, holds something else, or another process is writing to it.
     """
     check_format(format)
+    format_for(reader, format)
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,7 @@ def open_writer(path: str | Path, format: str, about: About = None) -> Iterator[
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
     with exclusive(path):
         try:
-            writer = FORMATS[format](path, format, about)
+            writer = FORMATS[format](path, format, about, reader)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from error
         try:
@@ -144,9 +150,9 @@ def _open_file(path: Path) -> FeatureStore:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        from bua.features.hdf5 import Hdf5Features
+        from bua.features.hdf5 import open_hdf5_features
 
-        return Hdf5Features(path)
+        return open_hdf5_features(path)
     if start[16:20] == b"\xde\xc0\xef\xbe":  # LMDB's magic number, after the header of its first page
         from bua.features.lmdb import LmdbFeatures
 
@@ -159,15 +165,19 @@ def _open_file(path: Path) -> FeatureStore:
     return TsvFeatures(path)
 
 
-def _tsv(path: Path, format: str, about: About) -> FeatureWriter:
+def _tsv(path: Path, format: str, about: About, reader: str | None) -> FeatureWriter:
     return TsvWriter(path, format)
 
 
-def _npz(path: Path, format: str, about: About) -> FeatureWriter:
-    return NpzWriter(path)
+def _npz(path: Path, format: str, about: About, reader: str | None) -> FeatureWriter:
+    return NpzWriter(path, reader)
 
 
-def _hdf5(path: Path, format: str, about: About) -> FeatureWriter:
+def _hdf5(path: Path, format: str, about: About, reader: str | None) -> FeatureWriter:
+    if reader is not None:
+        from bua.features.detections_hdf5 import DetectionsWriter
+
+        return DetectionsWriter(path)
     from bua.features.hdf5 import Hdf5Writer
 
     return Hdf5Writer(path, format, _num_boxes(about))
@@ -183,35 +193,35 @@ def _num_boxes(about: About) -> int | None:
     return least if type(least) is int and least == most else None
 
 
-def _lmdb(path: Path, format: str, about: About) -> FeatureWriter:
+def _lmdb(path: Path, format: str, about: About, reader: str | None) -> FeatureWriter:
     from bua.features.lmdb import LmdbWriter
 
-    return LmdbWriter(path)
+    return LmdbWriter(path, reader)
 
 
-def _vinvl(path: Path, format: str, about: About) -> FeatureWriter:
+def _vinvl(path: Path, format: str, about: About, reader: str | None) -> FeatureWriter:
     from bua.features.vinvl import VinvlWriter
 
-    return VinvlWriter(path, format, about)
+    return VinvlWriter(path, format, about, reader)
 
 
-def _mmf(path: Path, format: str, about: About) -> FeatureWriter:
+def _mmf(path: Path, format: str, about: About, reader: str | None) -> FeatureWriter:
     from bua.features.mmf import MmfWriter
 
     return MmfWriter(path)
 
 
-def _grid_pth(path: Path, format: str, about: About) -> FeatureWriter:
+def _grid_pth(path: Path, format: str, about: About, reader: str | None) -> FeatureWriter:
     from bua.features.grid_pth import GridPthWriter
 
     return GridPthWriter(path)
 
 
-def _flat(path: Path, format: str, about: About) -> FeatureWriter:
+def _flat(path: Path, format: str, about: About, reader: str | None) -> FeatureWriter:
     return FlatWriter(path, "float16" if format == "flat-fp16" else "float32", about)
 
 
-FORMATS: dict[str, Callable[[Path, str, About], FeatureWriter]] = {
+FORMATS: dict[str, Callable[[Path, str, About, str | None], FeatureWriter]] = {
     "tsv": _tsv,
     "lxmert-tsv": _tsv,
     "npz": _npz,

@@ -11,8 +11,8 @@ Oscar's captioning (microsoft/Oscar, oscar/run_captioning.py) has ``{"num_boxes"
 [n, d + 6]. Oscar has no code that writes them. That the last six columns are x1/w, y1/h, x2/w, y2/h, (x2-x1)/w and
 (y2-y1)/h is taken from MMF's extraction for VinVL's checkpoints (tools/scripts/features/extract_features_vinvl.py).
 Oscar's readers ignore what bua adds: ``image_h``, ``image_w``, ``boxes`` (the columns are not exact), and the labels
-under LXMERT's names. The rows of three columns (id, num_boxes, features) of Oscar's retrieval and pre-training can be
-read, but are not written.
+under LXMERT's names. ``bua.features.oscar_labels`` has what the other readers of Oscar expect: rows of three columns
+(id, num_boxes, features), and files of labels.
 """
 
 import logging
@@ -29,6 +29,7 @@ from bua.errors import InputError
 from bua.features.checks import check_regions
 from bua.features.ids import parse_id
 from bua.features.indexed import IndexedFeatures
+from bua.features.oscar_labels import FLAVOURS, LabelRows, three_column_row, write_rows_by_id
 from bua.features.row_merging import append_rows_of
 from bua.features.synced_size import SyncedSize
 from bua.features.text_rows import append_line, open_for_reading, read_line, unread_lines
@@ -44,6 +45,7 @@ from bua.features.vinvl_rows import (
     size_of,
 )
 from bua.io.files import check_in_place, whole_file
+from bua.regular_files import open_regular
 from bua.structures import Regions
 
 FORMATS = ("vinvl-tsv", "oscar-tsv")
@@ -82,7 +84,9 @@ class VinvlFeatures(IndexedFeatures[int]):
                 if key:
                     self._places.setdefault(parse_id(key), row)
                     sizes_in_rows &= size_of(content[start : start + 80]) is not None
-        self._sizes = {} if sizes_in_rows else _read_sizes(_beside(self.path, ".hw.tsv"))
+        # Oscar's features for retrieval have the sizes of the images in predictions.tsv, in the same folder.
+        places = () if sizes_in_rows else (_beside(self.path, ".hw.tsv"), self.path.with_name("predictions.tsv"))
+        self._sizes = next(filter(None, map(_read_sizes, places)), {})
         if not fits:
             self._save_lineidx()
         self._leave_out_incomplete_row()
@@ -148,6 +152,7 @@ class VinvlWriter:
         format: "vinvl-tsv" or "oscar-tsv".
         about: "object_vocabulary" and "attribute_vocabulary", lists of names, for the labels in vinvl-tsv. Without
             them, the names in ``<name>.labelmap.json`` are used.
+        reader: One of the readers of ``bua.features.oscar_labels.FLAVOURS``, for oscar-tsv.
 
     Attributes:
         done: Ids of the images in the file.
@@ -156,15 +161,28 @@ class VinvlWriter:
         InputError: The file holds something else, or was written with other names.
     """
 
-    def __init__(self, path: str | Path, format: str = "vinvl-tsv", about: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        format: str = "vinvl-tsv",
+        about: Mapping[str, Any] | None = None,
+        reader: str | None = None,
+    ):
         self.path = Path(path)
         self.format = format
         self.done: set[int | str] = set()
         self._offsets = array("q", [0])
         self._synced_size = SyncedSize(self.path)
-        if self.path.exists():
-            self._continue()
-        self._names = self._read_or_write_names(about or {}) if format == "vinvl-tsv" else Names()
+        begun = self._synced_size.exists()
+        keys = self._continue() if self.path.exists() else []
+        self._flavour = None if reader is None else FLAVOURS[reader]
+        with_names = format == "vinvl-tsv" or self._flavour is not None
+        self._names = self._read_or_write_names(about or {}) if with_names else Names()
+        self._labels: LabelRows | None = None
+        if self._flavour is not None:
+            self._labels = LabelRows(self._flavour.labels_file(self.path), keys, begun)
+            if self._labels.number < len(keys):
+                self._keep_rows(keys[: self._labels.number])
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         self.sync()
 
@@ -176,14 +194,25 @@ class VinvlWriter:
                 finite.
         """
         check_regions(regions)
-        row = encode_row(regions, self.format, self._names)
-        append_line(self._file, row)
-        self._offsets.append(self._offsets[-1] + len(row))
-        self.done.add(parse_id(regions.image_id))
+        if self._flavour is None:
+            self._append(regions.image_id, encode_row(regions, self.format, self._names))
+        else:
+            label_row = self._flavour.label_row(regions, self._names)
+            columns = self._flavour.three_columns
+            row = three_column_row(regions) if columns else encode_row(regions, self.format, self._names)
+            self._append(regions.image_id, row, label_row)
 
     def merge(self, part: Path) -> None:
         """Appends the rows of another file of the same format and with the same names, as they are, except those of
         images in ``done``."""
+        if self._flavour is not None:
+            # Rows of labels are in step with those of features.
+            with open_for_reading(part) as rows, open_for_reading(self._flavour.labels_file(part)) as labels:
+                for row, label_row in zip(rows, labels):
+                    image_id = parse_id(_id_text(row.partition(b"\t")[0]))
+                    if image_id not in self.done:
+                        self._append(image_id, row, label_row.partition(b"\t")[2].rstrip(b"\n"))
+            return
         for lengths in append_rows_of(part, self._file, self.done, _id_text):
             for length in lengths.values():
                 self._offsets.append(self._offsets[-1] + length)
@@ -191,6 +220,8 @@ class VinvlWriter:
     def sync(self) -> None:
         """Syncs all rows to the disk."""
         check_in_place(self.path, self._file)
+        if self._labels is not None:
+            self._labels.sync()
         self._synced_size.sync(self._file)
 
     def finish(self) -> None:
@@ -200,10 +231,29 @@ class VinvlWriter:
             file.writelines(b"%d\n" % offset for offset in self._offsets[:-1])
         if self.format == "vinvl-tsv" and len(self._offsets) > 1:
             self._write_sizes()
+        if self._labels is not None:
+            self._labels.finish()
+        if self._flavour is not None and self._flavour.three_columns:
+            with open_for_reading(self.path) as file, _mapped(file) as content:
+                write_rows_by_id(self.path, (key for key, _ in _ids_and_starts(content, self._offsets)))
         self._synced_size.finish(self._file)
 
     def close(self) -> None:
+        if self._labels is not None:
+            self._labels.close()
         os.close(self._file)
+
+    def _append(self, image_id: int | str, row: bytes, label_row: bytes = b"") -> None:
+        if self._labels is not None:
+            self._labels.append(image_id, label_row)
+        try:
+            append_line(self._file, row)
+        except OSError:
+            if self._labels is not None:
+                self._labels.drop_last()
+            raise
+        self._offsets.append(self._offsets[-1] + len(row))
+        self.done.add(parse_id(image_id))
 
     def _write_sizes(self) -> None:
         rows, offset = [], 0
@@ -221,10 +271,11 @@ class VinvlWriter:
                 file.write(b"%d\n" % offset)
                 offset += len(row)
 
-    def _continue(self) -> None:
+    def _continue(self) -> list[str]:
+        """Takes over the complete rows, deletes the rest, and returns the ids."""
         with open_for_reading(self.path) as file:
             if os.fstat(file.fileno()).st_size == 0:
-                return
+                return []
             with _mapped(file) as content:
                 offsets, _ = _offsets(self.path, content)
                 whole = len(offsets) - 1 - (content[-1] != ord("\n"))
@@ -242,6 +293,14 @@ class VinvlWriter:
             logger.warning("%s: the rows from line %d on are incomplete and are deleted", self.path, whole + 1)
             os.truncate(self.path, offsets[whole])
         self._offsets, self.done = offsets[: whole + 1], {parse_id(key) for key in keys if key}
+        return keys
+
+    def _keep_rows(self, keys: list[str]) -> None:
+        """Deletes all rows but the first ones, with these ids."""
+        logger.warning("%s: the rows from line %d on lack their labels and are deleted", self.path, len(keys) + 1)
+        self._offsets = self._offsets[: len(keys) + 1]
+        os.truncate(self.path, self._offsets[-1])
+        self.done = {parse_id(key) for key in keys if key}
 
     def _read_or_write_names(self, about: Mapping[str, Any]) -> Names:
         labelmap = _beside(self.path, ".labelmap.json")
@@ -324,6 +383,7 @@ def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:
     if not path.is_file():
         return {}
     try:
-        return row_sizes(path.read_bytes().splitlines())
+        with open_regular(path) as file:
+            return row_sizes(file)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}; every line must have an id, a tab, and height and width") from error

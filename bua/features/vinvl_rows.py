@@ -1,5 +1,6 @@
 """Encodes and decodes the rows of VinVL's and Oscar's TSV files, which ``bua.features.vinvl`` describes."""
 
+import base64
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -76,16 +77,26 @@ def encode_row(regions: Regions, format: str, names: Names) -> bytes:
     Raises:
         InputError: The id is not possible in a TSV file, or the names of the labels are unknown.
     """
-    image_id = str(regions.image_id)
-    key = image_id.encode(errors="surrogateescape")
-    if not 0 < len(key) <= LONGEST_ID or any(character in image_id for character in "\t\r\n"):
-        raise InputError(
-            f"image id {image_id[:40]!r}: is empty, longer than {LONGEST_ID} bytes, or has a tab or line break; "
-            "give another id in a list file"
-        )
+    key = check_key(regions.image_id)
     content: dict[str, object] = {"image_h": int(regions.height), "image_w": int(regions.width)}
     content |= _oscar_content(regions) if format == "oscar-tsv" else _vinvl_content(regions, names)
     return key + b"\t" + orjson.dumps(content) + b"\n"
+
+
+def check_key(image_id: int | str) -> bytes:
+    """Returns the first column of an image's row.
+
+    Raises:
+        InputError: The id is not possible in a TSV file.
+    """
+    text = str(image_id)
+    key = text.encode(errors="surrogateescape")
+    if not 0 < len(key) <= LONGEST_ID or any(character in text for character in "\t\r\n"):
+        raise InputError(
+            f"image id {text[:40]!r}: is empty, longer than {LONGEST_ID} bytes, or has a tab or line break; "
+            "give another id in a list file"
+        )
+    return key
 
 
 def decode_row(line: bytes, names: Names, sizes: Mapping[str, tuple[int, int]]) -> Regions:
@@ -134,8 +145,12 @@ def begins_row(line: bytes) -> bool:
 
 def is_whole(line: bytes) -> bool:
     """Whether a row is complete. After a crash, a part of it may be zeros, or what was on the disk before."""
+    cell = line.rpartition(b"\t")[2]
     try:
-        orjson.loads(line.rpartition(b"\t")[2])
+        if line.count(b"\t") == 2:
+            base64.b64decode(cell.rstrip(b"\r\n"), validate=True)
+        else:
+            orjson.loads(cell)
     except ValueError:
         return False
     return b"\0" not in line
@@ -148,10 +163,10 @@ def size_of(begin: bytes) -> tuple[int, int] | None:
 
 
 def row_sizes(lines: Iterable[bytes]) -> dict[str, tuple[int, int]]:
-    """Returns (width, height) by id from the rows of a hw.tsv.
+    """Returns (width, height) by id from the rows of a hw.tsv, or of Oscar's predictions.tsv.
 
-    A row has JSON of one dictionary, which may be in a list, or height and width separated by a blank, as in VinVL's
-    readers.
+    A row has JSON of one dictionary, which may be in a list, with "width" and "height", or, in predictions.tsv, with
+    "image_w" and "image_h"; or it has height and width separated by a blank, as in VinVL's readers.
 
     Raises:
         ValueError: A line has neither form. The message names it.
@@ -163,7 +178,8 @@ def row_sizes(lines: Iterable[bytes]) -> dict[str, tuple[int, int]]:
             if cell.lstrip()[:1] in (b"[", b"{"):
                 content = orjson.loads(cell)
                 content = content[0] if isinstance(content, list) else content
-                width, height = content["width"], content["height"]
+                names = ("width", "height") if "width" in content else ("image_w", "image_h")
+                width, height = (content[name] for name in names)
             else:
                 height, width = cell.split()[:2]
             sizes[key.decode(errors="surrogateescape")] = int(width), int(height)
@@ -186,7 +202,16 @@ def _content(cells: list[bytes]) -> dict[str, Any] | None:
     return content if known else None
 
 
-def _vinvl_content(regions: Regions, names: Names) -> dict[str, object]:
+def objects_of(regions: Regions, names: Names, with_features: bool = False) -> list[dict[str, object]]:
+    """Returns VinVL's objects, one a region.
+
+    Args:
+        names: Names of the labels.
+        with_features: Whether each object has its feature.
+
+    Raises:
+        InputError: The names of the labels are unknown.
+    """
     # The keys are in the order of the original.
     columns: dict[str, list[Any]] = {
         "rect": np.asarray(regions.boxes, FLOAT).tolist(),
@@ -196,12 +221,23 @@ def _vinvl_content(regions: Regions, names: Names) -> dict[str, object]:
         columns["class"] = _names_of(regions, "object", names.objects)
         if regions.object_scores is not None:
             columns["conf"] = np.asarray(regions.object_scores, FLOAT).tolist()
-    columns["feature"] = [encode_array(feature, FLOAT) for feature in regions.features]
+    if with_features:
+        columns["feature"] = [encode_array(feature, FLOAT) for feature in regions.features]
     if regions.attribute_ids is not None:
         columns["attributes"] = [[name] for name in _names_of(regions, "attribute", names.attributes)]
         if regions.attribute_scores is not None:
             columns["attr_scores"] = np.asarray(regions.attribute_scores, FLOAT).reshape(-1, 1).tolist()
-    return {"objects": [dict(zip(columns, values)) for values in zip(*columns.values())], "relations": None}
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def table_with_places(regions: Regions) -> np.ndarray:
+    """Returns Oscar's features [n, d + 6] float32: those of the regions, and the places of their boxes."""
+    corners = np.asarray(regions.boxes, FLOAT) / np.array([regions.width, regions.height] * 2, FLOAT)
+    return np.hstack([np.asarray(regions.features, FLOAT), corners, corners[:, 2:] - corners[:, :2]])
+
+
+def _vinvl_content(regions: Regions, names: Names) -> dict[str, object]:
+    return {"objects": objects_of(regions, names, with_features=True), "relations": None}
 
 
 def _names_of(regions: Regions, kind: str, names: list[str] | None) -> list[str]:
@@ -220,12 +256,9 @@ def _names_of(regions: Regions, kind: str, names: list[str] | None) -> list[str]
 
 
 def _oscar_content(regions: Regions) -> dict[str, object]:
-    boxes, features = np.asarray(regions.boxes, FLOAT), np.asarray(regions.features, FLOAT)
-    corners = boxes / np.array([regions.width, regions.height] * 2, FLOAT)
-    content: dict[str, object] = {"num_boxes": len(regions), "boxes": encode_array(boxes, FLOAT)}
+    content: dict[str, object] = {"num_boxes": len(regions), "boxes": encode_array(regions.boxes, FLOAT)}
     content |= {name: encode_array(labels, dtype) for name, labels, dtype in labels_of(regions)}
-    with_place = np.hstack([features, corners, corners[:, 2:] - corners[:, :2]])
-    return content | {"features": encode_array(with_place, FLOAT)}
+    return content | {"features": encode_array(table_with_places(regions), FLOAT)}
 
 
 def _vinvl_fields(content: dict[str, Any], names: Names) -> dict[str, np.ndarray]:
