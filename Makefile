@@ -15,9 +15,10 @@ demo: $(BASE)
 demo-train: $(BASE)
 	$(BIN)/bua demo --train --output output/demo-train
 
-# In as many processes as there are cores; the tests of one file share what they set up.
+# In as many processes as there are cores; the tests of one file share what they set up. The files run in the order of
+# their names: the last ones are quick, so that all cores are busy until the end.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # The tests that `make test` runs on a pretended GPU, on a real one.
 test-gpu: $(INSTALLED)
@@ -56,7 +57,7 @@ $(BASE): setup.py pyproject.toml constraints.txt
 # Detectron2 is on no package index, and its name there is free for anyone to take: it is installed only from a wheel
 # in a folder that pip's find-links names, without asking an index.
 $(INSTALLED): $(BASE)
-	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev,detectron2,captioning,ray,app]'
+	$(BIN)/pip install --progress-bar on --constraint constraints.txt --editable '.[dev,detectron2,captioning,ray,app,effdet]'
 	$(BIN)/pip install --quiet --no-index --no-deps detectron2 2>/dev/null \
 		|| echo "No Detectron2 wheel in pip's find-links: the tests of bua/d2 are skipped (README.md, With Detectron2)."
 	touch $@

@@ -3,6 +3,10 @@ from pathlib import Path
 
 import pytest
 
+# Tests in parallel processes share the cores. If each had a thread on every core, most of the time would be lost.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import bua  # noqa: F401  imported before any test imports torch, since it sets how OpenMP's threads wait
 
 

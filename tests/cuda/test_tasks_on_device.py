@@ -48,6 +48,7 @@ class Task(NamedTuple):
 
 
 CAPTIONER = ("MODEL.UPDOWN.HIDDEN_DIM", 16, "MODEL.UPDOWN.EMBEDDING_DIM", 8, "MODEL.UPDOWN.ATTENTION_DIM", 8)
+CAPTIONER += ("DATA.MAX_LENGTH", 6, "SOLVER.IMS_PER_BATCH", 9)
 TASKS = {
     "Up-Down": Task(
         *("vqa", load_vqa_cfg, CONFIGS / "vqa" / "shapes_updown.yaml", train_vqa, bua.vqa.training, "vqa_loss", 1),
@@ -67,7 +68,7 @@ TASKS = {
     "self-critical captioner": Task(
         *("captions", load_caption_cfg, CONFIGS / "captioning" / "shapes_scst.yaml", train_caption),
         *(bua.captioning.training, "self_critical_loss", 4),
-        (*CAPTIONER, "DATA.MAX_LENGTH", 6, "SOLVER.SELF_CRITICAL.SAMPLES", 2, "MODEL.WEIGHTS", "captioner.pth"),
+        (*CAPTIONER, "SOLVER.SELF_CRITICAL.SAMPLES", 2, "MODEL.WEIGHTS", "captioner.pth"),
     ),
     "grounding": Task(
         *("entities", load_grounding_cfg, CONFIGS / "grounding" / "shapes.yaml", train_grounding),
@@ -82,7 +83,7 @@ ONE_STEP = ("SOLVER.IMS_PER_BATCH", 250, "SOLVER.EPOCHS", 1)
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> dict[str, Path]:
     """The folders with ``prepared`` and the features of each world."""
-    counts, root = {"train": 36, "val": 8, "test": 4}, tmp_path_factory.mktemp("worlds")
+    counts, root = {"train": 18, "val": 4, "test": 4}, tmp_path_factory.mktemp("worlds")
     load_script("tests/vqa/toy_questions.py").write_world(root / "vqa", counts)
     prepare_vqa(root / "vqa" / "vqa", root / "vqa" / "prepared", min_count=2)
     (root / "captions").mkdir()
@@ -106,9 +107,10 @@ def captioner(worlds) -> Path:
 def configure(name: str, worlds: dict[str, Path], output: Path, device: str, *more):
     task = TASKS[name]
     world = worlds[task.world]
-    overrides = [*task.overrides, "DATA.FOLDER", world / "prepared", "DATA.FEATURES", f"('{world / 'oracle.flat'}',)"]
+    overrides = ["DATA.FOLDER", world / "prepared", "DATA.FEATURES", f"('{world / 'oracle.flat'}',)"]
     overrides += ["OUTPUT_DIR", output, "MODEL.DEVICE", device, "SOLVER.IMS_PER_BATCH", 25, "TEST.EVAL_PERIOD", 1]
-    overrides += ["DATALOADER.NUM_WORKERS", 1, "SEED", 3, "DATA.VAL", "", "SOLVER.CHECKPOINT_PERIOD", 1000, *more]
+    overrides += ["DATALOADER.NUM_WORKERS", 1, "SEED", 3, "DATA.VAL", "", "SOLVER.CHECKPOINT_PERIOD", 1000]
+    overrides += [*task.overrides, *more]
     overrides = [worlds["captions"] / "first" / "model_final.pth" if x == "captioner.pth" else x for x in overrides]
     return task.load_cfg(task.config, [str(override) for override in overrides])
 
