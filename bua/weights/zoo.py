@@ -1,5 +1,6 @@
 """Downloads released weights, by short names or by addresses, into a cache."""
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -239,9 +240,10 @@ def fetch(path_or_uri: str | Path) -> Path:
     if "://" in text:
         return _fetch_address(text)
     if "/" not in text and "." not in text:
-        raise InputError(
-            f"{text}: is neither a file nor the name of released weights; use one of {', '.join([*ZOO, *PACKAGED])}"
-        )
+        names = [*ZOO, *PACKAGED]
+        close = difflib.get_close_matches(text, names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(names)}"
+        raise InputError(f"{text}: is neither a file nor the name of released weights; {hint}")
     return Path(text)
 
 

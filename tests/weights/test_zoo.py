@@ -230,6 +230,10 @@ def test_a_release_that_cannot_be_downloaded(cache, monkeypatch):
         ("s3://bucket/a.pth", "bua cannot download from this address"),
         (
             "caffe-r101-37",
+            r"is neither a file nor the name of released weights; did you mean caffe-r101-36 or caffe-r101-10-100\?$",
+        ),
+        (
+            "best",
             "is neither a file nor the name of released weights; use one of caffe-r101-10-100, caffe-r101-36,",
         ),
         *(
