@@ -63,6 +63,9 @@ setup(
         # Gradio 6 needs a release of pillow below 13. Without both bounds, pip would fall back to a Gradio of years ago
         # that cannot be imported.
         "app": ["gradio>=6,<7", "pillow>=10,<13"],
+        # effdet takes any later release of timm, but imports parts that a release may move; it is tested with timm 1.0.
+        # Its own minor releases change the names of parameters.
+        "effdet": ["effdet>=0.4.1,<0.5", "timm>=1.0,<2"],
         # What Detectron2 itself needs from PyPI. Detectron2 is on no package index: README.md says how to install it.
         "detectron2": ["black", "cloudpickle", "hydra-core>=1.1", "omegaconf>=2.1,<2.4", "packaging", "tabulate"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25", "ruff>=0.6"],  # ruff breaks long lines

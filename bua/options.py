@@ -13,6 +13,7 @@ TRAINING_FAILED = 1
 ON_ERROR = ("skip", "stop")
 SHARD_SIZE = 1000
 PRECISIONS = ("fp32", "tf32", "bf16")
+FEATURES_FROM = ("detector", "crops")
 
 # Features, in the order in which documents list them.
 FORMATS = (

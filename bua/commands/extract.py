@@ -14,7 +14,7 @@ import logging
 import sys
 
 from bua.commands.arguments import add_detector, add_engine, add_overrides, add_reader
-from bua.options import FORMATS, ON_ERROR, PRECISIONS, SHARD_SIZE
+from bua.options import FEATURES_FROM, FORMATS, ON_ERROR, PRECISIONS, SHARD_SIZE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,16 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     group = parser.add_argument_group("regions of each image")
-    group.add_argument("--min-boxes", type=int, default=10, help="minimum number of regions per image (%(default)s)")
-    group.add_argument("--max-boxes", type=int, default=100, help="maximum number of regions per image (%(default)s)")
+    group.add_argument("--min-boxes", type=int, help="minimum number of regions per image (10; 0 with --boxes-from)")
+    group.add_argument("--max-boxes", type=int, help="maximum number of regions per image (100; 10 with --boxes-from)")
     group.add_argument(
         "--score-threshold",
         type=float,
-        default=0.2,
-        help="minimum confidence of a region, 0 to 1, between the limits on the number of regions (%(default)s)",
+        help="minimum confidence of a region, 0 to 1, between the limits on the number of regions (0.2; 0.1 with "
+        "--boxes-from)",
     )
     group.add_argument(
-        "--nms-threshold", type=float, default=0.3, help="IoU of non-maximum suppression, 0 to 1 (%(default)s)"
+        "--nms-threshold",
+        type=float,
+        help="IoU of non-maximum suppression, 0 to 1 (0.3; with --boxes-from 1, and across classes)",
     )
     group.add_argument(
         "--regressed",
@@ -77,6 +79,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boxes",
         help="describe these boxes, in pixels, instead of proposals: a JSON, TSV or npz file, a folder of npz or npy "
         "files, or features that bua reads",
+    )
+    group.add_argument(
+        "--boxes-from",
+        metavar="DETECTOR",
+        help="describe the most confident boxes of this detector instead of proposals: a checkpoint, the name of "
+        "released weights, a configuration file such as vg_efficientdet_d1.yaml, or torchvision:NAME, such as "
+        "torchvision:fasterrcnn_resnet50_fpn",
+    )
+    group.add_argument(
+        "--features-from",
+        choices=FEATURES_FROM,
+        default=FEATURES_FROM[0],
+        help="what describes them: the `detector` of --detector and --config-file, or a ResNet-50 on `crops` of the "
+        "image (%(default)s)",
+    )
+    group.add_argument(
+        "--crop-weights",
+        help="weights of this ResNet-50, a state dict of torchvision's; default: its ImageNet weights, by download",
     )
     group.add_argument(
         "--grid", action="store_true", help="write the cells of the feature map as features, instead of regions"

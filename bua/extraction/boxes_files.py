@@ -15,6 +15,7 @@ import numpy as np
 
 from bua.errors import InputError, shown
 from bua.features import open_features
+from bua.features.flat_files import HEADER_FILE
 from bua.features.ids import id_of_file_stem, parse_id
 from bua.io.json_records import iter_records, read_json, without_gc
 from bua.regular_files import open_regular
@@ -118,8 +119,8 @@ def _boxes_of(regions: Regions) -> np.ndarray:
 def _open_folder(folder: Path) -> Mapping[int | str, np.ndarray]:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries)
-    # MMF's features are npy files too, but their boxes are in other files.
-    if not any(name.endswith("_info.npy") for name in names):
+    # MMF's features are npy files too, but their boxes are in other files. A folder of flat features has other arrays.
+    if HEADER_FILE not in names and not any(name.endswith("_info.npy") for name in names):
         for suffix, read in ((".npy", _read_npy), (".npz", _read_npz)):
             files = {
                 id_of_file_stem(name.removesuffix(suffix)): str(folder / name)

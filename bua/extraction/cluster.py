@@ -27,7 +27,7 @@ import torch
 
 from bua.errors import InputError, make_folder
 from bua.extraction.extractor import Extractor, Outcome
-from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig
+from bua.extraction.extractor_config import RANDOM_WEIGHTS, TORCHVISION, ExtractorConfig
 from bua.extraction.shards import Shard, ShardFolder, Written, explaining_write_errors, write_outcome
 from bua.extraction.sources import ImageFile
 
@@ -344,8 +344,22 @@ def _with_absolute_paths(config: ExtractorConfig) -> ExtractorConfig:
     choice = config.choice
     if choice.boxes is not None:
         choice = replace(choice, boxes=os.path.abspath(choice.boxes))
-    weights = config.weights if config.weights == RANDOM_WEIGHTS else os.path.abspath(config.weights)
+    weights = _absolute(config.weights)
     config_file = config.config_file
     if config_file is not None and os.path.isfile(config_file):  # not a name in configs/ or in Detectron2's model zoo
         config_file = os.path.abspath(config_file)
-    return replace(config, config_file=config_file, weights=weights, choice=choice)
+    boxes_from = None if config.boxes_from is None else _with_absolute_paths(config.boxes_from)
+    return replace(
+        config,
+        config_file=config_file,
+        weights=weights,
+        choice=choice,
+        boxes_from=boxes_from,
+        crop_weights=_absolute(config.crop_weights),
+    )
+
+
+def _absolute(weights: str) -> str:
+    """Returns the absolute path of a file of weights, and other weights unchanged."""
+    is_name = weights in ("", RANDOM_WEIGHTS) or weights.startswith(TORCHVISION)
+    return weights if is_name else os.path.abspath(weights)

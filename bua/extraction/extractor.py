@@ -4,6 +4,7 @@ through it together."""
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import torch
 from bua.errors import InputError
 from bua.extraction.batch_regions import RegionChooser, describe_batch, grid_batch, select_batch
 from bua.extraction.boxes_files import load_boxes
+from bua.extraction.described_boxes import load_described_boxes
 from bua.extraction.extractor_config import ExtractorConfig, RegionChoice
 from bua.extraction.pipeline import (
     FLUSH_BATCHES,
@@ -70,9 +72,8 @@ class Extractor:
     @classmethod
     def from_config(cls, config: ExtractorConfig, device: str | None = None) -> "Extractor":
         """Loads the detector that ``config`` describes; arguments and errors as for ``load_detector``."""
-        return cls(
-            config.load_detector(device), config.choice, batch_size=config.batch_size, num_workers=config.num_workers
-        )
+        load = config.load_detector if config.boxes_from is None else partial(load_described_boxes, config)
+        return cls(load(device), config.choice, batch_size=config.batch_size, num_workers=config.num_workers)
 
     def __call__(self, images: Iterable[ImageFile | None]) -> Iterator[Outcome]:
         """Yields the outcome of each image, in the order given.

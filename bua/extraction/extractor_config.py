@@ -12,7 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.checkpoint import load_weights
-from bua.config import get_cfg, load_cfg
+from bua.config import get_cfg, load_cfg, merge_overrides
 from bua.detection.description import cfg_of_weights
 from bua.detection.own_data import follow_own_data
 from bua.engine.checkpoints import last_checkpoint
@@ -22,10 +22,14 @@ from bua.modeling import build_detector
 from bua.modeling.optimize import optimize_for_inference
 from bua.modeling.region_detector import RegionDetector
 from bua.modeling.vinvl import VinVLDetector
+from bua.options import FEATURES_FROM
 from bua.precision import set_float32_precision
 from bua.weights.zoo import fetch, is_backbone
 
 RANDOM_WEIGHTS = "random"
+# Start of the names of torchvision's detectors, and the two ways to describe the boxes of another detector.
+TORCHVISION = "torchvision:"
+DETECTOR, CROPS = FEATURES_FROM
 # Keys of which earlier versions knew nothing. They are among the settings only where they have other values than the
 # defaults, so that outputs of these versions can be continued.
 LATER_KEYS = ("MODEL.BUA.VINVL.", "MODEL.BUA.EFFICIENTDET.", "MODEL.RESNETS.DEFORM_")
@@ -92,6 +96,10 @@ class ExtractorConfig:
         engine: "torch" or "detectron2", as ``bua.extraction.engines.choose_engine`` returns it.
         feature_layer: The fully connected layer of the box head whose output is the feature, such as "fc1", for
             "detectron2"; "" for the last one.
+        boxes_from: The configuration of another detector, whose boxes are described instead of proposals.
+        features_from: "detector" describes these boxes by the features of this configuration's detector; "crops" by a
+            classifier on the parts of the image. This configuration is then the same as ``boxes_from``.
+        crop_weights: The weights of that classifier, as for ``bua.extraction.crops.CropEncoder``.
     """
 
     config_file: str | None
@@ -105,10 +113,17 @@ class ExtractorConfig:
     allow_missing: bool = False
     engine: str = TORCH
     feature_layer: str = ""
+    boxes_from: "ExtractorConfig | None" = None
+    features_from: str = DETECTOR
+    crop_weights: str = ""
 
     def cfg(self, device: str | None = None) -> CfgNode:
         """Returns the detector's configuration, with MODEL.DEVICE set to ``device`` if it is given."""
         overrides = [*self.overrides, *(["MODEL.DEVICE", device] if device else [])]
+        if self.weights.startswith(TORCHVISION):
+            of_torchvision = get_cfg()
+            merge_overrides(of_torchvision, overrides)
+            return of_torchvision
         plugin = detectron2_plugin() if self.engine == DETECTRON2 else None
         if self.config_file is None:
             return cfg_of_weights(self.weights, overrides, defaults=plugin.default_cfg() if plugin else None)
@@ -133,9 +148,7 @@ class ExtractorConfig:
                 "it, or take --engine detectron2"
             )
         cfg = self.cfg(device)
-        # This is a setting of the process. On a CPU it would let some products be in bfloat16.
-        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
-        set_float32_precision("high" if self.precision == "tf32" and not on_cpu else "highest")
+        self.set_precision(cfg.MODEL.DEVICE)
         # Random weights are the same in each run, so that a later run can continue the output of an earlier one.
         build = detectron2_plugin().build_network if self.engine == DETECTRON2 else build_detector
         with torch.random.fork_rng(devices=[]):
@@ -154,6 +167,13 @@ class ExtractorConfig:
         return optimize_for_inference(detector, precision=self.precision, compile=self.compile)
 
 
+    def set_precision(self, device: str) -> None:
+        """Sets the precision of float32 for the whole process."""
+        # On a CPU it would let some products be in bfloat16.
+        on_cpu = torch.device(device).type == "cpu"
+        set_float32_precision("high" if self.precision == "tf32" and not on_cpu else "highest")
+
+
 def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Path | None) -> str:
     """Returns the path of a checkpoint file, which is downloaded if necessary, or ``RANDOM_WEIGHTS``.
 
@@ -162,8 +182,8 @@ def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Pa
             MODEL.WEIGHTS of ``cfg``, or the newest checkpoint in its OUTPUT_DIR.
         config_file: The file that ``cfg`` was read from, for messages.
     """
-    if weights == RANDOM_WEIGHTS:
-        return RANDOM_WEIGHTS
+    if weights == RANDOM_WEIGHTS or str(weights).startswith(TORCHVISION):
+        return str(weights)
     if weights:
         return str(fetch(weights))
     if cfg.MODEL.WEIGHTS and not is_backbone(cfg.MODEL.WEIGHTS):
@@ -196,6 +216,13 @@ def settings_of(config: ExtractorConfig, cfg: CfgNode, format: str, reader: str 
         del settings["keep_probabilities"]
     if config.engine != TORCH:
         settings |= {"engine": config.engine, "feature_layer": config.feature_layer}
+    if config.boxes_from is not None:
+        of_boxes_cfg = config.boxes_from.cfg()
+        boxes = settings_of(config.boxes_from, of_boxes_cfg, format)
+        of_boxes = {key: value for key, value in boxes.items() if key == "weights" or "." in key}
+        settings |= {f"boxes_from.{key}": value for key, value in of_boxes.items()}
+        settings["boxes_from.TEST.DETECTIONS_PER_IMAGE"] = of_boxes_cfg.TEST.DETECTIONS_PER_IMAGE
+        settings |= {"features_from": config.features_from, "crop_weights": fingerprint(config.crop_weights)}
     for node, name in ((cfg.MODEL, "MODEL"), (cfg.INPUT, "INPUT")):
         settings.update(_flatten(node, f"{name}."))
     defaults = _flatten(get_cfg().MODEL, "MODEL.")

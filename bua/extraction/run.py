@@ -11,12 +11,13 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from bua.errors import InputError, make_folder
+from bua.extraction.box_arguments import box_source, crop_weights_of, names_of_boxes, region_limits
 from bua.extraction.class_names import class_names
 from bua.extraction.cluster import SHARD_SIZE, RayCluster, connect_to_ray
 from bua.extraction.default_arguments import default_config, default_output, images_of_data_sets
 from bua.extraction.engines import choose_engine, default_weights
 from bua.extraction.extractor import Extractor, Outcome
-from bua.extraction.extractor_config import ExtractorConfig, RegionChoice, find_weights, settings_of
+from bua.extraction.extractor_config import CROPS, DETECTOR, ExtractorConfig, RegionChoice, find_weights, settings_of
 from bua.extraction.parallel import DevicePool, devices_of, start_device_pool
 from bua.extraction.progress import ExtractionSummary, Progress
 from bua.extraction.run_files import (
@@ -64,10 +65,10 @@ def extract(
     overrides: Sequence[str] = (),
     format: str | None = None,
     image_root: str | Path | None = None,
-    min_boxes: int = 10,
-    max_boxes: int = 100,
-    score_threshold: float = 0.2,
-    nms_threshold: float = 0.3,
+    min_boxes: int | None = None,
+    max_boxes: int | None = None,
+    score_threshold: float | None = None,
+    nms_threshold: float | None = None,
     regressed: bool = False,
     boxes: str | Path | None = None,
     grid: bool = False,
@@ -86,6 +87,9 @@ def extract(
     feature_layer: str = "",
     reader: str | None = None,
     keep_probabilities: bool = False,
+    boxes_from: str | Path | None = None,
+    features_from: str = DETECTOR,
+    crop_weights: str | Path | None = None,
 ) -> ExtractionSummary:
     """Writes the region features of images, and continues where an earlier run with the same settings stopped.
 
@@ -102,7 +106,8 @@ def extract(
         weights: A checkpoint, the name of a released one (``bua.weights.zoo.ZOO``) or an address; by default
             MODEL.WEIGHTS of the configuration, or the newest checkpoint in its OUTPUT_DIR; "random" for random weights.
         format: One of ``bua.features.FORMATS``; by default the one that ``reader`` reads, or "tsv".
-        min_boxes, max_boxes, score_threshold, nms_threshold: As for ``bua.extraction.select_regions``.
+        min_boxes, max_boxes, score_threshold, nms_threshold: As for ``bua.extraction.select_regions``, by default 10,
+            100, 0.2 and 0.3; for ``boxes_from`` as for ``DescribedBoxes.choose``, by default 0, 10, 0.1 and 1.
         regressed: Whether boxes are those regressed for each region's best class, instead of the proposals.
         boxes: Boxes to describe instead of proposals, as for ``bua.extraction.load_boxes``.
         grid: Whether to write the cells of the feature map, row by row, instead of regions.
@@ -124,16 +129,18 @@ def extract(
         feature_layer: As in ``ExtractorConfig``.
         reader: One of ``bua.features.readers.READERS``, for which to write another flavour of the format.
         keep_probabilities: Whether to write the probabilities of all classes too, in float16, which readers train on.
+        boxes_from: A detector whose boxes are described instead of proposals, as for
+            ``bua.extraction.box_arguments.box_source``.
+        features_from: "detector" describes these boxes by the features of the detector that ``config_file`` and
+            ``weights`` describe; "crops" by a ResNet-50 on the parts of the image (``bua.extraction.crops``).
+        crop_weights: The weights of this ResNet-50: a file, an address or "random"; by default those of ImageNet.
 
     Raises:
         InputError: An argument cannot be used (the message names it, and nothing has been written), the disk is full,
             or an image failed and ``on_error`` is "stop".
     """
     choice = RegionChoice(
-        min_boxes,
-        max_boxes,
-        score_threshold,
-        nms_threshold,
+        *region_limits(boxes_from, min_boxes, max_boxes, score_threshold, nms_threshold),
         regressed,
         None if boxes is None else str(boxes),
         grid,
@@ -144,6 +151,11 @@ def extract(
     if images is not None and output is None:
         # A default name would be the same for all images, so that those of several commands would get into one file.
         raise InputError("output: none given; name one (--output); only the images of DATASETS.TEST have a default")
+    source = box_source(
+        boxes_from, overrides, choice, features_from=features_from, config_file=config_file, weights=weights
+    )
+    if source is not None and features_from == CROPS:
+        config_file, weights, engine = source.config_file, source.weights, source.engine
     config_file = config_file or default_config(weights)
     engine = choose_engine(engine, config_file, weights or "", overrides)
     weights = default_weights(engine, weights, config_file)
@@ -158,6 +170,9 @@ def extract(
         allow_missing=allow_missing,
         engine=engine,
         feature_layer=feature_layer,
+        boxes_from=source,
+        features_from=features_from,
+        crop_weights=crop_weights_of(features_from, crop_weights),
     )
     cfg = config.cfg(device)
     if num_workers is None:
@@ -355,7 +370,12 @@ def _names(
 ) -> dict[str, list[str]]:
     """Returns the names of the detector's classes under "object_vocabulary" and "attribute_vocabulary", as far as they
     are known."""
-    objects, attributes = class_names(cfg, weights or "", config.weights, vocabulary, config.engine)
+    if config.features_from == CROPS and config.boxes_from is not None:
+        objects, attributes = names_of_boxes(config.boxes_from, vocabulary), None
+    else:
+        objects, attributes = class_names(cfg, weights or "", config.weights, vocabulary, config.engine)
+        if config.boxes_from is not None:
+            objects = names_of_boxes(config.boxes_from, None)
     return {
         name: values
         for name, values in {"object_vocabulary": objects, "attribute_vocabulary": attributes}.items()

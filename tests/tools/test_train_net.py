@@ -14,13 +14,16 @@ from script_loading import load_script
 from short_training import short_training_values
 
 from bua.checkpoint import load_checkpoint
+from bua.commands import main
 from bua.config import load_cfg
 from bua.detection.catalog import get_dataset
+from bua.features import open_features
 from bua.shapes.make import make_shapes
 from bua.visual_genome.prepare import prepare
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / "configs" / "shapes.yaml")
+CONFIG_OF_BOXES = REPOSITORY / "configs" / "shapes_efficientdet.yaml"
 TOOL = REPOSITORY / "tools" / "train_net.py"
 
 
@@ -185,3 +188,34 @@ def test_a_truncated_image_is_reported_in_one_line(options, datasets, capsys):
         path.write_bytes(data)
     error = capsys.readouterr().err
     assert f"error: {path}: is a truncated JPEG" in error
+
+
+def test_efficientdet_from_training_to_features(datasets, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("effdet")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+    classes = len(get_dataset("shapes_train").objects)
+    values = {
+        "OUTPUT_DIR": tmp_path / "run",
+        "MODEL.DEVICE": "cpu",
+        "MODEL.ROI_HEADS.NUM_CLASSES": classes,
+        "MODEL.BUA.EFFICIENTDET.IMAGE_SIZE": "(48, 64)",
+        "MODEL.BUA.EFFICIENTDET.MAX_LEVEL": 5,
+        "MODEL.BUA.EFFICIENTDET.FPN_CHANNELS": 8,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 2,
+    }
+    options = ["--config-file", str(CONFIG_OF_BOXES), *(str(part) for pair in values.items() for part in pair)]
+    assert train_net.main(["--engine", "detectron2", *options]) == 2
+    assert "Detectron2 has no EfficientDet" in capsys.readouterr().err
+    assert train_net.main(options) == 0
+    trained = capsys.readouterr().out
+    assert train_net.main(["--eval-only", *options]) == 0
+    metrics = [line for line in trained.splitlines() if line.startswith("objects/")]
+    assert metrics
+    assert metrics == [line for line in capsys.readouterr().out.splitlines() if line.startswith("objects/")]
+    (tmp_path / "run" / "evaluation" / "shapes_test" / "objects_corrected.tsv").read_text()
+    arguments = ["--boxes-from", str(tmp_path / "run" / "model_final.pth"), "--features-from", "crops"]
+    arguments += ["--crop-weights", "random", "--score-threshold", "0", "--device", "cpu", "--format", "npz"]
+    assert main(["extract", *arguments, "--output", str(tmp_path / "features")]) == 0
+    features = open_features(tmp_path / "features")
+    assert [regions.features.shape for regions in features.values()] == [(10, 2048)] * 2
