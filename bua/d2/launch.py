@@ -40,7 +40,8 @@ def launch(
             _launch(function, args, num_processes, num_machines, machine_rank, f"tcp://{host}:{port}")
     except (InputError, NonFiniteLoss, ProcessRaisedException) as error:
         # Data loaders and processes pass on an error as the text of its traceback, which ends with the error itself.
-        found = _OWN_ERROR.findall(str(error))
+        # The text of an InputError has no line breaks, but its argument does.
+        found = _OWN_ERROR.findall(str(error.args[0]) if error.args else "")
         if not found:
             raise
         kind, message = found[-1]

@@ -1,8 +1,6 @@
 """The tools of question answering, one after the other, on a world that an oracle sees."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -73,11 +71,8 @@ def test_a_run_is_not_overwritten_and_goes_on(world, trained, capsys):
 
 
 def test_two_processes(world, tmp_path):
-    command = [sys.executable, ROOT / TRAIN[0], *TRAIN[1:], "--num-gpus", 2, *settings(world, tmp_path / "run")]
-    command += ["SOLVER.EPOCHS", 1, "DATA.TRAIN", "('val',)"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+    more = ["SOLVER.EPOCHS", 1, "DATA.TRAIN", "('val',)"]
+    assert run(*TRAIN, "--num-gpus", 2, *settings(world, tmp_path / "run"), *more) == 0
     saved = torch.load(tmp_path / "run" / "model_final.pth", weights_only=False)
     assert len(saved["random"]) == 2
     lines = map(json.loads, (tmp_path / "run" / "metrics.json").read_text().splitlines())
