@@ -99,15 +99,58 @@ class Detector(nn.Module):
         """
         if not batch:
             return []
+        groups, feature_maps = self._feature_maps(batch)
+        if boxes is None:
+            return self._infer_proposals(batch, groups, feature_maps, regress)
+        return self._infer_boxes(batch, groups, feature_maps, boxes, regress)
+
+    @torch.inference_mode()
+    def infer_both(
+        self, batch: list[DetectorInput], boxes: list[Tensor]
+    ) -> tuple[list[RegionPredictions], list[RegionPredictions]]:
+        """Returns what ``infer`` returns for the proposals and for ``boxes``. The backbone runs once."""
+        if not batch:
+            return [], []
+        groups, feature_maps = self._feature_maps(batch)
+        return (
+            self._infer_proposals(batch, groups, feature_maps, True),
+            self._infer_boxes(batch, groups, feature_maps, boxes, True),
+        )
+
+    def _feature_maps(self, batch: list[DetectorInput]) -> tuple[list[list[int]], list[Tensor]]:
+        """Returns the positions of the images of each size, and their feature map."""
         self._begin_inference()
         groups = rows_of_one_size(batch)
-        feature_maps = [self.backbone(self._stack([batch[i] for i in rows])) for rows in groups]
-        if boxes is None:
-            regions = self._propose(feature_maps, [[batch[i] for i in rows] for rows in groups])
-        else:
-            regions = [
-                [given_regions(batch[i], boxes[i].to(self.device, non_blocking=True)) for i in rows] for rows in groups
-            ]
+        return groups, [self.backbone(self._stack([batch[i] for i in rows])) for rows in groups]
+
+    def _infer_proposals(
+        self, batch: list[DetectorInput], groups: list[list[int]], feature_maps: list[Tensor], regress: bool
+    ) -> list[RegionPredictions]:
+        regions = self._propose(feature_maps, [[batch[i] for i in rows] for rows in groups])
+        return self._predict_regions(batch, groups, feature_maps, regions, regress)
+
+    def _infer_boxes(
+        self,
+        batch: list[DetectorInput],
+        groups: list[list[int]],
+        feature_maps: list[Tensor],
+        boxes: list[Tensor],
+        regress: bool,
+    ) -> list[RegionPredictions]:
+        regions = [
+            [given_regions(batch[i], boxes[i].to(self.device, non_blocking=True)) for i in rows] for rows in groups
+        ]
+        return self._predict_regions(batch, groups, feature_maps, regions, regress)
+
+    def _predict_regions(
+        self,
+        batch: list[DetectorInput],
+        groups: list[list[int]],
+        feature_maps: list[Tensor],
+        regions: list[list[RegionBoxes]],
+        regress: bool,
+    ) -> list[RegionPredictions]:
+        """Returns the predictions for the regions of each image, in the order of the batch."""
         network_boxes = [[image.network for image in group] for group in regions]
         outputs = self.roi_heads.describe_maps(feature_maps, network_boxes, self.backbone.stride, regress=regress)
         rows = [i for group in groups for i in group]

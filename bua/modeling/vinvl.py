@@ -253,6 +253,11 @@ class VinVLDetector(Detector):
             )
         return results
 
+    def infer_both(
+        self, batch: list[DetectorInput], boxes: list[Tensor]
+    ) -> tuple[list[RegionPredictions], list[RegionPredictions]]:
+        return self.infer(batch), self.infer(batch, boxes)
+
     def _describe(
         self, batch: list[DetectorInput], boxes: list[Tensor] | None, *, regress: bool
     ) -> list[_DescribedImage]:

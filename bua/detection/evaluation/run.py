@@ -105,8 +105,11 @@ def _share_statistics(detector: nn.Module) -> None:
 def _detect(detector, batch: list, dataset, indices: Sequence[int]) -> list[dict]:
     if isinstance(detector, EfficientDetBoxes):
         return [{"detections": found} for found in detector.detect_boxes(batch)]
-    outputs = [{"objects": predictions} for predictions in detector.infer(batch)]
     boxes = [torch.as_tensor(dataset.boxes(index)) for index in indices]
+    if isinstance(detector, Detector) and detector.roi_heads.attribute_predictor is not None:
+        both = zip(boxes, *detector.infer_both(batch, boxes))
+        return [{"objects": found} | ({"attributes": at} if len(given) else {}) for given, found, at in both]
+    outputs = [{"objects": predictions} for predictions in detector.infer(batch)]
     annotated = [i for i in range(len(batch)) if len(boxes[i]) and outputs[i]["objects"].attribute_probs is not None]
     if annotated:
         at_boxes = detector.infer([batch[i] for i in annotated], boxes=[boxes[i] for i in annotated])
