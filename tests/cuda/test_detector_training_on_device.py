@@ -24,6 +24,7 @@ SLIM = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
     "MODEL.RPN.CONV_DIMS": "[8]",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
 }
 # All anchors and proposals are trained on, since a GPU draws others than the CPU does.
 ALL_SAMPLES = {
@@ -31,7 +32,7 @@ ALL_SAMPLES = {
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1000,
 }
-SHORT, LONG = 2, 6
+SHORT, LONG = 2, 4
 CHECKPOINT_WAITS = 8
 EVALUATION_WAITS = 8
 
@@ -99,7 +100,7 @@ def test_a_checkpoint_waits_a_few_times(configure):
 
 def test_a_run_that_broke_down_goes_on_to_the_same_weights(configure, tmp_path, monkeypatch):
     changes = {"SOLVER.CHECKPOINT_PERIOD": 2, **ALL_SAMPLES}
-    train_detector(configure("whole", 5, **changes))
+    train_detector(configure("whole", 4, **changes))
     calls, original = [], TrainingMapper.__call__
 
     def break_down(self, *arguments, **keywords):
@@ -111,8 +112,8 @@ def test_a_run_that_broke_down_goes_on_to_the_same_weights(configure, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingMapper, "__call__", break_down)
         with pytest.raises(RuntimeError, match="power cut"):
-            train_detector(configure("parts", 5, **changes))
-    train_detector(configure("parts", 5, **changes), resume=True)
+            train_detector(configure("parts", 4, **changes))
+    train_detector(configure("parts", 4, **changes), resume=True)
     found = load_checkpoint(tmp_path / "parts" / "model_final.pth")
     for name, value in load_checkpoint(tmp_path / "whole" / "model_final.pth").items():
         # On a GPU, sums of gradients depend on the order in which its threads add.
