@@ -22,6 +22,7 @@ import bua.grounding.config
 import bua.vqa.config
 from bua.commands import command_names, run_command
 from bua.config_files import find_config
+from bua.extraction.engines import detectron2_plugin
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "datasets/README.md"]
 DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
@@ -42,6 +43,10 @@ ASSIGNMENT = re.compile(r'^(\w+)="(.*)"$')
 OWN_CONFIGURATIONS = {"mine.yaml"}
 # Options in the documents that belong to programs of others.
 OTHERS_OPTIONS = {"--no-build-isolation"}
+# These programs, whose files and options are not checked.
+OTHERS_PROGRAMS = ("convert_imgdir.py", "create_feats.py", "lmdb_conversion.py", "make_bu_data.py", "tsv_to_h5.py")
+# Start of the names of configurations in Detectron2's model zoo.
+DETECTRON2_ZOO = "COCO-Detection/"
 
 
 class ParserIsReady(Exception):
@@ -88,6 +93,8 @@ def test_files_exist(document):
     text = document.read_text()
     missing = []
     for code in all_code(text):
+        if any(program in code for program in OTHERS_PROGRAMS):
+            continue
         for path in PATH.findall(code):
             # What lies in datasets/ besides its programs is data, which is not part of the repository.
             if path.startswith("datasets/") and not path.endswith((".py", ".md")):
@@ -129,8 +136,12 @@ def test_commands_are_accepted(document):
 def test_configurations_exist(document):
     for _, *arguments in commands(document.read_text()):
         for option, value in itertools.pairwise(arguments):
-            if option == "--config-file" and value not in OWN_CONFIGURATIONS:
+            if option != "--config-file" or value in OWN_CONFIGURATIONS:
+                continue
+            if not value.startswith(DETECTRON2_ZOO):
                 find_config(value)
+            elif importlib.util.find_spec("detectron2") is not None:
+                assert detectron2_plugin().find_in_zoo(value)
 
 
 def test_options_exist(document):
@@ -139,6 +150,8 @@ def test_options_exist(document):
     for code in INLINE_CODE.findall(FENCE.sub("", document.read_text())):
         words = code.split()
         named = [program for program in PROGRAMS if words[: len(program.split())] == program.split()]
+        if any(program in code for program in OTHERS_PROGRAMS):
+            continue
         programs = named or PROGRAMS
         known = set().union(OTHERS_OPTIONS, *map(options_of, programs))
         if not words or not words[0].startswith("benchmarks/"):

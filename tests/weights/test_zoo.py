@@ -294,8 +294,10 @@ def test_every_release_has_an_address_and_a_configuration(name):
     assert Path("configs", release.config).is_file()
 
 
-# Those of grid models: tests/modeling/test_grid_detector.py.
-@pytest.mark.parametrize("config", sorted({x.config for x in ZOO.values() if not x.config.startswith("grid_feats/")}))
+# Those of grid models and of EfficientDet: tests/modeling/test_grid_detector.py and test_efficientdet.py.
+@pytest.mark.parametrize(
+    "config", sorted({x.config for x in ZOO.values() if not x.config.startswith(("grid_feats/", "vg_efficientdet"))})
+)
 def test_every_configuration_of_a_release_builds_at_its_real_size(config, monkeypatch):
     monkeypatch.setattr("bua.config.DEVICES", ("meta",))
     with torch.device("meta"):
