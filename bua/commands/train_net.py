@@ -8,7 +8,6 @@ the run. Exit code: 0 if it was completed, 1 if a loss was infinite or not a num
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable
 
@@ -32,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     train_detector: Callable[..., object]
     evaluate_checkpoint: Callable[..., object]
-    if _engine(args) == "detectron2":
+    engine = _engine(args)
+    if engine == "detectron2":
         from bua.d2.config import load_cfg
         from bua.d2.launch import launch
         from bua.d2.trainer import evaluate_checkpoint, train_detector
@@ -50,6 +50,11 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_cfg(args.config_file, args.overrides)
     if cfg.MODEL.META_ARCHITECTURE == VINVL:
         raise InputError(f"{args.config_file}: {NOT_TRAINED}")
+    if cfg.MODEL.BUA.DUMP.OUTPUT and engine == "torch" and not args.eval_only:
+        raise InputError(
+            f"MODEL.BUA.DUMP.OUTPUT is {cfg.MODEL.BUA.DUMP.OUTPUT!r}: only Detectron2's engine writes features during "
+            "a training; set it to '' and run `bua extract` afterwards, or use --engine detectron2"
+        )
     # Said before processes are started, which takes a while.
     check_processes(cfg.MODEL.DEVICE, args.num_gpus)
     check_prepared([*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST], cfg.DATASETS.FILES)
@@ -88,9 +93,8 @@ def _engine(args: argparse.Namespace) -> str:
 
 def choose_engine(requested: str | None) -> str:
     """Returns the engine to train with: the requested one, or else Detectron2 if it is installed."""
-    spec = importlib.util.find_spec("detectron2")
-    # A mere folder of this name, such as a checkout of its repository, can be imported too, but has no file as origin.
-    has_detectron2 = spec is not None and spec.origin is not None
-    if requested == "detectron2" and not has_detectron2:
+    from bua.extraction.engines import has_detectron2
+
+    if requested == "detectron2" and not has_detectron2():
         raise InputError("--engine detectron2: Detectron2 is not installed; see README.md, or use --engine torch")
-    return requested or ("detectron2" if has_detectron2 else "torch")
+    return requested or ("detectron2" if has_detectron2() else "torch")

@@ -313,6 +313,8 @@ def _has_traceback_to_log(record: logging.LogRecord) -> bool:
 
 
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if cfg.INPUT.FORMAT != "BGR":
+        raise InputError(f"config: INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; bua's data loaders give BGR, so set it to BGR")
     default_setup(cfg, args)
     # Detectron2 leaves torch's defaults with FLOAT32_PRECISION "". Both engines compute the same.
     set_float32_precision(cfg.FLOAT32_PRECISION)

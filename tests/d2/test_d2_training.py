@@ -229,6 +229,8 @@ def test_a_loss_that_is_not_finite_names_the_images(run, capsys):
     [
         ((), {"MODEL__WEIGHTS": "none.pth"}, "none.pth: no such checkpoint file"),
         ((), {"SOLVER__IMS_PER_BATCH": 0}, "SOLVER.IMS_PER_BATCH is 0"),
+        ((), {"INPUT__FORMAT": "RGB"}, "INPUT.FORMAT is 'RGB'; bua's data loaders give BGR"),
+        ((), {"MODEL__BUA__DUMP__OUTPUT": "x", "MODEL__BUA__DUMP__FORMAT": "hdf5"}, "the same number of boxes"),
         ((), {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "float16"}, "needs a GPU"),
         (("--eval-only",), {}, "MODEL.WEIGHTS: empty, and no checkpoint in"),
         (("--eval-only",), {"DATASETS__TEST": "()"}, "DATASETS.TEST: empty"),

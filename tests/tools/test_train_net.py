@@ -167,6 +167,7 @@ def test_processes_share_training_and_evaluation(options, tmp_path, capsys):
         (("SOLVER.LR_SCHEDULER_NAME", "Other"), (), "SOLVER.LR_SCHEDULER_NAME is 'Other'"),
         (("SOLVER.IMS_PER_BATCH", 0), (), "SOLVER.IMS_PER_BATCH is 0"),
         ((), ("--num-gpus", "0"), "--num-gpus 0"),
+        (("MODEL.BUA.DUMP.OUTPUT", "features"), (), "only Detectron2's engine writes features during a training"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(options, capsys, changes, extra, message):
