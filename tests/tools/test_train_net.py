@@ -216,7 +216,18 @@ def test_efficientdet_from_training_to_features(datasets, tmp_path, monkeypatch,
     assert metrics == [line for line in capsys.readouterr().out.splitlines() if line.startswith("objects/")]
     (tmp_path / "run" / "evaluation" / "shapes_test" / "objects_corrected.tsv").read_text()
     arguments = ["--boxes-from", str(tmp_path / "run" / "model_final.pth"), "--features-from", "crops"]
-    arguments += ["--crop-weights", "random", "--score-threshold", "0", "--device", "cpu", "--format", "npz"]
+    arguments += [
+        "--crop-weights",
+        "random",
+        "--score-threshold",
+        "0",
+        "--max-boxes",
+        "2",
+        "--device",
+        "cpu",
+        "--format",
+        "npz",
+    ]
     assert main(["extract", *arguments, "--output", str(tmp_path / "features")]) == 0
     features = open_features(tmp_path / "features")
-    assert [regions.features.shape for regions in features.values()] == [(10, 2048)] * 2
+    assert [regions.features.shape for regions in features.values()] == [(2, 2048)] * 2
