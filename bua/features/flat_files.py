@@ -220,7 +220,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: format is not {FORMAT}; name a folder of flat features")
     if header.get("version") != VERSION:
         raise InputError(f"{path}: version is {shown(header.get('version'))}, but this bua reads {VERSION}; update bua")
-    dtype, dim = header.get("dtype"), header.get("dim")
+    dtype, dim = header.get("dtype"), header.get("dim", "missing")
     if dtype not in DTYPES or not (dim is None or (type(dim) is int and 0 < dim <= LARGEST_NUMBER)):
         raise InputError(
             f"{path}: dtype {shown(dtype)}, dim {shown(dim)}: need one of {', '.join(DTYPES)}, and a positive number "

@@ -338,6 +338,9 @@ def test_folders_with_other_content_are_refused(tmp_path):
         (out / "header.json").write_text(json.dumps({**header, **change}))
         with pytest.raises(InputError, match=rf"header\.json: .*{message}"):
             FlatFeatures(out)
+    (out / "header.json").write_text(json.dumps({key: value for key, value in header.items() if key != "dim"}))
+    with pytest.raises(InputError, match=r"header\.json: dtype 'float32', dim 'missing': need"):
+        FlatFeatures(out)
     (out / "header.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
         FlatFeatures(out)
