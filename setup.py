@@ -66,6 +66,7 @@ setup(
         # effdet takes any later release of timm, but imports parts that a release may move; it is tested with timm 1.0.
         # Its own minor releases change the names of parameters.
         "effdet": ["effdet>=0.4.1,<0.5", "timm>=1.0,<2"],
+        "uniter": ["msgpack>=1.0,<2"],  # reads UNITER's LMDBs
         # What Detectron2 itself needs from PyPI. Detectron2 is on no package index: README.md says how to install it.
         "detectron2": ["black", "cloudpickle", "hydra-core>=1.1", "omegaconf>=2.1,<2.4", "packaging", "tabulate"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.25", "ruff>=0.6"],  # ruff breaks long lines
@@ -76,6 +77,7 @@ setup(
             "pytest-xdist>=3.5",
             "pytest>=8",
             "hypothesis>=6.100",
+            "msgpack>=1.0,<2",
             "ruff>=0.6",
             "import-linter>=2.0",
             "mypy>=1.11",

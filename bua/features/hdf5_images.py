@@ -120,12 +120,12 @@ def _attribute(data: h5py.Dataset, name: str) -> np.ndarray:
 
 
 def _checked(regions: Regions) -> Regions:
-    count = len(regions.boxes) if regions.boxes.ndim else 0
+    if regions.features.ndim != 2:
+        raise ValueError(f"features has the shape {regions.features.shape} instead of (n, d)")
+    count = len(regions.features)
     shapes: dict[str, tuple[int, ...]] = {"boxes": (count, 4)} | dict.fromkeys(LABEL_FIELDS, (count,))
     for field, shape in shapes.items():
         values = getattr(regions, field)
         if values is not None and values.shape != shape:
             raise ValueError(f"{field} has the shape {values.shape} instead of {shape}")
-    if regions.features.ndim != 2 or len(regions.features) != count:
-        raise ValueError(f"features has the shape {regions.features.shape} instead of ({count}, d)")
     return regions

@@ -49,23 +49,20 @@ def decode_value(image_id: int | str, value: bytes, note: Callable[[str], None],
         ValueError: A field cannot be decoded. The message is one line and names it.
         InputError: The package msgpack is missing.
     """
-    if uniter:
-        try:
+    try:
+        if uniter:
             return uniter_regions(image_id, _uniter_arrays(value), note)
-        except KeyError as error:
-            raise ValueError(f"{error.args[0]}: is missing") from error
-    row = safe_pickle.loads(value)
-    if not isinstance(row, dict):
-        raise ValueError(f"is a {type(row).__name__} instead of a dictionary")
-    if "feature_path" in row and "boxes" not in row:
-        try:
+        row = safe_pickle.loads(value)
+        if not isinstance(row, dict):
+            raise ValueError(f"is a {type(row).__name__} instead of a dictionary")
+        if "feature_path" in row and "boxes" not in row:
             return regions_of_info(image_id, row["features"], row, note)
-        except KeyError as error:
-            raise ValueError(f"{error.args[0]}: is missing") from error
-        except (TypeError, IndexError, OverflowError, AttributeError) as error:
-            raise ValueError(f"{type(error).__name__}: {shown(str(error))}") from error
-    known = {_NAMES.get(str(name), str(name)): cell for name, cell in row.items() if cell is not None}
-    return _vilbert_regions(image_id, known)
+        known = {_NAMES.get(str(name), str(name)): cell for name, cell in row.items() if cell is not None}
+        return _vilbert_regions(image_id, known)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]}: is missing") from error
+    except (TypeError, IndexError, OverflowError, AttributeError) as error:  # values of other types than numbers
+        raise ValueError(f"{type(error).__name__}: {shown(str(error))}") from error
 
 
 def uniter_keys(value: bytes) -> list[bytes]:
@@ -139,7 +136,9 @@ def _uniter_arrays(value: bytes) -> Mapping[str, np.ndarray]:
     try:
         import msgpack  # type: ignore[import-untyped]
     except ImportError as error:
-        raise InputError("msgpack: is needed for UNITER's databases; install it with pip install msgpack") from error
+        raise InputError(
+            "msgpack: is needed for UNITER's databases; install it with pip install 'bottom-up-attention[uniter]'"
+        ) from error
     try:
         # Its limits on numbers of bytes and items are those of the value itself.
         content = msgpack.unpackb(value, raw=False, strict_map_key=False)

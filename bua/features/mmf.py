@@ -85,7 +85,7 @@ class MmfWriter:
         self.path = make_folder(folder)
         self._folder = os.open(self.path, os.O_RDONLY)
         self._release = weakref.finalize(self, os.close, self._folder)
-        self._missed = MissedIds(self.path, ENCODED)
+        self._missed = MissedIds(self.path, f"{ENCODED}, or have .npy in their middle, where MMF cuts them off")
         if not is_mmf(self.path) and any(not entry.name.endswith(".tmp") for entry in os.scandir(self.path)):
             raise InputError(f"{self.path}: holds something other than MMF's features; choose another output")
         self.done: set[int | str] = set(_list_stems(self.path))

@@ -7,7 +7,7 @@ from it.
 
 Two kinds of MILVLG's files differ. Those of its Detectron2 models (utils/extract_d2features.py) have in ``info`` the
 arrays ``objects`` [n], ``cls_prob`` [n, C] and, as a tensor ``attrs_id`` [n, A], the probabilities of attributes. Its
-older files have ``x`` as [d, n].
+older files have ``x`` as [d, n]. ``bua.features.npz_layouts`` reads the files of other programs.
 """
 
 import io

@@ -70,6 +70,7 @@ def test_files_of_mmfs_extraction_are_read(tmp_path):
     np.save(tmp_path / "7_info.npy", info)
     np.save(tmp_path / "7.npy", expected.features)
     expected.attribute_ids = expected.attribute_scores = None
+    expected.class_probs = probabilities.astype(np.float16)
     assert_same(MmfFeatures(tmp_path)[7], expected)
 
 
@@ -124,7 +125,7 @@ def test_wrong_files_are_named(tmp_path, monkeypatch):
     np.save(folder / "2.npy", np.zeros(4))
     np.save(folder / "3_info.npy", {"bbox": Dangerous()})
     np.save(folder / "4_info.npy", {"bbox": np.zeros((3, 4))})
-    np.save(folder / "5_info.npy", info | {"bbox": np.zeros((3, 6))})
+    np.save(folder / "5_info.npy", info | {"bbox": np.zeros((3, 5))})
     np.save(folder / "6_info.npy", np.zeros(3))
     np.save(folder / "7_info.npy", info | {"objects": np.zeros(2)})
     np.save(folder / "8_info.npy", info | {"objects": np.full(3, 9), "cls_prob": np.zeros((3, 9))})
@@ -134,7 +135,7 @@ def test_wrong_files_are_named(tmp_path, monkeypatch):
         (2, r"2\.npy: has the shape \(4,\)"),
         (3, r"3_info\.npy: .*system"),
         (4, r"4_info\.npy: image_width: is missing"),
-        (5, r"5_info\.npy: bbox has the shape \(3, 6\)"),
+        (5, r"5_info\.npy: bbox has the shape \(3, 5\)"),
         (6, r"6_info\.npy: holds numbers"),
         (7, r"7_info\.npy: objects has the shape \(2,\)"),
         (8, r"8_info\.npy: cls_prob has the shape \(3, 9\)"),
