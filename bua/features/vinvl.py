@@ -176,13 +176,13 @@ class VinvlWriter:
         begun = self._synced_size.exists()
         keys = self._continue() if self.path.exists() else []
         self._flavour = None if reader is None else FLAVOURS[reader]
-        with_names = format == "vinvl-tsv" or self._flavour is not None
-        self._names = self._read_or_write_names(about or {}) if with_names else Names()
         self._labels: LabelRows | None = None
         if self._flavour is not None:
             self._labels = LabelRows(self._flavour.labels_file(self.path), keys, begun)
             if self._labels.number < len(keys):
                 self._keep_rows(keys[: self._labels.number])
+        with_names = format == "vinvl-tsv" or self._flavour is not None
+        self._names = self._read_or_write_names(about or {}) if with_names else Names()
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         self.sync()
 

@@ -37,11 +37,11 @@ def source(tmp_path, images):
 
 
 @pytest.mark.parametrize("format", REGION_FORMATS)
-def test_every_format_converts_to_every_format(source, tmp_path, images, format):
-    """Everything that both formats can hold arrives."""
+def test_every_format_converts_to_others(source, tmp_path, images, format):
+    """Everything that both formats can hold arrives. test_readers.py converts from and to all formats and flavours."""
     first = tmp_path / "first"
     assert convert_features(source, first, format) == 3
-    for second in REGION_FORMATS:
+    for second in ("flat-fp16", "lxmert-tsv"):
         path = tmp_path / f"second {second}"
         if second == "lxmert-tsv" and format in LOST:
             with pytest.raises(InputError, match=rf"second {second} \(lxmert-tsv\): image 7: has no object_ids"):

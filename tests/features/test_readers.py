@@ -66,9 +66,7 @@ def best_first(regions):
     """Returns the regions in the order of UNITER's files."""
     order = np.argsort(-regions.object_scores, kind="stable")
     fields = ("boxes", "features", "class_probs", *LABELS)
-    return replace(
-        regions, **{field: None if (x := getattr(regions, field)) is None else x[order] for field in fields}
-    )
+    return replace(regions, **{field: None if (x := getattr(regions, field)) is None else x[order] for field in fields})
 
 
 def entries(path):
