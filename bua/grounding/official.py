@@ -139,6 +139,8 @@ def load_boxes(path: str | Path) -> Boxes:
         for name in thing.iterfind("name"):
             of_chain.setdefault(_integer(path, name, "."), []).append(box)
     width, height = (_integer(path, root, f"size/{field}") for field in ("width", "height"))
+    if not (0 < width < 2**31 and 0 < height < 2**31):
+        raise InputError(f"{path}: size is {width}x{height} pixels, which no image has; unpack annotations.zip again")
     return Boxes(width, height, {chain: np.array(boxes, np.float32) for chain, boxes in of_chain.items()})
 
 

@@ -35,6 +35,7 @@ def _checkpoint(tensor: torch.Tensor) -> bytes:
         (read_image_list, f"-{2**70}.jpg", "line 1"),
         (flickr30k.load_split, HUGE, "too long for a number"),
         (flickr30k.load_boxes, XML.format(HUGE), "size/width"),
+        (flickr30k.load_boxes, XML.format(2**40), "no image has"),
         (flickr30k.load_sentences, f"[/EN#{HUGE}/people A man] runs .", "no mark"),
         (flickr30k.load_sentences, "[\x1b[2J/people A man] runs .", r"\\x1b"),
     ],
