@@ -1,7 +1,5 @@
 """Which regions of an image a model takes that takes only some of them (DATA.MAX_BOXES): the most confident ones."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from bua.structures import Regions
@@ -27,7 +25,4 @@ def confident_rows(count: int, scores: np.ndarray | None, number: int | None) ->
 def confident_regions(regions: Regions, number: int | None) -> Regions:
     """Returns the most confident ``number`` regions of an image, as ``confident_rows`` chooses them, in their order."""
     rows = confident_rows(len(regions), regions.object_scores, number)
-    if rows is None:
-        return regions
-    arrays = {name: value[rows] for name, value in vars(regions).items() if isinstance(value, np.ndarray)}
-    return replace(regions, **arrays)
+    return regions if rows is None else regions.take(rows)

@@ -280,7 +280,7 @@ class RegionReader:
         Args:
             image_ids, stores: [B], of files in the flat format.
         """
-        chosen = {}
+        chosen: dict[int, np.ndarray | None] = {}
         for number in np.unique(stores):
             store, positions = self.stores[number], np.flatnonzero(stores == number)
             chosen.update(zip(positions.tolist(), _rows_in_flat(store, image_ids[positions].tolist(), max_boxes)))
