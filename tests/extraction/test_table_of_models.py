@@ -189,6 +189,8 @@ def extracted(folder):
         config = replace(config, overrides=slim(cfg))
         if cfg.MODEL.META_ARCHITECTURE == EFFICIENTDET:
             pytest.importorskip("effdet")
+            # The network of the crops cannot be slim, so that there is one of each image.
+            config = replace(config, choice=RegionChoice(1, 1, 0.0))
             config = replace(config, boxes_from=config, features_from="crops", crop_weights="random")
         cfg = config.cfg()
         cfg.MODEL.WEIGHTS = ""
@@ -246,7 +248,7 @@ def test_two_images_are_extracted_and_the_same_on_both_engines(extracted, model,
     narrower = 1 if model == "EfficientDet, crops" else NARROWER
     for regions in images[0]:
         assert regions.features.shape[1] * narrower == int(row["dimension"].replace(",", ""))
-        assert grid or len(regions) == 4
+        assert grid or len(regions) == (4 if narrower > 1 else 1)
         assert (regions.object_ids is None) == grid
         assert (regions.attribute_ids is not None) == (row["formats"] == "of regions")
     for ours, theirs in zip(*images) if len(images) == 2 else ():
@@ -267,7 +269,8 @@ def test_two_images_are_extracted_and_the_same_on_both_engines(extracted, model,
         ("grid-feats-vqa, grids", {"lxmert-tsv": "needs labels", "vinvl-tsv": "needs labels"}),
     ],
 )
-def test_formats_that_features_go_into(extracted, folder, tmp_path, model, refused):
+def test_formats_that_features_go_into(extracted, folder, tmp_path, monkeypatch, model, refused):
+    monkeypatch.setattr("os.fsync", lambda file: None)  # a disk may take most of the time
     row = table()[model]
     (configuration, *_), engine = CODE.findall(row["configuration"]), row["engine"]
     if engine == "detectron2" and not has_detectron2():
