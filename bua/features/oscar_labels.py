@@ -21,7 +21,7 @@ import orjson
 from bua.errors import InputError
 from bua.features.encoding import encode_array_as_bytes
 from bua.features.labels import FLOAT
-from bua.features.text_rows import append_line
+from bua.features.text_rows import append_line, open_for_reading
 from bua.features.vinvl_rows import Names, check_key, objects_of, table_with_places
 from bua.io.files import whole_file
 from bua.structures import Regions
@@ -80,7 +80,8 @@ class LabelRows:
     Args:
         path: The file of labels.
         keys: The ids in the rows of features that exist.
-        ours: Whether a writer has begun the features, so that the file of labels is its own.
+        ours: Whether a writer has begun the features and has not finished them, so that the file of labels is its own
+            and may be incomplete.
 
     Attributes:
         number: The number of rows of features that have labels; later ones are to be deleted.
@@ -93,16 +94,17 @@ class LabelRows:
         self.path = path
         self._offsets = array("q", [0])
         self.number = 0
-        with open(path, "ab+") as file:
-            file.seek(0)
-            for line, key in zip(file, keys):
-                if not _is_row_of(key, line):
-                    break
-                self.number += 1
-                self._offsets.append(self._offsets[-1] + len(line))
-        if path.stat().st_size and not (self.number or (ours and not keys)):
-            raise InputError(f"{path}: has the labels of other features; choose an output in a folder of its own")
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND)
+        size = path.stat().st_size if path.exists() else 0
+        if size:
+            with open_for_reading(path) as file:
+                for line, key in zip(file, keys):
+                    if not _is_row_of(key, line):
+                        break
+                    self.number += 1
+                    self._offsets.append(self._offsets[-1] + len(line))
+        if not ours and (self.number < len(keys) or (size and not keys)):
+            raise InputError(f"{path}: does not have the labels of these features; choose an output in another folder")
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         os.ftruncate(self._file, self._offsets[-1])
 
     def append(self, image_id: int | str, row: bytes) -> None:

@@ -313,6 +313,19 @@ def test_every_target_is_a_source(sources, tmp_path, target):
 
 
 @pytest.mark.parametrize("target", FLAVOURS, ids=str)
+def test_a_flavour_is_continued(tmp_path, target):
+    images = images_of((3, 6, 2))
+    path = tmp_path / "out" / "features"
+    write(path, {7: images[7]}, *target)
+    with open_writer(path, target[0], ABOUT, target[1]) as writer:
+        assert writer.done == {7}
+        writer.append(images[42])
+    write(path, {581929: images[581929]}, *target)
+    assert_converted(path, images, *target)
+    assert READ[target](path).keys() == images.keys()
+
+
+@pytest.mark.parametrize("target", FLAVOURS, ids=str)
 def test_parts_of_a_flavour_are_merged(tmp_path, target):
     images = images_of((3, 3, 3))
     about = {**ABOUT, "settings": {"keep_probabilities": True}}
@@ -367,12 +380,15 @@ def test_a_writer_of_oscar_continues_with_the_rows_that_have_labels(tmp_path, re
     images = images_of((3, 3, 3))
     path = write(tmp_path / "features.tsv", images, "oscar-tsv", reader)
     labels = next(file for file in tmp_path.iterdir() if file.name in ("predictions.tsv", "features.label.tsv"))
-    labels.write_bytes(labels.read_bytes()[:-10])  # as after a crash
+    labels.write_bytes(labels.read_bytes()[:-10])
+    with pytest.raises(InputError, match="does not have the labels of these features"):
+        write(path, {}, "oscar-tsv", reader)
+    (tmp_path / "features.tsv.synced").write_bytes(b"0\n")  # as after a crash
     with open_writer(path, "oscar-tsv", ABOUT, reader) as writer:
         assert writer.done == {7, 42}
         writer.append(images[581929])
         writer.finish()
     assert READ["oscar-tsv", reader](path).keys() == images.keys()
     path.unlink()
-    with pytest.raises(InputError, match="has the labels of other features"):
+    with pytest.raises(InputError, match="does not have the labels of these features"):
         write(path, images, "oscar-tsv", reader)
