@@ -248,8 +248,8 @@ def fetch(path_or_uri: str | Path) -> Path:
 
 
 def is_backbone(weights: str) -> bool:
-    """Returns whether a name or an address is that of weights that a training of a detector starts from: a backbone that
-    was trained on ImageNet, or an EfficientDet that was trained on COCO."""
+    """Returns whether a name or an address is that of weights that a training of a detector starts from: a backbone
+    that was trained on ImageNet, or an EfficientDet that was trained on COCO."""
     return weights.startswith(("imagenet-", "coco-")) or _EFFDET in weights or "ImageNetPretrained" in weights
 
 
