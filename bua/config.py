@@ -56,8 +56,8 @@ def add_bua_config(cfg: CfgNode) -> None:
     # as in the original. False: there is no such class, and the loss ignores these boxes, as in grid-feats-vqa.
     bua.ATTRIBUTES.NO_ATTRIBUTE_CLASS = True
 
-    # VinVL's detector at test, by the names of its own configuration. NMS_FILTER is MODEL.ROI_HEADS.NMS_FILTER there, and
-    # says how regions are chosen: ``bua.modeling.vinvl_filters`` has the three filters.
+    # VinVL's detector at test, by the names of its own configuration. NMS_FILTER is MODEL.ROI_HEADS.NMS_FILTER there,
+    # and says how regions are chosen: ``bua.modeling.vinvl_filters`` has the three filters.
     bua.VINVL = node()
     bua.VINVL.NMS_FILTER = 1
     bua.VINVL.POSTPROCESS_ATTRIBUTES_THRESHOLD = 0.05
@@ -66,10 +66,10 @@ def add_bua_config(cfg: CfgNode) -> None:
     # Whether the six numbers of a region's place that Oscar reads are appended to its feature.
     bua.VINVL.SPATIAL_FEATURES = False
 
-    # An EfficientDet of the package effdet (MODEL.META_ARCHITECTURE EfficientDet): the name of the model, the height and
-    # width of its input in pixels, and what is different from that model: the backbone, as timm names it, the last level
-    # of the feature pyramid, its channels and repetitions, those of the heads, and the size of the anchors in strides.
-    # "" and 0 stand for the model's own.
+    # An EfficientDet of the package effdet (MODEL.META_ARCHITECTURE EfficientDet): the name of the model, the height
+    # and width of its input in pixels, and what is different from that model: the backbone, as timm names it, the last
+    # level of the feature pyramid, its channels and repetitions, those of the heads, and the size of the anchors in
+    # strides. "" and 0 stand for the model's own.
     bua.EFFICIENTDET = node()
     bua.EFFICIENTDET.NAME = "tf_efficientdet_d1"
     bua.EFFICIENTDET.IMAGE_SIZE = (640, 640)

@@ -166,7 +166,6 @@ class ExtractorConfig:
             return made
         return optimize_for_inference(detector, precision=self.precision, compile=self.compile)
 
-
     def set_precision(self, device: str) -> None:
         """Sets the precision of float32 for the whole process."""
         # On a CPU it would let some products be in bfloat16.

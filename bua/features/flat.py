@@ -1,7 +1,4 @@
-"""Reads and writes features in bua's own format: flat arrays in a folder, which are read at the speed of memory.
-
-``bua.features.flat_files`` describes the files in the folder.
-"""
+"""Reads and writes features in bua's own format, flat arrays in a folder (``bua.features.flat_files``)."""
 
 import logging
 import os
@@ -59,8 +56,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
     """The features in a folder of the flat format, as they are when the folder is opened.
 
     ``store[image_id]`` returns copies, with features in float32. ``features``, ``boxes`` and ``read`` return the stored
-    values without conversion. Threads and forked processes can use the same store. If it is pickled, the other process
-    opens the folder again.
+    values without conversion. Threads and processes can use the same store.
 
     Attributes:
         format: "flat" or "flat-fp16".

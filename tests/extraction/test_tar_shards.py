@@ -154,14 +154,15 @@ def test_a_damaged_header_ends_the_list_and_not_the_run(tmp_path, caplog, damage
     assert ids[0] == 0
     assert warnings
     path.write_bytes(damaged + bytes(1024))
+    images, reason = [], str(path)
     try:
         images = list_images(path)
     except InputError as error:
-        assert str(path) in str(error)
-    else:
-        for image in images:
-            with pytest.raises(InputError, match=r"a.tar \(at byte \d+\): "):
-                read_image(image.path, image.span)
+        reason = str(error)
+    assert str(path) in reason
+    for image in images:
+        with pytest.raises(InputError, match=r"a.tar \(at byte \d+\): "):
+            read_image(image.path, image.span)
 
 
 def test_a_pipe_is_no_archive(tmp_path):
