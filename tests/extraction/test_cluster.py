@@ -308,6 +308,7 @@ def test_a_wrong_config_or_a_bad_folder_is_one_line(cluster, images, tmp_path):
 
 def test_paths_of_a_config_are_absolute_for_other_machines(running, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("a.yaml").touch()  # not the name of a file of configs/ or of Detectron2's model zoo
     config = replace(FakeExtractorConfig(), config_file="a.yaml", weights="b.pth", choice=RegionChoice(boxes="c.json"))
     there = RayCluster(config, a_folder(Path("shards")), "cuda:1", 5)
     assert (there.config.config_file, there.config.weights) == (str(tmp_path / "a.yaml"), str(tmp_path / "b.pth"))
