@@ -77,8 +77,8 @@ COMPARISONS = {
         "d2/test_d2_extraction.py::test_features_are_the_box_heads_output_for_the_regions",
     ),
     "VinVL": (
-        "modeling/test_vinvl.py::test_every_stage_agrees_with_scene_graph_benchmark",
-        "modeling/test_vinvl.py::test_detections_agree_in_every_setting",
+        "modeling/test_vinvl_detector.py::test_every_stage_agrees_with_scene_graph_benchmark",
+        "modeling/test_vinvl_detector.py::test_detections_agree_in_every_setting",
         "weights/test_vinvl_layout.py::test_names_and_shapes_are_those_of_the_released_file",
     ),
     "grid-feats-vqa, grids": (
