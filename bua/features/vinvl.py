@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 from bua.errors import InputError
 from bua.features.checks import check_regions
-from bua.features.ids import parse_id
+from bua.features.ids import NOT_UTF8, MissedIds, is_utf8, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.oscar_labels import FLAVOURS, LabelRows, three_column_row, write_rows_by_id
 from bua.features.row_merging import append_rows_of
@@ -171,6 +171,7 @@ class VinvlWriter:
         self.path = Path(path)
         self.format = format
         self.done: set[int | str] = set()
+        self._missed = MissedIds(self.path, NOT_UTF8)
         self._offsets = array("q", [0])
         self._synced_size = SyncedSize(self.path)
         begun = self._synced_size.exists()
@@ -237,6 +238,7 @@ class VinvlWriter:
             with open_for_reading(self.path) as file, _mapped(file) as content:
                 write_rows_by_id(self.path, (key for key, _ in _ids_and_starts(content, self._offsets)))
         self._synced_size.finish(self._file)
+        self._missed.report()
 
     def close(self) -> None:
         if self._labels is not None:
@@ -254,6 +256,8 @@ class VinvlWriter:
             raise
         self._offsets.append(self._offsets[-1] + len(row))
         self.done.add(parse_id(image_id))
+        if not is_utf8(image_id):
+            self._missed.add(image_id)
 
     def _write_sizes(self) -> None:
         rows, offset = [], 0

@@ -205,3 +205,13 @@ def test_conversion_that_cannot_succeed_leaves_the_name_free_for_a_corrected_one
         convert_features(source, target, "hdf5")
     assert not list(tmp_path.glob("target*"))
     assert convert_features(source, target, "ban-hdf5") == 2
+
+
+@pytest.mark.parametrize(("format", "order"), [("tsv", [7, "a b", 5]), ("npz", [5, 7, "a b"]), ("mmf", [5, 7, "a b"])])
+def test_images_keep_their_order_where_a_format_has_one(tmp_path, format, order):
+    with open_writer(tmp_path / "source", "flat") as writer:
+        for image_id in (7, "a b", 5):
+            writer.append(sample(image_id))
+        writer.finish()
+    convert_features(tmp_path / "source", tmp_path / "target", format)
+    assert list(open_features(tmp_path / "target")) == order
