@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bua.errors import InputError, first_of
+from bua.errors import InputError, first_of, shown
 from bua.features.ids import image_id_of
 from bua.io.json_records import column, iter_records, read_records, without_gc
 from bua.vocabulary import read_lines
@@ -70,8 +70,10 @@ def load_karpathy(path: str | Path) -> dict[str, Captions]:
                     f"{name}: record {number}: must have sentences with raw and tokens, and cocoid or filename "
                     f"({error}); download the file again"
                 ) from error
-            if type(image_id) is not int:
-                raise InputError(f"{name}: record {number}: the image's id is {image_id!r}; it must be an integer")
+            if type(image_id) is not int or abs(image_id) >= 2**63:
+                raise InputError(
+                    f"{name}: record {number}: the image's id is {shown(image_id)}; it must be an integer of 64 bits"
+                )
             found[SPLIT_OF[split]].append((image_id, texts, tokens))
     captions = {}
     for split, items in found.items():

@@ -22,7 +22,14 @@ def open_hdf5(path: Path) -> h5py.File:
     if not path.exists() and path.with_name(f"{path.name}.partial").exists():
         raise InputError(f"{path}: is not finished; run the extraction again, or read {path.name}.partial")
     open_regular(path).close()  # HDF5 would wait for a named pipe
-    return h5py.File(path, "r")
+    file = h5py.File(path, "r")
+    try:
+        # Where the table of names is damaged, looking for one would take all memory, while this fails at once.
+        len(file)
+    except RuntimeError as error:
+        file.close()
+        raise OSError(str(error)) from error
+    return file
 
 
 def data_set(group: h5py.Group, name: str, kinds: str = "fiu") -> h5py.Dataset | None:

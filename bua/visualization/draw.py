@@ -183,17 +183,25 @@ def save_image(path: str | Path, image: np.ndarray) -> None:
     """
     path = Path(path)
     make_folder(path.parent)
+    check_image_name(path)
     try:
-        written = cv2.imwrite(str(path), image)
+        encoded, data = cv2.imencode(path.suffix, image)
     except cv2.error:
-        written = False
-    if not written:
-        raise InputError(f"{path}: cannot be written; give a name that ends in .jpg or .png, in a writable folder")
+        encoded = False
+    if not encoded:
+        raise InputError(f"{path}: this format cannot hold the image; give a name that ends in .png")
+    try:
+        # OpenCV itself cannot open files whose names are not UTF-8.
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}; name a writable folder") from error
 
 
 def check_image_name(path: str | Path) -> None:
     """Raises an InputError if OpenCV cannot write the format of the file name's extension."""
-    if not cv2.haveImageWriter(str(path)):
+    suffix = Path(path).suffix
+    # OpenCV crashes at text that is not Unicode.
+    if not suffix.isascii() or not suffix or not cv2.haveImageWriter(f"image{suffix}"):
         raise InputError(f"{path}: is not the name of an image; give a name that ends in .jpg or .png")
 
 

@@ -85,14 +85,16 @@ def check_finite(weights: Mapping[str, object], source: str | Path) -> None:
         InputError: A value is NaN or infinite. The message names the file and the first such tensor.
     """
     for name, value in weights.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             continue
         # A tensor may repeat few values without end, or have none, as on the device "meta".
         needed = value.numel() * value.element_size()
         if value.is_meta or value.layout != torch.strided or value.untyped_storage().nbytes() < needed:
             raise InputError(f"{source}: {name} is stored with fewer values than its shape; give another checkpoint")
         # The sum, which takes a fiftieth of the time of isfinite, is not finite if a value is not, or if it overflows.
-        if not math.isfinite(value.sum()) and not value.isfinite().all():
+        # In float32, in which networks compute, a number of float64 may be infinite.
+        value = value.float() if value.dtype == torch.float64 else value
+        if not math.isfinite(value.sum().abs()) and not value.isfinite().all():
             raise InputError(
                 f"{source}: {name} has values that are NaN or infinite, as after a training that diverged; give "
                 "another checkpoint, or download it again"

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ import torch
 from bua.captioning.official import load_region_phrases, read_image_list
 from bua.detection.annotations import DetectionDataset
 from bua.errors import InputError
+from bua.features import open_features
 from bua.features.tsv import _id_text
 from bua.grounding import official as flickr30k
 from bua.visual_genome.prepare import _read_splits
+from bua.visualization.draw import save_image
 from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.official import visual_genome_questions
 from bua.weights.files import check_finite, read_weights
@@ -78,8 +82,16 @@ def test_questions_of_visual_genome_that_cannot_be(tmp_path, images, questions):
         visual_genome_questions(tmp_path, [np.array([2])], AnswerVocabulary(["yes"]))
 
 
-@pytest.mark.parametrize("tensor", [torch.zeros(1).expand(1 << 40), torch.zeros(3, device="meta")])
-def test_weights_without_values_of_their_own(tmp_path, tensor):
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(1 << 40),
+        torch.zeros(3, device="meta"),
+        torch.tensor([1e300], dtype=torch.float64),
+        torch.tensor([float("nan")], dtype=torch.complex64),
+    ],
+)
+def test_weights_that_are_not_stored_or_not_finite(tmp_path, tensor):
     path = tmp_path / "weights.pth"
     path.write_bytes(_checkpoint(tensor))
     with pytest.raises(InputError, match=r"weights.pth"):
@@ -88,3 +100,23 @@ def test_weights_without_values_of_their_own(tmp_path, tensor):
 
 def test_an_id_whose_quotes_end_before_a_carriage_return():
     assert _id_text(b'"a"\rb') == '"a"\rb'
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a.\udcff", "a.cat", "a"])
+def test_drawings_that_cannot_be_named_so(tmp_path, name):
+    with pytest.raises(InputError, match="is not the name of an image"):
+        save_image(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_drawing_whose_name_is_not_utf8(tmp_path):
+    save_image(tmp_path / "\udce9.png", np.zeros((8, 8, 3), np.uint8))
+    assert os.listdir(os.fsencode(tmp_path)) == [b"\xe9.png"]
+
+
+def test_hdf5_with_a_damaged_table_of_names(tmp_path):
+    with h5py.File(tmp_path / "features.hdf5", "w") as file:
+        file["image_features"] = np.zeros((1, 4), np.float32)
+    content = (tmp_path / "features.hdf5").read_bytes()
+    (tmp_path / "features.hdf5").write_bytes(content.replace(b"SNOD", b"SNOX"))
+    with pytest.raises(InputError, match="symbol table"):
+        open_features(tmp_path / "features.hdf5")
