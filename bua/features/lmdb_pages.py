@@ -9,6 +9,7 @@ own (overflow pages).
 
 import os
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def check_pages(path: Path, *, writing: bool = False) -> None:
 
     Args:
         path: The file.
-        writing: Whether to check the list of free pages too, which a writer uses.
+        writing: Whether to check the list of free pages and the order of the keys too, on which a writer relies.
 
     Raises:
         ValueError: It is not such a file, it is truncated, or its pages are damaged.
@@ -93,8 +94,11 @@ def _check_trees(file: int, meta: _Meta, writing: bool) -> None:
         if pages == meta.last_page + 1
         else f"is truncated: it has {size} of {(meta.last_page + 1) * meta.page_size} bytes"
     )
-    _check_tree(file, meta, meta.root, pages, damage)
+    keys: list[bytes] = []
+    _check_tree(file, meta, meta.root, pages, damage, keys if writing else None)
     if writing:
+        if b"" in keys or any(key >= after for key, after in pairwise(keys)):
+            raise ValueError(f"{damage}: its keys are not in order")
         for start, length in _check_tree(file, meta, meta.free_root, pages, damage):
             # A record is the number of pages, and the pages.
             content = np.frombuffer(os.pread(file, length, start), "<u8")
@@ -102,8 +106,11 @@ def _check_trees(file: int, meta: _Meta, writing: bool) -> None:
                 raise ValueError(f"{damage}: its list of free pages is wrong")
 
 
-def _check_tree(file: int, meta: _Meta, root: int, pages: int, damage: str) -> list[tuple[int, int]]:
-    """Checks the pages of a tree. Returns where the values are in the file, as (start, number of bytes)."""
+def _check_tree(
+    file: int, meta: _Meta, root: int, pages: int, damage: str, keys: list[bytes] | None = None
+) -> list[tuple[int, int]]:
+    """Checks the pages of a tree, and adds its keys to ``keys``. Returns where the values are in the file, as (start,
+    number of bytes)."""
     if root == _NO_ROOT:
         return []
     values: list[tuple[int, int]] = []
@@ -118,7 +125,7 @@ def _check_tree(file: int, meta: _Meta, root: int, pages: int, damage: str) -> l
             page = np.frombuffer(os.pread(file, meta.page_size, number * meta.page_size), np.uint8)
             if len(page) < meta.page_size:
                 raise ValueError(f"{damage}: page {number} is not there")
-            below += _check_page(page, number, meta, pages, damage, values)
+            below += _check_page(page, number, meta, pages, damage, values, keys)
         if not below:
             return values
         level = below
@@ -126,9 +133,15 @@ def _check_tree(file: int, meta: _Meta, root: int, pages: int, damage: str) -> l
 
 
 def _check_page(
-    page: np.ndarray, number: int, meta: _Meta, pages: int, damage: str, values: list[tuple[int, int]]
+    page: np.ndarray,
+    number: int,
+    meta: _Meta,
+    pages: int,
+    damage: str,
+    values: list[tuple[int, int]],
+    keys: list[bytes] | None,
 ) -> list[int]:
-    """Checks the nodes of a page, and adds the places of their values. Returns the pages below it."""
+    """Checks the nodes of a page, and adds the places of their values, and their keys. Returns the pages below it."""
     wrong = ValueError(f"{damage}: page {number} has wrong contents")
     flags, lower, upper = (int(value) for value in page[10:16].view("<u2"))
     if flags & (_BRANCH | _LEAF | _OVERFLOW | _META_PAGE) not in (_BRANCH, _LEAF) or page[:8].view("<u8")[0] != number:
@@ -151,6 +164,9 @@ def _check_page(
     big = (node_flags & _BIG_VALUE) != 0
     if (keys_end + np.where(big, 8, size) > meta.page_size).any():
         raise wrong
+    if keys is not None:
+        content = page.tobytes()
+        keys += [content[start + 8 : end] for start, end in zip(offsets.tolist(), keys_end.tolist())]
     starts = number * meta.page_size + keys_end
     for index in np.flatnonzero(big).tolist():
         first = int(page[keys_end[index] : keys_end[index] + 8].view("<u8")[0])
