@@ -53,6 +53,19 @@ def check_regions(regions: Regions) -> None:
         raise InputError(f"{name}: {problem}")
 
 
+def check_size_is_known(regions: Regions, format: str) -> None:
+    """Checks that the size of an image is known, for formats that have boxes as parts of it.
+
+    Raises:
+        InputError: The width or the height is 0, as for features of programs that do not keep sizes.
+    """
+    if len(regions) and not (regions.width > 0 and regions.height > 0):
+        raise InputError(
+            f"image {str(regions.image_id)[:40]}: its size is not known, and {format} has boxes as parts of it; "
+            "convert to another format, or take features with sizes"
+        )
+
+
 def size_problem(regions: Regions) -> str | None:
     """Returns what is wrong with the width or height of an image, or None."""
     for field in ("width", "height"):

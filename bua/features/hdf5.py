@@ -25,6 +25,7 @@ import h5py
 import numpy as np
 
 from bua.errors import InputError
+from bua.features.checks import check_size_is_known
 from bua.features.flat import FlatFeatures, FlatWriter
 from bua.features.hdf5_access import check_bytes, data_set, open_hdf5, report_damage
 from bua.features.hdf5_files import common_shape, rows_path, write_hdf5, write_rows
@@ -203,6 +204,7 @@ class Hdf5Writer:
         image_id = parse_id(regions.image_id)
         if image_id in self.done:
             raise InputError(f"image id {image_id!r}: is already in the output")
+        check_size_is_known(regions, "HDF5")
         if self._num_boxes not in (None, len(regions)):
             raise InputError(
                 f"image {image_id}: has {len(regions)} boxes, and hdf5 needs {self._num_boxes} in each image; use the "

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bua.errors import InputError
+from bua.features.checks import check_size_is_known
 from bua.features.labels import labels_of
 from bua.features.probabilities import with_background
 from bua.structures import Regions
@@ -79,6 +80,7 @@ def uniter_arrays(regions: Regions) -> tuple[Arrays, None]:
         raise InputError(
             f"image {regions.image_id}: has no object_scores, which UNITER needs; use features with labels"
         )
+    check_size_is_known(regions, "UNITER's npz")
     order = np.argsort(-np.asarray(regions.object_scores), kind="stable")
     boxes = np.asarray(regions.boxes, np.float32).reshape(-1, 4)[order]
     size = np.array([max(regions.width, 1), max(regions.height, 1)] * 2, np.float32)

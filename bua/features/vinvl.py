@@ -235,8 +235,7 @@ class VinvlWriter:
         if self._labels is not None:
             self._labels.finish()
         if self._flavour is not None and self._flavour.three_columns:
-            with open_for_reading(self.path) as file, _mapped(file) as content:
-                write_rows_by_id(self.path, (key for key, _ in _ids_and_starts(content, self._offsets)))
+            self._write_rows_by_id()
         self._synced_size.finish(self._file)
         self._missed.report()
 
@@ -258,6 +257,13 @@ class VinvlWriter:
         self.done.add(parse_id(image_id))
         if not is_utf8(image_id):
             self._missed.add(image_id)
+
+    def _write_rows_by_id(self) -> None:
+        if len(self._offsets) == 1:  # an empty file cannot be mapped
+            write_rows_by_id(self.path, iter(()))
+            return
+        with open_for_reading(self.path) as file, _mapped(file) as content:
+            write_rows_by_id(self.path, (key for key, _ in _ids_and_starts(content, self._offsets)))
 
     def _write_sizes(self) -> None:
         rows, offset = [], 0

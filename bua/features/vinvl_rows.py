@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from bua.errors import InputError
+from bua.features.checks import check_size_is_known
 from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
 from bua.features.labels import FLOAT, LXMERT_LABELS, labels_of
@@ -232,6 +233,7 @@ def objects_of(regions: Regions, names: Names, with_features: bool = False) -> l
 
 def table_with_places(regions: Regions) -> np.ndarray:
     """Returns Oscar's features [n, d + 6] float32: those of the regions, and the places of their boxes."""
+    check_size_is_known(regions, "oscar-tsv")
     corners = np.asarray(regions.boxes, FLOAT) / np.array([regions.width, regions.height] * 2, FLOAT)
     return np.hstack([np.asarray(regions.features, FLOAT), corners, corners[:, 2:] - corners[:, :2]])
 

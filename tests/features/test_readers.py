@@ -392,3 +392,22 @@ def test_a_writer_of_oscar_continues_with_the_rows_that_have_labels(tmp_path, re
     path.unlink()
     with pytest.raises(InputError, match="does not have the labels of these features"):
         write(path, images, "oscar-tsv", reader)
+
+
+@pytest.mark.parametrize(
+    ("format", "reader"),
+    [("hdf5", None), ("ban-hdf5", None), ("oscar-tsv", None), (None, "oscar-retrieval"), (None, "uniter")],
+)
+def test_boxes_need_the_size_of_the_image_where_they_are_parts_of_it(tmp_path, format, reader):
+    images = images_of((3,))
+    for regions in images.values():
+        regions.width = regions.height = 0
+    write(tmp_path / "source" / "features", images, "npz")
+    with pytest.raises(InputError, match="its size is not known"):
+        convert_features(tmp_path / "source" / "features", tmp_path / "target", format, ABOUT, reader=reader)
+
+
+def test_no_images_for_oscars_retrieval(tmp_path):
+    with open_writer(tmp_path / "features.tsv", "oscar-tsv", ABOUT, reader="oscar-retrieval") as writer:
+        writer.finish()
+    assert json.loads((tmp_path / "imageid2idx.json").read_text()) == {}
