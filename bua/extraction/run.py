@@ -359,6 +359,8 @@ def _check_options(
             f"{target}: needs the names of the detector's classes, which are not known; name their folder "
             "(--vocabulary)"
         )
+    if format == "lxmert-tsv" and config.boxes_from is not None and config.features_from != DETECTOR:
+        raise InputError("format lxmert-tsv: needs attributes, and crops have none; use tsv or npz")
     if format == "lxmert-tsv" and not cfg.MODEL.BUA.ATTRIBUTES.ENABLED:
         raise InputError(
             "format lxmert-tsv: needs attributes, but MODEL.BUA.ATTRIBUTES.ENABLED is False; use tsv or npz"
