@@ -31,7 +31,8 @@ def choose_engine(
         config_file, weights, overrides: As for ``ExtractorConfig``.
 
     Raises:
-        InputError: Detectron2 is needed, but not installed; or neither engine can read the configuration.
+        InputError: The weights that say which detector it is cannot be fetched; Detectron2 is needed, but not
+            installed; or neither engine can read the configuration.
     """
     if requested not in (None, *ENGINES):
         raise InputError(f"engine {requested!r}: unknown; use one of {', '.join(ENGINES)}")
@@ -40,6 +41,8 @@ def choose_engine(
     if requested is not None:
         return requested
     name = weights if config_file is None else config_file
+    if config_file is None:
+        fetch(weights)  # outside of the block below, since a fetch that failed is none of the engine
     try:
         reason = _reason_for_detectron2(config_file, weights, overrides)
     except InputError:

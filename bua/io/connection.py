@@ -1,6 +1,7 @@
 """One request over HTTP, of which nothing is believed: its time, its redirections and its answer have limits."""
 
 import functools
+import logging
 import os
 import ssl
 import sys
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from bua.errors import InputError
+from bua.terminal import printable
 
 if sys.version_info >= (3, 11):
     import httpx2 as httpx
@@ -25,15 +27,22 @@ _MAX_REDIRECTS = 10
 # Answers of a server that may be different a little later.
 _PASSING = {408, 416, 425, 429, 500, 502, 503, 504}
 
+# They tell of each request, with the server's words as they came, which may hold commands for a terminal. Levels that
+# were set before stay.
+for _name in ("httpx", "httpx2"):
+    if logging.getLogger(_name).level == logging.NOTSET:
+        logging.getLogger(_name).setLevel(logging.WARNING)
+
 
 class Cut(Exception):
     """Raised when one try ends before the end of the file, and another one may succeed.
 
-    The message is the reason. ``status`` is the answer's status code if that is the reason.
+    The message is the reason, in which the server's words cannot act on a terminal. ``status`` is the answer's status
+    code if that is the reason.
     """
 
     def __init__(self, reason: str, status: int | None = None):
-        super().__init__(reason)
+        super().__init__(printable(reason))
         self.status = status
 
 

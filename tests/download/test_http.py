@@ -1,4 +1,5 @@
 import hashlib
+import logging
 import random
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import time
 from functools import partial
 
 import pytest
-from local_site import refusing, sending, silent
+from local_site import raw, refusing, sending, silent
 
 from bua.download import fetch
 from bua.download.http import file_checksum
@@ -123,6 +124,15 @@ def test_a_server_in_trouble_is_tried_again_for_a_while(site, target, code):
     with pytest.raises(InputError, match=rf"file\.bin: cannot be fetched \({code} .*\); try again later"):
         quick(url, target)
     assert len(site.requests) == 3 + 3
+
+
+def test_what_a_server_says_cannot_act_on_the_terminal(site, target, caplog):
+    caplog.set_level(logging.INFO)
+    url = serve(site, raw(b"HTTP/1.1 500 \x1b[31mbad\x07\r\nContent-Length: 0\r\n\r\n"))
+    assert quick(url, target).read_bytes() == DATA
+    assert r"file.bin: 500 \x1b[31mbad\x07; trying again" in caplog.text
+    assert "\x1b" not in caplog.text
+    assert "HTTP Request" not in caplog.text
 
 
 @pytest.mark.parametrize("code", [403, 404, 410])
