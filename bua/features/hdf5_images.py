@@ -47,7 +47,7 @@ class Hdf5ImageFeatures(IndexedFeatures[str]):
             file = self._file()
             names = list(file)
             m2 = [name for name in names if name.endswith(_M2_SUFFIX)]
-            groups = [] if m2 else [name for name in names if file.get(name, getclass=True) is h5py.Group]
+            groups = [] if m2 else [name for name in names if _is_group(file, name)]
         self._m2 = bool(m2)
         self._places = {parse_id(name.removesuffix(_M2_SUFFIX)): name for name in m2 or groups}
         if not self._places:
@@ -103,6 +103,14 @@ class Hdf5ImageFeatures(IndexedFeatures[str]):
         else:
             self._note(NO_SIZES)
         return _checked(Regions(image_id, width, height, boxes, features, **labels))
+
+
+def _is_group(file: h5py.File, name: str) -> bool:
+    """Whether a name is that of a group, or of nothing that can be opened, which is an error of its image alone."""
+    try:
+        return file.get(name, getclass=True) in (h5py.Group, None)
+    except (OSError, RuntimeError, LookupError, ValueError):  # such as for a link onto itself
+        return True
 
 
 def _values(group: h5py.Group, name: str) -> np.ndarray:

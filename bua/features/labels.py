@@ -28,6 +28,19 @@ VLT5_LABELS: dict[str, tuple[str, np.dtype]] = {
 }
 
 
+def numbers(name: str, values: object, dtype: np.dtype = FLOAT) -> np.ndarray:
+    """Returns an array as one of ``dtype``. Numbers that are too large become infinite, which the writers refuse.
+
+    Raises:
+        ValueError: It holds something other than integers and real numbers. The message names ``name``.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} has values of the type {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
+
+
 def best_objects(probabilities: object, count: int, field: str = "cls_prob") -> dict[str, np.ndarray]:
     """Returns ``object_ids`` and ``object_scores`` [n] of the most probable object of each region, and ``class_probs``.
 
@@ -39,7 +52,7 @@ def best_objects(probabilities: object, count: int, field: str = "cls_prob") -> 
     Raises:
         ValueError: They have another shape, or are not numbers.
     """
-    values = np.asarray(probabilities, np.float32)
+    values = numbers(field, probabilities)
     if values.ndim != 2 or len(values) != count or values.shape[1] < 2:
         raise ValueError(f"{field} has the shape {values.shape} instead of ({count}, classes)")
     objects = values[:, 1:]

@@ -23,8 +23,8 @@ import numpy as np
 
 from bua.errors import InputError, shown
 from bua.features.encoding import decode_array
-from bua.features.labels import FLOAT, LXMERT_LABELS, VLT5_LABELS, best_objects
-from bua.features.mmf_fields import object_labels, regions_of_info
+from bua.features.labels import FLOAT, LXMERT_LABELS, VLT5_LABELS, best_objects, numbers
+from bua.features.mmf_fields import check_count, object_labels, regions_of_info
 from bua.features.npy import NpzFile
 from bua.features.npz_layouts import uniter_regions
 from bua.io import safe_pickle
@@ -89,11 +89,12 @@ def _vilbert_regions(image_id: int | str, row: dict[str, Any]) -> Regions:
     count = _integer(row, "num_boxes") if isinstance(row.get("num_boxes"), str) else -1
     boxes = _array(row, "boxes", FLOAT, (count, 4))
     count = len(boxes)
+    check_count(row, count)
     labels: dict[str, Any] = {}
     if "cls_prob" in row:
         probabilities = row["cls_prob"]
         if isinstance(probabilities, np.ndarray):
-            labels = object_labels(row, np.asarray(probabilities, np.float32), count, background=False)
+            labels = object_labels(row, numbers("cls_prob", probabilities), count, background=False)
         else:
             labels = best_objects(_array(row, "cls_prob", FLOAT, (count, -1)), count)
     for field, (attribute, dtype) in LXMERT_LABELS.items():
@@ -113,8 +114,9 @@ def _array(row: dict[str, Any], field: str, dtype: np.dtype, shape: tuple[int, .
     value = row[field]
     if not isinstance(value, np.ndarray):
         return decode_array(value, dtype, shape, field)
+    values = numbers(field, value, dtype)
     try:
-        return value.astype(dtype).reshape(shape)
+        return values.reshape(shape)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{field}: the shape {value.shape} does not fit {shape[0]} boxes") from error
 

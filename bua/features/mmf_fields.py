@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from bua.errors import shown
 from bua.features.indexed import NO_BOXES, without_boxes
-from bua.features.labels import FLOAT, INTEGER, LXMERT_LABELS, best_objects
+from bua.features.labels import FLOAT, INTEGER, LXMERT_LABELS, best_objects, numbers
 from bua.structures import Regions
 
 # LXMERT's names of the labels, except for the objects, for which MMF has another name.
@@ -34,15 +35,15 @@ def regions_of_info(
         KeyError: A field is missing.
         ValueError: A field cannot be used; the message names it. Other fields than MMF's can raise other exceptions.
     """
-    features = np.asarray(features, np.float32)
+    features = numbers("features", features)
     if features.ndim != 2:
         raise ValueError(f"features has the shape {features.shape} instead of (n, d)")
     if "bbox" not in info and not info.keys() & {"image_width", "objects"}:
         note(NO_BOXES)
         return without_boxes(image_id, features)
-    boxes = np.asarray(info["bbox"], np.float32)
+    boxes = numbers("bbox", info["bbox"])
     width, height = int(info["image_width"]), int(info["image_height"])
-    probabilities = None if info.get("cls_prob") is None else np.asarray(info["cls_prob"], np.float32)
+    probabilities = None if info.get("cls_prob") is None else numbers("cls_prob", info["cls_prob"])
     if probabilities is not None and probabilities.ndim == 1:
         note(_RESIZED)
         features = features[: len(boxes)]  # MMF limits the number of all other fields
@@ -53,11 +54,27 @@ def regions_of_info(
         raise ValueError(
             f"bbox has the shape {boxes.shape} and the features {features.shape}, instead of (n, 4) and (n, d)"
         )
+    check_count(info, count)
     labels = object_labels(info, probabilities, count, background)
     for name, (field, _) in MMF_LABELS.items():
         if field in labels and labels[field].shape != (count,):
             raise ValueError(f"{name} has the shape {labels[field].shape} instead of ({count},)")
     return Regions(image_id, width, height, boxes, features, **labels)
+
+
+def check_count(info: dict[str, Any], count: int) -> None:
+    """Checks the number ``num_boxes`` of the fields of MMF, vilbert-multi-task or Volta, if it is there. It counts only
+    the boxes with a score over the threshold, while the fields have all of them. In bua's files they are equal.
+
+    Raises:
+        ValueError: It is larger than the number of boxes, ``count``, or smaller in a file of bua.
+    """
+    claimed = info.get("num_boxes")
+    # MMF's Faster R-CNN writes its option --num_features instead.
+    if not isinstance(claimed, int | np.integer) or np.ndim(info.get("cls_prob", 0)) == 1:
+        return
+    if claimed > count or ("objects_conf" in info and claimed != count):
+        raise ValueError(f"num_boxes is {shown(int(claimed))}, but there are {count} boxes")
 
 
 def object_labels(
@@ -74,7 +91,7 @@ def object_labels(
         ValueError: The probabilities have another shape.
     """
     labels = {
-        field: np.asarray(info[key], dtype) for key, (field, dtype) in MMF_LABELS.items() if info.get(key) is not None
+        field: numbers(key, info[key], dtype) for key, (field, dtype) in MMF_LABELS.items() if info.get(key) is not None
     }
     if "labels" in info:  # VinVL's, which count from 1
         labels |= {

@@ -22,11 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from bua.errors import InputError, make_folder
+from bua.errors import InputError, make_folder, shown
 from bua.features.checks import check_regions
 from bua.features.ids import ENCODED, MissedIds, file_stem, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
-from bua.features.labels import LXMERT_LABELS
+from bua.features.labels import LXMERT_LABELS, numbers
 from bua.features.npy import NpzFile
 from bua.features.npz_arrays import ARRAYS
 from bua.features.npz_layouts import other_regions
@@ -148,10 +148,11 @@ def _read_file(path: Path, image_id: int | str, note: Callable[[str], None]) -> 
         with NpzFile(path) as arrays:
             if "x" not in arrays.names and (other := other_regions(image_id, arrays, path, note)) is not None:
                 return other
-            features, boxes = (np.asarray(arrays.array(name), np.float32) for name in ("x", "bbox"))
+            features, boxes = (numbers(name, arrays.array(name)) for name in ("x", "bbox"))
             # OpenVQA's files of GQA (data/gqa/gqa_feat_preproc.py) have other names for the size.
             names = ("image_w", "image_h") if "image_w" in arrays.names else ("width", "height")
             width, height = (int(arrays.array(name)) for name in names)
+            count = arrays.array("num_bbox") if "num_bbox" in arrays.names else None
             info = _read_info(arrays) if "info" in arrays.names else {}
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}; remove this file, which has no features") from error
@@ -164,6 +165,9 @@ def _read_file(path: Path, image_id: int | str, note: Callable[[str], None]) -> 
         raise InputError(
             f"{path}: x has the shape {features.shape} and bbox {boxes.shape}, not (n, d) and (n, 4); extract it again"
         )
+    if count is not None and (count.shape not in ((), (1,)) or count.item() != len(boxes)):
+        number = shown(count.tolist())
+        raise InputError(f"{path}: num_bbox is {number}, but bbox has {len(boxes)} boxes; extract this image again")
     try:
         labels = _labels(info, len(boxes))
     except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
@@ -188,11 +192,11 @@ def _labels(info: dict[str, Any], count: int) -> dict[str, np.ndarray]:
     labels = {}
     for key, (attribute, dtype) in LXMERT_LABELS.items():
         if key in info:
-            labels[attribute] = np.asarray(info[key]).astype(dtype)
+            labels[attribute] = numbers(key, info[key], dtype)
             if labels[attribute].shape != (count,):
                 raise ValueError(f"{key} has the shape {labels[attribute].shape} instead of ({count},)")
     if "class_probs" in info:
-        labels["class_probs"] = np.asarray(info["class_probs"]).astype(np.float16)
+        labels["class_probs"] = numbers("class_probs", info["class_probs"], np.dtype(np.float16))
         if labels["class_probs"].ndim != 2 or len(labels["class_probs"]) != count:
             raise ValueError(f"class_probs has the shape {labels['class_probs'].shape} instead of ({count}, classes)")
     return labels

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bua.features.indexed import NO_BOXES, NO_SIZES, without_boxes
-from bua.features.labels import LXMERT_LABELS, best_objects
+from bua.features.labels import LXMERT_LABELS, best_objects, numbers
 from bua.features.npy import NpzFile, read_array
 from bua.regular_files import open_regular
 from bua.structures import Regions
@@ -42,7 +42,7 @@ def other_regions(image_id: int | str, arrays: NpzFile, path: Path, note: Callab
     name = next((name for name in ("features", "feat", "z") if name in names), None)
     if name is None:
         return None
-    features = np.asarray(arrays.array(name), np.float32)
+    features = numbers(name, arrays.array(name))
     if features.ndim != 2:
         raise ValueError(f"{name} has the shape {features.shape} instead of (n, d)")
     if "boxes" in names:
@@ -66,7 +66,7 @@ def uniter_regions(image_id: int | str, arrays: Mapping[str, np.ndarray], note: 
         KeyError: An array is missing.
         ValueError: An array has another shape. The message names it.
     """
-    features = np.asarray(arrays["features"], np.float32)
+    features = numbers("features", arrays["features"])
     if features.ndim != 2:
         raise ValueError(f"features has the shape {features.shape} instead of (n, d)")
     name, width, height = "norm_bb", 1, 1
@@ -74,13 +74,13 @@ def uniter_regions(image_id: int | str, arrays: Mapping[str, np.ndarray], note: 
         name, width, height = "bbox", int(arrays["image_w"].item()), int(arrays["image_h"].item())
     else:
         note(_UNIT_SIZES)
-    boxes = np.asarray(arrays[name], np.float32)
+    boxes = numbers(name, arrays[name])
     labels = {}
     if "soft_labels" in arrays:
         labels = best_objects(arrays["soft_labels"], len(features), "soft_labels")
     for field, (attribute, dtype) in LXMERT_LABELS.items():
         if field in arrays:
-            labels[attribute] = np.asarray(arrays[field], dtype)
+            labels[attribute] = numbers(field, arrays[field], dtype)
             if labels[attribute].shape != (len(features),):
                 raise ValueError(f"{field} has the shape {labels[attribute].shape} instead of ({len(features)},)")
     if name == "norm_bb" and boxes.ndim == 2:
@@ -89,7 +89,7 @@ def uniter_regions(image_id: int | str, arrays: Mapping[str, np.ndarray], note: 
 
 
 def _checked(name: str, regions: Regions) -> Regions:
-    regions.boxes = np.array(regions.boxes, np.float32)
+    regions.boxes = numbers(name, regions.boxes).copy()
     if regions.boxes.shape != (len(regions.features), 4):
         raise ValueError(
             f"{name} has the shape {regions.boxes.shape} and features {regions.features.shape}, not (n, 4) and (n, d)"

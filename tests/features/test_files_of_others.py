@@ -15,6 +15,8 @@ from feature_samples import assert_same, sample
 
 from bua.errors import InputError
 from bua.features import convert_features, open_features, open_writer
+from bua.features.lmdb_rows import ROWS
+from bua.features.lmdb_values import decode_value
 from bua.structures import Regions
 
 BOXES = np.float32([[1, 2, 31, 42], [3, 4, 50, 60]])
@@ -159,6 +161,45 @@ def test_objects_of_mmf_with_background_count_without_it(tmp_path):
     assert_same(save_mmf(tmp_path / "x", info), regions(5, **LABELS, **PROBABILITIES))
 
 
+@pytest.mark.parametrize(
+    ("features", "info", "message"),
+    [
+        (np.ones((2, 4), "c8"), {}, "features has values of the type complex64"),
+        (np.full((2, 4), "1"), {}, "features has values of the type <U1"),
+        (np.ones((2, 4), bool), {}, "features has values of the type bool"),
+        (np.full((2, 4), "2020-01-01", "M8[D]"), {}, "features has values of the type datetime64"),
+        (None, {"bbox": BOXES.astype(bool)}, "bbox has values of the type bool"),
+        (None, {"num_boxes": 3}, "num_boxes is 3, but there are 2 boxes"),
+        (None, {"num_boxes": 1, "objects_conf": SCORES}, "num_boxes is 1, but there are 2 boxes"),
+    ],
+)
+def test_wrong_fields_of_mmf_are_one_line(tmp_path, features, info, message):
+    with pytest.raises(InputError, match=rf"5.*\.npy: {message}") as raised:
+        save_mmf(tmp_path / "x", info, features)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_number_of_boxes_of_mmfs_faster_rcnn_is_that_of_its_option(tmp_path):
+    info = {"num_boxes": 100, "objects": np.array([3, 1]), "cls_prob": SCORES}
+    assert len(save_mmf(tmp_path / "x", info)) == 2
+
+
+@pytest.mark.parametrize(
+    ("reader", "change", "message"),
+    [
+        (None, {"num_boxes": "3"}, "boxes"),
+        ("vilbert-multi-task", {"num_boxes": 3}, "num_boxes is 3, but there are 2 boxes"),
+        ("vilbert-multi-task", {"features": np.ones((2, 4), bool)}, "features has values of the type bool"),
+        ("mmf", {"num_boxes": 3}, "num_boxes is 3, but there are 2 boxes"),
+    ],
+)
+def test_wrong_fields_of_lmdbs_are_one_line(reader, change, message):
+    row = pickle.loads(ROWS[reader](regions(5)))
+    with pytest.raises(ValueError, match=message) as raised:
+        decode_value(5, pickle.dumps(row | change), print)
+    assert "\n" not in str(raised.value)
+
+
 def vilbert_multi_task(folder):
     folder.mkdir()
     columns = probabilities()
@@ -232,6 +273,25 @@ def test_wrong_groups_of_vl_t5_are_one_line(peers, tmp_path, name, value, messag
         open_features(path)[5]
     assert "\n" not in str(raised.value)
     assert open_features(path)[7].width == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "link"), [("vl-t5", "/6"), ("vl-t5", "/missing"), ("m2", "/6_features"), ("m2", "/missing")]
+)
+def test_a_link_to_nothing_is_an_error_of_its_image_alone(peers, tmp_path, name, link):
+    path = tmp_path / "x.h5"
+    if name == "vl-t5":
+        path.write_bytes((peers / "vl-t5.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        if name == "m2":
+            file["5_features"] = file["7_features"] = regions(5).features
+        file["6" if name == "vl-t5" else "6_features"] = h5py.SoftLink(link)
+    store = open_features(path)
+    assert set(store) == {5, 6, 7}
+    with pytest.raises(InputError, match=r"x\.h5: image 6: ") as raised:
+        store[6]
+    assert "\n" not in str(raised.value)
+    assert len(store[5]) == len(store[7]) == 2
 
 
 def test_hdf5_without_features_is_refused(tmp_path):

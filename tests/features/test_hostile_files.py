@@ -242,6 +242,15 @@ def patched_bytes(path, place, value):
         (lambda path: zipped(path, header={"descr": "<f4", "fortran_order": False, "shape": (2**40, 5)}), "claims"),
         (lambda path: zipped(path, header={"descr": "<f4", "fortran_order": False, "shape": (-1, 5)}), "claims"),
         (lambda path: zipped(path, image_w=np.inf), "cannot convert float infinity"),
+        (lambda path: zipped(path, x=np.ones((2, 5), "c8")), "1.npz.*x has values of the type complex64"),
+        (lambda path: zipped(path, x=np.full((2, 5), "1")), "1.npz.*x has values of the type <U1"),
+        (lambda path: zipped(path, x=np.ones((2, 5), bool)), "1.npz.*x has values of the type bool"),
+        (
+            lambda path: zipped(path, bbox=np.full((2, 4), "2020-01-01", "M8[D]")),
+            "bbox has values of the type datetime64",
+        ),
+        (lambda path: zipped(path, num_bbox=np.array(4)), "1.npz: num_bbox is 4, but bbox has 2 boxes"),
+        (lambda path: zipped(path, num_bbox=np.zeros(3)), "1.npz: num_bbox is .*, but bbox has 2 boxes"),
         (lambda path: zipped(path, image_w=2**40), "width: is not a number of pixels"),
         (lambda path: zipped(path, zipfile.ZIP_DEFLATED, x=np.zeros((2, 5000), "f4")), "would take"),
         (lambda path: (zipped(path), patched(path, 6, b"\x01\x00")), "encrypted"),
@@ -260,6 +269,18 @@ def test_hostile_npz_files_are_one_line(tmp_path, monkeypatch, change, message):
         open_features(tmp_path)[1]
     assert "1" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("format", ["npz", "mmf"])
+def test_numbers_outside_of_float32_are_refused_at_writing(tmp_path, format):
+    write(tmp_path / "x", format, 1)
+    if format == "npz":
+        zipped(tmp_path / "x" / "0.npz", x=np.full((2, 5), 1e300))
+    else:
+        np.save(tmp_path / "x" / "0.npy", np.full((3, 5), 1e300))
+    with open_writer(tmp_path / "x.tsv", "tsv") as writer, pytest.raises(InputError, match="numbers are not finite"):
+        writer.append(open_features(tmp_path / "x")[0])
 
 
 @pytest.mark.parametrize(
