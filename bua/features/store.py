@@ -103,7 +103,9 @@ def open_writer(
         try:
             writer.close()
         except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+            raise InputError(
+                f"{path}: cannot be written: {error.strerror}; mend this and run the same command again to continue"
+            ) from error
 
 
 def check_format(format: str) -> None:

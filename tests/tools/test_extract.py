@@ -4,7 +4,6 @@ import base64
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -249,27 +248,37 @@ def test_on_error_stop_ends_at_the_first_image_that_fails(folder, tmp_path, caps
     assert error.endswith("; --on-error skip continues with the other images")
 
 
+# Runs a command that is interrupted when it begins to read a certain image.
+INTERRUPTED = """
+import os, signal, sys
+from bua.commands import main
+from bua.extraction import extractor
+
+naming_image = extractor.naming_image
+
+def interrupted(path):
+    if path.endswith("2.jpg"):
+        os.kill(os.getpid(), signal.SIGINT)
+    return naming_image(path)
+
+extractor.naming_image = interrupted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_after_ctrl_c_the_same_command_continues(folder, tmp_path):
-    """An image that comes through a pipe keeps the run busy until it is interrupted."""
-    pipe, output = folder / "zzz.jpg", tmp_path / "features.tsv"
-    os.mkfifo(pipe)
+    output = tmp_path / "features.tsv"
     options = ["--weights", "random", "--images", str(folder), "--output", str(output)]
-    command = [sys.executable, str(ROOT / "tools" / "extract.py"), "--config-file", str(CONFIG), *options, *SLIM]
+    command = [sys.executable, "-c", INTERRUPTED, "extract", "--config-file", str(CONFIG), *options, *SLIM]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    # Opens when the run does.
-    with open(pipe, "wb") as end:
-        run.send_signal(signal.SIGINT)
-        # The image that is being decoded is finished first.
-        end.write(b"no image")
-    _, errors = run.communicate(timeout=60)
+    run = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, timeout=300)
+    errors = run.stderr
     assert run.returncode == 130
     assert errors.splitlines()[-2:] == [
         errors.splitlines()[-2],
         "interrupted",
     ]
     assert "run the same command again to continue" in errors.splitlines()[-2]
-    pipe.unlink()
     assert extract(folder, output) == 0
     assert len(open_features(output)) == 3
 

@@ -52,7 +52,7 @@ def test_vinvls_format_needs_vocabularies(source, tmp_path, capsys):
     for kind, number in (("object", 1600), ("attribute", 400)):
         (tmp_path / kind).write_text("".join(f"{kind}{i}\n" for i in range(number)))
     names = ["--object-vocabulary", str(tmp_path / "object"), "--attribute-vocabulary", str(tmp_path / "attribute")]
-    target.unlink()
+    assert not target.exists()
     assert convert([str(source), str(target), "--format", "vinvl-tsv", *names]) == 0
     read = open_features(target)["COCO_val2014_000000000042"]
     assert_same(read, sample("COCO_val2014_000000000042"))
