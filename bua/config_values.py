@@ -4,7 +4,7 @@ The keys are named by the last part of their name, since they mean the same in t
 Detectron2.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bua.errors import InputError
 
@@ -112,3 +112,21 @@ def _numbers(value: object) -> Iterable[float]:
             yield from _numbers(element)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
+
+
+def check_model_values(cfg, supported: Mapping[str, Sequence[object]], whose: str) -> None:
+    """Checks that keys have one of the values that a model has.
+
+    Args:
+        supported: The values by the dotted name of the key.
+        whose: What has these values, and a verb, for the message.
+
+    Raises:
+        InputError: A key has another value.
+    """
+    for key, values in supported.items():
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value not in values:
+            raise InputError(f"config: {key} is {value!r}; {whose} {', '.join(map(str, values))}")

@@ -17,7 +17,7 @@ import torch
 
 from bua.errors import InputError, make_folder
 from bua.features.checks import check_regions
-from bua.features.ids import ENCODED, MissedIds, file_stem, id_of_file_stem, parse_id
+from bua.features.ids import ENCODED, MissedIds, file_name, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.io.files import check_in_place, move_file, sync_folder, whole_file
 from bua.regular_files import open_regular
@@ -76,11 +76,7 @@ class GridPthWriter:
                 number is not finite.
         """
         check_regions(regions)
-        name = file_stem(regions.image_id) + SUFFIX
-        if name == SUFFIX or len(os.fsencode(name)) > 230:
-            raise InputError(
-                f"image id {str(regions.image_id)[:40]!r}: is empty or too long for a file name; change it"
-            )
+        name = file_name(regions.image_id, SUFFIX)
         rows, columns = grid_shape(regions)
         # A copy, so that nothing else is stored with it.
         cells = np.array(regions.features.T, np.float32, order="C").reshape(1, -1, rows, columns)

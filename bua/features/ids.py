@@ -11,6 +11,10 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from bua.errors import InputError
+
+# Bytes of a file name: file systems have 255, and temporary names are longer.
+_LONGEST_NAME = 230
 # Characters that some file system does not allow in names, the escape character, and a leading dot (hidden files).
 _RESERVED = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.')
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,639}")
@@ -51,6 +55,18 @@ def stem_of(path: str | Path) -> int | str:
 def file_stem(image_id: int | str) -> str:
     """Returns a file name for an id, different for each id. Characters that are not allowed are percent-encoded."""
     return _RESERVED.sub(lambda match: f"%{ord(match[0]):02X}", str(image_id))
+
+
+def file_name(image_id: int | str, suffix: str) -> str:
+    """Returns ``file_stem`` with a suffix, as the name of a file to write.
+
+    Raises:
+        InputError: The id is empty, or too long for a file name.
+    """
+    name = file_stem(image_id) + suffix
+    if name == suffix or len(os.fsencode(name)) > _LONGEST_NAME:
+        raise InputError(f"image id {str(image_id)[:40]!r}: is empty or too long for a file name; change it")
+    return name
 
 
 def id_of_file_stem(stem: str) -> int | str:

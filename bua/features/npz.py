@@ -24,7 +24,7 @@ import torch
 
 from bua.errors import InputError, make_folder, shown
 from bua.features.checks import check_regions
-from bua.features.ids import ENCODED, MissedIds, file_stem, id_of_file_stem, parse_id
+from bua.features.ids import ENCODED, MissedIds, file_name, id_of_file_stem, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, numbers
 from bua.features.npy import NpzFile
@@ -85,11 +85,7 @@ class NpzWriter:
             InputError: The id is empty, or too long for a file name, or a number is not finite.
         """
         check_regions(regions)
-        name = f"{file_stem(regions.image_id)}.npz"
-        if name == ".npz" or len(os.fsencode(name)) > 230:
-            raise InputError(
-                f"image id {str(regions.image_id)[:40]!r}: is empty or too long for a file name; change it"
-            )
+        name = file_name(regions.image_id, ".npz")
         arrays, info = self._arrays(regions)
         # The file is synced before it gets its name: after a crash, an empty file would be taken for a complete one.
         with whole_file(self.path / name, durable=True) as file:

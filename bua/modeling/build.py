@@ -3,6 +3,7 @@
 import torch
 
 from bua.config import check_device
+from bua.config_values import check_model_values
 from bua.errors import InputError
 from bua.io.images import Resize
 from bua.modeling.anchors import AnchorGenerator
@@ -96,17 +97,9 @@ def check_supported(cfg) -> None:
     if cfg.MODEL.META_ARCHITECTURE in (EFFICIENTDET, VINVL):
         return
     of_grid = cfg.MODEL.ROI_HEADS.NAME in GRID_HEADS
-    _check(cfg, _SUPPORTED | _SUPPORTED_FOR_GRID if of_grid else _SUPPORTED)
+    supported = _SUPPORTED | _SUPPORTED_FOR_GRID if of_grid else _SUPPORTED
+    check_model_values(cfg, supported, "the torch engine supports")
     _check_deformable(cfg, of_grid)
-
-
-def _check(cfg, supported: dict[str, tuple]) -> None:
-    for key, values in supported.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value not in values:
-            raise InputError(f"config: {key} is {value!r}; the torch engine supports {', '.join(map(str, values))}")
 
 
 def _check_deformable(cfg, of_grid: bool) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bua.config import check_device
+from bua.config_values import check_model_values
 from bua.errors import InputError
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.backbone import ResNetC4
@@ -363,10 +364,5 @@ def _check(cfg) -> None:
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlign",),
         "INPUT.FORMAT": ("BGR",),
     }
-    for key, values in allowed.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value not in values:
-            raise InputError(f"config: {key} is {value!r}; VinVL's detector has {', '.join(map(str, values))}")
+    check_model_values(cfg, allowed, "VinVL's detector has")
     check_device(cfg.MODEL.DEVICE)

@@ -21,11 +21,6 @@ PAGE = b"<!DOCTYPE html>\n<html>This file is gone.</html>"
 quick = partial(fetch, timeout=30, attempts=2, wait=0, progress=False)
 
 
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "folder" / "file.bin"
-
-
 def serve(site, *answers, data=DATA) -> str:
     site.files["file.bin"] = data
     site.answers["file.bin"] += answers

@@ -24,11 +24,6 @@ SHA256 = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
 quick = partial(fetch, timeout=30, attempts=3, wait=0, progress=False)
 
 
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "folder" / "file.bin"
-
-
 def serve(site, *answers, data=DATA) -> str:
     site.files["file.bin"] = data
     site.answers["file.bin"] += answers

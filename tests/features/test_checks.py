@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from feature_files import REGION_FORMATS
 from feature_samples import assert_same, sample
 
 from bua.errors import InputError
@@ -15,19 +16,6 @@ ABOUT = {
     "object_vocabulary": [f"object {number}" for number in range(1600)],
     "attribute_vocabulary": [f"attribute {number}" for number in range(400)],
 }
-FORMATS = (
-    "tsv",
-    "lxmert-tsv",
-    "npz",
-    "hdf5",
-    "ban-hdf5",
-    "vilbert-lmdb",
-    "vinvl-tsv",
-    "oscar-tsv",
-    "mmf",
-    "flat",
-    "flat-fp16",
-)
 
 
 def changed(field, value, row=0):
@@ -69,7 +57,7 @@ def test_what_no_format_can_hold(regions, message):
         check_regions(regions)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_an_image_with_numbers_that_are_not_finite_fails_alone(tmp_path, format):
     path = tmp_path / "x"
     with open_writer(path, format, ABOUT) as writer:
@@ -83,7 +71,7 @@ def test_an_image_with_numbers_that_are_not_finite_fails_alone(tmp_path, format)
 
 
 @pytest.mark.parametrize("step", ["sync", "finish"])
-@pytest.mark.parametrize("format", [*FORMATS, "grid-pth"])
+@pytest.mark.parametrize("format", [*REGION_FORMATS, "grid-pth"])
 def test_an_output_that_is_taken_away_is_noticed(tmp_path, format, step):
     path = tmp_path / "x"
     written = tmp_path / "x.partial" if "hdf5" in format else path
@@ -108,7 +96,7 @@ def test_an_output_that_is_taken_away_is_noticed(tmp_path, format, step):
             assert writer.done == {1}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", REGION_FORMATS)
 def test_an_id_of_more_digits_than_python_converts(tmp_path, format):
     path, long = tmp_path / "x", "1" * 5000
     with open_writer(path, format, ABOUT) as writer:

@@ -173,7 +173,8 @@ def replay(folder: Path) -> int:
 
 
 def _run_batch(name: str, seed: int, scratch: str, sender: Connection) -> None:
-    """Runs cases of a target until the time of a batch is over. Sends the seed before each case, and how it ended."""
+    """Runs cases of a target until the time of a batch is over. The random seed is sent before each case, and its
+    outcome after it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders write to it
     end = time.monotonic() + BATCH_SECONDS
