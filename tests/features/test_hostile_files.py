@@ -12,6 +12,7 @@ import h5py
 import lmdb
 import numpy as np
 import pytest
+from feature_files import REGION_FORMATS
 from feature_samples import assert_same, sample
 
 from bua.errors import InputError
@@ -304,6 +305,4 @@ def test_settings_that_are_no_object_are_one_line(tmp_path, content):
 
 
 def test_every_format_is_tested():
-    from test_checks import FORMATS as tested
-
-    assert set(tested) == set(FORMATS) - {"grid-pth"}
+    assert set(REGION_FORMATS) == set(FORMATS) - {"grid-pth"}
