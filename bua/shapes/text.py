@@ -38,6 +38,8 @@ PREDICATE_PHRASES = {
 # The generated texts say "picture". Another word would change the bytes that a random seed gives, and would be missing
 # from the vocabularies of checkpoints that were trained before.
 THE_IMAGE = "the picture"
+# How often a kind of question is tried for a scene before it is the next one's turn.
+ATTEMPTS = 8
 
 
 @dataclass
@@ -122,16 +124,23 @@ def plain_text(sentence: list[Phrase | str]) -> str:
 
 
 def ask_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
-    """Returns up to ``count`` different questions, with equal shares of the seven kinds.
+    """Returns up to ``count`` different questions, with nearly equal shares of the seven kinds.
 
-    The words of a question alone do not reveal its answer.
+    The kinds take turns in random order, those that fit the fewest scenes first. A kind that finds no question, as when
+    all things with a texture are of one shape, is tried ``ATTEMPTS`` times. The words of a question alone do not reveal
+    its answer.
     """
-    kinds = [_ask_color, _ask_count, _ask_presence, _ask_relation, _ask_shape, _ask_attribute, _ask_texture]
+    rare = [_ask_relation, _ask_texture]
+    common = [_ask_color, _ask_count, _ask_presence, _ask_shape, _ask_attribute]
+    kinds = [kinds[index] for kinds in (rare, common) for index in rng.permutation(len(kinds))]
     questions: dict[str, Question] = {}
-    for attempt in range(3 * count):
-        question = kinds[(attempt + rng.integers(len(kinds))) % len(kinds)](scene, rng)
-        if question is not None:
-            questions.setdefault(question.text, question)
+    for turn in range(3 * count):
+        ask = kinds[turn % len(kinds)]
+        for _ in range(ATTEMPTS):
+            question = ask(scene, rng)
+            if question is not None and question.text not in questions:
+                questions[question.text] = question
+                break
         if len(questions) == count:
             break
     return list(questions.values())
