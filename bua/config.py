@@ -80,6 +80,13 @@ def add_bua_config(cfg: CfgNode) -> None:
     bua.EFFICIENTDET.HEAD_REPEATS = 0
     bua.EFFICIENTDET.ANCHOR_SCALE = 0.0
 
+    # Evaluations. KEEP_DETECTIONS: whether they write the detections to OUTPUT_DIR/evaluation, in COCO's results format.
+    # ZERO_ROWS: whether attributes are also scored at the original's rows of zeros by the protocol "original"
+    # (``bua.detection.evaluation.zero_rows``).
+    bua.EVALUATION = node()
+    bua.EVALUATION.KEEP_DETECTIONS = True
+    bua.EVALUATION.ZERO_ROWS = False
+
     # Features of the images of DATASETS.TEST that a training under Detectron2 writes into the folder OUTPUT, or "" for
     # none: after every PERIOD iterations (0 for never), and after the last one (``bua.d2.DumpFeatures``).
     bua.DUMP = node()
@@ -91,6 +98,10 @@ def add_bua_config(cfg: CfgNode) -> None:
 
     # Releases of Detectron2 before this key do not have it.
     cfg.setdefault("FLOAT32_PRECISION", "")
+    # Whether a flipped image's classes and attributes with "left" or "right" in their names are exchanged for those of
+    # the mirror image. False: only the boxes are flipped, as in the original (lib/datasets/imdb.py,
+    # append_flipped_images), whose classes and attributes have no such names. Set it for data that has.
+    cfg.INPUT.FLIP_WORDS = False
     # Data sets of the user's own by their names, for DATASETS.TRAIN and DATASETS.TEST: a COCO file of boxes, and the
     # folder of its images, such as {"mine_train": {"json": "mine/train.json", "images": "mine/images"}}.
     cfg.DATASETS.FILES = node(new_allowed=True)

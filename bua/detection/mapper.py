@@ -1,5 +1,6 @@
 """Makes a training sample from an annotated image: reads it, flips it at random and resizes it to a random size."""
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
-from bua.errors import InputError
+from bua.errors import InputError, first_of
 from bua.io.images import Resize, naming_image, read_image
 from bua.modeling.efficientdet import META_ARCHITECTURE as EFFICIENTDET
 from bua.modeling.efficientdet import Letterbox, build_letterbox
@@ -18,6 +19,8 @@ _SIDES = {"left": "right", "right": "left"}
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 # In ``mirrored``: the vocabulary has no class for the mirror image.
 DROPPED = -1
+
+logger = logging.getLogger(__name__)
 
 
 def mirror_words(text: str) -> str:
@@ -39,9 +42,9 @@ def mirrored(vocabulary: Vocabulary) -> np.ndarray:
 class TrainingMapper:
     """Makes a ``DetectorInput`` with ground truth from a dataset dict (Detectron2's standard form).
 
-    Half of the images are flipped horizontally. Classes and attributes with "left" or "right" in their name are then
-    exchanged for their mirror image. If the vocabulary has no mirror image, the attribute is left out, and a box of
-    such a class is left out.
+    Half of the images are flipped horizontally, with their boxes. With ``class_mirror`` and ``attribute_mirror``, the
+    classes and attributes with "left" or "right" in their name are then exchanged for their mirror image. If the
+    vocabulary has no mirror image, the attribute is left out, and a box of such a class is left out.
 
     Args:
         short_sides: Lengths in pixels that the short side is drawn from.
@@ -51,8 +54,8 @@ class TrainingMapper:
         sampling: "choice" draws one of ``short_sides``, "range" a whole number from the first to the second of them.
         flip: Whether half of the images are flipped. With False, none is.
         max_attributes: Maximum number of attributes per box. Further ones are ignored.
-        class_mirror, attribute_mirror: ``mirrored(vocabulary)`` of the classes and of the attributes. None if no name
-            contains "left" or "right".
+        class_mirror, attribute_mirror: ``mirrored(vocabulary)`` of the classes and of the attributes. With None,
+            flipped images keep their classes or attributes, as in the original.
         letterbox: Converts images instead, always to the same size.
     """
 
@@ -141,16 +144,24 @@ def build_mapper(cfg: CfgNode, objects: Vocabulary, attributes: Vocabulary) -> T
     """Builds the mapper that ``cfg.INPUT`` and ``cfg.MODEL.BUA`` describe, for a data set with these vocabularies."""
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
         raise InputError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; use 'horizontal' or 'none'")
+    flip, flip_words = cfg.INPUT.RANDOM_FLIP == "horizontal", cfg.INPUT.FLIP_WORDS
+    sided = [name for vocabulary in (objects, attributes) for name in vocabulary.names if _SIDE.search(name)]
+    if flip and sided and not flip_words:
+        logger.warning(
+            'Images are flipped at random, but "left" and "right" stay in the names of their classes and attributes '
+            "(%s). To exchange them in flipped images, set INPUT.FLIP_WORDS True.",
+            first_of(sided),
+        )
     return TrainingMapper(
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.MAX_SIZE_TRAIN,
         resize=cfg.MODEL.BUA.RESIZE,
         convention=cfg.MODEL.BUA.BOX_CONVENTION,
         sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        flip=cfg.INPUT.RANDOM_FLIP == "horizontal",
+        flip=flip,
         max_attributes=cfg.MODEL.BUA.ATTRIBUTES.MAX_PER_BOX,
-        class_mirror=mirrored(objects),
-        attribute_mirror=mirrored(attributes),
+        class_mirror=mirrored(objects) if flip_words else None,
+        attribute_mirror=mirrored(attributes) if flip_words else None,
         letterbox=build_letterbox(cfg) if cfg.MODEL.META_ARCHITECTURE == EFFICIENTDET else None,
     )
 

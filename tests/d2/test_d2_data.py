@@ -14,6 +14,7 @@ from bua.detection.catalog import get_dataset
 from bua.detection.mapper import build_mapper
 from bua.errors import InputError
 from bua.io.images import Resize, read_image
+from bua.vocabulary import Vocabulary
 
 CONFIG = "configs/shapes.yaml"
 
@@ -53,6 +54,21 @@ def test_training_mapper_makes_the_samples_of_the_torch_engine(shapes):
         assert (mapped["image_id"], mapped["scale"]) == (dataset[0]["image_id"], expected.scale)
         seen.add((*expected.image.shape, float(expected.image[0, 0, 0])))
     assert len(seen) > 2  # flips and sizes
+
+
+@pytest.mark.parametrize("flip_words", [False, True])
+def test_training_mapper_exchanges_left_and_right_only_if_asked(shapes, flip_words):
+    cfg = bua.d2.load_cfg(CONFIG, shapes(INPUT__FLIP_WORDS=flip_words))
+    record = {**get_dataset("shapes_train")[0]}
+    record["annotations"] = [record["annotations"][0] | {"category_id": 0, "attribute_ids": [1]}]
+    sides = Vocabulary(["left hand", "right hand"])
+    mapper = bua.d2.AttributeDatasetMapper(build_mapper(cfg, sides, sides))
+    seen = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        instances = mapper(record)["instances"]
+        seen.add((instances.gt_classes.item(), instances.gt_attributes[0, 0].item()))
+    assert seen == ({(0, 1), (1, 0)} if flip_words else {(0, 1)})
 
 
 def test_training_loader_leaves_out_images_without_boxes(shapes):

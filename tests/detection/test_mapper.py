@@ -102,6 +102,28 @@ def test_a_flip_exchanges_left_and_right_in_classes_and_attributes(make_record):
     assert len(flipped.boxes) == 3
 
 
+def test_a_flip_leaves_words_alone_unless_the_configuration_asks(make_record, caplog):
+    cfg = get_cfg()
+    assert cfg.INPUT.FLIP_WORDS is False
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.MODEL.BUA.BOX_CONVENTION = (30,), "caffe"
+    record = make_record([(10, 5, 19, 10)] * 3, [0, 1, 3], [(0, 1), (3,), ()])
+    kept = build_mapper(cfg, OBJECTS, ATTRIBUTES)(record, FixedRandom(True))
+    assert kept.classes.tolist() == [0, 1, 3]
+    assert kept.attributes[:, :2].tolist() == [[0, 1], [3, -1], [-1, -1]]
+    assert kept.boxes.tolist() == [[20, 5, 29, 10]] * 3
+    assert "(left hand, right hand, left shoe" in caplog.text
+    assert "set INPUT.FLIP_WORDS True" in caplog.text
+
+    caplog.clear()
+    cfg.INPUT.FLIP_WORDS = True
+    exchanged = build_mapper(cfg, OBJECTS, ATTRIBUTES)(record, FixedRandom(True))
+    assert exchanged.classes.tolist() == [0, 2]
+    assert exchanged.attributes[:, :2].tolist() == [[0, 2], [-1, -1]]
+    assert exchanged.boxes.tolist() == [[20, 5, 29, 10]] * 2
+    build_mapper(get_cfg(), Vocabulary(["copyright"]), Vocabulary(["bright"]))  # as in the published vocabularies
+    assert not caplog.records
+
+
 def test_an_image_of_a_data_set_without_attributes_is_flipped(make_record):
     record = make_record([(0, 0, 5, 5)], [0], [()])
     mapper = make_mapper(class_mirror=mirrored(OBJECTS), attribute_mirror=np.zeros(0, dtype=np.int64))
