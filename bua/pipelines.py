@@ -20,6 +20,7 @@ from bua.extraction.extractor_config import RegionChoice
 from bua.extraction.image_detector import ImageDetector, open_detector
 from bua.grounding.inference import GroundingModel, ground_phrases, load_grounding
 from bua.io.image_inputs import ImageInput, as_bgr
+from bua.modeling.efficientdet import EfficientDetBoxes
 from bua.modeling.vinvl import VinVLDetector
 from bua.structures import RegionPredictions, Regions
 from bua.tasks.checkpoint import TaskModel
@@ -94,6 +95,7 @@ def pipeline(
             choice=_choice(min_boxes, max_boxes, trained_on),
             vocabulary=vocabulary,
             engine=engine,
+            boxes_only=kind is ObjectDetection,
         )
     if task_model is not None:
         warn_of_other_features(task_model, chosen)
@@ -245,9 +247,9 @@ class ObjectDetection(Pipeline):
         self.objects, self.attributes = detector.class_names()
 
     def _find(self, images: list[np.ndarray]) -> Sequence[Any]:
-        # VinVL's detector chooses by the threshold, which is an option of each image.
-        of_vinvl = isinstance(self.detector.detector, VinVLDetector)
-        return [None] * len(images) if of_vinvl else self.detector.predictions(images)
+        # VinVL's detector chooses by the threshold, which is an option of each image, and an EfficientDet itself.
+        chooses = isinstance(self.detector.detector, VinVLDetector | EfficientDetBoxes)
+        return [None] * len(images) if chooses else self.detector.predictions(images)
 
     def _describe(
         self,

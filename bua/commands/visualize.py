@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
             device=args.device,
             vocabulary=args.vocabulary,
             engine=engine,
+            boxes_only=True,
         )
         if opened.objects is None and dataset is not None:
             opened.objects, opened.attributes = dataset.objects.names, dataset.attribute_names.names

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bua.detection.evaluation.detections import object_detections
+from bua.modeling.efficientdet import EfficientDetBoxes
 from bua.modeling.region_detector import RegionDetector
 from bua.modeling.vinvl import VinVLDetector
 from bua.modeling.vinvl_detections import Detections
@@ -36,13 +37,23 @@ def detect_objects(
     attribute_threshold: float = 0.1,
     max_attributes: int = 3,
 ) -> list[list[FoundObject]]:
-    """Returns the objects that a detector finds in each image, best first: those of ``found_objects``, or for VinVL's
-    detector those that its own filter chooses, with the boxes of its demo.
+    """Returns the objects that a detector finds in each image, best first: those of ``found_objects``; for VinVL's
+    detector those that its own filter chooses, with the boxes of its demo; and for an EfficientDet, which has no
+    attributes, those that it finds.
 
     Args:
         batch: What ``detector.prepare`` returned for the images.
         threshold, attribute_threshold, max_attributes: As for ``found_objects``.
     """
+    if isinstance(detector, EfficientDetBoxes):
+        return [
+            [
+                FoundObject(box, int(class_id), float(score), [])
+                for box, score, class_id in zip(found.boxes, found.scores, found.classes)
+                if score > threshold
+            ]
+            for found in detector.detect_boxes(batch)
+        ]
     if not isinstance(detector, VinVLDetector):
         return [
             found_objects(

@@ -15,7 +15,7 @@ from bua.errors import InputError
 from bua.extraction.extractor_config import RANDOM_WEIGHTS, TORCHVISION, ExtractorConfig
 from bua.modeling.build import build_model
 from bua.modeling.efficientdet import META_ARCHITECTURE as EFFICIENTDET
-from bua.modeling.efficientdet import EfficientDet
+from bua.modeling.efficientdet import EfficientDet, EfficientDetBoxes
 from bua.modeling.region_detector import RegionDetector
 from bua.structures import DetectedBoxes, DetectorInput
 
@@ -42,6 +42,18 @@ def load_box_detector(config: ExtractorConfig, device: str) -> BoxDetector:
     cfg = config.cfg(device)
     if cfg.MODEL.META_ARCHITECTURE != EFFICIENTDET:
         return BoxesOfRegions(config.load_detector(device), cfg)
+    return load_efficientdet(config, cfg)
+
+
+def load_efficientdet(config: ExtractorConfig, cfg: CfgNode) -> EfficientDetBoxes:
+    """Loads the EfficientDet that ``config`` describes.
+
+    Args:
+        cfg: ``config.cfg(device)``.
+
+    Raises:
+        InputError: The weights do not fit the configuration, or effdet is not installed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(cfg)

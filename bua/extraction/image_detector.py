@@ -9,11 +9,13 @@ import torch
 
 from bua.errors import InputError
 from bua.extraction.batch_regions import select_batch
+from bua.extraction.box_detectors import load_efficientdet
 from bua.extraction.class_names import class_names
 from bua.extraction.default_arguments import default_config
-from bua.extraction.engines import choose_engine
+from bua.extraction.engines import TORCH, choose_engine
 from bua.extraction.extractor_config import RANDOM_WEIGHTS, ExtractorConfig, RegionChoice, fingerprint
 from bua.extraction.sources import ImageFile
+from bua.modeling.efficientdet import META_ARCHITECTURE as EFFICIENTDET
 from bua.modeling.region_detector import RegionDetector
 from bua.structures import DetectorInput, RegionPredictions, Regions
 from bua.weights.zoo import fetch
@@ -90,6 +92,7 @@ def open_detector(
     precision: str = "fp32",
     engine: str | None = None,
     feature_layer: str = "",
+    boxes_only: bool = False,
 ) -> ImageDetector:
     """Loads a detector for images in memory.
 
@@ -105,6 +108,8 @@ def open_detector(
         precision: As for ``bua.modeling.optimize.optimize_for_inference``.
         engine: "torch" or "detectron2"; by default "torch" if it has the detector.
         feature_layer: As in ``ExtractorConfig``.
+        boxes_only: Whether the caller needs only boxes with classes. An EfficientDet, which has no features, is refused
+            otherwise.
 
     Raises:
         InputError: A file cannot be read, no configuration is known, or the weights do not fit the configuration.
@@ -125,9 +130,12 @@ def open_detector(
         feature_layer=feature_layer,
     )
     path = weights if weights == RANDOM_WEIGHTS else fetch(weights)
-    objects, attributes = class_names(config.cfg(device), weights, path, vocabulary, engine)
+    cfg = config.cfg(device)
+    objects, attributes = class_names(cfg, weights, path, vocabulary, engine)
+    config = replace(config, weights=str(path))
+    without_features = boxes_only and engine == TORCH and cfg.MODEL.META_ARCHITECTURE == EFFICIENTDET
     return ImageDetector(
-        replace(config, weights=str(path)).load_detector(device),
+        load_efficientdet(config, cfg) if without_features else config.load_detector(device),
         choice,
         name=str(weights),
         fingerprint=fingerprint(str(path)),

@@ -170,9 +170,10 @@ def _check_page(
     starts = number * meta.page_size + keys_end
     for index in np.flatnonzero(big).tolist():
         first = int(page[keys_end[index] : keys_end[index] + 8].view("<u8")[0])
-        starts[index] = end = first * meta.page_size + _HEADER
-        last = (end + int(size[index]) - 1) // meta.page_size
+        start = first * meta.page_size + _HEADER
+        last = (start + int(size[index]) - 1) // meta.page_size
         if not 2 <= first <= last < pages:
             raise ValueError(f"{damage}: the value on page {first} of {pages} pages is not there")
+        starts[index] = start
     values += zip(starts.tolist(), size.tolist())
     return []

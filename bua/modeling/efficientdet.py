@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from bua.config import check_device
 from bua.errors import InputError
-from bua.structures import DetectedBoxes, DetectorInput
+from bua.structures import DetectedBoxes, DetectorInput, RegionPredictions
 
 if TYPE_CHECKING:
     import effdet
 
 META_ARCHITECTURE = "EfficientDet"
 NO_FEATURES = (
-    "EfficientDet finds boxes and has no features for them; name it with --boxes-from, and describe its boxes with "
-    "--features-from crops or those of another detector"
+    "EfficientDet finds boxes and has no features for them; let `bua extract` describe its boxes (--boxes-from) by "
+    "crops (--features-from crops) or by another detector"
 )
 # IoU of two anchors' and objects' boxes above which an anchor belongs to the object, as in effdet's training.
 MATCH_THRESHOLD = 0.5
@@ -124,7 +124,10 @@ class EfficientDet(nn.Module):
 
 
 class EfficientDetBoxes:
-    """Detects objects with an EfficientDet. The arguments are those of ``EfficientDet``."""
+    """Detects objects with an EfficientDet. The arguments are those of ``EfficientDet``. It is a ``RegionDetector``
+    whose methods that return features are refused."""
+
+    convention, feature_dim = "detectron2", 0
 
     def __init__(self, network: "effdet.EfficientDet", prepare: "Letterbox", *, pixel_mean: Tensor, pixel_std: Tensor):
         self.device = pixel_mean.device
@@ -151,6 +154,16 @@ class EfficientDetBoxes:
         # Rows of class 0, the background, fill up the images with fewer detections.
         found = [rows[rows[:, 5] > 0] for rows in detections]
         return [DetectedBoxes(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64) - 1) for rows in found]
+
+    def infer(
+        self, batch: list[DetectorInput], boxes: list[Tensor] | None = None, *, regress: bool = True
+    ) -> list[RegionPredictions]:
+        """Raises InputError: there are no features."""
+        raise InputError(NO_FEATURES)
+
+    def grid(self, batch: list[DetectorInput]) -> list[Tensor]:
+        """Raises InputError: there are no features."""
+        raise InputError(NO_FEATURES)
 
 
 class Letterbox:

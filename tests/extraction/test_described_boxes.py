@@ -9,15 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from bua.checkpoint import save_checkpoint
+from bua.commands import main
 from bua.config import load_cfg
 from bua.detection.description import KEY, describe_detector
+from bua.detection.found_objects import detect_objects
 from bua.errors import InputError
 from bua.extraction import ExtractorConfig, RegionChoice, box_detectors, extract
 from bua.extraction.cluster import _with_absolute_paths
 from bua.extraction.crops import IMAGE_SIZE, PATCH_SIZE, CropEncoder
 from bua.extraction.described_boxes import DescribedBoxes
+from bua.extraction.image_detector import open_detector
 from bua.features import open_features
 from bua.modeling.build import build_model
+from bua.pipelines import pipeline
 from bua.structures import DetectedBoxes, Regions
 
 pytest.importorskip("effdet")
@@ -216,6 +220,38 @@ def test_without_boxes_the_whole_image_is_the_region():
     assert regions.object_ids is None
 
 
+def test_the_objects_of_an_efficientdet_are_drawn_and_returned_without_attributes(folder, tmp_path):
+    image, weights = folder / "images" / "1.png", folder / "efficientdet.pth"
+    options = ["--threshold", "0.51", "--device", "cpu", "--output", str(tmp_path)]
+    assert main(["visualize", str(image), "--detector", str(weights), *options]) == 0
+    assert (tmp_path / "0001_1.jpg").is_file()
+    opened = open_detector(weights, device="cpu", boxes_only=True)
+    inputs = [opened.detector.prepare(cv2.imread(str(image)))]
+    (found,) = opened.detector.detect_boxes(inputs)
+    above = int((found.scores > 0.51).sum())
+    assert 0 < above < len(found.scores)
+    (objects,) = detect_objects(opened.detector, inputs, 0.51)
+    np.testing.assert_array_equal([one.box for one in objects], found.boxes[:above])
+    results = pipeline("object-detection", weights, device="cpu")(image, threshold=0.51)
+    assert [one["label"] for one in results] == [NAMES[number] for number in found.classes[:above]]
+    assert [one["score"] for one in results] == found.scores[:above].tolist()
+    assert all(one["attributes"] == [] for one in results)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda weights: open_detector(weights, device="cpu"),
+        lambda weights: pipeline("image-feature-extraction", weights, device="cpu"),
+        lambda weights: open_detector(weights, device="cpu", boxes_only=True).regions([np.zeros((9, 9, 3), np.uint8)]),
+        lambda weights: open_detector(weights, device="cpu", boxes_only=True).detector.grid([]),
+    ],
+)
+def test_features_of_an_efficientdet_are_refused(folder, use):
+    with pytest.raises(InputError, match="EfficientDet finds boxes and has no features for them"):
+        use(folder / "efficientdet.pth")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -226,7 +262,7 @@ def test_without_boxes_the_whole_image_is_the_region():
         ({"crop_weights": "random"}, "--crop-weights: add --features-from crops"),
         ({"boxes_from": "torchvision:resnet50"}, "torchvision has no such detector; use one of fasterrcnn"),
         ({"boxes_from": "missing.pth"}, "missing.pth: no such checkpoint file"),
-        ({"config_file": "vg_efficientdet_d1.yaml", "weights": "random"}, "name it with --boxes-from"),
+        ({"config_file": "vg_efficientdet_d1.yaml", "weights": "random"}, "let `bua extract` describe its boxes"),
         ({**CROPS, "format": "lxmert-tsv"}, "format lxmert-tsv: needs attributes"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import os
 
 import h5py
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -13,9 +14,10 @@ from bua.captioning.official import load_region_phrases, read_image_list
 from bua.detection.annotations import DetectionDataset
 from bua.errors import InputError
 from bua.features import open_features
+from bua.features.lmdb_pages import check_pages
 from bua.features.tsv import _id_text
 from bua.grounding import official as flickr30k
-from bua.visual_genome.prepare import _read_splits
+from bua.visual_genome.splits import read_splits
 from bua.visualization.draw import save_image
 from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.official import visual_genome_questions
@@ -57,7 +59,7 @@ def test_an_image_of_a_split_with_too_many_digits(tmp_path):
     for split in ("train", "val", "test"):
         (tmp_path / "splits" / f"{split}.txt").write_text(f"VG_100K/{HUGE}.jpg xml/1.xml\n")
     with pytest.raises(InputError, match="line 1 is"):
-        _read_splits(tmp_path)
+        read_splits(tmp_path)
 
 
 def test_phrases_of_an_image_whose_id_is_a_list(tmp_path):
@@ -120,3 +122,13 @@ def test_hdf5_with_a_damaged_table_of_names(tmp_path):
     (tmp_path / "features.hdf5").write_bytes(content.replace(b"SNOD", b"SNOX"))
     with pytest.raises(InputError, match="symbol table"):
         open_features(tmp_path / "features.hdf5")
+
+
+def test_lmdb_whose_long_value_is_on_an_impossible_page(tmp_path):
+    with lmdb.open(str(tmp_path)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"image", bytes(9000))
+    content = (tmp_path / "data.mdb").read_bytes()
+    place = content.index(b"image") + len(b"image")  # where the number of the page with the value is
+    (tmp_path / "data.mdb").write_bytes(content[:place] + bytes([255] * 7 + [127]) + content[place + 8 :])
+    with pytest.raises(ValueError, match=f"page {2**63 - 1} of .* pages is not there"):
+        check_pages(tmp_path / "data.mdb")
