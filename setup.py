@@ -28,7 +28,7 @@ setup(
         "bua.app": ["templates/*"],
         "bua.visualization": ["templates/*"],
         "bua.weights": ["shapes/*"],
-        "bua.configs": ["*.yaml", "*/*.yaml"],
+        "bua.configs": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
     },
     entry_points={"console_scripts": ["bua = bua.commands:main"]},
     install_requires=[

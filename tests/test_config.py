@@ -21,7 +21,7 @@ def test_every_config_file_loads(path):
 @pytest.mark.parametrize("task", ["vqa", "captioning", "grounding"])
 def test_every_config_file_of_a_task_loads(task):
     load = importlib.import_module(f"bua.{task}.config").load_cfg
-    files = sorted(Path("configs", task).glob("*.yaml"))
+    files = sorted(Path("configs", task).rglob("*.yaml"))
     assert files
     for path in files:
         assert load(path).OUTPUT_DIR.startswith("output/")

@@ -13,7 +13,12 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from bua.errors import InputError
 
 # Of these, only the learning rate is configured.
-ADAPTIVE = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "Adamax": torch.optim.Adamax}
+ADAPTIVE = {
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "Adamax": torch.optim.Adamax,
+    "Adadelta": torch.optim.Adadelta,
+}
 # For these, torch can update all parameters with a few kernels. On the CPU, SGD keeps the order of its operations.
 FUSED = {"cpu": ("Adam", "AdamW"), "cuda": ("SGD", "Adam", "AdamW")}
 # The arguments of an optimizer that say how it computes. They are saved with its state.

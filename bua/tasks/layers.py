@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 OutputT = TypeVar("OutputT")
 
+# The non-linearities of ``Projection``.
+ACTIVATIONS = ("relu", "glu", "gated_tanh")
+
 
 class WeightNormLinear(nn.Module):
     """A linear map with weight normalisation (Salimans and Kingma 2016).
@@ -38,6 +41,11 @@ class WeightNormLinear(nn.Module):
         """Draws weight and bias from a normal distribution of mean 0 and standard deviation 1."""
         nn.init.normal_(self.weight_v)
         nn.init.normal_(self.bias)
+        self.reset_norm()
+
+    @torch.no_grad()
+    def reset_norm(self) -> None:
+        """Sets ``weight_g`` to the norm of ``weight_v``, so that the weight is ``weight_v``."""
         self.weight_g.copy_(self._norm())
 
     def weight(self) -> Tensor:
@@ -54,13 +62,25 @@ class WeightNormLinear(nn.Module):
         return norm
 
 
+def linear_map(
+    in_features: int, out_features: int, *, weight_norm: bool = True, norm_whole_matrix: bool = True
+) -> WeightNormLinear | nn.Linear:
+    """Returns a linear map with or without weight normalisation; see ``Projection``."""
+    if weight_norm:
+        return WeightNormLinear(in_features, out_features, norm_whole_matrix=norm_whole_matrix)
+    return nn.Linear(in_features, out_features)
+
+
 class Projection(nn.Module):
-    """Dropout, a linear map with weight normalisation, and a non-linearity.
+    """Dropout, a linear map, and a non-linearity.
 
     Args:
-        activation: "relu", as in hengyuan-hu's code and ban-vqa; "gated_tanh", tanh(Wx + b) * sigmoid(W'x + b') with
-            separate weights for the gate (Anderson et al. 2018, equations 1 to 3); or None.
+        activation: "relu", as in hengyuan-hu's code and ban-vqa; "glu", the gated linear unit
+            (Wx + b) * sigmoid(W'x + b') (Dauphin et al. 2017); "gated_tanh", tanh(Wx + b) * sigmoid(W'x + b') (Anderson
+            et al. 2018, equations 1 to 3); or None. The gate W', b' of the second and third has weights of its own.
         dropout: Probability of dropout of the input.
+        weight_norm: Whether the linear map is a ``WeightNormLinear``, as in hengyuan-hu's code and ban-vqa, or an
+            ``nn.Linear``.
         norm_whole_matrix: See ``WeightNormLinear``.
     """
 
@@ -71,25 +91,29 @@ class Projection(nn.Module):
         *,
         activation: str | None = "relu",
         dropout: float = 0.0,
+        weight_norm: bool = True,
         norm_whole_matrix: bool = True,
     ):
         super().__init__()
-        if activation not in ("relu", "gated_tanh", None):
-            raise ValueError(f"activation {activation!r}: use relu, gated_tanh or None")
+        if activation not in (*ACTIVATIONS, None):
+            raise ValueError(f"activation {activation!r}: use {', '.join(ACTIVATIONS)} or None")
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
-        self.linear = WeightNormLinear(in_features, out_features, norm_whole_matrix=norm_whole_matrix)
-        if activation == "gated_tanh":
-            self.gate = WeightNormLinear(in_features, out_features, norm_whole_matrix=norm_whole_matrix)
+        normalization = {"weight_norm": weight_norm, "norm_whole_matrix": norm_whole_matrix}
+        self.linear = linear_map(in_features, out_features, **normalization)
+        if activation in ("glu", "gated_tanh"):
+            self.gate = linear_map(in_features, out_features, **normalization)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
         x = self.dropout(x)
-        if self.activation == "relu":
-            return F.relu(self.linear(x))
-        if self.activation == "gated_tanh":
-            return torch.tanh(self.linear(x)) * torch.sigmoid(self.gate(x))
         projected: Tensor = self.linear(x)
+        if self.activation == "relu":
+            return F.relu(projected)
+        if self.activation == "glu":
+            return projected * torch.sigmoid(self.gate(x))
+        if self.activation == "gated_tanh":
+            return torch.tanh(projected) * torch.sigmoid(self.gate(x))
         return projected
 
 

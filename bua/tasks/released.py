@@ -77,17 +77,21 @@ def read_released_checkpoint(path: str | Path, known: Sequence[ReleasedModel]) -
     return layout, converted
 
 
-def constructor_arguments(weights: Weights) -> dict[str, int | bool]:
+def constructor_arguments(weights: Weights) -> dict[str, int | bool | str]:
     """Returns the arguments with which ``UpDown``, ``BAN`` or ``BANGrounding`` fits weights under bua's names, found by
     the shapes of the weights. Dropout probabilities, and options that change no weight, are not among them."""
     words, dim = weights["embedding.words.weight"].shape
     hidden = weights["gru.weight_hh_l0"].shape[1]
-    arguments: dict[str, int | bool] = {
+    joint = weights.get("attention.joint.linear.weight_v")
+    feature_dim = weights["attention.image.linear.weight_v"].shape[1] if joint is None else joint.shape[1] - hidden
+    arguments: dict[str, int | bool | str] = {
         "num_words": words - 1,
-        "feature_dim": weights["attention.image.linear.weight_v"].shape[1],
+        "feature_dim": feature_dim,
         "embedding_dim": dim,
         "hidden_dim": hidden,
     }
+    if joint is not None:
+        arguments["attention"] = "concatenation"
     if "attention.forms.weight_v" in weights:
         arguments["rank"] = weights["attention.forms.weight_v"].shape[1] // hidden
     if "classifier.answers.linear.bias" in weights:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from bua.errors import InputError
 from bua.tasks.config import check_choices, constructor_keys, keyword_arguments, load_task_cfg, task_cfg
+from bua.tasks.layers import ACTIVATIONS
 from bua.vqa.ban import BAN
-from bua.vqa.updown import UpDown
+from bua.vqa.updown import ATTENTIONS, UpDown
 
 MODELS: dict[str, type[UpDown] | type[BAN]] = {"UpDown": UpDown, "BAN": BAN}
 
@@ -25,6 +27,8 @@ def get_cfg() -> CfgNode:
     # vectors, and BAN's second table with means of them in the weighting of that name. The vectors are those of the
     # folder; bua prepare-vqa --glove puts them there.
     cfg.DATA.WORD_VECTORS = ""
+    # Whether the text stream of a classifier with two streams starts with GloVe's vectors of the answers.
+    cfg.DATA.ANSWER_VECTORS = False
     # False trains and answers without the images. This baseline shows what can be guessed from questions alone.
     cfg.DATA.LOOK = True
     cfg.TEST.IMS_PER_BATCH = 512
@@ -48,4 +52,11 @@ def check_values(cfg: CfgNode, source: str) -> None:
     # The name of "authors" in configurations of version 0.1.0.
     if cfg.DATA.WORD_VECTORS == "seed":
         cfg.DATA.WORD_VECTORS = "authors"
-    check_choices(cfg, source, {"MODEL.NAME": tuple(MODELS), "DATA.WORD_VECTORS": WORD_VECTORS})
+    choices = {"MODEL.NAME": tuple(MODELS), "DATA.WORD_VECTORS": WORD_VECTORS}
+    updown = {"MODEL.UPDOWN.ATTENTION": ATTENTIONS, "MODEL.UPDOWN.ACTIVATION": ACTIVATIONS}
+    check_choices(cfg, source, choices | updown)
+    if cfg.DATA.ANSWER_VECTORS and not (cfg.MODEL.NAME == "UpDown" and cfg.MODEL.UPDOWN.TWO_STREAMS):
+        raise InputError(
+            f"{source}: DATA.ANSWER_VECTORS is True, but only UpDown's classifier with two streams reads them; set "
+            "MODEL.UPDOWN.TWO_STREAMS True, or DATA.ANSWER_VECTORS False"
+        )

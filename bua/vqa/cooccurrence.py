@@ -6,7 +6,7 @@ dataset.py, tfidf_from_questions, and language_model.py, init_embedding).
 
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, islice
 from pathlib import Path
@@ -135,8 +135,8 @@ def prepare_word_vectors(
 ) -> None:
     """Adds ``word_vectors.npz`` to a folder that ``prepare_vqa`` wrote.
 
-    Its arrays are "glove" [N, dim] float32, and the second table in the same shape by each weighting, "authors" and
-    "tfidf".
+    Its arrays are "glove" [N, dim] float32, the second table in the same shape by each weighting, "authors" and
+    "tfidf", and "answers" [A, dim] float32, the mean of the vectors of each answer's words, or zeros if none has one.
 
     ban-vqa counts pairs in the questions of train, val and test, all questions of Visual Genome, and COCO's captions of
     2017.
@@ -147,7 +147,7 @@ def prepare_word_vectors(
         visual_genome: Folder with ``question_answers.json``; None leaves Visual Genome's questions out.
         captions: Files such as ``captions_train2017.json``; ban-vqa's order is train, val.
     """
-    words, _ = load_vocabularies(folder)
+    words, answers = load_vocabularies(folder)
     subsets = [question_file(root, subset) for subset in SUBSETS.values()]
     sentences: list[Iterable[str]] = [load_questions(path).texts for path in subsets if path.exists()]
     if visual_genome is not None:
@@ -155,8 +155,12 @@ def prepare_word_vectors(
     sentences += [load_captions(path) for path in captions]
     pairs = count_pairs(chain.from_iterable(sentences), words)
     logger.info("%d words occur with %d words in %d different pairs", len(words), len(pairs.words), len(pairs.rows))
-    vectors = load_glove(glove, pairs.words, dim)
+    # The words of answers follow, so that the file is read once for all words.
+    all_words = list(dict.fromkeys([*pairs.words, *chain.from_iterable(map(tokenize, answers.answers))]))
+    all_vectors = load_glove(glove, all_words, dim)
+    vectors = all_vectors[: len(pairs.words)]
     tables = {weighting: tfidf_embedding(pairs, vectors, weighting).numpy() for weighting in WEIGHTINGS}
+    tables["answers"] = _mean_vectors(answers.answers, dict(zip(all_words, all_vectors))).numpy()
     write_arrays(Path(folder) / VECTORS, {"glove": vectors[: len(words)].numpy(), **tables})
 
 
@@ -178,6 +182,18 @@ def load_embedding_tables(folder: str | Path, weighting: str = "tfidf") -> tuple
     return torch.from_numpy(arrays["glove"]), torch.from_numpy(arrays[key])
 
 
+def load_answer_vectors(folder: str | Path) -> torch.Tensor:
+    """Reads the vectors [A, dim] float32 of the answers that ``prepare_word_vectors`` wrote.
+
+    Raises:
+        InputError: The folder has no word vectors, they are damaged, or they are of an older version.
+    """
+    path, arrays = read_word_vectors(Path(folder), PROGRAM)
+    if "answers" not in arrays:
+        raise InputError(f"{path}: lacks the vectors of answers; prepare it again with bua {PROGRAM} --glove")
+    return torch.from_numpy(arrays["answers"])
+
+
 def load_captions(path: str | Path) -> list[str]:
     """Reads the sentences of a file in the format of COCO's captions."""
     _, records = read_records(path, "annotations")
@@ -187,6 +203,16 @@ def load_captions(path: str | Path) -> list[str]:
         raise InputError(
             f"{path}: annotations: an entry has no caption; name files such as captions_train2017.json"
         ) from error
+
+
+def _mean_vectors(sentences: Sequence[str], vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Returns [len(sentences), dim], for each sentence the mean of the vectors of those of its words that have one."""
+    means = torch.zeros(len(sentences), len(next(iter(vectors.values()))))
+    for row, sentence in enumerate(sentences):
+        known = [vectors[word] for word in tokenize(sentence) if vectors[word].any()]
+        if known:
+            means[row] = torch.stack(known).mean(dim=0)
+    return means
 
 
 def _visual_genome_sentences(path: Path) -> Iterator[str]:

@@ -5,16 +5,18 @@ import torch
 from bua.tasks.released import BILINEAR_NAMES, BILINEAR_WEIGHT, TEXT_NAMES, ReleasedModel, convert_bilinear, rename
 from bua.vqa.ban import BAN
 from bua.vqa.updown import UpDown
-from bua.weights.layouts import Layout, LayoutError, Weights
+from bua.weights.layouts import Layout, Weights
 
 _CLASSIFIER_NAMES = {
     r"classifier\.main\.0\.": "classifier.hidden.linear.",
     r"classifier\.main\.3\.": "classifier.answers.linear.",
 }
+# Both of hengyuan-hu's models: baseline0_newatt has the first two of v_att, baseline0 the third.
 _UPDOWN_NAMES = {
     **TEXT_NAMES,
     r"v_att\.v_proj\.main\.0\.": "attention.image.linear.",
     r"v_att\.q_proj\.main\.0\.": "attention.question.linear.",
+    r"v_att\.nonlinear\.main\.0\.": "attention.joint.linear.",
     r"v_att\.linear\.": "attention.score.",
     r"v_net\.main\.0\.": "image.linear.",
     r"q_net\.main\.0\.": "question.linear.",
@@ -39,11 +41,6 @@ def is_ban(weights: Weights) -> bool:
 
 
 def _convert_updown(weights: Weights) -> Weights:
-    if "v_att.nonlinear.main.0.weight_v" in weights:
-        raise LayoutError(
-            "is hengyuan-hu's `baseline0`, whose attention concatenates and which bua does not have; use "
-            "`baseline0_newatt`"
-        )
     return rename(weights, _UPDOWN_NAMES)
 
 

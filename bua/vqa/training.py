@@ -13,8 +13,9 @@ from bua.tasks.region_batches import BatchMaker, RegionReader
 from bua.tasks.training import TaskTraining
 from bua.vqa.accuracy import soft_score, upper_bound
 from bua.vqa.batches import VqaBatch, VqaLoader
+from bua.vqa.classifier import TwoStreamClassifier
 from bua.vqa.config import build_model
-from bua.vqa.cooccurrence import load_embedding_tables
+from bua.vqa.cooccurrence import load_answer_vectors, load_embedding_tables
 from bua.vqa.dataset import PROGRAM, VqaDataset
 from bua.vqa.inference import VqaModel, predict
 
@@ -51,6 +52,10 @@ class VqaTraining(TaskTraining[VqaModel, VqaDataset, VqaBatch]):
         if self.cfg.DATA.WORD_VECTORS:
             tables = load_embedding_tables(self.cfg.DATA.FOLDER, self.cfg.DATA.WORD_VECTORS)
             model.embedding.initialize(*tables, source=self.cfg.DATA.FOLDER)
+        if self.cfg.DATA.ANSWER_VECTORS:
+            assert isinstance(model.classifier, TwoStreamClassifier), "check_values sees to it"
+            vectors = load_answer_vectors(self.cfg.DATA.FOLDER)
+            model.classifier.initialize_text(vectors, source=self.cfg.DATA.FOLDER)
         if isinstance(model.standardize, Standardize):
             model.standardize.fit(some_features(self.reader, self.dataset))
         return VqaModel(model, self.cfg, self.reader.dim, words, answers)

@@ -1,18 +1,22 @@
 """Up-Down, a model for visual question answering: a vector of the question attends to the regions of the image once
 (Anderson et al. 2018, section 3.2).
 
-The model is ``baseline0_newatt`` of hengyuan-hu/bottom-up-attention-vqa (base_model.py, attention.py), which is simpler
-than the paper's: its attention multiplies what the paper concatenates, and its non-linearity is ReLU.
+By default the model is ``baseline0_newatt`` of hengyuan-hu/bottom-up-attention-vqa (base_model.py, attention.py), which
+is simpler than the paper's: its attention multiplies what the paper concatenates, its non-linearity is ReLU, and its
+classifier has one stream. The paper's choices are arguments of ``UpDown``.
 """
 
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bua.tasks.embedding import WordEmbedding
-from bua.tasks.layers import Projection, Standardize, WeightNormLinear, in_float32, masked_softmax
-from bua.vqa.classifier import AnswerClassifier
+from bua.tasks.layers import Projection, Standardize, in_float32, linear_map, masked_softmax
+from bua.vqa.classifier import AnswerClassifier, TwoStreamClassifier
+
+# The values of the argument ``attention``.
+ATTENTIONS = ("product", "concatenation")
 
 
 class UpDown(nn.Module):
@@ -25,8 +29,14 @@ class UpDown(nn.Module):
         hidden_dim: Dimension of the question vector and of all layers after it.
         feature_dim: D, the feature dimension of the regions.
         attention_dropout: Dropout probability of the layer that the attention's logits are computed from.
-        classifier_dropout: Dropout probability of the classifier's hidden layer.
-        activation: "relu", as in hengyuan-hu's code, or "gated_tanh", as in the paper.
+        classifier_dropout: Dropout probability of the classifier's hidden layer, or of its two streams.
+        attention: "product", as in hengyuan-hu's ``baseline0_newatt``, or "concatenation", as in its ``baseline0`` and
+            the paper; see ``ProductAttention`` and ``ConcatenationAttention``.
+        activation: The non-linearity of all layers: "relu", as in hengyuan-hu's code, "gated_tanh", as in the paper, or
+            "glu", which its README mentions as slightly better than ReLU.
+        two_streams: Whether the classifier is a ``TwoStreamClassifier``, as in Teney et al. 2018; its streams have the
+            dimensions ``embedding_dim`` and ``feature_dim``.
+        weight_norm: Whether the layers have weight normalisation, as in hengyuan-hu's code. The paper's do not.
         norm_whole_matrix: Whether weight normalisation has one norm per matrix, as in hengyuan-hu's code, or one per
             row.
         glimpses: Number of attentions over the regions, computed in parallel. hengyuan-hu's code and the paper have
@@ -48,34 +58,43 @@ class UpDown(nn.Module):
         feature_dim: int = 2048,
         attention_dropout: float = 0.2,
         classifier_dropout: float = 0.5,
+        attention: str = "product",
         activation: str = "relu",
+        two_streams: bool = False,
+        weight_norm: bool = True,
         norm_whole_matrix: bool = True,
         glimpses: int = 1,
         standardize: bool = False,
     ):
         super().__init__()
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention {attention!r}: use {' or '.join(ATTENTIONS)}")
         self.feature_dim = feature_dim
         self.standardize = Standardize(feature_dim) if standardize else nn.Identity()
         self.embedding = WordEmbedding(num_words, embedding_dim)
         self.gru = nn.GRU(embedding_dim, hidden_dim, batch_first=True)
-        self.attention = RegionAttention(
-            feature_dim,
-            hidden_dim,
-            glimpses=glimpses,
-            dropout=attention_dropout,
-            activation=activation,
-            norm_whole_matrix=norm_whole_matrix,
-        )
-        project = partial(Projection, activation=activation, norm_whole_matrix=norm_whole_matrix)
-        self.image = project(glimpses * feature_dim, hidden_dim)
-        self.question = project(hidden_dim, hidden_dim)
-        self.classifier = AnswerClassifier(
-            hidden_dim,
-            num_answers,
-            dropout=classifier_dropout,
-            activation=activation,
-            norm_whole_matrix=norm_whole_matrix,
-        )
+        layers: dict[str, Any] = {
+            "activation": activation,
+            "weight_norm": weight_norm,
+            "norm_whole_matrix": norm_whole_matrix,
+        }
+        attend: type[ProductAttention | ConcatenationAttention]
+        attend = ProductAttention if attention == "product" else ConcatenationAttention
+        self.attention = attend(feature_dim, hidden_dim, glimpses=glimpses, dropout=attention_dropout, **layers)
+        self.image = Projection(glimpses * feature_dim, hidden_dim, **layers)
+        self.question = Projection(hidden_dim, hidden_dim, **layers)
+        self.classifier: AnswerClassifier | TwoStreamClassifier
+        if two_streams:
+            self.classifier = TwoStreamClassifier(
+                hidden_dim,
+                num_answers,
+                text_dim=embedding_dim,
+                image_dim=feature_dim,
+                dropout=classifier_dropout,
+                **layers,
+            )
+        else:
+            self.classifier = AnswerClassifier(hidden_dim, num_answers, dropout=classifier_dropout, **layers)
 
     def forward(self, features: Tensor, boxes: Tensor, mask: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the logits of the answers to B questions.
@@ -99,8 +118,9 @@ class UpDown(nn.Module):
         return self.classifier(joint), attention
 
 
-class RegionAttention(nn.Module):
-    """Weights the regions of an image by their relevance to a question (``NewAttention`` in hengyuan-hu's code)."""
+class ProductAttention(nn.Module):
+    """Weights the regions of an image by their relevance to a question, from the product of projections of a region and
+    of the question (``NewAttention`` in hengyuan-hu's code)."""
 
     def __init__(
         self,
@@ -110,18 +130,54 @@ class RegionAttention(nn.Module):
         glimpses: int,
         dropout: float,
         activation: str,
+        weight_norm: bool,
         norm_whole_matrix: bool,
     ):
         super().__init__()
-        project = partial(Projection, activation=activation, norm_whole_matrix=norm_whole_matrix)
-        self.image = project(feature_dim, hidden_dim)
-        self.question = project(hidden_dim, hidden_dim)
+        normalization: dict[str, Any] = {"weight_norm": weight_norm, "norm_whole_matrix": norm_whole_matrix}
+        self.image = Projection(feature_dim, hidden_dim, activation=activation, **normalization)
+        self.question = Projection(hidden_dim, hidden_dim, activation=activation, **normalization)
         self.dropout = nn.Dropout(dropout)
-        self.score = WeightNormLinear(hidden_dim, glimpses, norm_whole_matrix=norm_whole_matrix)
+        self.score = linear_map(hidden_dim, glimpses, **normalization)
 
     def forward(self, features: Tensor, mask: Tensor, vector: Tensor) -> Tensor:
         """Maps features [B, n, D], a mask bool [B, n] and question vectors [B, hidden_dim] to attention over the
         regions, [B, glimpses, n] float32."""
         joint = self.dropout(self.image(features) * self.question(vector).unsqueeze(1))
-        logits = in_float32(self.score, joint).transpose(1, 2)
-        return masked_softmax(logits, mask.unsqueeze(1).expand_as(logits))
+        return _attention(in_float32(self.score, joint), mask)
+
+
+class ConcatenationAttention(nn.Module):
+    """Weights the regions of an image by their relevance to a question, from a projection of a region's features and
+    the question vector together (``Attention`` in hengyuan-hu's code, which has no dropout there; Anderson et al.
+    2018)."""
+
+    def __init__(
+        self,
+        feature_dim: int,
+        hidden_dim: int,
+        *,
+        glimpses: int,
+        dropout: float,
+        activation: str,
+        weight_norm: bool,
+        norm_whole_matrix: bool,
+    ):
+        super().__init__()
+        normalization: dict[str, Any] = {"weight_norm": weight_norm, "norm_whole_matrix": norm_whole_matrix}
+        self.joint = Projection(feature_dim + hidden_dim, hidden_dim, activation=activation, **normalization)
+        self.dropout = nn.Dropout(dropout)
+        self.score = linear_map(hidden_dim, glimpses, **normalization)
+
+    def forward(self, features: Tensor, mask: Tensor, vector: Tensor) -> Tensor:
+        """Arguments and result as for ``ProductAttention``."""
+        repeated = vector.unsqueeze(1).expand(-1, features.shape[1], -1)
+        joint = self.dropout(self.joint(torch.cat([features, repeated.to(features.dtype)], dim=2)))
+        return _attention(in_float32(self.score, joint), mask)
+
+
+def _attention(logits: Tensor, mask: Tensor) -> Tensor:
+    """Returns the softmax [B, glimpses, n] over the regions where ``mask`` [B, n] is true, of logits
+    [B, n, glimpses]."""
+    logits = logits.transpose(1, 2)
+    return masked_softmax(logits, mask.unsqueeze(1).expand_as(logits))

@@ -41,7 +41,11 @@ def test_projections():
         torch.testing.assert_close(layer(x), linear.clamp(min=0) if activation else linear)
     gated = Projection(5, 4, activation="gated_tanh")
     torch.testing.assert_close(gated(x), gated.linear(x).tanh() * gated.gate(x).sigmoid())
-    with pytest.raises(ValueError, match="use relu, gated_tanh or None"):
+    gated = Projection(5, 4, activation="glu")
+    both = torch.cat([gated.linear(x), gated.gate(x)], dim=1)
+    torch.testing.assert_close(gated(x), nn.functional.glu(both, dim=1))
+    assert isinstance(Projection(5, 4, weight_norm=False).linear, nn.Linear)
+    with pytest.raises(ValueError, match="use relu, glu, gated_tanh or None"):
         Projection(5, 4, activation="swish")
 
 

@@ -48,6 +48,7 @@ def authors_names(weights: dict) -> dict[str, torch.Tensor]:
         "attention.image.linear": f"v_att.logits.v_net.{linear}" if ban else f"v_att.v_proj.{linear}",
         "attention.words.linear": f"v_att.logits.q_net.{linear}",
         "attention.question.linear": f"v_att.q_proj.{linear}",
+        "attention.joint.linear": "v_att.nonlinear.main.0",
         "attention.score": "v_att.linear",
         "image.linear": f"v_net.{linear}",
         "question.linear": f"q_net.{linear}",
@@ -98,13 +99,14 @@ def assert_same(found: dict, expected: dict):
         assert torch.equal(found[name], value), name
 
 
-def test_updown(tmp_path):
-    weights = random_weights(UpDown(**SIZES))
+@pytest.mark.parametrize("arguments", [{}, {"attention": "concatenation"}])
+def test_updown(tmp_path, arguments):
+    weights = random_weights(UpDown(**SIZES, **arguments))
     torch.save(in_parallel(authors_names(weights)), tmp_path / "model.pth")
     layout, found = read_released(tmp_path / "model.pth")
     assert layout.name == "updown-vqa"
     assert_same(found, weights)
-    assert constructor_arguments(found) == SIZES
+    assert constructor_arguments(found) == SIZES | arguments
 
 
 @pytest.mark.parametrize("arguments", [{}, {"second_embedding": False, "glimpses": 2, "rank": 2}])
@@ -197,7 +199,8 @@ def test_what_cannot_be_used(tmp_path):
         assert "\n" not in str(error.value)
 
     updown, ban = authors_names(random_weights(UpDown(**SIZES))), authors_names(random_weights(BAN(**SIZES)))
-    assert_error("is hengyuan-hu's `baseline0`", updown | {"v_att.nonlinear.main.0.weight_v": torch.zeros(4, 11)})
+    wrong_part = {"v_att.nonlinear.main.0.weight_v": torch.zeros(4, 11)}
+    assert_error("attention.joint.linear.weight_g is missing", updown | wrong_part)
     assert_error("is of type int, not weights", {"model_state": 3})
     incomplete = "the weights are incomplete (hengyuan-hu/bottom-up-attention-vqa): question.linear.bias is missing"
     assert_error(incomplete, without(updown, "q_net.main.0.bias"))

@@ -64,7 +64,9 @@ def golden(kind: type, folder: Path, name: str) -> tuple[nn.Module, SimpleNamesp
 
 
 def linear(weights: dict, name: str, x: np.ndarray) -> np.ndarray:
-    """Applies a weight-normalised linear layer to a vector."""
+    """Applies a linear layer with or without weight normalisation to a vector."""
+    if f"{name}.weight" in weights:
+        return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
     direction = weights[f"{name}.weight_v"]
     length = np.sqrt((direction**2).sum())
     return weights[f"{name}.weight_g"] * (direction / length) @ x + weights[f"{name}.bias"]
@@ -103,19 +105,42 @@ def double_weights(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.double().numpy() for name, value in model.state_dict().items()}
 
 
-def slow_updown(weights: dict, features: np.ndarray, question: list[int]):
+def project(weights: dict, name: str, x: np.ndarray, activation: str) -> np.ndarray:
+    """Applies a ``Projection`` to a vector."""
+    projected = linear(weights, f"{name}.linear", x)
+    if activation == "relu":
+        return relu(projected)
+    gate = 1 / (1 + np.exp(-linear(weights, f"{name}.gate", x)))
+    return gate * {"glu": projected, "gated_tanh": np.tanh(projected)}[activation]
+
+
+def slow_updown(weights: dict, features: np.ndarray, question: list[int], activation: str = "relu"):
     """Logits and attention of one image, features [n, D], box by box."""
     vector = gru_states(weights, question)[-1]
-    asked = relu(linear(weights, "attention.question.linear", vector))
-    scores = [
-        linear(weights, "attention.score", asked * relu(linear(weights, "attention.image.linear", feature)))[0]
-        for feature in features
-    ]
+    scores = []
+    for feature in features:
+        if "attention.joint.linear.bias" in weights:
+            both = project(weights, "attention.joint", np.concatenate([feature, vector]), activation)
+        else:
+            asked = project(weights, "attention.question", vector, activation)
+            both = asked * project(weights, "attention.image", feature, activation)
+        scores.append(linear(weights, "attention.score", both)[0])
     attention = softmax(np.array(scores))
     attended = sum(share * feature for share, feature in zip(attention, features))
-    joint = relu(linear(weights, "question.linear", vector)) * relu(linear(weights, "image.linear", attended))
-    hidden = relu(linear(weights, "classifier.hidden.linear", joint))
-    return linear(weights, "classifier.answers.linear", hidden), attention
+    joint = project(weights, "question", vector, activation) * project(weights, "image", attended, activation)
+    if "classifier.text_answers.linear.bias" in weights:
+        streams = [
+            linear(
+                weights,
+                f"classifier.{stream}_answers.linear",
+                project(weights, f"classifier.{stream}", joint, activation),
+            )
+            for stream in ("text", "image")
+        ]
+        return sum(streams), attention
+    return linear(
+        weights, "classifier.answers.linear", project(weights, "classifier.hidden", joint, activation)
+    ), attention
 
 
 def slow_ban(weights: dict, features: np.ndarray, boxes: np.ndarray, question: list[int], count=None):
