@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from random import Random
 
 # The files of a case by their names relative to its folder.
@@ -240,20 +241,20 @@ def _mutate_tree(random: Random, tree: object) -> object:
     containers: list[tuple[dict | list, object]] = []
     _collect(tree, containers)
     if not containers:
-        return random.choice(VALUES)
+        return deepcopy(random.choice(VALUES))
     container, key = random.choice(containers)
     other_container, other_key = random.choice(containers)
     what = random.random()
     if what < 0.15:
         del container[key]
     elif what < 0.3:
-        container[key] = json.loads(json.dumps(other_container[other_key]))
+        container[key] = deepcopy(other_container[other_key])
     elif what < 0.4 and isinstance(container, list):
-        container.insert(key, json.loads(json.dumps(container[key])))
+        container.insert(key, deepcopy(container[key]))
     elif what < 0.5 and isinstance(container, dict):
         container[random.choice((other_key if isinstance(other_key, str) else "x", "", "\x00"))] = container.pop(key)
     else:
-        container[key] = random.choice(VALUES)
+        container[key] = deepcopy(random.choice(VALUES))
     return tree
 
 
