@@ -20,13 +20,14 @@ import sys
 import numpy as np
 import torch
 from task_steps import DIM, add_options, measure, open_store, print_header
+from torch import Tensor, nn
 
 from bua.errors import command
 from bua.tasks.region_batches import RegionReader
 from bua.tasks.words import QUESTION_LENGTH, WordVocabulary
 from bua.vqa import BAN, UpDown
 from bua.vqa.answers import AnswerVocabulary, SoftTargets
-from bua.vqa.batches import VqaLoader
+from bua.vqa.batches import VqaBatch, VqaLoader
 from bua.vqa.dataset import VqaDataset
 from bua.vqa.training import vqa_loss
 
@@ -62,7 +63,11 @@ def measure_model(
         device=next(model.parameters()).device,
     )
     optimizer = torch.optim.Adamax(model.parameters(), lr=1e-3)
-    measure(kind.__name__, model, optimizer, loader, vqa_loss, args, items=size, epoch=QUESTIONS, clip=0.25)
+    measure(kind.__name__, model, optimizer, loader, loss_of, args, items=size, epoch=QUESTIONS, clip=0.25)
+
+
+def loss_of(model: nn.Module, batch: VqaBatch) -> Tensor:
+    return vqa_loss(model, batch)[0]
 
 
 def draw_questions(reader: RegionReader) -> VqaDataset:

@@ -9,6 +9,7 @@ from bua.captioning.decoding import BAD_ENDINGS, REPEATABLE, Constraints
 from bua.captioning.self_critical import METHODS
 from bua.captioning.updown import SpecialWords, UpDownCaptioner
 from bua.captioning.vocabulary import CaptionVocabulary
+from bua.tasks.box_features import BOX_NUMBERS
 from bua.tasks.config import (
     check_choices,
     check_minimums,
@@ -114,7 +115,7 @@ def build_model(cfg: CfgNode, vocabulary: CaptionVocabulary, feature_dim: int) -
         feature_dim: Dimension of the region features, without what ``DATA.BOXES`` adds.
     """
     special = SpecialWords(vocabulary.begin, vocabulary.end, vocabulary.unk, vocabulary.pad)
-    dim = feature_dim + (5 if cfg.DATA.BOXES else 0)
+    dim = feature_dim + (BOX_NUMBERS[False] if cfg.DATA.BOXES else 0)
     return UpDownCaptioner(len(vocabulary), feature_dim=dim, special=special, **keyword_arguments(cfg.MODEL.UPDOWN))
 
 

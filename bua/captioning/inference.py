@@ -18,6 +18,7 @@ from bua.captioning.updown import UpDownCaptioner
 from bua.captioning.vocabulary import CaptionVocabulary
 from bua.errors import InputError
 from bua.structures import Regions
+from bua.tasks.box_features import join_boxes
 from bua.tasks.checkpoint import (
     TaskModel,
     build_fitting,
@@ -64,8 +65,7 @@ class Captioner(TaskModel):
         if self.cfg.DATA.NORMALIZE:
             features = F.normalize(features, dim=-1)
         if self.cfg.DATA.BOXES:
-            sides = batch.boxes[..., 2:] - batch.boxes[..., :2]
-            features = torch.cat([features, batch.boxes, sides.prod(dim=-1, keepdim=True)], dim=-1)
+            features = join_boxes(features, batch.boxes, sides=False)
         return features, batch.mask
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -18,13 +19,18 @@ from bua.io.files import whole_file
 METRICS_FILE = "metrics.json"
 
 
-def metrics_table(metrics: Mapping[str, float], fractions: bool = False) -> str:
+def metrics_table(
+    metrics: Mapping[str, float], fractions: bool = False, published: Mapping[str, float] = MappingProxyType({})
+) -> str:
     """Returns metrics as a table in percent, one line for each.
 
     Args:
         fractions: Whether the values are fractions; otherwise they are in percent.
+        published: Published values, of which those of the metrics are shown beside them.
     """
-    return "\n".join(f"{name:40} {100 * value if fractions else value:6.2f} %" for name, value in metrics.items())
+    scale = 100 if fractions else 1
+    beside = {name: f"   published {scale * value:5.1f} %" for name, value in published.items()}
+    return "\n".join(f"{name:40} {scale * value:6.2f} %{beside.get(name, '')}" for name, value in metrics.items())
 
 
 class TrainingLog:
@@ -34,8 +40,9 @@ class TrainingLog:
 
     Each line of ``metrics.json`` is a JSON object. After n iterations it is ``{"iteration": n, "total_loss": ..., <each
     loss>, "lr": ..., "images_per_second": ..., "data_seconds": ...}``, where ``data_seconds`` is the mean time that an
-    iteration waited for its batch. For an evaluation after n iterations it is ``{"iteration": n, <metrics>}``.
-    TensorBoard gets the same values.
+    iteration waited for its batch. For an evaluation after n iterations it is ``{"iteration": n, <metrics>}``. At the
+    end of an epoch it is ``{"iteration": n, "epoch": n / epoch, <scores>}``, the means of the scores over all items of
+    the epoch. TensorBoard gets the same values.
 
     Args:
         output_dir: Folder of the files.
@@ -45,6 +52,8 @@ class TrainingLog:
         period: Number of iterations between two lines.
         unit: Name of the items of a batch. It also replaces "images" in ``images_per_second``.
         fractions: Whether metrics are fractions; otherwise they are in percent.
+        epoch: Number of iterations of an epoch, after which the means of the scores are written.
+        published: Published values of metrics, which are printed beside them.
     """
 
     def __init__(
@@ -56,12 +65,16 @@ class TrainingLog:
         period: int = 20,
         unit: str = "images",
         fractions: bool = False,
+        epoch: int = 1,
+        published: Mapping[str, float] = MappingProxyType({}),
     ):
         self.path = Path(output_dir) / METRICS_FILE
         self.max_iter, self.period, self.unit, self.fractions = max_iter, period, unit, fractions
         self._bar = tqdm(total=max_iter, initial=start, unit="it", desc="train", leave=False, disable=None)
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
+        self.published = published
+        self._epoch, self._scores, self._scored = epoch, dict[str, float](), 0
         _drop_lines_after(self.path, start)
         self._board = SummaryWriter(str(output_dir), purge_step=start + 1 if start else None)
         self.restart_clock()
@@ -70,7 +83,15 @@ class TrainingLog:
         """Excludes the time since the last line, and its items, from the rates."""
         self._clock, self._items, self._data_seconds, self._timed = time.perf_counter(), 0, 0.0, 0
 
-    def step(self, iteration: int, losses: dict[str, float], lr: float, items: int, data_seconds: float) -> None:
+    def step(
+        self,
+        iteration: int,
+        losses: dict[str, float],
+        lr: float,
+        items: int,
+        data_seconds: float,
+        scores: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """Adds the results of an iteration.
 
         Args:
@@ -79,6 +100,7 @@ class TrainingLog:
             lr: Learning rate.
             items: Number of items in the batch.
             data_seconds: Time that the iteration waited for its batch.
+            scores: Mean scores of the batch by their names.
         """
         for name, value in losses.items():
             self._sums[name] += value
@@ -90,24 +112,33 @@ class TrainingLog:
         self._bar.update()
         if iteration % self.period == 0 or iteration == self.max_iter:
             self._write_means(iteration, lr)
+        if scores:
+            self._add_scores(iteration, scores, items)
 
     def metrics(self, iteration: int, metrics: dict[str, float]) -> None:
         """Writes the metrics of an evaluation after ``iteration`` iterations."""
         self._write({"iteration": iteration, **metrics})
-        self._print(f"evaluation after {iteration} iterations:\n{metrics_table(metrics, self.fractions)}")
+        table = metrics_table(metrics, self.fractions, self.published)
+        self._print(f"evaluation after {iteration} iterations:\n{table}")
 
     def has_metrics(self, iteration: int) -> bool:
         """Returns whether the metrics of an evaluation after ``iteration`` iterations have been written."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return any(line["iteration"] == iteration and "total_loss" not in line for line in map(json.loads, lines))
+        return any(
+            line["iteration"] == iteration and not line.keys() & {"total_loss", "epoch"}
+            for line in map(json.loads, lines)
+        )
 
     def state_dict(self) -> dict:
-        """Returns the sums of the losses since the last line."""
-        return {"sums": dict(self._sums), "count": self._count}
+        """Returns the sums of the losses since the last line, and of the scores since the epoch's beginning."""
+        sums = {"sums": dict(self._sums), "count": self._count}
+        return sums | {"scores": dict(self._scores), "scored": self._scored}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restores a state that ``state_dict`` returned."""
+        """Restores a state that ``state_dict`` returned. Earlier versions of bua saved no scores in it: the next ones
+        to be written are then of the items since."""
         self._sums, self._count = defaultdict(float, state["sums"]), state["count"]
+        self._scores, self._scored = dict(state.get("scores", {})), state.get("scored", 0)
 
     def close(self) -> None:
         """Closes TensorBoard's file and the bar."""
@@ -139,6 +170,17 @@ class TrainingLog:
         )
         self._sums, self._count = defaultdict(float), 0
         self.restart_clock()
+
+    def _add_scores(self, iteration: int, scores: Mapping[str, float], items: int) -> None:
+        """Adds the mean scores of a batch, and writes those of the epoch at its end."""
+        self._scores = {name: self._scores.get(name, 0.0) + value * items for name, value in scores.items()}
+        self._scored += items
+        if iteration % self._epoch == 0:
+            means = {name: value / self._scored for name, value in self._scores.items()}
+            number = iteration // self._epoch
+            self._write({"iteration": iteration, "epoch": number, **means})
+            self._print(f"epoch {number}, in training:\n{metrics_table(means, self.fractions)}")
+            self._scores, self._scored = {}, 0
 
     def _print(self, text: str) -> None:
         if self._bar.disable:

@@ -3,9 +3,10 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,9 @@ class Trainer:
         ids: Returns the ids of the items in a batch, for messages and rates.
         losses: Takes the model and a batch, and returns a dict of scalars whose sum is minimised. By default this is
             ``model(batch)``. It moves the batch to the model's device.
+        scores: Names among what ``losses`` returns that are not losses but scores, which are not minimised. Their means
+            over all items of an epoch are logged, as metrics are.
+        epoch: Number of iterations of an epoch, for ``scores``.
         accumulate: Number of batches whose gradients are accumulated for one step.
         checkpoint_period, eval_period: Number of iterations between two checkpoints, and between two evaluations. With
             an ``eval_period`` of 0, the model is evaluated only at the end.
@@ -73,6 +77,7 @@ class Trainer:
         extra: Further content of every checkpoint, such as a vocabulary.
         unit: Name of the items of a batch in the log.
         fractions: Whether metrics are fractions; otherwise they are in percent.
+        published: Published values of metrics, which are printed beside them.
 
     Raises:
         InputError: The device does not support the precision.
@@ -90,6 +95,8 @@ class Trainer:
         max_iter: int,
         ids: Callable[[Any], list],
         losses: Callable[[nn.Module, Any], dict[str, torch.Tensor]] = lambda model, batch: model(batch),
+        scores: Collection[str] = (),
+        epoch: int = 1,
         accumulate: int = 1,
         checkpoint_period: int = 5000,
         evaluate: Callable[[], dict[str, float]] | None = None,
@@ -104,6 +111,7 @@ class Trainer:
         extra: dict | None = None,
         unit: str = "images",
         fractions: bool = False,
+        published: Mapping[str, float] = MappingProxyType({}),
     ):
         self.model, self.loader, self.optimizer, self.scheduler = model, loader, optimizer, scheduler
         self.accelerator, self.output_dir, self.max_iter, self.ids = accelerator, Path(output_dir), max_iter, ids
@@ -115,7 +123,7 @@ class Trainer:
             clip,
         )
         self.losses, self.accumulate, self.extra, self.unit = losses, accumulate, extra or {}, unit
-        self.fractions = fractions
+        self.scores, self.epoch, self.fractions, self.published = scores, epoch, fractions, published
         self.best, self.best_value, self.keep_all = best, -math.inf, keep_all
         self.device = next(model.parameters()).device
         # Mixed precision is torch's. Accelerator.autocast() and its loss scaling depend on a setting that the first
@@ -171,6 +179,8 @@ class Trainer:
                 period=self.log_period,
                 unit=self.unit,
                 fractions=self.fractions,
+                epoch=self.epoch,
+                published=self.published,
             )
             if path is not None and "log" in saved:
                 restore({"log": self.log}, saved, path)
@@ -221,7 +231,7 @@ class Trainer:
                     losses = self.losses(self.parallel, batch)
                 ids = self.ids(batch)
                 self.history.add(self.iteration + 1, losses, ids, request=interruption.requested)
-                total = sum(losses.values())
+                total = sum(loss for name, loss in losses.items() if name not in self.scores)
                 assert isinstance(total, torch.Tensor)
                 self.scaler.scale(total / self.accumulate).backward()
             items += len(ids) * self.accelerator.num_processes
@@ -269,9 +279,10 @@ class Trainer:
         """Logs the steps that were not logged yet, and returns whether any process wants to stop."""
         stop = self._read_losses()
         for step in self._unlogged:
-            values = self._sums.pop(step.iteration)
+            losses = self._sums.pop(step.iteration)
+            scores = {name: losses.pop(name) for name in self.scores}
             if self.log is not None:
-                self.log.step(step.iteration, values, step.lr, step.items, step.data_seconds)
+                self.log.step(step.iteration, losses, step.lr, step.items, step.data_seconds, scores)
         self._unlogged.clear()
         return stop
 

@@ -2,7 +2,7 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -38,6 +38,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
         program: Name of the command that prepares ``DATA.FOLDER``.
         unit: What the log calls the items of a batch.
         metric: The metric of ``evaluate`` by which the best checkpoint is chosen.
+        scores: Names of the scores in percent that ``losses`` also returns. Their means are logged after each epoch.
         dataset: The splits ``DATA.TRAIN`` together.
         validation: The split ``DATA.VAL``, or None without one.
         trained: The model, as ``build`` returns it, on the device of the process.
@@ -46,6 +47,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
     program: ClassVar[str]
     unit: ClassVar[str]
     metric: ClassVar[str]
+    scores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, cfg: CfgNode):
         """
@@ -91,7 +93,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: BatchT) -> dict[str, Tensor]:
-        """Returns the losses of a batch on its device; their sum is minimised.
+        """Returns the losses of a batch on its device, whose sum is minimised, and its ``scores``.
 
         Args:
             model: The network, in ``DistributedDataParallel`` if several processes train it.
@@ -125,6 +127,7 @@ class TaskTraining(ABC, Generic[ModelT, DatasetT, BatchT]):
             accelerator=self.processes.accelerator,
             ids=self.item_ids,
             unit=self.unit,
+            scores=self.scores,
             evaluate=None if self.validation is None else partial(self.evaluate, self.validation),
             best=self.metric,
             extra=self.trained.describe(),
@@ -225,6 +228,7 @@ def train_task(
     accelerator: Accelerator,
     ids: Callable[[Any], list[Any]],
     unit: str,
+    scores: Collection[str] = (),
     evaluate: Callable[[], dict[str, float]] | None = None,
     best: str | None = None,
     extra: dict[str, Any] | None = None,
@@ -251,6 +255,8 @@ def train_task(
         max_iter=cfg.SOLVER.MAX_ITER,
         ids=ids,
         losses=losses,
+        scores=scores,
+        epoch=epoch,
         accumulate=cfg.SOLVER.ACCUMULATE,
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD * epoch,
         evaluate=evaluate,

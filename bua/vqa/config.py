@@ -6,6 +6,7 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from bua.errors import InputError
+from bua.tasks.box_features import BOX_NUMBERS
 from bua.tasks.config import check_choices, constructor_keys, keyword_arguments, load_task_cfg, task_cfg
 from bua.tasks.layers import ACTIVATIONS
 from bua.vqa.ban import BAN
@@ -31,6 +32,9 @@ def get_cfg() -> CfgNode:
     cfg.DATA.ANSWER_VECTORS = False
     # False trains and answers without the images. This baseline shows what can be guessed from questions alone.
     cfg.DATA.LOOK = True
+    # Whether corners, sides and area of the regions are joined to their features, so that the model knows where they
+    # are. The models of the papers do not, apart from BAN's counter.
+    cfg.DATA.BOXES = False
     cfg.TEST.IMS_PER_BATCH = 512
     return cfg
 
@@ -41,9 +45,14 @@ def load_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
 
 
 def build_model(cfg: CfgNode, num_words: int, num_answers: int, feature_dim: int) -> UpDown | BAN:
-    """Returns the model that ``cfg`` names, with random weights, on the CPU."""
+    """Returns the model that ``cfg`` names, with random weights, on the CPU.
+
+    Args:
+        feature_dim: Dimension of the region features, without what ``DATA.BOXES`` adds.
+    """
     arguments = keyword_arguments(cfg.MODEL[cfg.MODEL.NAME.upper()])
-    return MODELS[cfg.MODEL.NAME](num_words, num_answers, feature_dim=feature_dim, **arguments)
+    dim = feature_dim + (BOX_NUMBERS[True] if cfg.DATA.BOXES else 0)
+    return MODELS[cfg.MODEL.NAME](num_words, num_answers, feature_dim=dim, **arguments)
 
 
 def check_values(cfg: CfgNode, source: str) -> None:

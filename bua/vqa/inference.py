@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bua.errors import InputError
 from bua.structures import Regions
+from bua.tasks.box_features import join_boxes
 from bua.tasks.checkpoint import (
     TaskModel,
     build_fitting,
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 class VqaModel(TaskModel):
     """A question answering model: ``UpDown`` or ``BAN`` with its vocabularies.
 
+    ``cfg.DATA`` says what it sees of an image. ``feature_dim`` does not count what ``DATA.BOXES`` adds.
+
     Attributes:
         words: The words of questions.
         answers: The answers that the model chooses from.
@@ -53,8 +56,13 @@ class VqaModel(TaskModel):
         return {"question_vocabulary": self.words.words, "answer_vocabulary": self.answers.answers}
 
     def visible(self, batch: BatchT) -> BatchT:
-        """Returns the batch as the model sees it: all regions are masked unless ``DATA.LOOK`` is set."""
-        return batch if self.cfg.DATA.LOOK else batch.without_regions()
+        """Returns the batch as the model sees it: with all regions masked unless ``DATA.LOOK`` is set, and with the
+        boxes joined to the features if ``DATA.BOXES`` is."""
+        if not self.cfg.DATA.LOOK:
+            batch = batch.without_regions()
+        if self.cfg.DATA.BOXES:
+            batch = replace(batch, features=join_boxes(batch.features, batch.boxes, sides=True))
+        return batch
 
 
 @dataclass

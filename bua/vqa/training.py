@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bua.errors import InputError
 from bua.tasks.layers import Standardize
-from bua.tasks.region_batches import BatchMaker, RegionReader
+from bua.tasks.region_batches import BatchMaker, RegionBatch, RegionReader
 from bua.tasks.training import TaskTraining
 from bua.vqa.accuracy import soft_score, upper_bound
 from bua.vqa.batches import VqaBatch, VqaLoader
@@ -35,7 +35,7 @@ def train_vqa(cfg: CfgNode, resume: bool | str = False) -> dict[str, float]:
 class VqaTraining(TaskTraining[VqaModel, VqaDataset, VqaBatch]):
     """What the training of a question answering model does differently from other tasks."""
 
-    program, unit, metric = PROGRAM, "questions", "soft_score"
+    program, unit, metric, scores = PROGRAM, "questions", "soft_score", ("train_soft_score",)
 
     def load(self, *splits: str) -> VqaDataset:
         return VqaDataset.concatenate([VqaDataset.load(self.cfg.DATA.FOLDER, split) for split in splits])
@@ -56,15 +56,19 @@ class VqaTraining(TaskTraining[VqaModel, VqaDataset, VqaBatch]):
             assert isinstance(model.classifier, TwoStreamClassifier), "check_values sees to it"
             vectors = load_answer_vectors(self.cfg.DATA.FOLDER)
             model.classifier.initialize_text(vectors, source=self.cfg.DATA.FOLDER)
+        trained = VqaModel(model, self.cfg, self.reader.dim, words, answers)
         if isinstance(model.standardize, Standardize):
-            model.standardize.fit(some_features(self.reader, self.dataset))
-        return VqaModel(model, self.cfg, self.reader.dim, words, answers)
+            regions = some_regions(self.reader, self.dataset)
+            # The mask is that of the regions before DATA.LOOK hides them.
+            model.standardize.fit(trained.visible(regions).features[regions.mask].float())
+        return trained
 
     def build_loader(self, loading: dict[str, Any]) -> VqaLoader:
         return VqaLoader(self.dataset, self.reader, word_padding=self.trained.model.word_padding, **loading)
 
     def losses(self, model: nn.Module, batch: VqaBatch) -> dict[str, Tensor]:
-        return {"loss_answers": vqa_loss(model, self.trained.visible(batch))}
+        loss, score = vqa_loss(model, self.trained.visible(batch))
+        return {"loss_answers": loss, "train_soft_score": 100 * score}
 
     def evaluate(self, validation: VqaDataset) -> dict[str, float]:
         assert validation.targets is not None
@@ -76,17 +80,21 @@ class VqaTraining(TaskTraining[VqaModel, VqaDataset, VqaBatch]):
         return batch.question_ids.tolist()
 
 
-def vqa_loss(model: nn.Module, batch: VqaBatch) -> Tensor:
-    """Returns the binary cross-entropy with the soft targets, summed over the answers and averaged over the questions
-    (``instance_bce_with_logits`` in hengyuan-hu's code and ban-vqa)."""
+def vqa_loss(model: nn.Module, batch: VqaBatch) -> tuple[Tensor, Tensor]:
+    """Returns the loss and the score of the answers to a batch of questions, both [] float32.
+
+    The loss is the binary cross-entropy with the soft targets, summed over the answers and averaged over the questions
+    (``instance_bce_with_logits`` in hengyuan-hu's code and ban-vqa). The score, 0 to 1, is the mean soft score of the
+    answers with the highest logits (``compute_score_with_logits`` there); it has no gradient.
+    """
     logits, _ = model(batch.features, batch.boxes, batch.mask, batch.words)
-    return F.binary_cross_entropy_with_logits(logits, batch.targets(), reduction="sum") / len(batch)
+    targets = batch.targets()
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(batch)
+    return loss, targets.gather(1, logits.detach().argmax(dim=1, keepdim=True)).mean()
 
 
-def some_features(reader: RegionReader, dataset: VqaDataset) -> Tensor:
-    """Returns the features [N, D] float32 of all regions of ``SAMPLED_IMAGES`` images, or of all images if there are
-    fewer."""
+def some_regions(reader: RegionReader, dataset: VqaDataset) -> RegionBatch:
+    """Returns the regions of ``SAMPLED_IMAGES`` images, or of all images if there are fewer."""
     images = np.unique(dataset.image_ids)
     images = images[:: max(1, len(images) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
-    batch = BatchMaker(images, reader, dataset.name)(np.arange(len(images)))
-    return batch.features[batch.mask].float()
+    return BatchMaker(images, reader, dataset.name)(np.arange(len(images)))

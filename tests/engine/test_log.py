@@ -57,6 +57,34 @@ def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path):
     assert [line["loss_a"] for line in lines(tmp_path)] == pytest.approx([2, 5, 8])
 
 
+def test_scores_of_an_epoch_weigh_its_items_alike_and_are_kept_over_a_resumption(tmp_path, capsys):
+    def add(log, iterations):
+        for iteration in iterations:
+            log.step(
+                iteration, {"loss_a": 1.0}, 0.1, items=iteration, data_seconds=0.0, scores={"train_score": iteration}
+            )
+
+    log = TrainingLog(tmp_path, max_iter=7, period=10, epoch=3)
+    add(log, range(1, 6))
+    assert not log.has_metrics(3)
+    again = TrainingLog(tmp_path, max_iter=7, start=5, period=10, epoch=3)
+    again.load_state_dict(log.state_dict())
+    add(again, [6])
+    expected = [
+        {"iteration": 3, "epoch": 1, "train_score": 14 / 6},
+        {"iteration": 6, "epoch": 2, "train_score": 77 / 15},
+    ]
+    assert lines(tmp_path) == expected
+    assert capsys.readouterr().out.splitlines()[2:] == ["epoch 2, in training:", f"{'train_score':40}   5.13 %"]
+
+    # A checkpoint of an earlier version has no scores.
+    state = {key: value for key, value in log.state_dict().items() if "score" not in key}
+    again = TrainingLog(tmp_path, max_iter=7, start=5, period=10, epoch=3)
+    again.load_state_dict(state)
+    add(again, [6])
+    assert lines(tmp_path) == [expected[0], {"iteration": 6, "epoch": 2, "train_score": 6}]
+
+
 def test_has_metrics_of_the_evaluations_that_were_done(tmp_path):
     log = TrainingLog(tmp_path, max_iter=4, period=2)
     assert not log.has_metrics(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import interrupt, interrupt_launcher, overflow, train_toy
+from toy_training import interrupt, interrupt_launcher, losses_and_score, overflow, train_toy
 
 from bua.checkpoint import read_checkpoint
 from bua.engine import NonFiniteLoss, last_checkpoint, launch
@@ -50,7 +50,7 @@ def assert_same_run(folder, uninterrupted_run):
 
 def test_writes_its_log_and_checkpoints(uninterrupted_run):
     folder, _ = uninterrupted_run
-    lines = metrics_lines(folder)
+    lines = [line for line in metrics_lines(folder) if "epoch" not in line]
     assert [line["iteration"] for line in lines] == [3, 6, 9, 10]
     assert all(line["total_loss"] == pytest.approx(line["loss_a"] + line["loss_b"]) for line in lines)
     names = {path.name for path in folder.glob("*.pth")}
@@ -58,6 +58,23 @@ def test_writes_its_log_and_checkpoints(uninterrupted_run):
     assert last_checkpoint(folder).name == "model_final.pth"
     assert list(folder.glob("events.out.tfevents.*"))
     assert not list(folder.glob("*.tmp"))
+
+
+def test_scores_of_training_are_means_over_an_epoch(tmp_path):
+    seen = []
+
+    def losses(model, batch):
+        seen.extend(index for index, _ in batch)
+        return losses_and_score(model, batch)
+
+    train_toy(tmp_path, losses=losses, accumulate=2, batch_size=2, max_iter=10)
+    scores = [line for line in metrics_lines(tmp_path) if "epoch" in line]
+    # Four iterations of two batches of two items each; the last two iterations do not complete an epoch.
+    expected = [sum(seen[start : start + 16]) / 16 for start in (0, 16)]
+    assert scores == [
+        {"iteration": 4 * epoch, "epoch": epoch, "train_score": pytest.approx(score)}
+        for epoch, score in enumerate(expected, start=1)
+    ]
 
 
 def test_killed_and_resumed_run_gives_the_same_losses(uninterrupted_run, tmp_path):
@@ -347,13 +364,12 @@ def test_accumulated_batches_make_one_step(tmp_path):
         seen.append([index for index, _ in batch])
         return {"loss_a": model(batch)["loss_a"]}
 
-    trainer = train_toy(tmp_path, noisy=False, max_iter=2, batch_size=5, accumulate=2, losses=losses)
+    options = {"noisy": False, "max_iter": 2, "scores": (), "losses": losses}
+    trainer = train_toy(tmp_path, batch_size=5, accumulate=2, **options)
     assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(10))
     assert (trainer.loader.epoch, trainer.loader.position) == (2, 0)
     # Each step was on all ten items, as with one batch of ten.
-    whole = train_toy(
-        tmp_path / "whole", noisy=False, max_iter=2, batch_size=10, losses=lambda m, b: {"loss_a": m(b)["loss_a"]}
-    )
+    whole = train_toy(tmp_path / "whole", batch_size=10, **options)
     for name, value in trainer.model.state_dict().items():
         torch.testing.assert_close(value, whole.model.state_dict()[name])
 

@@ -11,11 +11,11 @@ from toy_questions import COLORS, FEATURE_DIM, see, write_world
 
 from bua.errors import InputError
 from bua.structures import Regions
-from bua.tasks.region_batches import RegionReader
+from bua.tasks.region_batches import RegionBatch, RegionReader
 from bua.tasks.words import WordVocabulary, tokenize
 from bua.vqa import BAN, UpDown
 from bua.vqa.answers import AnswerVocabulary
-from bua.vqa.config import get_cfg
+from bua.vqa.config import build_model, get_cfg
 from bua.vqa.dataset import VqaDataset, prepare_vqa
 from bua.vqa.inference import VqaModel, answer_question, load_vqa, predict
 
@@ -32,13 +32,21 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-def vqa_model(kind: type, seed: int = 0, answers: AnswerVocabulary = ANSWERS, look: bool = True, **sizes) -> VqaModel:
+def vqa_model(
+    kind: type,
+    seed: int = 0,
+    answers: AnswerVocabulary = ANSWERS,
+    look: bool = True,
+    boxes: bool = False,
+    feature_dim: int = FEATURE_DIM,
+    glimpses: int = 2,
+) -> VqaModel:
     torch.manual_seed(seed)
-    arguments = {"feature_dim": FEATURE_DIM, "embedding_dim": 8, "hidden_dim": 8, "glimpses": 2} | sizes
-    model = kind(len(WORDS), len(answers), **arguments).eval()
     cfg = get_cfg()
-    cfg.DATA.LOOK = look
-    return VqaModel(model, cfg, model.feature_dim, WORDS, answers)
+    cfg.MODEL.NAME, cfg.DATA.LOOK, cfg.DATA.BOXES = kind.__name__, look, boxes
+    cfg.MODEL[kind.__name__.upper()].update({"EMBEDDING_DIM": 8, "HIDDEN_DIM": 8, "GLIMPSES": glimpses})
+    model = build_model(cfg, len(WORDS), len(answers), feature_dim).eval()
+    return VqaModel(model, cfg, feature_dim, WORDS, answers)
 
 
 class Fixed(nn.Module):
@@ -62,9 +70,10 @@ def one_image(seed: int = 0) -> Regions:
     return see(7, np.array([0, 2]), np.array([1, 3]), np.random.default_rng(seed))
 
 
+@pytest.mark.parametrize("boxes", [False, True], ids=["features", "features and boxes"])
 @kinds
-def test_a_data_set_is_answered_as_single_questions_are(world, kind):
-    vqa, dataset = vqa_model(kind), VqaDataset.load(world / "prepared", "val")
+def test_a_data_set_is_answered_as_single_questions_are(world, kind, boxes):
+    vqa, dataset = vqa_model(kind, boxes=boxes), VqaDataset.load(world / "prepared", "val")
     reader = RegionReader.open([world / "features.flat"])
     labels = predict([vqa], dataset, reader, batch_size=7, progress=False)
     for index in range(0, len(dataset), 5):
@@ -95,11 +104,42 @@ def test_features_of_another_detector(world):
         predict([vqa_model(BAN), vqa_model(BAN, feature_dim=5)], dataset, reader, progress=False)
 
 
-def test_updown_and_ban_together(world):
-    """They pad questions at different ends."""
+@pytest.mark.parametrize("boxes", [False, True])
+def test_updown_and_ban_together(world, boxes):
+    """They pad questions at different ends, and one may see boxes that the other does not."""
     dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
-    labels = predict([vqa_model(UpDown), vqa_model(BAN)], dataset, reader, progress=False)
+    labels = predict([vqa_model(UpDown, boxes=boxes), vqa_model(BAN)], dataset, reader, progress=False)
     assert labels.shape == (len(dataset),)
+
+
+@kinds
+def test_only_a_model_with_boxes_sees_where_regions_are(kind):
+    """BAN's counter sees them always, but only how much they overlap."""
+    image = one_image()
+    moved = replace(image, boxes=image.boxes / 2)
+    for boxes in (False, True):
+        vqa = vqa_model(kind, seed=2, boxes=boxes)
+        before, after = (answer_question(vqa, regions, "how many things")[0] for regions in (image, moved))
+        assert (before == after) is not boxes
+    assert vqa.feature_dim == FEATURE_DIM
+    assert vqa.model.feature_dim == FEATURE_DIM + 7
+
+
+@kinds
+def test_padding_does_not_change_the_answers_of_a_model_with_boxes(kind):
+    vqa, image = vqa_model(kind, boxes=True), RegionBatch.of_image(one_image())
+    padded = RegionBatch(
+        *(torch.cat([part, torch.full_like(part, 0.5)], dim=1) for part in (image.features, image.boxes)),
+        mask=torch.cat([image.mask, torch.zeros_like(image.mask)], dim=1),
+        image_ids=image.image_ids,
+    )
+    words = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        expected, found = (
+            vqa.model(batch.features, batch.boxes, batch.mask, words)[0]
+            for batch in (vqa.visible(image), vqa.visible(padded))
+        )
+    torch.testing.assert_close(found, expected)
 
 
 @kinds

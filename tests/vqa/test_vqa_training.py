@@ -54,6 +54,21 @@ def test_learns_by_looking(world, tmp_path, name, epochs):
     scores = train_vqa(configure(world, tmp_path, "SOLVER.EPOCHS", epochs, name=name))
     assert scores["upper_bound"] == 100
     assert scores["soft_score"] > 80
+    log = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
+    in_training = {line["epoch"]: line["train_soft_score"] for line in log if "epoch" in line}
+    assert list(in_training) == list(range(1, epochs + 1))
+    assert in_training[1] < in_training[epochs]
+    assert 75 < in_training[epochs] <= 100
+
+
+def test_the_score_in_training_is_that_of_the_answers_given(world, tmp_path):
+    """Without dropout and at a learning rate of 0, they are the answers of the model that is saved."""
+    options = ["MODEL.UPDOWN.ATTENTION_DROPOUT", 0.0, "MODEL.UPDOWN.CLASSIFIER_DROPOUT", 0.0, "SOLVER.BASE_LR", 1e-30]
+    cfg = configure(world, tmp_path, *options, "SOLVER.EPOCHS", 1, "DATA.VAL", "train", "SOLVER.IMS_PER_BATCH", 10)
+    found = train_vqa(cfg)["soft_score"]
+    log = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
+    (line,) = (line for line in log if "epoch" in line)
+    assert line["train_soft_score"] == pytest.approx(found, abs=1e-3)
 
 
 def test_what_questions_alone_give_away(world, tmp_path):
