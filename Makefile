@@ -6,7 +6,7 @@ BASE := $(VENV)/.base
 INSTALLED := $(VENV)/.installed
 MINUTES ?= 60
 
-.PHONY: demo demo-train test test-gpu fuzz lint install dist docs clean
+.PHONY: demo demo-train shapes-scores test test-gpu fuzz lint install dist docs clean
 
 # The demo needs only what bua itself needs, so that it starts sooner.
 demo: $(BASE)
@@ -14,6 +14,11 @@ demo: $(BASE)
 
 demo-train: $(BASE)
 	$(BIN)/bua demo --train --output output/demo-train
+
+# Trains and scores all models of the tables of Shapes, and writes docs/shapes_scores.json and the tables.
+shapes-scores: $(INSTALLED) demo-train
+	$(BIN)/python benchmarks/shapes_scores.py --demo output/demo-train
+	$(BIN)/python benchmarks/shapes_tables.py --write
 
 # In as many processes as there are cores; the tests of one file share what they set up. The files run in the order of
 # their names: the last ones are quick, so that all cores are busy until the end.

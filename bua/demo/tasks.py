@@ -131,21 +131,29 @@ def configurations(paths: DemoPaths, task: str) -> dict[str, CfgNode]:
     Raises:
         InputError: A configuration file is missing or wrong, or differs from the one that a training was started with.
     """
-    found = {}
-    for name in TASKS[task].names:
-        cfg = TASKS[task].load_cfg(paths.configs / task / TASKS[task].config_file, list(paths.overrides))
-        cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = paths.device, str(paths.model(task, name).parent)
-        cfg.DATA.FOLDER, cfg.DATA.FEATURES = str(paths.data(task)), (str(features_of(paths, task, name)),)
-        # As for the detector, training always uses a fixed random seed, so that the demo can be reproduced.
-        cfg.SEED = max(cfg.SEED, 0)
-        if name == BLIND:
-            cfg.DATA.LOOK, cfg.SOLVER.EPOCHS = False, math.ceil(cfg.SOLVER.EPOCHS * BLIND_EPOCHS)
-        if name == PERFECT:
-            cfg.SOLVER.EPOCHS = math.ceil(cfg.SOLVER.EPOCHS * TASKS[task].perfect_epochs)
+    found = {name: configuration(paths, task, name) for name in TASKS[task].names}
+    for cfg in found.values():
         # MAX_ITER is computed from the epochs when training starts.
         check_configuration(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump(), except_for=("MAX_ITER",))
-        found[name] = cfg
     return found
+
+
+def configuration(paths: DemoPaths, task: str, name: str) -> CfgNode:
+    """Returns the configuration of a model, whether or not a training was started with another one.
+
+    Raises:
+        InputError: The configuration file is missing or wrong.
+    """
+    cfg = TASKS[task].load_cfg(paths.configs / task / TASKS[task].config_file, list(paths.overrides))
+    cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = paths.device, str(paths.model(task, name).parent)
+    cfg.DATA.FOLDER, cfg.DATA.FEATURES = str(paths.data(task)), (str(features_of(paths, task, name)),)
+    # As for the detector, training always uses a fixed random seed, so that the demo can be reproduced.
+    cfg.SEED = max(cfg.SEED, 0)
+    if name == BLIND:
+        cfg.DATA.LOOK, cfg.SOLVER.EPOCHS = False, math.ceil(cfg.SOLVER.EPOCHS * BLIND_EPOCHS)
+    if name == PERFECT:
+        cfg.SOLVER.EPOCHS = math.ceil(cfg.SOLVER.EPOCHS * TASKS[task].perfect_epochs)
+    return cfg
 
 
 def train_and_score(paths: DemoPaths, metrics: dict[str, float], save: Callable[[], None]) -> None:

@@ -5,8 +5,10 @@ import pytest
 import torch
 from vqa_examples import LENGTH, WORDS, double_weights, golden, inputs, run, slow_ban, slow_count, small
 
+from bua.config_files import find_config
 from bua.tasks.bilinear import BilinearAttention
 from bua.vqa import BAN
+from bua.vqa.config import load_cfg
 
 
 @torch.no_grad()
@@ -86,3 +88,16 @@ def test_a_question_without_a_word():
         logits, attention = run(small(BAN, attend_padded_words=attend).eval(), batch)
         assert logits.isfinite().all()
         assert attention.isfinite().all()
+
+
+def test_the_configuration_of_the_best_single_model():
+    """The learning rates are those that ban-vqa's train.py has with and without its option --use_both."""
+    rates = {}
+    for name in ("ban", "ban_best"):
+        cfg = load_cfg(find_config(f"vqa/{name}.yaml"))
+        rates[name] = [cfg.SOLVER.BASE_LR * factor for factor in cfg.SOLVER.EPOCH_FACTORS]
+        assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.OPTIMIZER) == (13, 256, "Adamax")
+        assert (cfg.MODEL.BAN.GLIMPSES, cfg.MODEL.BAN.SECOND_EMBEDDING, cfg.DATA.WORD_VECTORS) == (8, True, "authors")
+    assert rates["ban"] == pytest.approx([5e-4, 1e-3, 1.5e-3, *[2e-3] * 7, 5e-4, 5e-4, 1.25e-4])
+    assert rates["ban_best"] == pytest.approx([3.5e-4, 7e-4, 1.05e-3, *[1.4e-3] * 7, 3.5e-4, 3.5e-4, 8.75e-5])
+    assert (cfg.DATA.TRAIN, cfg.DATA.VAL) == (("train", "val", "vg_train", "vg_val"), "")
