@@ -12,7 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.config_files import find_config, read_config
-from bua.config_values import check_ranges, check_type
+from bua.config_values import check_architecture, check_ranges, check_type
 from bua.errors import InputError
 from bua.precision import check_float32_precision
 
@@ -291,7 +291,7 @@ def load_cfg(config_file: str | Path, overrides: Sequence[str] = (), *, defaults
     """
     cfg = get_cfg() if defaults is None else defaults
     merge(cfg, config_file, overrides)
-    _check_values(cfg, str(config_file))
+    check_values(cfg, str(config_file))
     return cfg
 
 
@@ -321,13 +321,22 @@ def check_device(device: str, source: str = "MODEL.DEVICE") -> None:
         raise InputError(f"{source} is {device!r}, but this machine has {found} GPUs; use cpu or another GPU")
 
 
-def _check_values(cfg: CfgNode, source: str) -> None:
+def check_values(cfg: CfgNode, source: str) -> None:
+    """Checks a detector's configuration.
+
+    Args:
+        source: Where its values come from, for messages.
+
+    Raises:
+        InputError: A value is unknown or out of its range, or a key is set that another MODEL.META_ARCHITECTURE reads.
+    """
     check_float32_precision(cfg.FLOAT32_PRECISION, f"{source}: FLOAT32_PRECISION")
     for key in ("BOX_CONVENTION", "RESIZE", "STEM_POOL"):
         value = cfg.MODEL.BUA[key]
         if value not in CONVENTIONS:
             raise InputError(f"{source}: MODEL.BUA.{key} is {value!r}; use one of {', '.join(CONVENTIONS)}")
     check_numbers(cfg, source)
+    check_architecture(cfg, get_cfg(), source)
 
 
 def check_numbers(cfg: CfgNode, source: str) -> None:

@@ -24,6 +24,15 @@ _AT_LEAST_1 = {
     *("NUM_GROUPS", "WIDTH_PER_GROUP", "RES5_DILATION", "RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS", "FC_DIM"),
     *("EMBEDDING_DIM", "HIDDEN_DIM", "ATTENTION_DIM", "PROJECTION_DIM", "GLIMPSES", "RANK", "IMAGE_SIZE"),
 }
+# Sizes of layers and numbers of them, far beyond those of any model, and sizes of images. A configuration can come with
+# a checkpoint, and must not take all memory.
+_LIMITS = {
+    **dict.fromkeys(("RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "NUM_GROUPS", "CONV_DIMS"), 16384),
+    **dict.fromkeys(("FC_DIM", "EMBEDDING_DIM", "HIDDEN_DIM", "ATTENTION_DIM", "PROJECTION_DIM"), 16384),
+    **dict.fromkeys(("FPN_CHANNELS", "OUT_CHANNELS", "POOLER_RESOLUTION", "IMAGE_SIZE"), 16384),
+    **dict.fromkeys(("NUM_CLASSES", "MIN_SIZE_TEST", "MAX_SIZE_TEST"), 65536),
+    **dict.fromkeys(("NUM_FC", "GLIMPSES", "MAX_LEVEL", "FPN_REPEATS", "HEAD_REPEATS"), 100),
+}
 _AT_LEAST_0 = {
     *("PERIOD", "MIN_BOXES"),
     *("NUM_WORKERS", "EVAL_PERIOD", "FREEZE_AT", "WARMUP_ITERS", "POOLER_SAMPLING_RATIO", "NUM_FC", "COUNTED_OBJECTS"),
@@ -43,6 +52,8 @@ _LENGTHS = {
     **{"MODEL.RPN.BBOX_REG_WEIGHTS": 4, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4},
     "MODEL.BUA.EFFICIENTDET.IMAGE_SIZE": 2,
 }
+# The nodes under MODEL.BUA that only one MODEL.META_ARCHITECTURE reads.
+_OF_ARCHITECTURES = {"VINVL": "AttrRCNN", "EFFICIENTDET": "EfficientDet"}
 
 
 def check_type(key: str, value: object, current: object, source: str) -> None:
@@ -83,6 +94,8 @@ def check_ranges(leaves: Iterable[tuple[str, object]], source: str) -> None:
         wanted = None
         if name in _AT_LEAST_1 and any(number < 1 for number in numbers):
             wanted = "must be 1 or more"
+        elif name in _LIMITS and any(number > _LIMITS[name] for number in numbers):
+            wanted = f"must be {_LIMITS[name]} or less"
         elif name in _AT_LEAST_0 and any(number < 0 for number in numbers):
             wanted = "must be 0 or more"
         elif name in _FRACTIONS and not all(0 <= number <= 1 for number in numbers):
@@ -95,6 +108,25 @@ def check_ranges(leaves: Iterable[tuple[str, object]], source: str) -> None:
             wanted = f"must be {_LENGTHS[key]} numbers"
         if wanted:
             raise InputError(f"{source}: {key} is {str(value)[:80]}; it {wanted}")
+
+
+def check_architecture(cfg, defaults, source: str) -> None:
+    """Checks that a detector's configuration sets no key that only other architectures read.
+
+    Args:
+        defaults: The configuration with the default values.
+        source: The file, for the message.
+
+    Raises:
+        InputError: It sets one, to another value than its default.
+    """
+    for node, architecture in _OF_ARCHITECTURES.items():
+        for key, value in cfg.MODEL.BUA[node].items():
+            if architecture != cfg.MODEL.META_ARCHITECTURE and value != defaults.MODEL.BUA[node][key]:
+                raise InputError(
+                    f"{source}: MODEL.BUA.{node}.{key} is {value!r}, which has an effect only where "
+                    f"MODEL.META_ARCHITECTURE is {architecture}; leave it out"
+                )
 
 
 def _same_kind(sample: object, value: object) -> bool:

@@ -78,6 +78,9 @@ def test_a_file_and_then_overrides_replace_the_defaults():
         ("INPUT:\n  MIN_SIZE_TRAIN: ()\n", "INPUT.MIN_SIZE_TRAIN is (); it must not be empty"),
         ("MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: [[]]\n", "MODEL.ANCHOR_GENERATOR.SIZES is [[]]"),
         ("MODEL:\n  BUA:\n    BOX_CONVENTION: pascal\n", "MODEL.BUA.BOX_CONVENTION is 'pascal'"),
+        ("MODEL:\n  RESNETS:\n    RES2_OUT_CHANNELS: 1000000000\n", "is 1000000000; it must be 16384 or less"),
+        ("MODEL:\n  BUA:\n    VINVL: {NMS_FILTER: 2}\n", "VINVL.NMS_FILTER is 2, which has an effect only where"),
+        ("MODEL:\n  BUA:\n    EFFICIENTDET: {NAME: d2}\n", "MODEL.META_ARCHITECTURE is EfficientDet; leave it out"),
     ],
 )
 def test_the_error_names_the_file_and_what_is_wrong_with_it(tmp_path, text, message):

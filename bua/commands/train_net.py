@@ -82,7 +82,9 @@ def _engine(args: argparse.Namespace) -> str:
     from bua.modeling.efficientdet import META_ARCHITECTURE as EFFICIENTDET
 
     model = read_config(find_config(args.config_file)).get("MODEL")
-    if not isinstance(model, dict) or model.get("META_ARCHITECTURE") != EFFICIENTDET:
+    in_file = model.get("META_ARCHITECTURE") if isinstance(model, dict) else None
+    overrides = dict(zip(args.overrides[::2], args.overrides[1::2]))
+    if overrides.get("MODEL.META_ARCHITECTURE", in_file) != EFFICIENTDET:
         return choose_engine(args.engine)
     if args.engine == "detectron2":
         raise InputError(f"--engine detectron2: Detectron2 has no {EFFICIENTDET}; use --engine torch")

@@ -11,6 +11,7 @@ from bua.d2.config import default_cfg, find_in_zoo, load_cfg, zoo_weights
 from bua.d2.region_detector import NO_GRID, Detectron2Detector
 from bua.errors import InputError
 from bua.extraction.extractor_config import ExtractorConfig
+from bua.modeling.build import TORCH_ALONE
 
 __all__ = ["build_network", "catalog_names", "default_cfg", "find_in_zoo", "load_cfg", "make_detector", "zoo_weights"]
 
@@ -22,6 +23,11 @@ def build_network(cfg: CfgNode) -> nn.Module:
         InputError: The device does not exist, or Detectron2 cannot build such a model.
     """
     check_device(cfg.MODEL.DEVICE)
+    if cfg.MODEL.META_ARCHITECTURE in TORCH_ALONE:
+        raise InputError(
+            f"--engine detectron2: Detectron2 has no {cfg.MODEL.META_ARCHITECTURE} (MODEL.META_ARCHITECTURE); use "
+            "--engine torch"
+        )
     try:
         model = build_model(cfg)
     except InputError:

@@ -140,6 +140,6 @@ class Detectron2Detector:
 
 
 NO_GRID = (
-    "--grid: Detectron2's models give features of regions; take --engine torch, which has the grid features of C4 "
-    "models and of grid-feats-vqa's"
+    "--grid: Detectron2's models give features of regions, and a feature pyramid (FPN) has no single grid; leave out "
+    "--grid, or for a C4 model or one of grid-feats-vqa take --engine torch"
 )

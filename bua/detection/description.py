@@ -9,7 +9,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from bua.checkpoint import identify, read_checkpoint
-from bua.config import check_device, check_numbers, get_cfg, load_cfg, merge_overrides
+from bua.config import check_device, check_numbers, check_values, get_cfg, load_cfg, merge_overrides
 from bua.config_files import parse_yaml
 from bua.errors import InputError
 from bua.io.files import file_version
@@ -157,6 +157,7 @@ def _described_cfg(
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = str(path)
     merge_overrides(cfg, overrides)
+    check_values(cfg, f"{path}, and the command line")
     check_device(cfg.MODEL.DEVICE)
     return cfg
 

@@ -27,7 +27,7 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
     This is the one that the file ``last_checkpoint`` names. If that file is missing or damaged, it is the one with the
     most iterations.
     """
-    named = _named_checkpoint(Path(output_dir))
+    named = named_checkpoint(output_dir)
     return named if named is not None else next(iter(run_checkpoints(output_dir)), None)
 
 
@@ -42,8 +42,9 @@ def run_checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted(filter(os.path.isfile, order), key=lambda path: order[path], reverse=True)
 
 
-def _named_checkpoint(folder: Path) -> Path | None:
+def named_checkpoint(output_dir: str | Path) -> Path | None:
     """Returns the checkpoint that the file ``last_checkpoint`` names, or None if it names no file of the folder."""
+    folder = Path(output_dir)
     if not os.path.isfile(folder / POINTER):
         return None
     try:
@@ -65,6 +66,15 @@ def _iterations(path: Path) -> float:
         return math.inf
 
 
+def checkpoint_name(iterations: int, *, final: bool) -> str:
+    """Returns the file name of the checkpoint after this number of iterations; Detectron2 counts them from 0.
+
+    Args:
+        final: Whether the run is at its end.
+    """
+    return FINAL if final else f"model_{iterations - 1:07d}.pth"
+
+
 def write_checkpoint(output_dir: Path, state: dict, *, final: bool, keep_all: bool) -> Path:
     """Saves a checkpoint as the newest one of the run in ``output_dir``, and returns its path.
 
@@ -78,8 +88,7 @@ def write_checkpoint(output_dir: Path, state: dict, *, final: bool, keep_all: bo
         NonFiniteLoss: A parameter is not finite. Nothing has been written.
     """
     before = last_checkpoint(output_dir)
-    name = FINAL if final else f"model_{state['iteration'] - 1:07d}.pth"
-    path = save_newest(output_dir, name, state, state["iteration"])
+    path = save_newest(output_dir, checkpoint_name(state["iteration"], final=final), state, state["iteration"])
     if not keep_all and before is not None and before != path:
         before.unlink(missing_ok=True)
     return path

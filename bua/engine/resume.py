@@ -1,15 +1,27 @@
 """Finds the checkpoint that a run is continued from, and restores the parts of the run from it."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from bua.checkpoint import read_checkpoint
-from bua.engine.checkpoints import BEST, from_detectron2, last_checkpoint, run_checkpoints
+from bua.engine.checkpoints import (
+    BEST,
+    POINTER,
+    from_detectron2,
+    last_checkpoint,
+    named_checkpoint,
+    run_checkpoints,
+)
 from bua.engine.optimizer import load_optimizer_state
 from bua.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # What a checkpoint must hold for a run to continue.
 _NEEDED = ("model", "optimizer", "scheduler", "scaler", "iteration")
@@ -52,6 +64,11 @@ def read_to_resume(path: Path, output_dir: str | Path, max_iter: int) -> dict:
         InputError: The file is damaged (the message names the newest checkpoint of the run that is whole), contains
             only weights, or was saved after more than ``max_iter`` iterations.
     """
+    newest = last_checkpoint(output_dir)
+    if not path.exists():
+        raise InputError(
+            f"--resume-from {path}: there is no such file" + (f"; the newest checkpoint is {newest}" if newest else "")
+        )
     try:
         saved = from_detectron2(read_checkpoint(path))
     except InputError as error:
@@ -62,6 +79,9 @@ def read_to_resume(path: Path, output_dir: str | Path, max_iter: int) -> dict:
         raise InputError(f"{error}; {advice}") from error
     if not all(name in saved for name in _NEEDED):
         raise InputError(f"{path}: contains only weights and cannot be resumed; set MODEL.WEIGHTS to it instead")
+    # Said by one process alone.
+    if path == newest and named_checkpoint(output_dir) is None and not (dist.is_initialized() and dist.get_rank()):
+        logger.warning("%s: is missing or names no checkpoint; %s is the newest", Path(output_dir, POINTER), path)
     done = saved["iteration"]
     if type(done) is not int or done < 0:
         raise InputError(f"{path}: iteration is {str(done)[:40]!r}, not a number of iterations; use another checkpoint")

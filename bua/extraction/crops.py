@@ -102,5 +102,11 @@ def _load(network: torch.nn.Module, weights: str) -> None:
     try:
         network.load_state_dict(loaded)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
+        needed = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
+        lacking, unknown = sorted(needed - loaded.keys()), sorted(loaded.keys() - network.state_dict().keys())
+        reason = "parameters have other shapes"
+        for what, names in (("lacks", lacking), ("has unknown", unknown)):
+            if names:
+                reason = f"it {what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+                break
         raise InputError(f"{path}: is not a ResNet-50 of torchvision ({reason}); give its state dict") from error

@@ -40,6 +40,11 @@ BATCH_SIZES = {"cpu": 1, "cuda": 8}
 # GPU for a batch; the third is for batches of which one takes longer.
 LANES = 3
 
+NO_PROBABILITIES = (
+    "--keep-probabilities: a detector that chooses its own regions does not give the probabilities of all classes; "
+    "leave it out, or use another detector, without --boxes-from"
+)
+
 
 class Extractor:
     """Extracts the chosen regions of images with a detector of either engine."""
@@ -60,7 +65,7 @@ class Extractor:
             num_workers: Number of threads that decode and resize images while the network runs.
         """
         if choice.keep_probabilities and isinstance(detector, RegionChooser):
-            raise InputError("--keep-probabilities: this detector does not give the probabilities of all classes")
+            raise InputError(NO_PROBABILITIES)
         self.detector, self.choice = detector, choice
         self.device = detector.device
         self.batch_size = batch_size or BATCH_SIZES.get(self.device.type, 1)

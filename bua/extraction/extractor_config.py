@@ -153,7 +153,12 @@ class ExtractorConfig:
         build = detectron2_plugin().build_network if self.engine == DETECTRON2 else build_detector
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            detector = build(cfg)
+            try:
+                detector = build(cfg)
+            except RuntimeError as error:
+                if "allocate" not in str(error):
+                    raise
+                raise InputError("config: a detector of these sizes does not fit into the memory") from error
         if isinstance(detector, VinVLDetector):
             detector.check_choice(self.choice)
         if self.weights == RANDOM_WEIGHTS:

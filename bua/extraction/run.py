@@ -16,7 +16,7 @@ from bua.extraction.class_names import class_names
 from bua.extraction.cluster import SHARD_SIZE, RayCluster, connect_to_ray
 from bua.extraction.default_arguments import default_config, default_output, images_of_data_sets
 from bua.extraction.engines import choose_engine, default_weights
-from bua.extraction.extractor import Extractor, Outcome
+from bua.extraction.extractor import NO_PROBABILITIES, Extractor, Outcome
 from bua.extraction.extractor_config import CROPS, DETECTOR, ExtractorConfig, RegionChoice, find_weights, settings_of
 from bua.extraction.parallel import DevicePool, devices_of, start_device_pool
 from bua.extraction.progress import ExtractionSummary, Progress
@@ -26,7 +26,7 @@ from bua.extraction.run_files import (
     FailureLog,
     check_settings,
     path_beside,
-    write_settings,
+    settings_beside,
 )
 from bua.extraction.shards import (
     Shard,
@@ -44,6 +44,7 @@ from bua.features.readers import FORMATS_WITH_PROBABILITIES, READERS, Reader, fo
 from bua.features.store import GRID_FORMATS, check_format
 from bua.io.files import exclusive
 from bua.modeling.optimize import PRECISIONS
+from bua.modeling.vinvl import META_ARCHITECTURE as VINVL
 
 ON_ERROR = ("skip", "stop")
 
@@ -203,11 +204,13 @@ def extract(
     make_folder(output.parent)
     with extractors as extractor, exclusive(path_beside(output, SETTINGS_SUFFIX)):
         check_settings(output, settings)
-        # The settings are written first, so that a killed run never leaves an output without them.
-        with explaining_write_errors(path_beside(output, SETTINGS_SUFFIX)):
-            write_settings(output, settings)
-        # Also opening and closing a writer writes files.
-        with explaining_write_errors(output), open_writer(output, format, about, reader) as writer:
+        # The settings are written first, so that a killed run never leaves an output without them. Also opening and
+        # closing a writer writes files.
+        with (
+            settings_beside(output, settings),
+            explaining_write_errors(output),
+            open_writer(output, format, about, reader) as writer,
+        ):
             merger = ShardMerger(shards, writer)
             # An image that the output cannot hold is extracted again, so that its failure is listed.
             merger.merge_rest()
@@ -338,6 +341,8 @@ def _check_options(
             f"{target}: has no place for the probabilities of all classes; leave out --keep-probabilities, or use "
             f"{', '.join(FORMATS_WITH_PROBABILITIES)}"
         )
+    if config.choice.keep_probabilities and (config.boxes_from is not None or cfg.MODEL.META_ARCHITECTURE == VINVL):
+        raise InputError(NO_PROBABILITIES)
     if config.precision not in PRECISIONS:
         raise InputError(f"precision {config.precision!r}: unknown; use one of {', '.join(PRECISIONS)}")
     if on_error not in ON_ERROR:

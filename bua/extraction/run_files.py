@@ -1,7 +1,8 @@
 """The files that a run keeps next to its output: the settings of the features, and the images that failed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from bua.errors import InputError
@@ -27,12 +28,10 @@ def check_settings(output: Path, settings: Mapping[str, object]) -> None:
     """
     path = path_beside(output, SETTINGS_SUFFIX)
     try:
-        begun = any(output.iterdir()) if output.is_dir() else output.exists() and output.stat().st_size > 0
+        if not _is_begun(output):
+            return
     except OSError as error:
         raise InputError(f"{output}: cannot be read: {error.strerror}; choose another output") from error
-    # Features can lie elsewhere before they get into the output: those of HDF5, and those of tasks on Ray.
-    if not begun and not any(path_beside(output, suffix).exists() for suffix in ("partial", SHARDS_SUFFIX)):
-        return
     try:
         earlier = json.loads(read_regular(path))
         if not isinstance(earlier, dict):
@@ -50,10 +49,31 @@ def check_settings(output: Path, settings: Mapping[str, object]) -> None:
             )
 
 
-def write_settings(output: Path, settings: Mapping[str, object]) -> None:
-    """Writes ``<output>.meta.json``."""
-    with whole_file(path_beside(output, SETTINGS_SUFFIX), durable=True) as file:
+@contextmanager
+def settings_beside(output: Path, settings: Mapping[str, object]) -> Iterator[None]:
+    """Writes ``<output>.meta.json`` for a block that writes the output. If the block fails before the output is begun,
+    such as for a name that no file can have, the settings are removed again.
+
+    Raises:
+        InputError: The settings cannot be written.
+    """
+    path = path_beside(output, SETTINGS_SUFFIX)
+    with explaining_write_errors(path), whole_file(path, durable=True) as file:
         file.write(json.dumps(settings, indent=1).encode() + b"\n")
+    try:
+        yield
+    except InputError:
+        with explaining_write_errors(output):
+            if not _is_begun(output):
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _is_begun(output: Path) -> bool:
+    """Whether an output holds features. They can lie elsewhere before they get into it: those of HDF5, and those of
+    tasks on Ray."""
+    holds_some = any(output.iterdir()) if output.is_dir() else output.exists() and output.stat().st_size > 0
+    return holds_some or any(path_beside(output, suffix).exists() for suffix in ("partial", SHARDS_SUFFIX))
 
 
 class FailureLog:

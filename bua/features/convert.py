@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bua.errors import InputError
+from bua.errors import InputError, shown
 from bua.features.ids import image_id_of, parse_id
 from bua.features.readers import DEMANDING_FORMATS, check_ids, format_for
 from bua.features.settings import read_settings, settings_file
@@ -64,7 +64,10 @@ def convert_features(
         raise InputError(f"{target}: is the source itself; name another target")
     store = open_features(source)
     known = {**getattr(store, "about", {}), **(about or {})}
-    _new_ids(store, rename)  # raises an error before anything is written
+    # Errors are raised before anything is written.
+    if not _new_ids(store, rename):
+        lacking = f"none of its {len(store)} images is in {ids}" if len(store) else "holds no images"
+        raise InputError(f"{source}: {lacking}, so there is nothing to copy")
     settings = read_settings(source)
     if settings:
         known["settings"] = settings
@@ -78,6 +81,9 @@ def convert_features(
             copied = copy_missing(store, writer, name, rename)
             writer.finish()
     except OSError as error:
+        # What was staged is kept, to be continued.
+        if not target.exists() and not _staged(target).exists():
+            settings_file(target).unlink(missing_ok=True)
         raise InputError(
             f"{target}: cannot be written: {error.strerror}; free some space and repeat the command to continue"
         ) from error
@@ -197,9 +203,13 @@ def _remove_beginnings(path: Path) -> None:
     """Removes what a conversion that cannot succeed has left beside a target that it has not begun, so that a corrected
     one can use the name."""
     settings_file(path).unlink(missing_ok=True)
-    staged = path.with_name(f"{path.name}.partial")
-    if staged.is_dir():
-        shutil.rmtree(staged)
+    if _staged(path).is_dir():
+        shutil.rmtree(_staged(path))
+
+
+def _staged(path: Path) -> Path:
+    """Returns where writers of HDF5 collect the images of a target."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def _try_first_image(
@@ -237,7 +247,12 @@ def _check_settings(path: Path, settings: dict[str, Any] | None, reader: str | N
     file = settings_file(path)
     earlier = read_settings(path) if file.exists() else None
     if earlier is not None and earlier != settings:
-        raise InputError(f"{file}: the features have other settings; choose another target")
+        settings = settings or {}
+        key = next(key for key in sorted(earlier.keys() | settings.keys()) if earlier.get(key) != settings.get(key))
+        raise InputError(
+            f"{file}: the features have other settings: {key} is {shown(earlier.get(key))}, and of the source "
+            f"{shown(settings.get(key))}; choose another target"
+        )
     if earlier is None and reader is not None and path.exists():
         raise InputError(f"{path}: exists, and was not written for {reader}; choose another target")
 

@@ -17,6 +17,8 @@ from bua.modeling.rpn import RPN
 from bua.modeling.vinvl import META_ARCHITECTURE as VINVL
 from bua.modeling.vinvl import build_vinvl
 
+# The values of MODEL.META_ARCHITECTURE that Detectron2 does not have.
+TORCH_ALONE = (EFFICIENTDET, VINVL)
 GRID_HEADS = ("AttributeStandardROIHeads", "StandardROIHeads")
 
 # The values that each key may have.
@@ -94,7 +96,7 @@ def build_detector(cfg) -> Detector:
 
 def check_supported(cfg) -> None:
     """Raises InputError if ``cfg`` describes a detector that this engine does not have."""
-    if cfg.MODEL.META_ARCHITECTURE in (EFFICIENTDET, VINVL):
+    if cfg.MODEL.META_ARCHITECTURE in TORCH_ALONE:
         return
     of_grid = cfg.MODEL.ROI_HEADS.NAME in GRID_HEADS
     supported = _SUPPORTED | _SUPPORTED_FOR_GRID if of_grid else _SUPPORTED

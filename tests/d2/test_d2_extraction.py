@@ -191,7 +191,11 @@ def test_the_engine_is_chosen_by_the_model(tmp_path, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--grid"], "--grid: Detectron2's models give features of regions"),
+        (["--grid"], "and a feature pyramid (FPN) has no single grid; leave out --grid"),
+        (
+            ["--engine", "detectron2", "MODEL.META_ARCHITECTURE", "AttrRCNN"],
+            "--engine detectron2: Detectron2 has no AttrRCNN (MODEL.META_ARCHITECTURE); use --engine torch",
+        ),
         (["--compile"], "compile: no part of Detectron2's models"),
         (["--feature-layer", "fc3"], "feature layer 'fc3': the box head FastRCNNConvFCHead has fc1, fc2"),
         (["--engine", "torch"], "the torch engine supports build_resnet_backbone"),

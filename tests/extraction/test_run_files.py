@@ -6,7 +6,7 @@ import pytest
 
 from bua.errors import InputError
 from bua.extraction import ImageFile, Outcome
-from bua.extraction.run_files import FailureLog, check_settings, path_beside, write_settings
+from bua.extraction.run_files import FailureLog, check_settings, path_beside, settings_beside
 from bua.extraction.shards import explaining_write_errors
 
 SETTINGS = {"weights": "sha256:1", "max_boxes": 100}
@@ -15,7 +15,8 @@ SETTINGS = {"weights": "sha256:1", "max_boxes": 100}
 def test_settings_must_stay_the_same_once_the_output_holds_something(tmp_path):
     output = tmp_path / "features.tsv"
     check_settings(output, SETTINGS)
-    write_settings(output, SETTINGS)
+    with settings_beside(output, SETTINGS):
+        pass
     check_settings(output, {**SETTINGS, "max_boxes": 36})
     output.write_text("a row")
     check_settings(output, SETTINGS)
@@ -25,11 +26,29 @@ def test_settings_must_stay_the_same_once_the_output_holds_something(tmp_path):
         check_settings(output, {**SETTINGS, "grid": True})
 
 
+@pytest.mark.parametrize("content", ["", "a row"])
+def test_an_output_that_could_not_be_begun_leaves_no_settings(tmp_path, content):
+    output = tmp_path / "features.tsv"
+    output.write_text(content)
+    with pytest.raises(InputError, match="the disk is full"), settings_beside(output, SETTINGS):
+        raise InputError("the disk is full")
+    assert path_beside(output, "meta.json").exists() == bool(content)
+    (tmp_path / "loop").symlink_to("loop")
+    with (
+        pytest.raises(InputError, match="Too many levels of symbolic links"),
+        settings_beside(tmp_path / "loop", SETTINGS),
+        explaining_write_errors(tmp_path / "loop"),
+    ):
+        (tmp_path / "loop").write_text("a row")
+    assert not path_beside(tmp_path / "loop", "meta.json").exists()
+
+
 @pytest.mark.parametrize("begun", ["features", "features.partial", "features.shards"])
 def test_folders_and_features_outside_the_output_count_too(tmp_path, begun):
     output = tmp_path / "features"
     output.mkdir()
-    write_settings(output, SETTINGS)
+    with settings_beside(output, SETTINGS):
+        pass
     check_settings(output, {})
     (tmp_path / begun / "something").mkdir(parents=True)
     check_settings(output, SETTINGS)

@@ -74,7 +74,7 @@ def test_a_detector_that_chooses_its_regions_has_no_probabilities():
 
         def describe(self, batch, boxes): ...
 
-    with pytest.raises(InputError, match="--keep-probabilities: this detector"):
+    with pytest.raises(InputError, match="--keep-probabilities: a detector that chooses"):
         Extractor(Chooser(), RegionChoice(keep_probabilities=True))
 
 

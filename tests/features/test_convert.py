@@ -90,7 +90,8 @@ def test_settings_are_copied(source, tmp_path):
     assert json.loads((tmp_path / "npz.meta.json").read_text()) == {**settings, "format": "npz"}
 
     (tmp_path / "source.meta.json").write_text(json.dumps({**settings, "max_boxes": 100}))
-    with pytest.raises(InputError, match=r"tsv\.meta\.json: the features have other settings"):
+    message = r"tsv\.meta\.json: the features have other settings: max_boxes is \d+, and of the source 100; choose"
+    with pytest.raises(InputError, match=message):
         convert_features(source, tmp_path / "tsv", "tsv")
     (tmp_path / "source.meta.json").write_text("{")
     with pytest.raises(InputError, match=r"source\.meta\.json: cannot be read as JSON"):
@@ -110,6 +111,26 @@ def test_images_before_one_that_cannot_be_converted_are_kept(tmp_path):
     with pytest.raises(InputError, match=r"2\.npz"):
         convert_features(tmp_path / "source", tmp_path / "second", "vilbert-lmdb")
     assert list(open_features(tmp_path / "second")) == [1]
+
+
+def test_where_there_is_nothing_to_copy_nothing_is_written(source, tmp_path):
+    with open_writer(tmp_path / "none", "flat") as writer:
+        writer.finish()
+    for target in ("tsv", "hdf5"):
+        with pytest.raises(InputError, match="none: holds no images, so there is nothing to copy"):
+            convert_features(tmp_path / "none", tmp_path / target, target)
+        with pytest.raises(InputError, match="source: none of its 3 images is in"):
+            convert_features(source, tmp_path / target, target, ids={99: 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["none", "source"]
+
+
+def test_a_target_that_is_a_link_to_itself_leaves_no_settings(source, tmp_path):
+    (tmp_path / "source.meta.json").write_text('{"max_boxes": 36}')
+    for format in ("tsv", "flat"):
+        (tmp_path / format).symlink_to(format)
+        with pytest.raises(InputError):
+            convert_features(source, tmp_path / format, format)
+        assert not (tmp_path / f"{format}.meta.json").exists()
 
 
 def test_unusable_sources_and_targets_are_refused(source, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pycocotools.coco import COCO
 from script_loading import load_script
 from short_training import short_training_values
 
@@ -64,6 +65,18 @@ def metrics_lines(folder) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in measured} for line in lines]
 
 
+def metrics_printed(output: str) -> dict[str, float]:
+    """Returns the metrics in the table that an evaluation prints, in percent."""
+    lines = [line.removesuffix(" %").split() for line in output.splitlines() if line.endswith(" %")]
+    return {name: float(value) for name, value in lines}
+
+
+def kept_detections(folder) -> dict[str, bytes]:
+    """Returns the detections of the evaluations of a run by checkpoint and kind."""
+    paths = (folder / "evaluation" / "shapes_test").glob("*/*.json")
+    return {str(path.relative_to(folder / "evaluation" / "shapes_test")): path.read_bytes() for path in paths}
+
+
 def wait_for(path: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 100
     while not path.exists():
@@ -72,7 +85,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def test_train_kill_resume_evaluate(options, tmp_path, capsys):
+def test_train_kill_resume_evaluate(options, datasets, tmp_path, capsys):
     assert train_net.main(options(output="whole")) == 0
     whole = metrics_lines(tmp_path / "whole")
     assert [line["iteration"] for line in whole] == [8, 8]
@@ -96,9 +109,26 @@ def test_train_kill_resume_evaluate(options, tmp_path, capsys):
         assert torch.equal(value, expected[name])
 
     capsys.readouterr()
+    kept = kept_detections(tmp_path / "whole")
+    assert sorted(kept) == ["model_final/attributes.json", "model_final/objects.json"]
     assert train_net.main([*options(output="whole"), "--eval-only"]) == 0
-    table = dict(line.rsplit(maxsplit=2)[:2] for line in capsys.readouterr().out.splitlines())
-    assert float(table["objects/mAP50"]) == pytest.approx(100 * whole[1]["objects/mAP50"], abs=0.01)
+    table = metrics_printed(capsys.readouterr().out)
+    assert list(table)[:3] == ["objects/original/mAP50", "objects/original/weighted_mAP50", "objects/mAP50"]
+    assert table["objects/mAP50"] == pytest.approx(100 * whole[1]["objects/mAP50"], abs=0.01)
+    assert kept_detections(tmp_path / "whole") == kept
+
+    # Other checkpoints have folders of their own, also those of another run that have the same name.
+    for weights in (tmp_path / "whole" / "model_0000002.pth", tmp_path / "run" / "model_final.pth"):
+        assert train_net.main([*options("MODEL.WEIGHTS", weights, output="whole"), "--eval-only"]) == 0
+    now = kept_detections(tmp_path / "whole")
+    assert {name: now[name] for name in kept} == kept
+    first, *others = sorted({name.partition("/")[0] for name in now})
+    assert first == "model_0000002"
+    assert others[0] == "model_final"
+    assert others[1].startswith("model_final-")
+    assert now["model_0000002/objects.json"] != kept["model_final/objects.json"]
+    coco = COCO(str(datasets / "shapes" / "annotations" / "shapes_test.json"))
+    assert coco.loadRes(str(tmp_path / "whole" / "evaluation" / "shapes_test" / "model_final" / "objects.json")).anns
 
     assert train_net.main(options(output="whole")) == 2
     assert "already contains a run" in capsys.readouterr().err
@@ -142,16 +172,28 @@ def test_non_finite_loss_names_the_images(options, tmp_path, capsys):
 
 
 def test_processes_share_training_and_evaluation(options, tmp_path, capsys):
-    changes = ("SOLVER.MAX_ITER", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    changes = ("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
     assert train_net.main([*options(*changes), "--num-gpus", "2"]) == 0
-    losses, shared = metrics_lines(tmp_path / "run")
+    _, losses, shared = metrics_lines(tmp_path / "run")
+    kept = kept_detections(tmp_path / "run")
+    assert sorted(name for name in kept if "objects" in name) == [
+        "model_0000000/objects.json",
+        "model_final/objects.json",
+    ]
     assert losses["total_loss"] > 0
     capsys.readouterr()
     assert train_net.main([*options(*changes), "--eval-only"]) == 0
-    table = dict(line.rsplit(maxsplit=2)[:2] for line in capsys.readouterr().out.splitlines())
-    assert {name: float(value) for name, value in table.items()} == {
+    assert metrics_printed(capsys.readouterr().out) == {
         name: pytest.approx(100 * value, abs=0.01) for name, value in shared.items() if name != "iteration"
     }
+    alone = kept_detections(tmp_path / "run")
+    assert alone["model_0000000/objects.json"] == kept["model_0000000/objects.json"]
+    for name in ("model_final/objects.json", "model_final/attributes.json"):
+        by_two, by_one = (
+            [(one["image_id"], one["score"]) for one in json.loads(found[name])] for found in (kept, alone)
+        )
+        assert [image_id for image_id, _ in by_two] == [image_id for image_id, _ in by_one]
+        assert [score for _, score in by_two] == pytest.approx([score for _, score in by_one], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -206,15 +248,18 @@ def test_efficientdet_from_training_to_features(datasets, tmp_path, monkeypatch,
         "SOLVER.MAX_ITER": 2,
     }
     options = ["--config-file", str(CONFIG_OF_BOXES), *(str(part) for pair in values.items() for part in pair)]
-    assert train_net.main(["--engine", "detectron2", *options]) == 2
-    assert "Detectron2 has no EfficientDet" in capsys.readouterr().err
+    # The configuration says so, or a key on the command line does.
+    changed = ["--config-file", CONFIG, "MODEL.META_ARCHITECTURE", "EfficientDet"]
+    for wrong in (options, changed):
+        assert train_net.main(["--engine", "detectron2", *wrong]) == 2
+        assert "Detectron2 has no EfficientDet" in capsys.readouterr().err
     assert train_net.main(options) == 0
     trained = capsys.readouterr().out
     assert train_net.main(["--eval-only", *options]) == 0
     metrics = [line for line in trained.splitlines() if line.startswith("objects/")]
     assert metrics
     assert metrics == [line for line in capsys.readouterr().out.splitlines() if line.startswith("objects/")]
-    (tmp_path / "run" / "evaluation" / "shapes_test" / "objects_corrected.tsv").read_text()
+    (tmp_path / "run" / "evaluation" / "shapes_test" / "model_final" / "objects_corrected.tsv").read_text()
     arguments = ["--boxes-from", str(tmp_path / "run" / "model_final.pth"), "--features-from", "crops"]
     arguments += [
         "--crop-weights",
