@@ -3,11 +3,12 @@
     bua convert-checkpoint resnet101_faster_rcnn_final.caffemodel caffe_10_100.pth --to bua
     bua convert-checkpoint output/mine/model_final.pth pytorch_model.bin --to huggingface --config-file mine.yaml
     bua convert-checkpoint model_epoch12.pth ban.pth --to bua --vqa-folder datasets/vqa/prepared
+    bua convert-checkpoint model.pth updown.pth --to bua --vocabulary bottom-up-attention-vqa/data
 
 bua reads detectors in every released layout without conversion, and its plug-in for Detectron2 reads bua's layout.
 Models for question answering and grounding of hengyuan-hu/bottom-up-attention-vqa and jnhwkim/ban-vqa can be converted
-to bua's layout. Their files do not contain the vocabularies. With --vqa-folder, these are added, so that
-bua answer and bua predict-vqa can use the models.
+to bua's layout. Their files do not contain the vocabularies. With --vqa-folder or --vocabulary, these are added, so
+that bua answer and bua predict-vqa can use the models.
 """
 
 import argparse
@@ -38,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vqa-folder",
         type=Path,
         help="folder that prepare-vqa wrote, with the vocabularies of a VQA model in the same order",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        nargs="+",
+        help="the authors' dictionary.pkl and trainval_label2ans.pkl, or their folder `data` with them, in place of "
+        "--vqa-folder; no code in them is executed",
     )
 
 
@@ -88,6 +96,8 @@ def run(args: argparse.Namespace) -> None:
 def convert_task_model(args: argparse.Namespace, layout: "Layout", weights: "Weights") -> None:
     from bua.checkpoint import save_checkpoint
     from bua.tasks.released import constructor_arguments
+    from bua.vqa.authors_vocabularies import read_both_vocabularies
+    from bua.vqa.dataset import load_vocabularies
     from bua.vqa.inference import add_vocabularies
     from bua.weights.export import write_weights
 
@@ -96,14 +106,22 @@ def convert_task_model(args: argparse.Namespace, layout: "Layout", weights: "Wei
             f"--to {args.to}: is only for detectors, and {args.source} is a model of {layout.origin}; use bua"
         )
     sizes = ", ".join(f"{name}={value}" for name, value in constructor_arguments(weights).items())
-    if args.vqa_folder is None:
+    option = "--vqa-folder" if args.vqa_folder else "--vocabulary"
+    if args.vqa_folder and args.vocabulary:
+        raise InputError("--vqa-folder and --vocabulary: both name vocabularies; use one of them")
+    if not args.vqa_folder and not args.vocabulary:
         write_weights(args.target, weights)
     elif layout.name == "ban-flickr":
         raise InputError(
-            f"--vqa-folder: is only for question answering, and {args.source} is a model for grounding; omit it"
+            f"{option}: is only for question answering, and {args.source} is a model for grounding; omit it"
         )
+    elif args.vqa_folder:
+        words, answers = load_vocabularies(args.vqa_folder)
+        save_checkpoint(args.target, **add_vocabularies(weights, words, answers, args.vqa_folder))
     else:
-        save_checkpoint(args.target, **add_vocabularies(weights, args.vqa_folder))
+        words, answers = read_both_vocabularies(args.vocabulary)
+        source = ", ".join(map(str, args.vocabulary))
+        save_checkpoint(args.target, **add_vocabularies(weights, words, answers, source))
     print(f"{args.source}: {len(weights)} tensors in the layout `{layout.name}` ({layout.origin})")
     print(f"configuration: {layout.config}, with {sizes}")
     print(f"{args.target}: written in the layout of bua")

@@ -42,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "jnhwkim/ban-vqa, whose vocabulary is normalised nevertheless",
     )
     parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="the authors' dictionary.pkl, trainval_label2ans.pkl or both, or their folder `data` with them, whose "
+        "words and answers are used instead of those of the questions; no code in them is executed",
+    )
+    parser.add_argument(
         "--visual-genome",
         type=Path,
         help="folder with image_data.json and question_answers.json, whose questions BAN is also trained on",
@@ -59,10 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from bua.vqa.accuracy import upper_bound
+    from bua.vqa.authors_vocabularies import read_vocabularies
     from bua.vqa.cooccurrence import prepare_word_vectors
     from bua.vqa.dataset import prepare_vqa
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    words, answers = read_vocabularies(args.vocabulary)
     datasets = prepare_vqa(
         args.root,
         args.output,
@@ -70,9 +80,11 @@ def run(args: argparse.Namespace) -> None:
         length=args.length,
         normalize_targets=not args.authors_targets,
         visual_genome=args.visual_genome,
+        words=words,
+        answers=answers,
     )
-    words, answers = datasets["train"].words, datasets["train"].answers
-    print(f"{len(words)} words, {len(answers)} answers -> {args.output}")
+    train = datasets["train"]
+    print(f"{len(train.words)} words, {len(train.answers)} answers -> {args.output}")
     for split, dataset in datasets.items():
         bound = "without answers" if dataset.targets is None else f"upper bound {upper_bound(dataset.targets):.2f} %"
         print(f"{split:9} {len(dataset):7} questions, {bound}")

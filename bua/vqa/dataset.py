@@ -169,6 +169,8 @@ def prepare_vqa(
     length: int = QUESTION_LENGTH,
     normalize_targets: bool = True,
     visual_genome: str | Path | None = None,
+    words: WordVocabulary | None = None,
+    answers: AnswerVocabulary | None = None,
 ) -> dict[str, VqaDataset]:
     """Makes vocabularies and arrays from the official files, as the authors' code does, and writes them to a folder.
 
@@ -183,6 +185,8 @@ def prepare_vqa(
         normalize_targets: See ``soft_targets``.
         visual_genome: Folder with ``image_data.json`` and ``question_answers.json``, for the splits "vg_train" and
             "vg_val"; None leaves these splits out.
+        words, answers: Vocabularies to use instead, such as those of a released model (see
+            ``bua.vqa.authors_vocabularies``). Then ``min_count`` has no effect.
 
     Returns:
         The data sets by split.
@@ -195,10 +199,12 @@ def prepare_vqa(
     output = prepared.begin_folder(output, ABOUT, outdated)
     questions = _load_all_questions(root)
     splits = {split: questions[subset] for split, subset in SUBSETS.items() if subset in questions}
-    words = WordVocabulary.build(text for part in questions.values() for text in part.texts)
+    if words is None:
+        words = WordVocabulary.build(text for part in questions.values() for text in part.texts)
     annotations = {split: _load_annotations(root, split) for split in splits}
-    answered = [part.frequent for split, part in annotations.items() if part is not None and split != "test"]
-    answers = AnswerVocabulary.build((answer for part in answered for answer in part), min_count)
+    if answers is None:
+        answered = [part.frequent for split, part in annotations.items() if part is not None and split != "test"]
+        answers = AnswerVocabulary.build((answer for part in answered for answer in part), min_count)
     words.save(output / "question_vocabulary.json")
     answers.save(output / "answer_vocabulary.json")
 

@@ -29,7 +29,7 @@ from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.ban import BAN
 from bua.vqa.batches import VqaBatch, evaluation_batches
 from bua.vqa.config import build_model, check_values, get_cfg
-from bua.vqa.dataset import VqaDataset, load_vocabularies
+from bua.vqa.dataset import VqaDataset
 from bua.vqa.released import is_ban
 from bua.vqa.updown import UpDown
 from bua.weights.layouts import Weights
@@ -88,7 +88,7 @@ def load_vqa(path: str | Path, device: str = "cpu") -> VqaModel:
         path,
         ("question_vocabulary", "answer_vocabulary"),
         "name a checkpoint that bua train-vqa wrote, or add the vocabularies to a converted one with "
-        "bua convert-checkpoint --vqa-folder",
+        "bua convert-checkpoint --vqa-folder or --vocabulary",
     )
     with reported_damage(path):
         cfg = restore_cfg(get_cfg(), saved, path, check_values)
@@ -97,29 +97,28 @@ def load_vqa(path: str | Path, device: str = "cpu") -> VqaModel:
         return restore_weights(VqaModel(model, cfg, saved["feature_dim"], words, answers), saved, path, device)
 
 
-def add_vocabularies(weights: Weights, folder: str | Path) -> dict[str, Any]:
+def add_vocabularies(
+    weights: Weights, words: WordVocabulary, answers: AnswerVocabulary, source: str | Path = "vocabulary"
+) -> dict[str, Any]:
     """Returns the content of a checkpoint for ``load_vqa`` from the weights of the authors' models, which come without
     vocabularies.
 
     Args:
         weights: As ``read_released_checkpoint`` returns them.
-        folder: A folder that ``prepare_vqa`` wrote. Its ``question_vocabulary.json`` and ``answer_vocabulary.json`` are
-            in the order that the model was trained with.
+        words, answers: The vocabularies in the order that the model was trained with, from ``load_vocabularies`` or
+            ``bua.vqa.authors_vocabularies``.
+        source: The folder or files that they are from, for the message.
 
     Raises:
         InputError: The vocabularies do not have the model's sizes.
     """
-    words, answers = load_vocabularies(folder)
     arguments: dict[str, Any] = constructor_arguments(weights)
-    for vocabulary, argument, name, unit in (
-        (words, "num_words", "question_vocabulary.json", "words"),
-        (answers, "num_answers", "answer_vocabulary.json", "answers"),
-    ):
+    for vocabulary, argument, unit in ((words, "num_words", "words"), (answers, "num_answers", "answers")):
         size = arguments.pop(argument)
         if len(vocabulary) != size:
             raise InputError(
-                f"{folder}: its {name} has {len(vocabulary)} {unit}, the model {size}; name a folder with the "
-                "vocabularies that the model was trained with"
+                f"{source}: its vocabulary has {len(vocabulary)} {unit}, the model {size}; name the vocabularies that "
+                "the model was trained with"
             )
     cfg = get_cfg()
     cfg.MODEL.NAME = "BAN" if is_ban(weights) else "UpDown"

@@ -14,6 +14,7 @@ from bua.tasks.words import WordVocabulary, tokenize
 from bua.vqa.cooccurrence import (
     cooccurrence,
     count_pairs,
+    load_answer_vectors,
     load_captions,
     load_embedding_tables,
     tfidf_embedding,
@@ -76,6 +77,12 @@ def test_embedding_is_the_mean_of_the_words_beside_it():
     assert tfidf_embedding(pairs, vectors).tolist() == [[0, 2.5], [1, 0], [0, 0]]
 
 
+def test_the_vector_of_an_answer_is_the_mean_of_those_of_its_words():
+    vectors = {"red": torch.tensor([1.0, 3]), "car": torch.tensor([3.0, 1]), "unheard": torch.zeros(2)}
+    answers = ["red car", "Red, unheard", "unheard", ""]
+    assert bua.vqa.cooccurrence._mean_vectors(answers, vectors).tolist() == [[2, 2], [1, 3], [0, 0], [0, 0]]
+
+
 def test_no_pairs_at_all():
     pairs = count_pairs(["alone", ""], WordVocabulary(["alone"]))
     for weighting in bua.vqa.cooccurrence.WEIGHTINGS:
@@ -95,6 +102,8 @@ def test_bad_input_is_named(tmp_path):
         InputError, match=r"word_vectors\.npz: lacks tfidf; prepare it again with bua prepare-vqa --glove"
     ):
         load_embedding_tables(tmp_path)
+    with pytest.raises(InputError, match="lacks the vectors of answers; prepare it again with bua prepare-vqa"):
+        load_answer_vectors(tmp_path)
     (tmp_path / "word_vectors.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match="damaged"):
         load_embedding_tables(tmp_path)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from script_loading import load_script
+from test_authors_vocabularies import write_authors_folder
 
 from bua.errors import InputError
 from bua.grounding.released import RELEASED_MODELS as GROUNDING_MODELS
@@ -153,11 +154,20 @@ def test_the_tool(main, tmp_path, capsys):
     assert_same(model.state_dict(), weights)
 
 
-@pytest.mark.parametrize(("kind", "more"), [(UpDown, {}), (BAN, {"glimpses": 2, "counted_objects": 3})])
-def test_with_its_vocabularies_a_model_answers(main, tmp_path, capsys, kind, more):
+@pytest.mark.parametrize("pickles", [False, True], ids=["folder", "pickles"])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [(UpDown, {}), (UpDown, {"attention": "concatenation"}), (BAN, {"glimpses": 2, "counted_objects": 3})],
+    ids=["updown", "baseline0", "ban"],
+)
+def test_with_its_vocabularies_a_model_answers(main, tmp_path, capsys, kind, more, pickles):
     def write_vocabularies(words: int, answers: int):
-        WordVocabulary([f"word{i}" for i in range(words)]).save(tmp_path / "question_vocabulary.json")
-        AnswerVocabulary([f"answer{i}" for i in range(answers)]).save(tmp_path / "answer_vocabulary.json")
+        texts = [f"word{i}" for i in range(words)], [f"answer{i}" for i in range(answers)]
+        if pickles:
+            write_authors_folder(tmp_path, *texts, protocol=2)
+            return
+        WordVocabulary(texts[0]).save(tmp_path / "question_vocabulary.json")
+        AnswerVocabulary(texts[1]).save(tmp_path / "answer_vocabulary.json")
         (tmp_path / "vqa.json").write_text("{}")
 
     model = kind(**SIZES, **more)
@@ -168,12 +178,15 @@ def test_with_its_vocabularies_a_model_answers(main, tmp_path, capsys, kind, mor
     else:
         source = tmp_path / "model.pth"
         torch.save(weights, source)
-    command = [str(source), str(tmp_path / "model_of_bua.pth"), "--to", "bua", "--vqa-folder", str(tmp_path)]
+    option = "--vocabulary" if pickles else "--vqa-folder"
+    command = [str(source), str(tmp_path / "model_of_bua.pth"), "--to", "bua", option, str(tmp_path)]
     for sizes, message in (((8, 5), "has 8 words, the model 9"), ((9, 6), "has 6 answers, the model 5")):
         write_vocabularies(*sizes)
         assert main(command) == 2
         assert message in capsys.readouterr().err
     write_vocabularies(9, 5)
+    assert main([*command, "--vqa-folder" if pickles else "--vocabulary", str(tmp_path)]) == 2
+    assert "--vqa-folder and --vocabulary: both name vocabularies" in capsys.readouterr().err
     assert main(command) == 0
     vqa = load_vqa(tmp_path / "model_of_bua.pth")
     assert_same(vqa.model.state_dict(), model.state_dict())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from script_loading import load_script
+from test_authors_vocabularies import write_authors_folder
 
 from bua.errors import InputError
 from bua.shapes.make import make_shapes
@@ -239,4 +240,25 @@ def test_the_command(shapes, tmp_path, capsys):
         words = VqaDataset.load(tmp_path / "out", "train").words
         assert arrays["glove"].shape == arrays["authors"].shape == arrays["tfidf"].shape == (len(words), 3)
         assert arrays["glove"][words.id_of("red")].tolist() == [0.5, 1, -1]
+        answers = VqaDataset.load(tmp_path / "out", "train").answers
+        assert arrays["answers"].shape == (len(answers), 3)
+        assert arrays["answers"][answers.label("red")].tolist() == [0.5, 1, -1]
+        assert not arrays["answers"][answers.label("blue")].any()
     assert script.main(["--root", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out2")]) == 2
+
+
+def test_the_command_with_the_authors_vocabularies(shapes, prepared, tmp_path, capsys):
+    before = VqaDataset.load(prepared, "train")
+    words, answers = before.words.words[::-1], before.answers.answers[:0:-1]
+    data = write_authors_folder(tmp_path / "data", words, answers, protocol=2)
+    command = ["--root", str(shapes / "vqa"), "--output", str(tmp_path / "out"), "--vocabulary", str(data)]
+    assert load_script(SCRIPT).main(command) == 0
+    assert f"{len(words)} words, {len(answers)} answers" in capsys.readouterr().out
+    after = VqaDataset.load(tmp_path / "out", "train")
+    assert (after.words.words, after.answers.answers) == (words, answers)
+    expected = before.in_vocabularies(after.words, after.answers)
+    assert np.array_equal(after.questions, expected.questions)
+    assert np.array_equal(after.targets.labels, expected.targets.labels)
+    (data / "dictionary.pkl").write_bytes(b"not a pickle")
+    assert load_script(SCRIPT).main(command) == 2
+    assert "dictionary.pkl: not a readable pickle" in capsys.readouterr().err

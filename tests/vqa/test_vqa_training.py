@@ -10,9 +10,10 @@ from toy_questions import COLORS, FEATURE_DIM, write_world
 from bua.errors import InputError
 from bua.vqa import training
 from bua.vqa.config import load_cfg
+from bua.vqa.cooccurrence import prepare_word_vectors
 from bua.vqa.dataset import prepare_vqa
 from bua.vqa.inference import load_vqa
-from bua.vqa.training import train_vqa
+from bua.vqa.training import VqaTraining, train_vqa
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "vqa"
 SMALL = ["SOLVER.IMS_PER_BATCH", "32", "SOLVER.BASE_LR", "0.02", "SOLVER.EPOCH_FACTORS", "[1.0]", "SEED", "3"]
@@ -69,6 +70,24 @@ def test_the_score_in_training_is_that_of_the_answers_given(world, tmp_path):
     log = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
     (line,) = (line for line in log if "epoch" in line)
     assert line["train_soft_score"] == pytest.approx(found, abs=1e-3)
+
+
+def test_the_text_stream_starts_with_the_vectors_of_the_answers(world, tmp_path):
+    (tmp_path / "glove.txt").write_text("red 1 2\nstar 3 4\n")
+    prepare_vqa(world / "vqa", tmp_path / "prepared", min_count=2)
+    prepare_word_vectors(tmp_path / "prepared", tmp_path / "glove.txt", world / "vqa", dim=2)
+    options = ["DATA.FOLDER", tmp_path / "prepared", "MODEL.UPDOWN.EMBEDDING_DIM", 2, "DATA.ANSWER_VECTORS", True]
+    with pytest.raises(InputError, match=r"DATA\.ANSWER_VECTORS is True, but only UpDown's classifier with two"):
+        configure(world, tmp_path / "output", *options)
+    trained = VqaTraining(configure(world, tmp_path / "output", *options, "MODEL.UPDOWN.TWO_STREAMS", True)).trained
+    weight = trained.model.classifier.text_answers.linear.weight()
+    assert weight[trained.answers.label("red")].tolist() == pytest.approx([1, 2])
+
+
+@pytest.mark.parametrize(("key", "value"), [("ATTENTION", "sum"), ("ACTIVATION", "swish")])
+def test_choices_of_the_model_are_named(world, tmp_path, key, value):
+    with pytest.raises(InputError, match=f"MODEL.UPDOWN.{key} is '{value}'; use one of '"):
+        configure(world, tmp_path, f"MODEL.UPDOWN.{key}", value)
 
 
 def test_what_questions_alone_give_away(world, tmp_path):
