@@ -107,6 +107,10 @@ def main(argv: list[str] | None = None) -> None:
     demo = paths.output / "metrics.json"
     if not demo.is_file():
         raise InputError(f"{demo}: missing; first run `bua demo --train --output {paths.output}`")
+    for name, task in TASKS.items():
+        # The demo prepares all of them before its first training, which may have been stopped before that.
+        if not (paths.data(name) / task.prepared).is_file():
+            task.prepare(paths.shapes, paths.data(name))
     scores: dict[str, Any] = {"made": made(paths), "detector": detector_scores(paths, json.loads(demo.read_text()))}
     models = all_models(paths)
     found = dict(train_and_score(models, paths, args.workers))
@@ -245,7 +249,7 @@ def train_and_score_one(model: Model, paths: DemoPaths) -> dict[str, Any]:
     scores = score(paths, model.folder / BEST, model.cfg.DATA.FEATURES)
     return {
         "title": model.title,
-        **{name: round(value, 2) for name, value in scores.items()},
+        **{name: round(value, 4) for name, value in scores.items()},
         "epochs": model.cfg.SOLVER.EPOCHS,
         "seconds": round(training_seconds(model.folder), 1),
     }
@@ -288,7 +292,7 @@ def phrase_scores(paths: DemoPaths, checkpoint: Path, features: tuple[str, ...])
 def detector_scores(paths: DemoPaths, metrics: dict[str, float]) -> dict[str, float]:
     """Returns the detector's scores in percent, which the demo has computed on the test split."""
     scores = {
-        name: round(100 * value, 2) for name, value in metrics.items() if name.startswith(("objects/", "attributes/"))
+        name: round(100 * value, 4) for name, value in metrics.items() if name.startswith(("objects/", "attributes/"))
     }
     return {**scores, "seconds": round(training_seconds(paths.output / "detector"), 1)}
 
