@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from bua.detection.annotations import DetectionDataset
     from bua.shapes.oracle_features import coco_ids, write_oracle_features
-    from bua.visual_genome.prepare import SPLITS
+    from bua.visual_genome.splits import SPLITS
 
     datasets = [
         DetectionDataset(args.root / "annotations" / f"{args.name}_{split}.json", args.root) for split in SPLITS

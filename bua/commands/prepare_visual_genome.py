@@ -6,11 +6,20 @@ datasets/README.md describes the folder.
 
     bua prepare-visual-genome --root datasets/visual_genome
     bua prepare-visual-genome --root datasets/shapes --name shapes
+    bua prepare-visual-genome --root datasets/mine --name mine --build-vocabulary --build-splits
 """
 
 import argparse
 import logging
 from pathlib import Path
+
+from bua.errors import InputError
+
+# Options that only mean something together with another one.
+_PARTS = {
+    "build_vocabulary": ("objects", "attributes", "relations"),
+    "build_splits": ("val_images", "test_images", "coco_splits"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,30 +32,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--build-vocabulary",
         action="store_true",
-        help="build vocabularies of the most frequent names instead of using the published ones; "
-        "released weights do not fit them",
+        help="build vocabularies of the most frequent names instead of using the published ones, and write how often "
+        "each name occurs; released weights do not fit them",
     )
+    # The original's numbers are in bua.visual_genome.vocabulary and bua.visual_genome.splits.
+    for kind, number in (("objects", "2500"), ("attributes", "1000"), ("relations", "500")):
+        parser.add_argument(
+            f"--{kind}", type=int, metavar="N", help=f"number of {kind} to build; default: {number}, or all"
+        )
     parser.add_argument(
-        "--objects", type=int, default=1600, help="number of object classes to build; default: %(default)s"
+        "--build-splits",
+        action="store_true",
+        help="build splits at random from image_data.json, as the original did, instead of using the published ones",
     )
+    for split in ("val", "test"):
+        parser.add_argument(
+            f"--{split}-images", type=int, metavar="N", help=f"number of images of {split} to build; default: 5000"
+        )
     parser.add_argument(
-        "--attributes", type=int, default=400, help="number of attributes to build; default: %(default)s"
+        "--coco-splits",
+        type=Path,
+        metavar="FILE",
+        help="Karpathy's dataset_coco.json: his images of COCO get his splits in the splits to build; or a folder of "
+        "the original's karpathy_{train,val,test}_images.txt",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    from bua.visual_genome.download import SPLITS, VOCABULARIES, download_missing
-    from bua.visual_genome.prepare import build_vocabularies, prepare
+    from bua.visual_genome.download import RELATIONS, SPLITS, VOCABULARIES, download_missing, download_optional
+    from bua.visual_genome.prepare import prepare
+    from bua.visual_genome.splits import NUM_IMAGES, build_splits
+    from bua.visual_genome.vocabulary import build_vocabularies
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
+    for whole, parts in _PARTS.items():
+        for part in parts:
+            if getattr(args, part) is not None and not getattr(args, whole):
+                raise InputError(f"{_option(part)}: is only for {_option(whole)}; add it, or leave this one out")
     if args.name == "visual_genome":
-        download_missing(args.root, SPLITS if args.build_vocabulary else SPLITS | VOCABULARIES)
+        if not args.build_splits:
+            download_missing(args.root, SPLITS)
+        if not args.build_vocabulary:
+            download_missing(args.root, VOCABULARIES)
+            download_optional(args.root, RELATIONS)
+    if args.build_splits:
+        num_val, num_test = (NUM_IMAGES if size is None else size for size in (args.val_images, args.test_images))
+        counts = build_splits(args.root, num_val, num_test, args.coco_splits)
+        print(f"splits: {', '.join(f'{count} {split}' for split, count in counts.items())}")
     if args.build_vocabulary:
-        build_vocabularies(args.root, args.objects, args.attributes)
+        build_vocabularies(args.root, args.objects, args.attributes, args.relations)
     for split, summary in prepare(args.root, args.name).items():
         print(
             f"{split:5} {summary.images:6} of {summary.listed} images, {summary.boxes} boxes"
-            f" ({summary.replaced} outside their image, replaced by the whole image), {summary.attributes} attributes"
-            f" -> {summary.annotation_file}"
+            f" ({summary.replaced} outside their image, replaced by the whole image), {summary.attributes} attributes,"
+            f" {summary.relations} relations -> {summary.annotation_file}"
         )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

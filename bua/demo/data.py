@@ -9,7 +9,8 @@ from bua.features import convert_features
 from bua.io.json_records import iter_records
 from bua.shapes.make import MARKER, make_shapes
 from bua.shapes.oracle_features import write_oracle_features
-from bua.visual_genome.prepare import SPLITS, prepare
+from bua.visual_genome.prepare import prepare
+from bua.visual_genome.splits import SPLITS
 
 
 def make_data(folder: Path, num_train: int, num_val: int, num_test: int, seed: int = 0) -> None:

@@ -27,7 +27,7 @@ from bua.extraction import extract
 from bua.extraction.extractor_config import fingerprint
 from bua.extraction.image_detector import open_detector
 from bua.io.files import whole_file
-from bua.visual_genome.prepare import SPLITS
+from bua.visual_genome.splits import SPLITS
 from bua.visualization.report import write_report
 from bua.weights.zoo import PACKAGED, PACKAGED_FOLDER, fetch
 

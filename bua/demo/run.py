@@ -22,7 +22,7 @@ from bua.engine.checkpoints import FINAL, last_checkpoint
 from bua.engine.log import METRICS_FILE
 from bua.errors import make_folder
 from bua.extraction import extract
-from bua.visual_genome.prepare import SPLITS
+from bua.visual_genome.splits import SPLITS
 from bua.visualization.report import write_report
 from bua.visualization.visualize import load_detector
 
@@ -94,7 +94,7 @@ def run_demo(
     with record.stage("evaluation"):
         detector = load_detector(cfg, test)
         cfg.DATASETS.TEST = ("shapes_test",)
-        (evaluator,) = build_evaluators(cfg)
+        (evaluator,) = build_evaluators(cfg, Path(FINAL).stem)
         record.metrics |= evaluate_detector(detector, evaluator, num_workers=cfg.DATALOADER.NUM_WORKERS)
     with record.stage("extraction", resumed=paths.features("visual_genome").exists()):
         _extract(paths, cfg, config_file, overrides)

@@ -1,10 +1,12 @@
 """Reads and writes the annotation file of a detection data set: COCO's JSON with attributes.
 
-The file has ``images`` (id, file_name relative to the data set's folder, width, height), ``annotations`` (id,
-image_id, category_id from 0, bbox as x, y, width, height in pixels, area, iscrowd, attribute_ids from 0),
-``categories`` and ``attribute_categories`` (id from 0, name, aliases). Programs that read COCO files can read it. The
-field ``attribute_ids`` is named as in grid-feats-vqa, which can read the file too. Ordinary COCO files are read, too
-(``bua.detection.coco_files``).
+The file has ``images`` (id, file_name relative to the data set's folder, width, height, and for Visual Genome
+zero_rows, see ``bua.detection.evaluation.zero_rows``), ``annotations`` (id, image_id, category_id from 0, bbox as x, y,
+width, height in pixels, area, iscrowd, attribute_ids from 0), ``categories`` and ``attribute_categories`` (id from 0,
+name, aliases). If the relations of the data set are prepared, it also has ``relations`` (id, image_id, subject_id and
+object_id, which are ids of annotations, and predicate_id from 0) and ``relation_categories`` (as the other categories).
+Programs that read COCO files can read it. The field ``attribute_ids`` is named as in grid-feats-vqa, which can read the
+file too. Ordinary COCO files are read, too (``bua.detection.coco_files``).
 """
 
 import logging
@@ -17,16 +19,17 @@ from typing import overload
 import numpy as np
 import orjson
 
+from bua.detection.annotation_fields import check_records, read_column, read_vocabulary
 from bua.detection.coco_files import is_ordinary, with_ids_from_zero
-from bua.errors import InputError, make_folder, shown
+from bua.detection.relations import read_relations
+from bua.errors import InputError, make_folder
 from bua.io.files import whole_file
 from bua.io.json_records import without_gc
 from bua.regular_files import read_regular
 from bua.vocabulary import Vocabulary
 
 MAX_ATTRIBUTES = 16  # per box, as in the original (lib/datasets/vg.py)
-# Longest name of an image file, in characters. All names take as much memory as the longest.
-MAX_NAME = 4096
+MAX_ZERO_ROWS = 10_000  # of an image; images of Visual Genome have a few hundred objects at most
 XYXY_ABS = 0  # detectron2.structures.BoxMode.XYXY_ABS
 
 logger = logging.getLogger(__name__)
@@ -35,8 +38,8 @@ logger = logging.getLogger(__name__)
 class DetectionDataset(Sequence[dict]):
     """Images with boxes, object classes and attributes, as a sequence of Detectron2's standard dataset dicts.
 
-    The data is held in a few numpy arrays (about 50 bytes per box), which forked worker processes share with their
-    parent. A dict is only created when it is accessed.
+    The data is held in a few numpy arrays (about 50 bytes per box and 12 per relation), which forked worker processes
+    share with their parent. A dict is only created when it is accessed.
 
     Args:
         annotation_file: The file, in the format that the module's docstring describes.
@@ -48,8 +51,12 @@ class DetectionDataset(Sequence[dict]):
     Attributes:
         name: Name of the data set.
         objects, attribute_names: Vocabularies of ``category_id`` and ``attribute_ids``.
+        relation_names: Vocabulary of the relations, which is empty if the file has none.
         image_ids: [N] int64.
         sizes: [N, 2] int64, (height, width) in pixels.
+        category_ids: The id that each class has in the file, which counts from 0 only in bua's own files.
+        zero_rows: [N] int64, the number of the original's rows of zeros for an image
+            (``bua.detection.evaluation.zero_rows``), or None if the file does not say it.
 
     Raises:
         InputError: The file is missing, truncated or has another format, or an id in it is out of range.
@@ -58,8 +65,11 @@ class DetectionDataset(Sequence[dict]):
     name: str
     objects: Vocabulary
     attribute_names: Vocabulary
+    relation_names: Vocabulary
     image_ids: np.ndarray
     sizes: np.ndarray
+    category_ids: list[int]
+    zero_rows: np.ndarray | None
 
     def __init__(
         self,
@@ -122,6 +132,13 @@ class DetectionDataset(Sequence[dict]):
         """Returns the attribute ids of an image's boxes, [G, 16] int64, padded with -1."""
         return self._attributes[self._rows(index)].astype(np.int64)
 
+    def relations(self, index: int) -> np.ndarray:
+        """Returns the relations between an image's boxes, [R, 3] int64: the row of the subject's box, the id of the
+        relation, and the row of the object's box. No model of bua is trained on them."""
+        index = range(len(self))[index]
+        rows = slice(self._relation_offsets[index], self._relation_offsets[index + 1])
+        return self._relations[rows].astype(np.int64)
+
     def file_name(self, index: int) -> str:
         """Returns the path of an image."""
         return os.path.join(self._image_folder, str(self._file_names[index]))
@@ -132,28 +149,35 @@ class DetectionDataset(Sequence[dict]):
 
     def _read(self, path: Path, attributes: Sequence[str] | None) -> None:
         tree = read_coco(path)
+        listed = tree["categories"]
         if ordinary := is_ordinary(tree):
             tree = with_ids_from_zero(tree, path, attributes)
-        self.objects = _vocabulary(tree["categories"], path, "categories")
-        self.attribute_names = _vocabulary(tree["attribute_categories"], path, "attribute_categories")
+        self.category_ids = sorted(category["id"] for category in listed)
+        self.objects = read_vocabulary(tree["categories"], path, "categories")
+        self.attribute_names = read_vocabulary(tree["attribute_categories"], path, "attribute_categories")
         images, annotations = tree.pop("images"), tree.pop("annotations")
 
-        self.image_ids = np.array(_column(images, "id", int, path, "images"), dtype=np.int64)
-        self._file_names = np.array(_column(images, "file_name", str, path, "images"), dtype=np.str_)
+        self.image_ids = np.array(read_column(images, "id", int, path, "images"), dtype=np.int64)
+        self._file_names = np.array(read_column(images, "file_name", str, path, "images"), dtype=np.str_)
         self.sizes = np.array(
-            [_column(images, "height", int, path, "images"), _column(images, "width", int, path, "images")],
+            [read_column(images, "height", int, path, "images"), read_column(images, "width", int, path, "images")],
             dtype=np.int64,
         ).T
-        _check(self.sizes.min(axis=1, initial=1) > 0, path, "width, height", "not above 0", where="images")
+        check_records(self.sizes.min(axis=1, initial=1) > 0, path, "width, height", "not above 0", where="images")
+        self.zero_rows = None
+        if images and all("zero_rows" in image for image in images):
+            self.zero_rows = np.array(read_column(images, "zero_rows", int, path, "images"), dtype=np.int64)
+            good = (self.zero_rows >= 0) & (self.zero_rows <= MAX_ZERO_ROWS)
+            check_records(good, path, "zero_rows", f"not in 0..{MAX_ZERO_ROWS}", where="images")
         position_of = {image_id: position for position, image_id in enumerate(self.image_ids.tolist())}
         if len(position_of) < len(images):
             raise InputError(f"{path}: images: the same id appears twice; give each image an id of its own")
 
-        image_ids = _column(annotations, "image_id", int, path, "annotations")
+        image_ids = read_column(annotations, "image_id", int, path, "annotations")
         positions = np.array([position_of.get(image_id, -1) for image_id in image_ids], dtype=np.int32)
-        _check(positions >= 0, path, "image_id", "no entry of images has this id")
-        classes = np.array(_column(annotations, "category_id", int, path, "annotations"), dtype=np.int64)
-        _check(
+        check_records(positions >= 0, path, "image_id", "no entry of images has this id")
+        classes = np.array(read_column(annotations, "category_id", int, path, "annotations"), dtype=np.int64)
+        check_records(
             (classes >= 0) & (classes < len(self.objects)), path, "category_id", f"not in 0..{len(self.objects) - 1}"
         )
         boxes = _boxes(annotations, path)
@@ -166,8 +190,17 @@ class DetectionDataset(Sequence[dict]):
         self._boxes = boxes[order]
         self._classes = classes[order].astype(np.int32)
         self._attributes = attribute_ids[order]
-        counts = np.bincount(positions, minlength=len(images))
-        self._offsets = np.concatenate([[0], np.cumsum(counts)]).tolist()
+        offsets = _offsets(positions, len(images))
+        self._offsets = offsets.tolist()
+
+        self.relation_names, relations = read_relations({} if ordinary else tree, annotations, image_ids, path)
+        row_of = np.empty_like(order)
+        row_of[order] = np.arange(len(order)) - offsets[positions[order]]
+        positions = positions[relations[:, 0]]
+        order = np.argsort(positions, kind="stable")
+        relations[:, [0, 2]] = row_of[relations[:, [0, 2]]]
+        self._relations = relations[order].astype(np.int32)
+        self._relation_offsets = _offsets(positions, len(images)).tolist()
 
 
 @dataclass
@@ -181,6 +214,10 @@ class ImageAnnotations:
         boxes: [G, 4] int x1y1x2y2 in pixels.
         classes: G class ids.
         attributes: G sequences of at most 16 attribute ids.
+        zero_rows: Number of the original's rows of zeros (``bua.detection.evaluation.zero_rows``), or None if it is not
+            known.
+        relations: [R, 3] int, or a list of as many triples: the row of the subject's box, the id of the relation, and
+            the row of the object's box.
     """
 
     image_id: int
@@ -190,31 +227,55 @@ class ImageAnnotations:
     boxes: np.ndarray
     classes: Sequence[int]
     attributes: Sequence[Sequence[int]]
+    zero_rows: int | None = None
+    relations: np.ndarray | Sequence[tuple[int, int, int]] = ()
 
 
 def write_annotations(
-    path: str | Path, images: Iterable[ImageAnnotations], objects: Vocabulary, attributes: Vocabulary
+    path: str | Path,
+    images: Iterable[ImageAnnotations],
+    objects: Vocabulary,
+    attributes: Vocabulary,
+    relations: Vocabulary | None = None,
 ) -> None:
-    """Writes an annotation file. An older file of this name is replaced only when the new one is complete."""
+    """Writes an annotation file. An older file of this name is replaced only when the new one is complete.
+
+    Args:
+        path: The file.
+        images: The images.
+        objects, attributes: The vocabularies.
+        relations: Vocabulary of the relations. With None, the file gets no relations.
+    """
     path = Path(path)
     make_folder(path.parent)
-    described = []
-    count = 0
+    described: list[dict] = []
+    related: list[bytes] = []
+    count = relation_count = 0
     with whole_file(path) as file:
         # Each image gets a line of its own, so that the file can be inspected with head and grep.
         file.write(b'{"annotations":[')
         for image in images:
+            more = {} if image.zero_rows is None else {"zero_rows": image.zero_rows}
             described.append(
                 {"id": image.image_id, "file_name": image.file_name, "width": image.width, "height": image.height}
+                | more
             )
             records = _records(image, count)
             if records:
                 file.write(b",\n" if count else b"\n")
                 file.write(orjson.dumps(records)[1:-1])
-                count += len(records)
+            if relations is not None and len(image.relations):
+                found = _relation_records(image, relation_count, count)
+                related.append(orjson.dumps(found)[1:-1])
+                relation_count += len(found)
+            count += len(records)
         file.write(b'\n],\n"images":')
         file.write(orjson.dumps(described))
-        for field, vocabulary in (("categories", objects), ("attribute_categories", attributes)):
+        vocabularies = {"categories": objects, "attribute_categories": attributes}
+        if relations is not None:
+            file.write(b',\n"relations":[\n' + b",\n".join(related) + b"\n]")
+            vocabularies["relation_categories"] = relations
+        for field, vocabulary in vocabularies.items():
             file.write(b',\n"%b":' % field.encode())
             file.write(orjson.dumps(_categories(vocabulary)))
         file.write(b"}\n")
@@ -238,6 +299,20 @@ def _records(image: ImageAnnotations, first_id: int) -> list[dict]:
             }
         )
     return records
+
+
+def _relation_records(image: ImageAnnotations, first_id: int, first_box_id: int) -> list[dict]:
+    triples = np.asarray(image.relations).tolist()
+    return [
+        {
+            "id": number,
+            "image_id": image.image_id,
+            "subject_id": first_box_id + subject,
+            "predicate_id": relation,
+            "object_id": first_box_id + target,
+        }
+        for number, (subject, relation, target) in enumerate(triples, start=first_id)
+    ]
 
 
 def _categories(vocabulary: Vocabulary) -> list[dict]:
@@ -268,45 +343,20 @@ def read_coco(path: Path) -> dict:
     return tree
 
 
-def _vocabulary(categories: list, path: Path, field: str) -> Vocabulary:
-    if not isinstance(categories, list):
-        raise InputError(f"{path}: {field} is {shown(categories)}; it must be a list of categories")
-    ids = _column(categories, "id", int, path, field)
-    names = _column(categories, "name", str, path, field)
-    if ids != list(range(len(ids))):
-        raise InputError(f"{path}: {field}: the ids must be 0, 1, 2, ... in this order")
-    aliases = [category.get("aliases", ()) for category in categories]
-    if not all(isinstance(more, list | tuple) and all(isinstance(name, str) for name in more) for more in aliases):
-        raise InputError(f"{path}: {field}: aliases must be lists of names")
-    lines = [",".join([name, *more]) for name, more in zip(names, aliases)]
-    return Vocabulary(lines, source=f"{path}: {field}", allow_empty=field == "attribute_categories")
-
-
-def _column(records: list, field: str, kind: type, path: Path, where: str) -> list:
-    try:
-        column = [record[field] for record in records]
-    except (KeyError, TypeError, IndexError) as error:
-        bad = next(n for n, record in enumerate(records) if not isinstance(record, dict) or field not in record)
-        raise InputError(f"{path}: {where}[{bad}] has no {field!r}; see bua/detection/annotations.py") from error
-    for number, value in enumerate(column):
-        if type(value) is not kind:
-            raise InputError(f"{path}: {where}[{number}]: {field} is {shown(value)}, not {kind.__name__}")
-    if kind is int and column and not -(2**63) <= min(column) <= max(column) < 2**63:
-        raise InputError(f"{path}: {where}: {field} is {max(column, key=abs)} once; it must have at most 64 bits")
-    if kind is str and column and max(map(len, column)) > MAX_NAME:
-        raise InputError(f"{path}: {where}: {field} has more than {MAX_NAME} characters once; no file has such a name")
-    return column
+def _offsets(positions: np.ndarray, num_images: int) -> np.ndarray:
+    """Returns where the rows of each image begin, and their end: [N + 1], for rows sorted by the image's position."""
+    return np.concatenate([[0], np.cumsum(np.bincount(positions, minlength=num_images))])
 
 
 def _boxes(annotations: list, path: Path) -> np.ndarray:
-    column = _column(annotations, "bbox", list, path, "annotations")
+    values = read_column(annotations, "bbox", list, path, "annotations")
     try:
         with np.errstate(over="ignore"):  # numbers that are too large become infinite, and are refused
-            boxes = np.array(column, dtype=np.float32).reshape(len(column), 4)
+            boxes = np.array(values, dtype=np.float32).reshape(len(values), 4)
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: annotations: a bbox does not consist of four numbers x, y, width, height") from error
     good = np.isfinite(boxes) & (boxes >= [-np.inf, -np.inf, 0, 0])
-    _check(np.asarray(good.all(axis=1)), path, "bbox", "not four numbers x, y, width >= 0, height >= 0")
+    check_records(np.asarray(good.all(axis=1)), path, "bbox", "not four numbers x, y, width >= 0, height >= 0")
     boxes[:, 2:] += boxes[:, :2]
     return boxes
 
@@ -324,7 +374,7 @@ def _warn_of_boxes_outside(boxes: np.ndarray, sizes: np.ndarray, image_ids: np.n
 
 
 def _attributes(annotations: list, num_classes: int, path: Path) -> np.ndarray:
-    lists = _column(annotations, "attribute_ids", list, path, "annotations")
+    lists = read_column(annotations, "attribute_ids", list, path, "annotations")
     padded = np.full((len(lists), MAX_ATTRIBUTES), -1, dtype=np.int16)
     lengths = np.array([min(len(ids), MAX_ATTRIBUTES) for ids in lists], dtype=np.int64)
     try:
@@ -338,8 +388,3 @@ def _attributes(annotations: list, num_classes: int, path: Path) -> np.ndarray:
         raise InputError(f"{path}: annotations[{bad}]: attribute_ids: not in 0..{num_classes - 1}")
     padded[np.arange(MAX_ATTRIBUTES) < lengths[:, None]] = flat
     return padded
-
-
-def _check(good: np.ndarray, path: Path, field: str, complaint: str, where: str = "annotations") -> None:
-    if not good.all():
-        raise InputError(f"{path}: {where}[{np.argmin(good)}]: {field}: {complaint}")

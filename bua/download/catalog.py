@@ -15,6 +15,7 @@ GENOME_LISTS = "https://raw.githubusercontent.com/peteanderson80/bottom-up-atten
 GENOME_VOCABULARIES = {
     "vocab/objects_vocab.txt": ("1600-400-20/objects_vocab.txt", "b0fe0368e4023de7b43f94566dbd8fae"),
     "vocab/attributes_vocab.txt": ("1600-400-20/attributes_vocab.txt", "ed5db248c4bc585d26af2b9b9a012304"),
+    "vocab/relations_vocab.txt": ("1600-400-20/relations_vocab.txt", "0ac67a697e9b27a31bc32c1f5e54a1b6"),
 }
 GENOME_SPLITS = {
     "splits/train.txt": ("train.txt", "68214ddf7a7ce485beb649508903bb88"),
@@ -47,7 +48,7 @@ def _genome_json(name: str, size: int, unpacked: int | None = None, checksum: st
 
 def _genome_lists() -> tuple[File, ...]:
     lists = GENOME_VOCABULARIES | GENOME_SPLITS
-    sizes = (12_782, 3_095, 3_576_164, 182_362, 182_298)
+    sizes = (12_782, 3_095, 1_039, 3_576_164, 182_362, 182_298)
     return tuple(
         File(GENOME_LISTS + remote, f"visual_genome/{path}", size, f"md5:{md5}")
         for (path, (remote, md5)), size in zip(lists.items(), sizes)

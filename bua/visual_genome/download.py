@@ -10,7 +10,9 @@ from bua.download.catalog import GENOME_LISTS, GENOME_SPLITS, GENOME_VOCABULARIE
 from bua.errors import InputError
 
 URL = GENOME_LISTS
-VOCABULARIES, SPLITS = GENOME_VOCABULARIES, GENOME_SPLITS
+SPLITS = GENOME_SPLITS
+RELATIONS = {name: file for name, file in GENOME_VOCABULARIES.items() if "relations" in name}
+VOCABULARIES = {name: file for name, file in GENOME_VOCABULARIES.items() if name not in RELATIONS}
 ATTEMPTS = 2
 MAX_SIZE = 100_000_000
 
@@ -25,7 +27,7 @@ def download_missing(root: str | Path, files: dict[str, tuple[str, str]]) -> Non
 
     Args:
         root: The data set's folder.
-        files: ``VOCABULARIES``, ``SPLITS`` or both.
+        files: ``VOCABULARIES``, ``RELATIONS`` or ``SPLITS``, or several of them.
 
     Raises:
         InputError: A file cannot be downloaded, or the downloaded file differs from the published one.
@@ -39,6 +41,17 @@ def download_missing(root: str | Path, files: dict[str, tuple[str, str]]) -> Non
                 logger.warning("%s: this is not the published file (MD5 %s); it is used as it is", path, md5)
         else:
             _download(URL + remote, target, md5)
+
+
+def download_optional(root: str | Path, files: dict[str, tuple[str, str]]) -> None:
+    """Downloads missing files as ``download_missing`` does, but a failure is only a warning.
+
+    Without the vocabulary of relations, the annotations get no relations, which no model of bua needs.
+    """
+    try:
+        download_missing(root, files)
+    except InputError as error:
+        logger.warning("%s. This file is optional.", error)
 
 
 def _download(url: str, target: Path, md5: str) -> None:

@@ -13,17 +13,15 @@ The rules (data/genome/setup_vg.py and lib/datasets/vg.py of peteanderson80/bott
 - A box keeps its first 16 attributes.
 
 There are five differences from the original. The whole image ends at y = H - 1 (W - 1 in the original). Objects that
-are left out leave no empty boxes behind. An attribute that a box has under two names ("gray", "grey") counts once.
-Attributes keep the order of the files (in the original, that of a Python set). W and H come from image_data.json, not
-from the headers of 108,077 images.
+are left out leave no empty boxes behind; they are only counted (``bua.visual_genome.zero_rows``). An attribute that a
+box has under two names ("gray", "grey") counts once. Attributes keep the order of the files (in the original, that of a
+Python set). W and H come from image_data.json, not from the headers of 108,077 images.
 
-Versions 1.0 to 1.4 of Visual Genome name some fields differently. These functions accept ``image_id`` or ``id``,
-``object_id`` or ``id``, and ``names`` (a list) or ``name``.
+``bua.visual_genome.relations`` has the rules for relations, and ``bua.visual_genome.records`` says which names of
+fields are accepted.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,31 +29,20 @@ import numpy as np
 from bua.detection.annotations import MAX_ATTRIBUTES, ImageAnnotations
 from bua.errors import InputError
 from bua.io.json_records import iter_records
+from bua.visual_genome.names import clean_attribute, clean_object_name
+from bua.visual_genome.records import (
+    attribute_texts_of,
+    box_of,
+    image_id_of,
+    iter_images,
+    naming_image,
+    object_id_of,
+    object_name_of,
+)
+from bua.visual_genome.relations import Triple, relation_rows
 from bua.vocabulary import Vocabulary
 
-COMMON_ADJECTIVES = frozenset(
-    {"white", "black", "blue", "green", "red", "brown", "yellow", "silver", "orange", "gray", "grey", "pink"}
-    | {"small", "large", "tall", "long", "dark", "wooden", "metal"}
-)
-
 AttributesOfObjects = Mapping[int, tuple[int, ...]]  # object id -> attribute ids
-
-
-def clean_object_name(text: str) -> tuple[str, list[str]]:
-    """Returns an object's name and the attributes in it: "Small white dog." -> ("dog", ["small", "white"])."""
-    name = _clean(text)
-    words = name.split()
-    if len(words) > 1 and COMMON_ADJECTIVES.issuperset(words[:-1]):
-        return words[-1], words[:-1]
-    return name, []
-
-
-def clean_attribute(text: str) -> list[str]:
-    """Returns the attributes in one entry: "Red and shiny." -> ["red", "shiny"]."""
-    attribute = _clean(text)
-    if attribute == "black and white":
-        return [attribute]
-    return [part.strip() for part in attribute.split(" and ")]
 
 
 def clip_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, int]:
@@ -82,7 +69,7 @@ def read_sizes(path: Path, progress: bool = True) -> dict[int, tuple[int, int]]:
     """Reads image_data.json: image id -> (width, height) in pixels."""
     sizes: dict[int, tuple[int, int]] = {}
     for record in iter_records(path, progress):
-        image_id = _image_id(record, path)
+        image_id = image_id_of(record, path)
         width, height = record.get("width"), record.get("height")
         if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
             raise InputError(
@@ -96,13 +83,13 @@ def read_attributes(path: Path, vocabulary: Vocabulary, progress: bool = True) -
     """Reads attributes.json: image id -> object id -> attribute ids. Objects without attributes are left out."""
     attributes_of: dict[int, AttributesOfObjects] = {}
     ids_of = _AttributeIds(vocabulary)
-    for image_id, records in _images(path, "attributes", progress):
+    for image_id, image in iter_images(path, "attributes", progress):
         of_objects: dict[int, tuple[int, ...]] = {}
-        with _naming_image(path, image_id):
-            for record in records:
+        with naming_image(path, image_id):
+            for record in image["attributes"]:
                 ids = ids_of(record)
                 if ids:
-                    object_id = _object_id(record)
+                    object_id = object_id_of(record)
                     of_objects[object_id] = of_objects.get(object_id, ()) + ids
         if of_objects:
             attributes_of[image_id] = of_objects
@@ -117,6 +104,8 @@ def read_objects(
     objects: Vocabulary,
     attributes: Vocabulary,
     progress: bool = True,
+    collect: Callable[[int, Iterable[str]], None] | None = None,
+    find_relations: Callable[[int, dict], Iterable[Triple]] | None = None,
 ) -> Iterator[tuple[ImageAnnotations, int]]:
     """Reads objects.json or scene_graphs.json, and yields images with the boxes of known classes.
 
@@ -127,6 +116,10 @@ def read_objects(
         attributes_of: See ``read_attributes``.
         objects, attributes: The vocabularies.
         progress: Whether to show a progress bar.
+        collect: Is called with the id of each image in the file, also of those that are skipped, and with the names of
+            its objects, as ``bua.visual_genome.zero_rows.ZeroRowCounter.add``.
+        find_relations: Returns the relations of an image by the ids of its objects, given the image's id and its record
+            in the file. Without it, the images have no relations.
 
     Yields:
         An image, which may have no boxes, and the number of its boxes that lay outside and were replaced by the whole
@@ -134,7 +127,10 @@ def read_objects(
     """
     class_of = _ObjectClass(objects, attributes)
     ids_of = _AttributeIds(attributes)
-    for image_id, records in _images(path, "objects", progress):
+    for image_id, image in iter_images(path, "objects", progress):
+        if collect is not None:
+            with naming_image(path, image_id):
+                collect(image_id, map(object_name_of, image["objects"]))
         if image_id not in file_names:
             continue
         if image_id not in sizes:
@@ -143,44 +139,29 @@ def read_objects(
         classes: list[int] = []
         attribute_ids: list[tuple[int, ...]] = []
         boxes: list[tuple[float, float, float, float]] = []
-        with _naming_image(path, image_id):
-            for record in records:
-                class_id, ids = class_of(_object_name(record))
+        row_of: dict[int, int] = {}
+        with naming_image(path, image_id):
+            for record in image["objects"]:
+                class_id, ids = class_of(object_name_of(record))
                 if class_id is None:
                     continue
-                more = of_objects.get(_object_id(record), ()) + ids_of(record)
+                object_id = object_id_of(record)
+                more = of_objects.get(object_id, ()) + ids_of(record)
                 if more:
                     ids = tuple(dict.fromkeys(ids + more))[:MAX_ATTRIBUTES]
+                row_of[object_id] = len(classes)
                 classes.append(class_id)
                 attribute_ids.append(ids)
-                boxes.append(_box(record))
+                boxes.append(box_of(record))
+            relations = relation_rows(find_relations(image_id, image) if find_relations else (), row_of)
         width, height = sizes[image_id]
         corners, outside = clip_boxes(np.array(boxes, dtype=np.float64).reshape(-1, 4), width, height)
-        yield ImageAnnotations(image_id, file_names[image_id], width, height, corners, classes, attribute_ids), outside
-
-
-def count_names(objects_path: Path, attributes_path: Path, progress: bool = True) -> tuple[Counter[str], Counter[str]]:
-    """Counts the cleaned object names and the cleaned attributes in all images."""
-    object_texts: Counter[str] = Counter()
-    attribute_texts: Counter[str] = Counter()
-    for image_id, records in _images(objects_path, "objects", progress):
-        with _naming_image(objects_path, image_id):
-            object_texts.update(map(_object_name, records))
-    for image_id, records in _images(attributes_path, "attributes", progress):
-        with _naming_image(attributes_path, image_id):
-            for record in records:
-                attribute_texts.update(_attribute_texts(record))
-    objects: Counter[str] = Counter()
-    attributes: Counter[str] = Counter()
-    for text, count in object_texts.items():
-        name, adjectives = clean_object_name(text)
-        objects[name] += count
-        for adjective in adjectives:
-            attributes[adjective] += count
-    for text, count in attribute_texts.items():
-        for attribute in clean_attribute(text):
-            attributes[attribute] += count
-    return objects, attributes
+        yield (
+            ImageAnnotations(
+                image_id, file_names[image_id], width, height, corners, classes, attribute_ids, relations=relations
+            ),
+            outside,
+        )
 
 
 class _ObjectClass:
@@ -210,92 +191,15 @@ class _AttributeIds:
 
     def __call__(self, record: dict) -> tuple[int, ...]:
         ids: tuple[int, ...] = ()
-        for text in _attribute_texts(record):
+        for text in attribute_texts_of(record):
+            if not isinstance(text, str):  # skipped, as in the original
+                continue
             if text not in self._seen:
                 self._seen[text] = _known_ids(clean_attribute(text), self._attributes)
             ids += self._seen[text]
         return ids
 
 
-def _clean(text: str) -> str:
-    text = text.lower().strip()
-    return text[:-1].strip() if text.endswith(".") else text
-
-
 def _known_ids(names: list[str], vocabulary: Vocabulary) -> tuple[int, ...]:
     ids = map(vocabulary.id, names)
     return tuple(dict.fromkeys(number for number in ids if number is not None))
-
-
-class _FieldError(Exception):
-    """A record lacks a field, or the field has another type."""
-
-
-@contextmanager
-def _naming_image(path: Path, image_id: int) -> Iterator[None]:
-    """Adds the file and the image to the message of a ``_FieldError``."""
-    try:
-        yield
-    except _FieldError as error:
-        raise InputError(f"{path}: image {image_id}: {error}; download the file again") from error
-
-
-def _images(path: Path, field: str, progress: bool) -> Iterator[tuple[int, list[dict]]]:
-    """Yields image ids with their records of objects or attributes."""
-    for record in iter_records(path, progress):
-        image_id = _image_id(record, path)
-        records = record.get(field)
-        if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
-            raise InputError(
-                f"{path}: image {image_id}: has no list {field!r}; check that this is Visual Genome's {path.name}"
-            )
-        yield image_id, records
-
-
-def _image_id(record: dict, path: Path) -> int:
-    image_id = record.get("image_id", record.get("id"))
-    if not isinstance(image_id, int):
-        raise InputError(
-            f"{path}: an image has no 'image_id' (or 'id'); check that this is Visual Genome's {path.name}"
-        )
-    return image_id
-
-
-def _object_id(record: dict) -> int:
-    object_id = record.get("object_id", record.get("id"))
-    if not isinstance(object_id, int):
-        raise _FieldError("an object has no 'object_id' (or 'id')")
-    return object_id
-
-
-def _object_name(record: dict) -> str:
-    """Returns the first name, or "" if the list of names is empty."""
-    names = record.get("names", record.get("name"))
-    if isinstance(names, list):
-        names = names[0] if names else ""
-    if not isinstance(names, str):
-        raise _FieldError("an object has no 'names' (or 'name')")
-    return names
-
-
-def _attribute_texts(record: dict) -> list[str]:
-    """Returns the entries of ``attributes``, which may be missing or null.
-
-    Entries that are not texts are skipped, as in the original.
-    """
-    texts = record.get("attributes")
-    if not texts:
-        return []
-    if not isinstance(texts, list):
-        raise _FieldError(f"'attributes' is {texts!r}, not a list of texts")
-    return [text for text in texts if isinstance(text, str)]
-
-
-def _box(record: dict) -> tuple[float, float, float, float]:
-    try:
-        box = record["x"], record["y"], record["w"], record["h"]
-    except KeyError as error:
-        raise _FieldError(f"object {_object_id(record)} has no {error.args[0]!r}") from error
-    if not all(isinstance(number, (int, float)) for number in box):
-        raise _FieldError(f"object {_object_id(record)}: x, y, w, h are {box}, not numbers")
-    return box

@@ -2,21 +2,22 @@
 
 import logging
 import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from bua.detection.annotations import ImageAnnotations, write_annotations
-from bua.download.catalog import GENOME_IMAGES, GENOME_JSON
+from bua.download.catalog import GENOME_IMAGES
 from bua.errors import InputError
 from bua.io.json_records import without_gc
-from bua.visual_genome.official import count_names, read_attributes, read_objects, read_sizes
-from bua.vocabulary import Vocabulary, read_lines
-
-SPLITS = ("train", "val", "test")
-# No image id has more digits, and Python refuses to convert very many.
-MAX_DIGITS = 18
+from bua.visual_genome.official import read_attributes, read_objects, read_sizes
+from bua.visual_genome.relations import RelationFinder, Triple, read_relationships
+from bua.visual_genome.sources import Sources
+from bua.visual_genome.splits import read_splits, text_file
+from bua.visual_genome.zero_rows import ZeroRowCounter
+from bua.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class SplitSummary:
         images: Number of these images that have at least one object. Only they are in the annotation file.
         boxes, attributes: Number of boxes and of attributes in the annotation file.
         replaced: Number of boxes that lay outside their image and were replaced by the whole image.
+        relations: Number of relations in the annotation file.
     """
 
     annotation_file: Path
@@ -39,6 +41,7 @@ class SplitSummary:
     boxes: int
     attributes: int
     replaced: int
+    relations: int
 
 
 @without_gc()
@@ -49,7 +52,8 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
         root: The data set's folder, which datasets/README.md describes. It has image_data.json, attributes.json, and
             scene_graphs.json or objects.json of Visual Genome 1.2 or 1.4; if both are there, scene_graphs.json is read,
             as in the original. It also has vocab/{objects,attributes}_vocab.txt and splits/{train,val,test}.txt, each
-            of which may be compressed to .txt.gz.
+            of which may be compressed to .txt.gz. If it has vocab/relations_vocab.txt, the annotation files get
+            relations, which are read from scene_graphs.json or relationships.json.
         name: First part of the data sets' names.
         progress: Whether to show progress bars.
 
@@ -62,10 +66,11 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
     root = Path(root)
     if Path(name).name != name:
         raise InputError(f"name {name!r}: the name becomes part of file names; choose one without /")
-    sources = _Sources.find(root)
-    objects = Vocabulary.read(_text_file(root, "vocab/objects_vocab.txt"))
-    attributes = Vocabulary.read(_text_file(root, "vocab/attributes_vocab.txt"))
-    splits = _read_splits(root)
+    sources = Sources.find(root)
+    objects = Vocabulary.read(text_file(root, "vocab/objects_vocab.txt"))
+    attributes = Vocabulary.read(text_file(root, "vocab/attributes_vocab.txt"))
+    relations = _relation_vocabulary(root, sources)
+    splits = read_splits(root)
     file_names = {image_id: file for files in splits.values() for image_id, file in files.items()}
     _warn_of_missing_images(root, file_names)
 
@@ -73,10 +78,17 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
     attributes_of = read_attributes(sources.attributes, attributes, progress)
     found: dict[int, ImageAnnotations] = {}
     outside: dict[int, int] = {}
-    for image, count in read_objects(sources.objects, file_names, sizes, attributes_of, objects, attributes, progress):
+    counter = ZeroRowCounter()
+    find_relations = _relation_finder(sources, relations, file_names, progress) if relations else None
+    for image, count in read_objects(
+        sources.objects, file_names, sizes, attributes_of, objects, attributes, progress, counter.add, find_relations
+    ):
         if image.classes:
             found[image.image_id] = image
             outside[image.image_id] = count
+    zero_rows = counter.numbers(objects)
+    for image in found.values():
+        image.zero_rows = zero_rows[image.image_id]
 
     images_of = {split: [found[image_id] for image_id in files if image_id in found] for split, files in splits.items()}
     for split, images in images_of.items():
@@ -89,7 +101,7 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
     for split, images in images_of.items():
         annotation_file = root / "annotations" / f"{name}_{split}.json"
         bar = tqdm(images, annotation_file.name, unit="image", disable=not progress)
-        write_annotations(annotation_file, bar, objects, attributes)
+        write_annotations(annotation_file, bar, objects, attributes, relations)
         summaries[split] = SplitSummary(
             annotation_file,
             listed=len(splits[split]),
@@ -97,103 +109,33 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
             boxes=sum(len(image.classes) for image in images),
             attributes=sum(len(ids) for image in images for ids in image.attributes),
             replaced=sum(outside[image.image_id] for image in images),
+            relations=sum(len(image.relations) for image in images),
         )
     return summaries
 
 
-def build_vocabularies(root: str | Path, num_objects: int, num_attributes: int, progress: bool = True) -> None:
-    """Writes vocab/{objects,attributes}_vocab.txt with the most frequent names in all images.
-
-    The most frequent name comes first; names with the same frequency are in alphabetical order. Names are cleaned as in
-    ``prepare``. All attributes of a box count, while the original counts only the first one of an entry.
-
-    Args:
-        root: The data set's folder, see ``prepare``.
-        num_objects, num_attributes: Number of names in each vocabulary.
-        progress: Whether to show progress bars.
-
-    Raises:
-        InputError: A vocabulary exists already, or the files have fewer names.
-    """
-    root = Path(root)
-    targets = [root / "vocab" / f"{kind}_vocab.txt" for kind in ("objects", "attributes")]
-    for target in targets:
-        if target.exists() or target.with_name(target.name + ".gz").exists():
-            raise InputError(f"{target}: the file exists already; move it away to build a new one")
-    sources = _Sources.find(root)
-    for target, counts, size in zip(
-        targets, count_names(sources.objects, sources.attributes, progress), (num_objects, num_attributes)
-    ):
-        # In a vocabulary file, a name with a comma would be read as two aliases.
-        ranked = sorted((-count, name) for name, count in counts.items() if name and "," not in name)
-        if not 0 < size <= len(ranked):
-            raise InputError(
-                f"{target}: {size} names are requested, but {root} has {len(ranked)}; choose 1 to {len(ranked)}"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        Vocabulary(name for _, name in ranked[:size]).write(part)
-        os.replace(part, target)
+def _relation_vocabulary(root: Path, sources: Sources) -> Vocabulary | None:
+    """Returns the vocabulary of relations, or None if it or the file with the relationships is missing."""
+    path = root / "vocab" / "relations_vocab.txt"
+    if not path.is_file() and not path.with_name(path.name + ".gz").is_file():
+        logger.info("%s: no such file, so the annotations get no relations", path)
+        return None
+    if sources.relationships is None:
+        logger.warning("%s: has no relationships.json, so the annotations get no relations", root)
+        return None
+    return Vocabulary.read(text_file(root, "vocab/relations_vocab.txt"))
 
 
-@dataclass
-class _Sources:
-    """Paths of Visual Genome's JSON files in a folder."""
-
-    image_data: Path
-    attributes: Path
-    objects: Path
-
-    @classmethod
-    def find(cls, root: Path) -> "_Sources":
-        """Returns the files in ``root``. Raises an error that says what to download if one is missing."""
-        scene_graphs, objects = root / "scene_graphs.json", root / "objects.json"
-        if objects.is_file() and not scene_graphs.is_file():
-            sources = cls(root / "image_data.json", root / "attributes.json", objects)
-        else:
-            sources = cls(root / "image_data.json", root / "attributes.json", scene_graphs)
-        missing = [path.name for path in vars(sources).values() if not path.is_file()]
-        if missing:
-            zips = ", ".join(f"{GENOME_JSON}{file}.zip" for file in missing)
-            raise InputError(
-                f"{root}: has no {', '.join(missing)}; download {zips} and unzip there (and the images,"
-                f" {GENOME_IMAGES}images.zip and {GENOME_IMAGES}images2.zip), as `bua download visual-genome` does"
-            )
-        return sources
-
-
-def _read_splits(root: Path) -> dict[str, dict[int, str]]:
-    """Returns split -> image id -> the image's path relative to ``root``, in the order of the split file."""
-    splits: dict[str, dict[int, str]] = {}
-    split_of: dict[int, str] = {}
-    for split in SPLITS:
-        path = _text_file(root, f"splits/{split}.txt")
-        splits[split] = {}
-        for number, line in enumerate(read_lines(path), start=1):
-            file = line.split()[0] if line.strip() else ""
-            stem = file.rpartition("/")[2].partition(".")[0]
-            if not stem.isdecimal() or len(stem) > MAX_DIGITS:
-                raise InputError(
-                    f"{path}: line {number} is {line!r:.60}; write lines such as 'VG_100K/1.jpg xml/1.xml'"
-                )
-            image_id = int(stem)
-            if image_id in split_of:
-                raise InputError(
-                    f"{path}: line {number}: image {image_id} is in {split_of[image_id]} too; remove one of the lines"
-                )
-            split_of[image_id] = path.name
-            splits[split][image_id] = file
-        if not splits[split]:
-            raise InputError(f"{path}: lists no images; write lines such as 'VG_100K/1.jpg xml/1.xml'")
-    return splits
-
-
-def _text_file(root: Path, relative: str) -> Path:
-    """Returns the path of a text file in ``root``, which may have the suffix .gz."""
-    plain, packed = root / relative, root / f"{relative}.gz"
-    if not plain.is_file() and not packed.is_file():
-        raise InputError(f"{plain}: no such file; datasets/README.md says where to get it")
-    return plain if plain.is_file() else packed
+def _relation_finder(
+    sources: Sources, relations: Vocabulary, file_names: Mapping[int, str], progress: bool
+) -> Callable[[int, dict], Iterable[Triple]]:
+    """Returns what ``read_objects`` finds the relations of an image with."""
+    if sources.relationships == sources.objects:
+        find = RelationFinder(relations)
+        return lambda _, image: find(image)
+    assert sources.relationships is not None
+    relations_of = read_relationships(sources.relationships, file_names, relations, progress)
+    return lambda image_id, _: relations_of.get(image_id, ())
 
 
 def _warn_of_missing_images(root: Path, file_names: dict[int, str]) -> None:

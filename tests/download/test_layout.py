@@ -33,7 +33,7 @@ def official(tmp_path_factory) -> Path:
             shutil.copy(root / f"coco/captions_{split}.json", root / f"coco/captions_{split[:-4]}2017.json")
     for name in (
         *("visual_genome/object_alias.txt", "visual_genome/relationship_alias.txt", "visual_genome/relationships.json"),
-        *("visual_genome/vocab/relations_vocab.txt", "visual_genome/shapes.json"),
+        "visual_genome/shapes.json",
         "vqa/v2_mscoco_test2015_annotations.json",
     ):
         (root / name).unlink()  # these are not read, or are no part of the real data sets

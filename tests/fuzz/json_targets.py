@@ -27,7 +27,8 @@ from bua.grounding.dataset import GroundingDataset, load_phrase_tags, prepare_fl
 from bua.io.images import read_image
 from bua.shapes.make import make_shapes
 from bua.tasks.glove import load_glove
-from bua.visual_genome.prepare import build_vocabularies, prepare
+from bua.visual_genome.prepare import prepare
+from bua.visual_genome.vocabulary import build_vocabularies
 from bua.vocabulary import Vocabulary
 from bua.vqa.accuracy import vqa_accuracy
 from bua.vqa.dataset import VqaDataset, prepare_vqa

@@ -16,8 +16,9 @@ from script_loading import load_script
 from bua.detection.annotations import DetectionDataset
 from bua.errors import INPUT_ERROR, InputError
 from bua.visual_genome import download
-from bua.visual_genome.official import clean_attribute, clean_object_name, clip_boxes
-from bua.visual_genome.prepare import build_vocabularies, prepare
+from bua.visual_genome.names import clean_attribute, clean_object_name
+from bua.visual_genome.official import clip_boxes
+from bua.visual_genome.prepare import prepare
 
 OBJECTS = ["dog", "stop sign,stopsign", "tree,trees"]
 ATTRIBUTES = ["small", "white", "gray,grey", "shiny", "black and white"]
@@ -76,7 +77,7 @@ def write_world(root, world=WORLD, source="objects", first_version=False):
     image_key = "id" if first_version else "image_id"
     convert = as_first_version if first_version else list
     files = {
-        "image_data": [{image_key: n, "width": 100, "height": 50, "url": f"https://x/{n}.jpg"} for n in world],
+        "image_data": [{image_key: n, "width": 100, "height": 50, "url": f"https://x/VG_100K/{n}.jpg"} for n in world],
         "attributes": [{image_key: n, "attributes": convert(attributes)} for n, (_, attributes) in world.items()],
         source: [{"relationships": [], "objects": convert(o), image_key: n} for n, (o, _) in world.items()],
     }
@@ -221,26 +222,6 @@ def test_clip_boxes_follows_the_rules_of_the_original(boxes, width, height):
     assert count == replaced
 
 
-def test_built_vocabularies_are_sorted_by_frequency(root):
-    shutil.rmtree(root / "vocab")
-    build_vocabularies(root, 2, 4, progress=False)
-    # "dog" occurs 6 times, "trees" and "unknown" twice each. "tree" counts as another name.
-    assert (root / "vocab" / "objects_vocab.txt").read_text().split("\n") == ["dog", "trees", ""]
-    # "white" occurs 3 times (in "Small white dog." and in two entries). The others are in alphabetical order.
-    assert (root / "vocab" / "attributes_vocab.txt").read_text().split("\n") == [
-        "white",
-        "black",
-        "black and white",
-        "gray",
-        "",
-    ]
-    with pytest.raises(InputError, match=r"objects_vocab\.txt: the file exists already"):
-        build_vocabularies(root, 2, 4, progress=False)
-    shutil.rmtree(root / "vocab")
-    with pytest.raises(InputError, match=r"objects_vocab\.txt: 9 names are requested, but .* has 5"):
-        build_vocabularies(root, 9, 4, progress=False)
-
-
 def damage_objects(change):
     def damage(root):
         path = root / "objects.json"
@@ -380,6 +361,10 @@ def test_published_files_are_downloaded_once_and_checked(tmp_path, remote, caplo
     assert (root / "vocab" / "x.txt").read_text() == "cat\n"
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
+    download.download_optional(root, {"vocab/y.txt": ("y.txt", "")})
+    assert "y.txt: the file is missing" in caplog.text
+    assert "This file is optional." in caplog.text
+
     (root / "vocab" / "x.txt").write_text("mine\n")
     download.download_missing(root, files)
     assert "not the published file" in caplog.text
@@ -395,10 +380,29 @@ def test_the_error_of_a_failed_download_has_the_url(tmp_path, tool, remote, caps
 
 def test_the_program_builds_vocabularies_and_prepares(root, tool, capsys):
     shutil.rmtree(root / "vocab")
+    shutil.rmtree(root / "splits")
     build = ["--build-vocabulary", "--objects", "5", "--attributes", "3"]
-    assert tool(["--root", str(root), "--name", "mine", *build]) == 0
-    assert "3 of 4 images" in capsys.readouterr().out
+    splits = ["--build-splits", "--val-images", "1", "--test-images", "2"]
+    assert tool(["--root", str(root), "--name", "mine", *build, *splits]) == 0
+    printed = capsys.readouterr().out
+    assert "splits: 3 train, 1 val, 2 test" in printed
+    assert re.search(r"train +\d of 3 images, .* 0 relations -> ", printed)
     assert len(DetectionDataset(root / "annotations" / "mine_val.json", root).objects) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objects", "5"], "--objects: is only for --build-vocabulary; add it"),
+        (["--build-splits", "--relations", "5"], "--relations: is only for --build-vocabulary"),
+        (["--build-vocabulary", "--coco-splits", "x"], "--coco-splits: is only for --build-splits"),
+        (["--build-splits"], "train.txt: the file exists already; move it away"),
+        (["--build-vocabulary"], "objects_vocab.txt: the file exists already; move it away"),
+    ],
+)
+def test_options_of_the_program_that_cannot_be(root, tool, capsys, arguments, message):
+    assert tool(["--root", str(root), "--name", "mine", *arguments]) == INPUT_ERROR
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_published_splits_and_vocabularies(tmp_path, shared_data, caplog):
@@ -413,12 +417,12 @@ def test_published_splits_and_vocabularies(tmp_path, shared_data, caplog):
     for folder in ("splits", "vocab"):
         shutil.rmtree(root / folder)
         (root / folder).mkdir()
-    for kind in ("objects", "attributes"):
+    for kind in ("objects", "attributes", "relations"):
         shutil.copy(source / f"{kind}_vocab.txt", root / "vocab")
     for split in ("train", "val", "test"):
         shutil.copy(source / f"{split}.txt.gz", root / "splits")
 
-    download.download_missing(root, download.SPLITS | download.VOCABULARIES)
+    download.download_missing(root, download.SPLITS | download.VOCABULARIES | download.RELATIONS)
     assert not caplog.records  # they are what was published
     summaries = prepare(root, progress=False)
     assert {split: summary.listed for split, summary in summaries.items()} == {

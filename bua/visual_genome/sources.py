@@ -1,0 +1,44 @@
+"""Finds Visual Genome's official JSON files in a data set's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bua.download.catalog import GENOME_IMAGES, GENOME_JSON
+from bua.errors import InputError
+
+
+@dataclass
+class Sources:
+    """Paths of Visual Genome's JSON files in a folder.
+
+    Attributes:
+        image_data, attributes: The files of these names.
+        objects: scene_graphs.json, which the original reads, or else objects.json.
+        relationships: scene_graphs.json, too, or else relationships.json, or None if there is neither.
+    """
+
+    image_data: Path
+    attributes: Path
+    objects: Path
+    relationships: Path | None
+
+    @classmethod
+    def find(cls, root: Path) -> "Sources":
+        """Returns the files in ``root``. Raises an error that says what to download if one is missing."""
+        scene_graphs, objects, relationships = (
+            root / f"{name}.json" for name in ("scene_graphs", "objects", "relationships")
+        )
+        if objects.is_file() and not scene_graphs.is_file():
+            found = relationships if relationships.is_file() else None
+            sources = cls(root / "image_data.json", root / "attributes.json", objects, found)
+        else:
+            sources = cls(root / "image_data.json", root / "attributes.json", scene_graphs, scene_graphs)
+        needed = (sources.image_data, sources.attributes, sources.objects)
+        missing = [path.name for path in needed if not path.is_file()]
+        if missing:
+            zips = ", ".join(f"{GENOME_JSON}{file}.zip" for file in missing)
+            raise InputError(
+                f"{root}: has no {', '.join(missing)}; download {zips} and unzip there (and the images,"
+                f" {GENOME_IMAGES}images.zip and {GENOME_IMAGES}images2.zip), as `bua download visual-genome` does"
+            )
+        return sources
