@@ -162,7 +162,7 @@ def predict(
     labels = np.zeros(len(dataset), np.int64)
     rows = {question_id: row for row, question_id in enumerate(dataset.question_ids.tolist())}
     # These are created before the progress bar, since they raise the error about images without features.
-    streams = [_logits(model, dataset, reader, batch_size) for model in models]
+    streams = [_sums_of_logits(group, dataset, reader, batch_size) for group in _of_same_batches(models)]
     with progress_bar(len(dataset) * len(models), "questions", progress) as bar:
         for batches in zip(*streams, strict=True):
             mean = sum(logits for _, logits in batches) / len(models)
@@ -205,16 +205,39 @@ def answer_question(vqa: VqaModel, regions: Regions, question: str, top: int = 5
     return answers, maps.mean(dim=0).cpu().numpy()
 
 
-def _logits(
-    vqa: VqaModel, dataset: VqaDataset, reader: RegionReader, batch_size: int
+def _of_same_batches(models: Sequence[VqaModel]) -> list[list[VqaModel]]:
+    """Returns the models in groups that read the same batches, so that features are read once for a group."""
+    groups: list[list[VqaModel]] = []
+    for model in models:
+        for group in groups:
+            first = group[0]
+            same_words = model.words.words == first.words.words and model.model.word_padding == first.model.word_padding
+            if same_words and model.device == first.device:
+                group.append(model)
+                break
+        else:
+            groups.append([model])
+    return groups
+
+
+def _sums_of_logits(
+    models: Sequence[VqaModel], dataset: VqaDataset, reader: RegionReader, batch_size: int
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Returns the ids of the questions and the logits of their answers, batch by batch."""
-    vqa.model.eval()
-    questions = dataset.in_vocabularies(vqa.words, vqa.answers)
-    padding = vqa.model.word_padding
-    batches = evaluation_batches(questions, reader, batch_size, word_padding=padding, device=vqa.device)
+    """Returns the ids of the questions and the sums over the models of the logits of their answers, batch by batch.
 
-    def logits_of(batch: VqaBatch) -> Tensor:
-        return vqa.model(batch.features, batch.boxes, batch.mask, batch.words)[0]
+    Args:
+        models: Models that read the same batches.
+    """
+    for vqa in models:
+        vqa.model.eval()
+    first = models[0]
+    questions = dataset.in_vocabularies(first.words, first.answers)
+    batches = evaluation_batches(
+        questions, reader, batch_size, word_padding=first.model.word_padding, device=first.device
+    )
 
-    return ((batch.question_ids, logits_of(vqa.visible(batch))) for batch in batches)
+    def sum_of_logits(batch: VqaBatch) -> Tensor:
+        views = ((vqa.model, vqa.visible(batch)) for vqa in models)
+        return torch.stack([model(seen.features, seen.boxes, seen.mask, seen.words)[0] for model, seen in views]).sum(0)
+
+    return ((batch.question_ids, sum_of_logits(batch)) for batch in batches)

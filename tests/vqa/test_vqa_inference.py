@@ -13,8 +13,9 @@ from bua.errors import InputError
 from bua.structures import Regions
 from bua.tasks.region_batches import RegionBatch, RegionReader
 from bua.tasks.words import WordVocabulary, tokenize
-from bua.vqa import BAN, UpDown
+from bua.vqa import BAN, UpDown, inference
 from bua.vqa.answers import AnswerVocabulary
+from bua.vqa.batches import evaluation_batches
 from bua.vqa.config import build_model, get_cfg
 from bua.vqa.dataset import VqaDataset, prepare_vqa
 from bua.vqa.inference import VqaModel, answer_question, load_vqa, predict
@@ -96,6 +97,24 @@ def test_models_together_decide_by_the_mean_of_their_logits(world):
     models[1] = replace(models[1], answers=AnswerVocabulary(["c", "b", "a"]))
     with pytest.raises(InputError, match="different answer vocabularies"):
         predict(models, dataset, reader, progress=False)
+
+
+def test_models_that_read_the_same_batches_share_them(world, monkeypatch):
+    dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
+    paddings = []
+
+    def counted(*arguments, word_padding, **keywords):
+        paddings.append(word_padding)
+        return evaluation_batches(*arguments, word_padding=word_padding, **keywords)
+
+    monkeypatch.setattr(inference, "evaluation_batches", counted)
+    models = [vqa_model(kind, seed, boxes=boxes) for kind in (UpDown, BAN) for seed, boxes in ((1, False), (2, True))]
+    together = predict(models, dataset, reader, progress=False)
+    assert sorted(paddings) == ["end", "front"]
+    models[0] = replace(models[0], words=WordVocabulary(WORDS.words[::-1]))
+    predict(models[:2], dataset, reader, progress=False)
+    assert len(paddings) == 4
+    assert together.shape == (len(dataset),)
 
 
 def test_features_of_another_detector(world):
