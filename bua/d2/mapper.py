@@ -1,5 +1,7 @@
 """Makes inputs of ``AttributeRCNN`` from dataset dicts, for Detectron2's data loaders."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
@@ -41,9 +43,15 @@ class InferenceMapper:
 
     If the model has attributes and the image is annotated, the input has ``boxes``: the boxes of the ground truth in
     pixels of the original image, for which attributes are predicted.
+
+    Args:
+        cfg: The configuration.
+        zero_rows: Image id -> number of boxes [0, 0, 0, 0] after those of the ground truth
+            (``bua.detection.evaluation.zero_rows``). By default there are none.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, zero_rows: Mapping[int, int] | None = None):
+        self.zero_rows = zero_rows or {}
         self.resize = Resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.MODEL.BUA.RESIZE)
         self.with_boxes = cfg.MODEL.BUA.ATTRIBUTES.ENABLED
 
@@ -53,7 +61,8 @@ class InferenceMapper:
             sample = self.resize(read_image(record["file_name"]), record["image_id"])
         mapped = _input(record, sample)
         if self.with_boxes and record.get("annotations"):
-            mapped["boxes"] = torch.tensor([annotation["bbox"] for annotation in record["annotations"]])
+            boxes = torch.tensor([annotation["bbox"] for annotation in record["annotations"]])
+            mapped["boxes"] = torch.cat([boxes, boxes.new_zeros(self.zero_rows.get(record["image_id"], 0), 4)])
         return mapped
 
 

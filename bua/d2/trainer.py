@@ -12,8 +12,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, default_setup
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 from fvcore.common.config import CfgNode
 from torch.utils.data import Dataset, Subset
 
@@ -24,10 +26,13 @@ from bua.d2.inner_trainers import build_inner_trainer
 from bua.d2.mapper import AttributeDatasetMapper, InferenceMapper
 from bua.detection.catalog import get_dataset
 from bua.detection.description import KEY, DetectorDescription, describe_detector
+from bua.detection.evaluation.output import checkpoint_label
+from bua.detection.evaluation.zero_rows import numbers_of_zero_rows
 from bua.detection.training import (
     TrainingSet,
     build_evaluator,
     check_evaluated_classes,
+    label_of_iteration,
     load_initial_weights,
     print_metrics,
     training_set,
@@ -169,14 +174,22 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> dict:
-        """Evaluates as ``DefaultTrainer.test`` does.
+        """Evaluates as ``DefaultTrainer.test`` does, and prints the metrics as the torch engine does.
 
         All processes use the normalisation statistics of the first process, which are the ones in checkpoints.
         """
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        elif evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        return super().test(cfg, model, evaluators)
+        results = super().test(cfg, model, evaluators)
+        if results and comm.is_main_process():
+            own = [evaluator for evaluator in evaluators if isinstance(evaluator, VisualGenomeEvaluator)]
+            print_metrics(flatten_results_dict(results), own)
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -205,16 +218,29 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Builds Detectron2's loader with one image per batch. Each process gets its share of the images."""
+        dataset = get_dataset(dataset_name, cfg.DATASETS.FILES)
+        zero_rows = None
+        if cfg.MODEL.BUA.EVALUATION.ZERO_ROWS:
+            zero_rows = dict(zip(dataset.image_ids.tolist(), numbers_of_zero_rows(dataset).tolist()))
         return build_detection_test_loader(
-            dataset=get_dataset(dataset_name, cfg.DATASETS.FILES),
-            mapper=InferenceMapper(cfg),
+            dataset=dataset,
+            mapper=InferenceMapper(cfg, zero_rows),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> VisualGenomeEvaluator:
-        """Builds the evaluator of a data set."""
-        return build_evaluator(cfg, dataset_name, VisualGenomeEvaluator)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, checkpoint: str = "") -> VisualGenomeEvaluator:
+        """Builds the evaluator of a data set.
+
+        Args:
+            checkpoint: As for ``bua.detection.training.build_evaluator``. During a training, this is by default the
+                checkpoint after the iterations that are done.
+        """
+        if has_event_storage() and not checkpoint:
+            # During the evaluation after the last iteration, this is not the number of that iteration but the next one.
+            iterations = min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
+            checkpoint = label_of_iteration(cfg, iterations)
+        return build_evaluator(cfg, dataset_name, VisualGenomeEvaluator, checkpoint)
 
 
 def _build_loader(cfg: CfgNode, data: TrainingSet):
@@ -295,15 +321,13 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     _check_device(cfg)
     weights = weights_to_evaluate(cfg)
     _set_up(cfg, argparse.Namespace(eval_only=True))
-    evaluators = [Trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+    label = checkpoint_label(weights, cfg.OUTPUT_DIR)
+    evaluators = [Trainer.build_evaluator(cfg, name, label) for name in cfg.DATASETS.TEST]
     for evaluator in evaluators:
         check_evaluated_classes(weights, evaluator)
     model = Trainer.build_model(cfg)
     load_weights(model, weights)
-    metrics = flatten_results_dict(Trainer.test(cfg, model, evaluators))
-    if comm.is_main_process():
-        print_metrics(metrics)
-    return metrics
+    return flatten_results_dict(Trainer.test(cfg, model, evaluators))
 
 
 def _has_traceback_to_log(record: logging.LogRecord) -> bool:

@@ -17,6 +17,8 @@ from bua.detection.annotations import DetectionDataset
 from bua.detection.catalog import get_dataset
 from bua.detection.description import KEY, check_class_names, describe_detector
 from bua.detection.evaluation.evaluator import VisualGenomeEvaluator
+from bua.detection.evaluation.output import checkpoint_label, evaluation_folder
+from bua.detection.evaluation.published import metric_prefix, published_scores
 from bua.detection.evaluation.run import evaluate_detector
 from bua.detection.mapper import TrainingMapper, build_mapper
 from bua.engine import (
@@ -28,6 +30,7 @@ from bua.engine import (
     last_checkpoint,
     seed_run,
 )
+from bua.engine.checkpoints import checkpoint_name
 from bua.engine.loader import TrainingLoader, aspect_groups
 from bua.engine.log import metrics_table
 from bua.engine.resume import checkpoint_to_resume
@@ -94,7 +97,7 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> dict[str,
         max_iter=cfg.SOLVER.MAX_ITER,
         ids=lambda batch: [image.image_id for image in batch],
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-        evaluate=(lambda: _evaluate(cfg, detector, evaluators)) if cfg.DATASETS.TEST else None,
+        evaluate=(lambda: _evaluate(cfg, detector, evaluators, trainer.iteration)) if cfg.DATASETS.TEST else None,
         shared_evaluation=True,
         eval_period=cfg.TEST.EVAL_PERIOD,
         clip=build_clip(cfg),
@@ -102,6 +105,7 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> dict[str,
         config=cfg,
         extra={KEY: description.state()},
         fractions=True,
+        published=published_scores(evaluator.dataset for evaluator in evaluators),
     )
     return trainer.run(resume)
 
@@ -118,20 +122,21 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     """
     accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
     weights = weights_to_evaluate(cfg)
-    evaluators = build_evaluators(cfg)
+    evaluators = build_evaluators(cfg, checkpoint_label(weights, cfg.OUTPUT_DIR))
     for evaluator in evaluators:
         check_evaluated_classes(weights, evaluator)
     detector = build_model(cfg)
     load_weights(detector, weights)
     metrics = _evaluate(cfg, detector, evaluators)
     if accelerator.is_main_process:
-        print_metrics(metrics)
+        print_metrics(metrics, evaluators)
     return metrics
 
 
-def print_metrics(metrics: dict[str, float]) -> None:
-    """Prints metrics, which are fractions, as a table of percentages."""
-    print(metrics_table(metrics, fractions=True), flush=True)
+def print_metrics(metrics: dict[str, float], evaluators: Sequence[VisualGenomeEvaluator]) -> None:
+    """Prints metrics, which are fractions, as a table of percentages, with the published scores beside them."""
+    published = published_scores(evaluator.dataset for evaluator in evaluators)
+    print(metrics_table(metrics, fractions=True, published=published), flush=True)
 
 
 def weights_to_evaluate(cfg: CfgNode) -> str:
@@ -206,21 +211,35 @@ def training_set(cfg: CfgNode) -> TrainingSet:
     )
 
 
-def build_evaluators(cfg: CfgNode) -> list[VisualGenomeEvaluator]:
-    """Builds one evaluator for each data set in ``DATASETS.TEST``."""
-    return [build_evaluator(cfg, name, VisualGenomeEvaluator) for name in cfg.DATASETS.TEST]
+def build_evaluators(cfg: CfgNode, checkpoint: str = "") -> list[VisualGenomeEvaluator]:
+    """Builds one evaluator for each data set in ``DATASETS.TEST``. The arguments are those of ``build_evaluator``."""
+    return [build_evaluator(cfg, name, VisualGenomeEvaluator, checkpoint) for name in cfg.DATASETS.TEST]
 
 
-def build_evaluator(cfg: CfgNode, name: str, evaluator_class: type[Evaluator]) -> Evaluator:
-    """Builds the evaluator of a data set, which writes its tables to ``OUTPUT_DIR/evaluation/<data set>``."""
+def build_evaluator(cfg: CfgNode, name: str, evaluator_class: type[Evaluator], checkpoint: str = "") -> Evaluator:
+    """Builds the evaluator of a data set.
+
+    Args:
+        name: Name of the data set, as in ``DATASETS.TEST``.
+        checkpoint: Name of the checkpoint to evaluate, as ``checkpoint_label`` returns it. The evaluator writes its
+            files to ``OUTPUT_DIR/evaluation/<data set>/<checkpoint>``. Without it, nothing is written.
+    """
     return evaluator_class(
         _dataset(cfg, name),
         convention=cfg.MODEL.BUA.BOX_CONVENTION,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        output_dir=f"{cfg.OUTPUT_DIR}/evaluation/{Path(name).stem}",
+        output_dir=evaluation_folder(cfg.OUTPUT_DIR, name, checkpoint) if checkpoint else None,
+        keep_detections=cfg.MODEL.BUA.EVALUATION.KEEP_DETECTIONS,
+        zero_rows=cfg.MODEL.BUA.EVALUATION.ZERO_ROWS,
     )
+
+
+def label_of_iteration(cfg: CfgNode, iterations: int) -> str:
+    """Returns the name of a run's checkpoint after a number of iterations, as ``checkpoint_label`` returns it."""
+    name = checkpoint_name(iterations, final=iterations >= cfg.SOLVER.MAX_ITER)
+    return checkpoint_label(f"{cfg.OUTPUT_DIR}/{name}", cfg.OUTPUT_DIR)
 
 
 def check_evaluated_classes(weights: str, evaluator: VisualGenomeEvaluator) -> None:
@@ -236,12 +255,21 @@ def load_initial_weights(model: nn.Module, weights: str, verbose: bool = True) -
         print(f"{weights}: {line}", flush=True)
 
 
-def _evaluate(cfg: CfgNode, detector: nn.Module, evaluators: Sequence[VisualGenomeEvaluator]) -> dict[str, float]:
+def _evaluate(
+    cfg: CfgNode, detector: nn.Module, evaluators: Sequence[VisualGenomeEvaluator], iterations: int | None = None
+) -> dict[str, float]:
+    """Evaluates on all data sets.
+
+    Args:
+        iterations: In training, the number of iterations that are done, which names the folders of the files.
+    """
     metrics = {}
-    for evaluator in evaluators:
-        prefix = "" if len(evaluators) == 1 else f"{evaluator.dataset.name}/"
+    for name, evaluator in zip(cfg.DATASETS.TEST, evaluators):
+        if iterations is not None:
+            evaluator.write_to(evaluation_folder(cfg.OUTPUT_DIR, name, label_of_iteration(cfg, iterations)))
         result = evaluate_detector(detector, evaluator, num_workers=_workers(cfg))
-        metrics.update({prefix + name: value for name, value in result.items()})
+        prefix = metric_prefix(evaluator.dataset.name, len(evaluators))
+        metrics.update({prefix + metric: value for metric, value in result.items()})
     return metrics
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed (README.md
 
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
+from pycocotools.coco import COCO
 
 import bua.d2
 from bua.checkpoint import load_checkpoint
@@ -50,23 +51,36 @@ def last_lines(folder, number):
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()[-number:]]
 
 
-def test_train_resume_evaluate(run, tmp_path, capsys):
+def test_train_resume_evaluate(run, shapes_root, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert run("detectron2", SOLVER__AMP__ENABLED=True) == 0
-    losses, metrics = last_lines(folder, 2)
+    assert run("detectron2", SOLVER__AMP__ENABLED=True, TEST__EVAL_PERIOD=2) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" %")]
+    assert [line.split()[0] for line in printed[:2]] == ["objects/original/mAP50", "objects/original/weighted_mAP50"]
+    assert len(printed) == 2 * 9  # after each evaluation
+    *lines, metrics = last_lines(folder, 3)
+    losses = next(line for line in lines if "total_loss" in line)
     assert {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_attr", "total_loss", "lr"} < set(losses)
     assert {"objects/mAP50", "attributes/weighted_mAP50"} < set(metrics)
-    assert (folder / "evaluation" / "shapes_test" / "objects_corrected.tsv").exists()
+    evaluations = folder / "evaluation" / "shapes_test"
+    files = {"objects.json", "attributes.json", "objects_corrected.tsv", "attributes_original.tsv"}
+    for checkpoint in ("model_0000001", "model_final"):
+        assert files < {path.name for path in (evaluations / checkpoint).iterdir()}
+    coco = COCO(str(shapes_root / "shapes" / "annotations" / "shapes_test.json"))
+    assert coco.loadRes(str(evaluations / "model_final" / "objects.json")).anns
+    kept = (evaluations / "model_0000001" / "objects.json").read_bytes()
     assert {"model_0000001.pth", "model_final.pth"} < {path.name for path in folder.iterdir()}
 
     capsys.readouterr()
     assert run("detectron2") == 2
     assert "already contains a run" in capsys.readouterr().err
-    tables = []
+    tables, detections = [], []
     for engine in ("detectron2", "torch"):
-        assert run(engine, "--eval-only") == 0
+        assert run(engine, "--eval-only", MODEL__BUA__EVALUATION__ZERO_ROWS=True) == 0
         tables.append([line for line in capsys.readouterr().out.splitlines() if line.endswith(" %")])
+        detections.append(json.loads((evaluations / "model_final" / "attributes.json").read_text()))
     assert tables[0] == tables[1]
+    assert len(detections[0]) == len(detections[1]) > 0
+    assert (evaluations / "model_0000001" / "objects.json").read_bytes() == kept
     table = dict(line.rsplit(maxsplit=2)[:2] for line in tables[0])
     assert float(table["attributes/mAP50"]) == pytest.approx(100 * metrics["attributes/mAP50"], abs=0.01)
 

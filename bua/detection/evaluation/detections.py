@@ -78,19 +78,20 @@ def find_objects(
         size *= 4
 
 
-def attribute_detections(predictions: RegionPredictions, *, max_detections: int = 400) -> np.ndarray:
+def attribute_detections(
+    predictions: RegionPredictions, *, max_detections: int = 400, num_boxes: int | None = None
+) -> np.ndarray:
     """Returns the detections of attributes in one image, each of which is a box and an attribute.
 
     The ``max_detections`` best detections are kept, and those whose score equals the last of these. Source:
-    bottom-up-attention, lib/fast_rcnn/test.py, test_net_with_gt_boxes. There, an image has an additional box of zeros
-    for each object whose name is not in the vocabulary, and the attributes predicted for this box can be among the 400
-    best detections. bua's annotations do not contain such objects, so only annotated boxes are scored under either
-    protocol. To reproduce the original's rows, give the detector the box ``[0, 0, 0, 0]`` for each such object.
+    bottom-up-attention, lib/fast_rcnn/test.py, test_net_with_gt_boxes.
 
     Args:
         predictions: The detector's predictions for the boxes of the ground truth of one image, with
-            ``attribute_probs``.
+            ``attribute_probs``, and for the original's rows of zeros if these are wanted
+            (``bua.detection.evaluation.zero_rows``).
         max_detections: Number of detections that are kept, apart from equal scores.
+        num_boxes: Number of boxes to use, from the first one on. By default all are used.
 
     Returns:
         [n, 6] float32: attribute, score, x1, y1, x2, y2 of the given box, in descending order of scores. Equal scores
@@ -98,7 +99,7 @@ def attribute_detections(predictions: RegionPredictions, *, max_detections: int 
     """
     assert predictions.attribute_probs is not None
     num_attributes = predictions.attribute_probs.shape[1]
-    scores = predictions.attribute_probs.float().flatten()
+    scores = predictions.attribute_probs[:num_boxes].float().flatten()
     pair = _best(scores, max_detections)
     boxes = predictions.proposals.float()[pair // num_attributes]
     rows = torch.column_stack((pair % num_attributes, scores[pair], boxes)).cpu().numpy()

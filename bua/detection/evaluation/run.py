@@ -81,7 +81,8 @@ def evaluate_detector(
                 if isinstance(item, InputError):
                     raise item
             rows = indices[done : done + len(batch)]
-            evaluator.process(batch, _detect(detector, batch, dataset, rows))
+            boxes = [torch.as_tensor(evaluator.attribute_boxes(index)) for index in rows]
+            evaluator.process(batch, _detect(detector, batch, boxes))
             done += len(batch)
             bar.update(len(batch))
     parts = gather_to_main(evaluator.detections)
@@ -102,10 +103,14 @@ def _share_statistics(detector: nn.Module) -> None:
                 dist.broadcast(buffer, 0)
 
 
-def _detect(detector, batch: list, dataset, indices: Sequence[int]) -> list[dict]:
+def _detect(detector, batch: list, boxes: list[torch.Tensor]) -> list[dict]:
+    """Returns the detector's predictions for a batch of images, as ``VisualGenomeEvaluator.process`` takes them.
+
+    Args:
+        boxes: [G, 4] boxes of each image for which attributes are predicted.
+    """
     if isinstance(detector, EfficientDetBoxes):
         return [{"detections": found} for found in detector.detect_boxes(batch)]
-    boxes = [torch.as_tensor(dataset.boxes(index)) for index in indices]
     if isinstance(detector, Detector) and detector.roi_heads.attribute_predictor is not None:
         both = zip(boxes, *detector.infer_both(batch, boxes))
         return [{"objects": found} | ({"attributes": at} if len(given) else {}) for given, found, at in both]

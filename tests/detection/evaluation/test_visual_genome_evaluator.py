@@ -103,8 +103,12 @@ def test_a_perfect_detector_scores_one_and_writes_its_tables(dataset, tmp_path, 
         {"class": "dog", "ap": "1.0000", "npos": "2"},
         {"class": "tree", "ap": "1.0000", "npos": "1"},
     ]
+    # The original's metrics come first, also in what is printed.
+    assert [name for name in metrics if "weighted" not in name] == [
+        *("objects/original/mAP50", "objects/mAP50", "objects/coco_AP", "attributes/original/mAP50", "attributes/mAP50")
+    ]
     assert sorted(path.name for path in (tmp_path / "out" / "tables").iterdir()) == [
-        f"{kind}_{protocol}.tsv" for kind in ("attributes", "objects") for protocol in ("corrected", "original")
+        f"{kind}{end}" for kind in ("attributes", "objects") for end in (".json", "_corrected.tsv", "_original.tsv")
     ]
 
 
