@@ -106,8 +106,8 @@ def add_bua_config(cfg: CfgNode) -> None:
     # folder of its images, such as {"mine_train": {"json": "mine/train.json", "images": "mine/images"}}.
     cfg.DATASETS.FILES = node(new_allowed=True)
 
-    # "SGD", with which all published detectors were trained, or "Adam", "Adamax" or "AdamW". AdamW, whose weight decay
-    # is decoupled, learns faster from scratch.
+    # "SGD", with which all published detectors were trained, "Adam", "Adamax", "Adadelta" or "AdamW". AdamW, whose
+    # weight decay is decoupled, learns faster from scratch.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Precision of the forward pass if SOLVER.AMP.ENABLED: "bfloat16" or "float16" (with loss scaling).
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
