@@ -89,6 +89,7 @@ def test_questions_of_visual_genome_that_cannot_be(tmp_path, images, questions):
     [
         torch.zeros(1).expand(1 << 40),
         torch.zeros(3, device="meta"),
+        torch.zeros((), dtype=torch.int64, device="meta"),
         torch.tensor([1e300], dtype=torch.float64),
         torch.tensor([float("nan")], dtype=torch.complex64),
     ],
