@@ -29,11 +29,13 @@ DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob
 PROGRAMS = [str(path.relative_to(ROOT)) for folder in ("tools", "datasets") for path in (ROOT / folder).glob("*.py")]
 PROGRAMS += [f"bua {name}" for name in command_names()]
 README_LINES = 160
+STATEMENTS = "Each statement of the documents"
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w/.<-])(?:tools|datasets|configs|bua|tests|benchmarks|docs)/[\w{},*./-]*")
+TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
 DOTTED_NAME = re.compile(r"(?<![\w/.-])bua(?:\.\w+)+")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 KEY = re.compile(r"(?<![\w.-])[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)+(?![\w.])")
@@ -101,6 +103,27 @@ def test_files_exist(document):
                 continue
             missing += [one for one in expand_braces(path.rstrip(".,")) if not any(ROOT.glob(one.rstrip("/")))]
     assert not missing
+
+
+def test_tests_exist(document):
+    missing = [
+        f"{file}::{name}"
+        for code in all_code(document.read_text())
+        for file, name in TEST.findall(code)
+        if not re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+    ]
+    assert not missing
+
+
+def test_each_statement_of_the_documents_says_where_it_is_and_how_it_is_tested():
+    section = (ROOT / "docs" / "reproducing.md").read_text().split(f"\n## {STATEMENTS}\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("|") and "---" not in line]
+    assert len(rows) > 60
+    for statement, place, test in rows:
+        assert statement.strip()
+        named = PATH.findall(place) or LINK.findall(place) or statement.strip() == "statement"
+        assert named or place.strip().startswith("none"), statement
+        assert "not measured" in test or "tests/" in test or place.strip().startswith("none") or test.strip() == "test"
 
 
 def test_names_of_bua_exist(document):
