@@ -1,5 +1,7 @@
 """Draws boxes with objects and attributes on images: a detector's predictions, a data set's annotations, or both.
 
+Annotated relations, such as "man - on - horse", are listed above the annotations.
+
     bua visualize cat.jpg dog.jpg --detector output/vg_r101/model_final.pth
     bua visualize --dataset shapes_train --what annotations
     bua visualize --dataset shapes_test --detector output/model_final.pth

@@ -150,18 +150,19 @@ def draw_answer(
     return add_text(drawn, [f"Question: {question}", f"Answer: {answer}"])
 
 
-def add_text(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+def add_text(image: np.ndarray, lines: Sequence[str], *, letter_size: float = 1.0) -> np.ndarray:
     """Returns the image below a white strip with lines of text. A line that is too wide is broken between words.
 
     Args:
         image: [H, W, 3] uint8 BGR.
         lines: Texts in ASCII; other letters are drawn as "?" by OpenCV 4.
+        letter_size: Factor of the size of the letters.
 
     Returns:
         [H', W, 3] uint8 BGR, a new array.
     """
     height, width = image.shape[:2]
-    scale = max(height, width) / 1000
+    scale = letter_size * max(height, width) / 1000
     tags = [
         _text_image(part, scale, (0, 0, 0), (255, 255, 255), width)
         for line in lines

@@ -77,13 +77,28 @@ def labelled_annotations(dataset: DetectionDataset, index: int) -> LabelledBoxes
     """Returns the annotated objects of one image of a data set, the largest first."""
     boxes, class_ids = dataset.boxes(index), dataset.classes(index)
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
-    labels = []
-    for class_id, attribute_ids in zip(class_ids[order], dataset.attributes(index)[order]):
-        names = [dataset.attribute_names.names[attribute] for attribute in attribute_ids if attribute >= 0]
-        labels.append(region_label(dataset.objects.names[class_id], names))
-    return LabelledBoxes(boxes[order], class_ids[order], labels)
+    labels = _annotation_labels(dataset, index)
+    return LabelledBoxes(boxes[order], class_ids[order], [labels[row] for row in order])
+
+
+def relation_labels(dataset: DetectionDataset, index: int) -> list[str]:
+    """Returns the annotated relations of one image of a data set, such as "tall man - on - brown horse"."""
+    labels, names = _annotation_labels(dataset, index), dataset.relation_names.names
+    return [
+        f"{labels[subject]} - {names[relation]} - {labels[target]}"
+        for subject, relation, target in dataset.relations(index).tolist()
+    ]
 
 
 def draw_labelled(image: np.ndarray, labelled: LabelledBoxes) -> np.ndarray:
     """Draws boxes with labels as ``draw_regions``, with one colour per object class: [H', W', 3] uint8 BGR."""
     return draw_regions(image, labelled.boxes, labelled.labels, class_colors(labelled.class_ids))
+
+
+def _annotation_labels(dataset: DetectionDataset, index: int) -> list[str]:
+    """Returns the label of each annotated box of an image, in the order of the data set."""
+    labels = []
+    for class_id, attribute_ids in zip(dataset.classes(index), dataset.attributes(index)):
+        names = [dataset.attribute_names.names[attribute] for attribute in attribute_ids if attribute >= 0]
+        labels.append(region_label(dataset.objects.names[class_id], names))
+    return labels

@@ -14,9 +14,13 @@ from bua.io.images import naming_image, read_image
 from bua.modeling import Detector, build_detector
 from bua.modeling.region_detector import RegionDetector
 from bua.visualization.draw import add_text, save_image
-from bua.visualization.labels import LabelledBoxes, draw_labelled, labelled_annotations, labelled_objects
+from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_objects, relation_labels
 
 GAP = 12  # pixels between two images
+# Number of an image's relations that are listed above it.
+MAX_RELATIONS = 20
+# Factor of the letter size for them.
+RELATION_SIZE = 0.7
 
 
 def load_detector(cfg, dataset: DetectionDataset) -> Detector:
@@ -67,8 +71,8 @@ def draw_dataset(
         output: The folder.
         detector: Detector whose predictions are drawn, if any.
         objects, attributes: Names of the detector's classes; by default those of the data set.
-        annotations: Whether to draw the annotations. If predictions are drawn, too, annotations are on the left, and
-            both halves have titles.
+        annotations: Whether to draw the annotations, and to list the annotated relations above them. If predictions
+            are drawn, too, annotations are on the left, and both halves have titles.
         threshold: Least probability of a predicted object.
 
     Returns:
@@ -86,7 +90,7 @@ def draw_dataset(
         titled = annotations and detector is not None
         sides = []
         if annotations:
-            sides.append(_draw_annotations(image, labelled_annotations(dataset, index), titled))
+            sides.append(_draw_annotations(image, dataset, index, titled))
         if detector is not None:
             object_names = dataset.objects.names if objects is None else objects
             attribute_names = dataset.attribute_names.names if attributes is None else attributes
@@ -151,11 +155,17 @@ def draw_predictions(
     return add_text(drawn, [f"Detections with a probability of at least {threshold:g}"]) if titled else drawn
 
 
-def _draw_annotations(image: np.ndarray, annotated: LabelledBoxes, titled: bool) -> np.ndarray:
+def _draw_annotations(image: np.ndarray, dataset: DetectionDataset, index: int, titled: bool) -> np.ndarray:
+    annotated = labelled_annotations(dataset, index)
     drawn = draw_labelled(image, annotated)
     if not annotated.labels:
         return add_text(drawn, ["Annotations: the data set has no boxes for this image"])
-    return add_text(drawn, ["Annotations"]) if titled else drawn
+    if titled:
+        drawn = add_text(drawn, ["Annotations"])
+    if relations := relation_labels(dataset, index):
+        more = [f"and {len(relations) - MAX_RELATIONS} more"] if len(relations) > MAX_RELATIONS else []
+        drawn = add_text(drawn, ["Relations:", *relations[:MAX_RELATIONS], *more], letter_size=RELATION_SIZE)
+    return drawn
 
 
 def _side_by_side(sides: list[np.ndarray]) -> np.ndarray:

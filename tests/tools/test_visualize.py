@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from bua.checkpoint import save_checkpoint
 from bua.config import load_cfg
 from bua.detection.annotations import ImageAnnotations, write_annotations
 from bua.modeling import build_detector
+from bua.visualization import visualize
 from bua.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +71,36 @@ def test_draws_annotations_evenly_over_the_data_set(main, world, capsys):
     assert list(drawn) == ["0001_0.jpg", "0002_2.jpg", "0003_5.jpg"]
     assert all(image.shape == (600, 800, 3) and (abs(image.astype(int) - 128) > 60).any() for image in drawn.values())
     assert f"3 images in {out}" in capsys.readouterr().out
+
+
+def test_lists_the_relations_above_the_annotations(main, world, monkeypatch):
+    listed = []
+    add_text = visualize.add_text
+    monkeypatch.setattr(
+        visualize, "add_text", lambda image, lines, **more: listed.append(lines) or add_text(image, lines, **more)
+    )
+    monkeypatch.setattr(visualize, "MAX_RELATIONS", 2)
+    path = world / "datasets" / "shapes" / "annotations" / "shapes_test.json"
+    tree = json.loads(path.read_text())
+    tree["relation_categories"] = [{"id": 0, "name": "left of"}, {"id": 1, "name": "near"}]
+    tree["relations"] = [
+        {
+            "image_id": image_id,
+            "subject_id": 2 * image_id + subject,
+            "predicate_id": predicate,
+            "object_id": 2 * image_id,
+        }
+        for image_id, subject, predicate in ((0, 1, 1), (5, 1, 0), (5, 1, 1), (5, 0, 1))
+    ]
+    path.write_text(json.dumps(tree))
+    out = str(world / "look")
+    assert main(["--dataset", "shapes_test", "--what", "annotations", "--num", "3", "--output", out]) == 0
+    assert listed == [
+        ["Relations:", "blue large star - near - red circle"],
+        ["Relations:", "blue large star - left of - red circle", "blue large star - near - red circle", "and 1 more"],
+    ]
+    heights = [image.shape[0] for image in images(out).values()]
+    assert heights[2] > heights[0] > heights[1] == 600
 
 
 def test_draws_predictions_beside_annotations(main, world, weights):

@@ -3,7 +3,13 @@ import torch
 
 from bua.detection.annotations import DetectionDataset, ImageAnnotations, write_annotations
 from bua.structures import RegionPredictions
-from bua.visualization.labels import draw_labelled, labelled_annotations, labelled_detections, region_label
+from bua.visualization.labels import (
+    draw_labelled,
+    labelled_annotations,
+    labelled_detections,
+    region_label,
+    relation_labels,
+)
 from bua.vocabulary import Vocabulary
 
 OBJECTS = ["circle", "square", "star"]
@@ -80,9 +86,14 @@ def test_annotations_are_labelled_largest_first(tmp_path):
         boxes=np.array([[0, 0, 10, 10], [20, 20, 60, 60]]),
         classes=[1, 0],
         attributes=[[], [0, 2]],
+        relations=[(0, 1, 1), (1, 0, 0)],
     )
-    write_annotations(tmp_path / "a.json", [image], Vocabulary(OBJECTS), Vocabulary(ATTRIBUTES))
-    labelled = labelled_annotations(DetectionDataset(tmp_path / "a.json", tmp_path), 0)
+    relations = Vocabulary(["on", "left of,to the left of"])
+    write_annotations(tmp_path / "a.json", [image], Vocabulary(OBJECTS), Vocabulary(ATTRIBUTES), relations)
+    dataset = DetectionDataset(tmp_path / "a.json", tmp_path)
+    labelled = labelled_annotations(dataset, 0)
     assert labelled.labels == ["red striped circle", "square"]
     assert labelled.class_ids.tolist() == [0, 1]
     assert labelled.boxes.tolist() == [[20, 20, 60, 60], [0, 0, 10, 10]]
+    # The ends of relations are rows of the data set, not of this order.
+    assert relation_labels(dataset, 0) == ["square - left of - red striped circle", "red striped circle - on - square"]
