@@ -113,6 +113,7 @@ def make_files(root: Path, num_images: int, source: str) -> None:
     (root / "vocab").mkdir()
     (root / "vocab" / "objects_vocab.txt").write_text("\n".join(nouns[:1600]))
     (root / "vocab" / "attributes_vocab.txt").write_text("\n".join(adjectives[:400]))
+    (root / "vocab" / "relations_vocab.txt").write_text("on,on top of\nhas")
     _make_splits(root, num_images, rng)
 
     noun_odds = 1 / (np.arange(len(nouns)) + 30)

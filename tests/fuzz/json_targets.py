@@ -28,6 +28,7 @@ from bua.io.images import read_image
 from bua.shapes.make import make_shapes
 from bua.tasks.glove import load_glove
 from bua.visual_genome.prepare import prepare
+from bua.visual_genome.splits import build_splits
 from bua.visual_genome.vocabulary import build_vocabularies
 from bua.vocabulary import Vocabulary
 from bua.vqa.accuracy import vqa_accuracy
@@ -121,7 +122,7 @@ def _check_image_list(sample: Files) -> str:
 
 
 def _annotations() -> list[Files]:
-    root = ("image_data.json", "objects.json", "attributes.json", "splits/", "vocab/")
+    root = ("image_data.json", "objects.json", "attributes.json", "relationships.json", "splits/", "vocab/")
     prepared = _made_of_shapes(root, lambda folder: prepare(folder, progress=False), "annotations/visual_genome_train")
     return [{"annotations.json": content} for content in (*prepared.values(), _json(COCO))]
 
@@ -135,19 +136,29 @@ def _check_annotations(sample: Files) -> str:
             raise Finding(f"image {record['image_id']}: boxes {boxes.tolist()}")
         if len(classes) and not 0 <= classes.min() <= classes.max() < len(dataset.objects):
             raise Finding(f"image {record['image_id']}: classes {classes.tolist()}")
+        for subject, relation, target in dataset.relations(index).tolist():
+            if not (0 <= min(subject, target) <= max(subject, target) < len(boxes)):
+                raise Finding(f"image {record['image_id']}: a relation of boxes {subject} and {target}")
+            if not 0 <= relation < len(dataset.relation_names):
+                raise Finding(f"image {record['image_id']}: relation {relation}")
     return "read"
 
 
 def _visual_genome() -> list[Files]:
     common = _of_shapes("image_data.json", "attributes.json", "splits/", "vocab/", "object_alias", "relationship_alias")
-    return [{**common, **_of_shapes(name)} for name in ("objects.json", "scene_graphs.json")]
+    return [
+        {**common, **_of_shapes(*names)} for names in (("objects.json", "relationships.json"), ("scene_graphs.json",))
+    ]
 
 
 def _check_visual_genome(sample: Files) -> str:
     prepare(".", progress=False)
     for path in Path("vocab").iterdir():
         path.unlink()
-    build_vocabularies(".", 3, 2, progress=False)
+    build_vocabularies(".", 3, 2, 1, progress=False)
+    for path in Path("splits").iterdir():
+        path.unlink()
+    build_splits(".", 1, 1, progress=False)
     return "read"
 
 
