@@ -34,7 +34,7 @@ DETECTOR, CROPS = FEATURES_FROM
 # defaults, so that outputs of these versions can be continued.
 LATER_KEYS = ("MODEL.BUA.VINVL.", "MODEL.BUA.EFFICIENTDET.", "MODEL.RESNETS.DEFORM_")
 # Keys that no feature depends on.
-OTHER_KEYS = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BUA.DUMP.")
+OTHER_KEYS = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BUA.DUMP.", "MODEL.BUA.EVALUATION.", "INPUT.FLIP_WORDS")
 
 logger = logging.getLogger(__name__)
 

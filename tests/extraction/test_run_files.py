@@ -6,6 +6,7 @@ import pytest
 
 from bua.errors import InputError
 from bua.extraction import ImageFile, Outcome
+from bua.extraction.extractor_config import ExtractorConfig, settings_of
 from bua.extraction.run_files import FailureLog, check_settings, path_beside, settings_beside
 from bua.extraction.shards import explaining_write_errors
 
@@ -24,6 +25,18 @@ def test_settings_must_stay_the_same_once_the_output_holds_something(tmp_path):
         check_settings(output, {**SETTINGS, "max_boxes": 36})
     with pytest.raises(InputError, match="was made with grid None, now it is True"):
         check_settings(output, {**SETTINGS, "grid": True})
+
+
+def test_keys_of_training_and_evaluation_are_no_settings():
+    """A new key among the settings would keep outputs of earlier versions from being continued."""
+    overrides = ("INPUT.FLIP_WORDS", "True", "MODEL.BUA.EVALUATION.ZERO_ROWS", "True", "MODEL.BUA.DUMP.PERIOD", "5")
+    config = ExtractorConfig("vg_r101.yaml", overrides, "random")
+    keys = settings_of(config, config.cfg("cpu"), "tsv").keys()
+    names = ("FORMAT", "MAX_SIZE_TEST", "MIN_SIZE_TEST", "RANDOM_FLIP")
+    assert {key for key in keys if key.startswith("INPUT.")} == {f"INPUT.{name}" for name in names}
+    assert {key.split(".")[2] for key in keys if key.startswith("MODEL.BUA.")} == {
+        *("ATTRIBUTES", "BOX_CONVENTION", "FREEZE", "RESIZE", "RESNET_VERSION", "STEM_POOL"),
+    }
 
 
 @pytest.mark.parametrize("content", ["", "a row"])
