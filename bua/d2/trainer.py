@@ -37,6 +37,7 @@ from bua.detection.training import (
     print_metrics,
     training_set,
     weights_to_evaluate,
+    write_evaluations,
 )
 from bua.engine import (
     autocast_dtype,
@@ -182,6 +183,10 @@ class Trainer(DefaultTrainer):
             evaluators = [evaluators]
         elif evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            if has_event_storage():
+                # In a training. After the last iteration, this is already the number of the next one.
+                iterations = min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
+                write_evaluations(cfg, evaluators, label_of_iteration(cfg, iterations))
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -229,18 +234,9 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, checkpoint: str = "") -> VisualGenomeEvaluator:
-        """Builds the evaluator of a data set.
-
-        Args:
-            checkpoint: As for ``bua.detection.training.build_evaluator``. During a training, this is by default the
-                checkpoint after the iterations that are done.
-        """
-        if has_event_storage() and not checkpoint:
-            # During the evaluation after the last iteration, this is not the number of that iteration but the next one.
-            iterations = min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
-            checkpoint = label_of_iteration(cfg, iterations)
-        return build_evaluator(cfg, dataset_name, VisualGenomeEvaluator, checkpoint)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> VisualGenomeEvaluator:
+        """Builds the evaluator of a data set."""
+        return build_evaluator(cfg, dataset_name, VisualGenomeEvaluator)
 
 
 def _build_loader(cfg: CfgNode, data: TrainingSet):
@@ -321,12 +317,12 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     _check_device(cfg)
     weights = weights_to_evaluate(cfg)
     _set_up(cfg, argparse.Namespace(eval_only=True))
-    label = checkpoint_label(weights, cfg.OUTPUT_DIR)
-    evaluators = [Trainer.build_evaluator(cfg, name, label) for name in cfg.DATASETS.TEST]
+    evaluators = [Trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
     for evaluator in evaluators:
         check_evaluated_classes(weights, evaluator)
     model = Trainer.build_model(cfg)
     load_weights(model, weights)
+    write_evaluations(cfg, evaluators, checkpoint_label(weights, cfg.OUTPUT_DIR))
     return flatten_results_dict(Trainer.test(cfg, model, evaluators))
 
 

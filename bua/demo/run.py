@@ -16,7 +16,7 @@ from bua.demo.stages import STAGES, Record, check_configuration, print_plan
 from bua.demo.tasks import REGIONS, TASKS, DemoPaths, configurations, train_and_score
 from bua.detection.catalog import datasets_root, get_dataset
 from bua.detection.evaluation.run import evaluate_detector
-from bua.detection.training import build_evaluators, train_detector
+from bua.detection.training import build_evaluators, train_detector, write_evaluations
 from bua.engine import launch
 from bua.engine.checkpoints import FINAL, last_checkpoint
 from bua.engine.log import METRICS_FILE
@@ -94,7 +94,8 @@ def run_demo(
     with record.stage("evaluation"):
         detector = load_detector(cfg, test)
         cfg.DATASETS.TEST = ("shapes_test",)
-        (evaluator,) = build_evaluators(cfg, Path(FINAL).stem)
+        (evaluator,) = build_evaluators(cfg)
+        write_evaluations(cfg, [evaluator], Path(FINAL).stem)
         record.metrics |= evaluate_detector(detector, evaluator, num_workers=cfg.DATALOADER.NUM_WORKERS)
     with record.stage("extraction", resumed=paths.features("visual_genome").exists()):
         _extract(paths, cfg, config_file, overrides)

@@ -87,6 +87,10 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> dict[str,
     if checkpoint_to_resume(cfg.OUTPUT_DIR, resume) is None and cfg.MODEL.WEIGHTS:
         load_initial_weights(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
     optimizer = build_optimizer(cfg, detector)
+
+    def evaluate() -> dict[str, float]:
+        return _evaluate(cfg, detector, evaluators, label_of_iteration(cfg, trainer.iteration))
+
     trainer = Trainer(
         detector,
         loader,
@@ -97,7 +101,7 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> dict[str,
         max_iter=cfg.SOLVER.MAX_ITER,
         ids=lambda batch: [image.image_id for image in batch],
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-        evaluate=(lambda: _evaluate(cfg, detector, evaluators, trainer.iteration)) if cfg.DATASETS.TEST else None,
+        evaluate=evaluate if cfg.DATASETS.TEST else None,
         shared_evaluation=True,
         eval_period=cfg.TEST.EVAL_PERIOD,
         clip=build_clip(cfg),
@@ -122,12 +126,12 @@ def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:
     """
     accelerator = connect(cfg.MODEL.DEVICE, cfg.FLOAT32_PRECISION)
     weights = weights_to_evaluate(cfg)
-    evaluators = build_evaluators(cfg, checkpoint_label(weights, cfg.OUTPUT_DIR))
+    evaluators = build_evaluators(cfg)
     for evaluator in evaluators:
         check_evaluated_classes(weights, evaluator)
     detector = build_model(cfg)
     load_weights(detector, weights)
-    metrics = _evaluate(cfg, detector, evaluators)
+    metrics = _evaluate(cfg, detector, evaluators, checkpoint_label(weights, cfg.OUTPUT_DIR))
     if accelerator.is_main_process:
         print_metrics(metrics, evaluators)
     return metrics
@@ -211,29 +215,35 @@ def training_set(cfg: CfgNode) -> TrainingSet:
     )
 
 
-def build_evaluators(cfg: CfgNode, checkpoint: str = "") -> list[VisualGenomeEvaluator]:
-    """Builds one evaluator for each data set in ``DATASETS.TEST``. The arguments are those of ``build_evaluator``."""
-    return [build_evaluator(cfg, name, VisualGenomeEvaluator, checkpoint) for name in cfg.DATASETS.TEST]
+def build_evaluators(cfg: CfgNode) -> list[VisualGenomeEvaluator]:
+    """Builds one evaluator for each data set in ``DATASETS.TEST``. ``write_evaluations`` says where they write."""
+    return [build_evaluator(cfg, name, VisualGenomeEvaluator) for name in cfg.DATASETS.TEST]
 
 
-def build_evaluator(cfg: CfgNode, name: str, evaluator_class: type[Evaluator], checkpoint: str = "") -> Evaluator:
-    """Builds the evaluator of a data set.
-
-    Args:
-        name: Name of the data set, as in ``DATASETS.TEST``.
-        checkpoint: Name of the checkpoint to evaluate, as ``checkpoint_label`` returns it. The evaluator writes its
-            files to ``OUTPUT_DIR/evaluation/<data set>/<checkpoint>``. Without it, nothing is written.
-    """
+def build_evaluator(cfg: CfgNode, name: str, evaluator_class: type[Evaluator]) -> Evaluator:
+    """Builds the evaluator of a data set, which writes nothing before ``write_evaluations`` says where."""
     return evaluator_class(
         _dataset(cfg, name),
         convention=cfg.MODEL.BUA.BOX_CONVENTION,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        output_dir=evaluation_folder(cfg.OUTPUT_DIR, name, checkpoint) if checkpoint else None,
         keep_detections=cfg.MODEL.BUA.EVALUATION.KEEP_DETECTIONS,
         zero_rows=cfg.MODEL.BUA.EVALUATION.ZERO_ROWS,
     )
+
+
+def write_evaluations(cfg: CfgNode, evaluators: Sequence[VisualGenomeEvaluator], checkpoint: str) -> None:
+    """Makes the evaluators of ``DATASETS.TEST`` write to ``OUTPUT_DIR/evaluation/<data set>/<checkpoint>``.
+
+    Args:
+        checkpoint: Name of the checkpoint that is evaluated, as ``checkpoint_label`` returns it.
+
+    Raises:
+        InputError: A folder cannot be created or written to.
+    """
+    for name, evaluator in zip(cfg.DATASETS.TEST, evaluators):
+        evaluator.write_to(evaluation_folder(cfg.OUTPUT_DIR, name, checkpoint))
 
 
 def label_of_iteration(cfg: CfgNode, iterations: int) -> str:
@@ -256,20 +266,14 @@ def load_initial_weights(model: nn.Module, weights: str, verbose: bool = True) -
 
 
 def _evaluate(
-    cfg: CfgNode, detector: nn.Module, evaluators: Sequence[VisualGenomeEvaluator], iterations: int | None = None
+    cfg: CfgNode, detector: nn.Module, evaluators: Sequence[VisualGenomeEvaluator], checkpoint: str
 ) -> dict[str, float]:
-    """Evaluates on all data sets.
-
-    Args:
-        iterations: In training, the number of iterations that are done, which names the folders of the files.
-    """
+    write_evaluations(cfg, evaluators, checkpoint)
     metrics = {}
-    for name, evaluator in zip(cfg.DATASETS.TEST, evaluators):
-        if iterations is not None:
-            evaluator.write_to(evaluation_folder(cfg.OUTPUT_DIR, name, label_of_iteration(cfg, iterations)))
-        result = evaluate_detector(detector, evaluator, num_workers=_workers(cfg))
+    for evaluator in evaluators:
         prefix = metric_prefix(evaluator.dataset.name, len(evaluators))
-        metrics.update({prefix + metric: value for metric, value in result.items()})
+        result = evaluate_detector(detector, evaluator, num_workers=_workers(cfg))
+        metrics.update({prefix + name: value for name, value in result.items()})
     return metrics
 
 
