@@ -131,15 +131,18 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(feature_dim))
         self.register_buffer("deviation", torch.ones(feature_dim))
 
-    def fit(self, features: Tensor) -> None:
+    def fit(self, features: Tensor, factors: Tensor | float = 1.0) -> None:
         """Computes mean and deviation of features [N, feature_dim].
 
         A deviation of less than a tenth of the mean one is raised to that, so that components that hardly vary are not
         scaled up.
+
+        Args:
+            factors: The standard deviation that standardised components shall have, [feature_dim] or one for all.
         """
         deviation, mean = torch.std_mean(features.float(), dim=0, correction=0)
         self.mean.copy_(mean)
-        self.deviation.copy_(deviation.clamp(min=0.1 * float(deviation.mean()) or 1.0))
+        self.deviation.copy_(deviation.clamp(min=0.1 * float(deviation.mean()) or 1.0) / factors)
 
     def forward(self, features: Tensor) -> Tensor:
         """Standardises features [..., feature_dim]."""

@@ -96,6 +96,8 @@ def test_standardized_features():
     found = standardize(features)
     torch.testing.assert_close(found.mean(dim=0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.std(dim=0, correction=0), torch.tensor([1.0, 0, 1]))
+    standardize.fit(features, torch.tensor([1.0, 1, 6]))
+    torch.testing.assert_close(standardize(features).std(dim=0, correction=0), torch.tensor([1.0, 0, 6]))
     # The same for all regions: nothing is divided by zero.
     standardize.fit(torch.ones(4, 3))
     assert torch.equal(standardize(torch.ones(2, 3)), torch.zeros(2, 3))

@@ -3,17 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toy_questions import COLORS, FEATURE_DIM, write_world
 
 from bua.errors import InputError
+from bua.tasks.region_batches import BatchMaker, RegionReader
 from bua.vqa import training
 from bua.vqa.config import load_cfg
 from bua.vqa.cooccurrence import prepare_word_vectors
 from bua.vqa.dataset import prepare_vqa
 from bua.vqa.inference import load_vqa
-from bua.vqa.training import VqaTraining, train_vqa
+from bua.vqa.training import BOX_FACTOR, VqaTraining, train_vqa
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "vqa"
 SMALL = ["SOLVER.IMS_PER_BATCH", "32", "SOLVER.BASE_LR", "0.02", "SOLVER.EPOCH_FACTORS", "[1.0]", "SEED", "3"]
@@ -106,6 +108,20 @@ def test_a_checkpoint_has_all_that_answering_needs(world, tmp_path):
         # Features of the oracle are between 0 and 1.2, and mostly below 0.2.
         assert 0.05 < vqa.model.standardize.mean.mean() < 0.5
         assert_equal(vqa.model.state_dict(), weights(tmp_path, name))
+
+
+@pytest.mark.parametrize("look", [True, False])
+def test_boxes_count_more_than_a_feature_once_standardised(world, tmp_path, look):
+    options = ["DATA.BOXES", True, "DATA.LOOK", look, "MODEL.UPDOWN.STANDARDIZE", True]
+    trainer = VqaTraining(configure(world, tmp_path, *options))
+    reader = RegionReader.open([world / "features.flat"])
+    regions = BatchMaker(np.unique(trainer.dataset.image_ids), reader, "train")(np.arange(120))
+    features = trainer.trained.visible(regions).features
+    standardized = trainer.trained.model.standardize(features)[regions.mask]
+    torch.testing.assert_close(standardized.mean(dim=0), torch.zeros(FEATURE_DIM + 7), atol=1e-4, rtol=0)
+    # All boxes of this world have the same width, height and area.
+    expected = torch.tensor([1.0] * FEATURE_DIM + [BOX_FACTOR] * 4)
+    torch.testing.assert_close(standardized.std(dim=0, correction=0)[:-3], expected)
 
 
 def test_a_killed_run_goes_on_as_if_it_never_stopped(world, tmp_path, monkeypatch):
