@@ -7,19 +7,20 @@ of its cells: they are in pixels of the resized image, whose size is rounded up 
 """
 
 import os
-import weakref
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from bua.errors import InputError, make_folder
+from bua.errors import InputError
 from bua.features.checks import check_regions
-from bua.features.ids import ENCODED, MissedIds, file_name, id_of_file_stem, parse_id
+from bua.features.folder_writer import FolderWriter, files_by_id
+from bua.features.ids import file_name
 from bua.features.indexed import IndexedFeatures
-from bua.io.files import check_in_place, move_file, sync_folder, whole_file
+from bua.io.files import whole_file
 from bua.regular_files import open_regular
 from bua.structures import Regions
 
@@ -39,7 +40,7 @@ class GridPthFeatures(IndexedFeatures[str]):
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder)
-        self._places = _list_files(self.path)
+        self._places = files_by_id(self.path, SUFFIX)
 
     def _read(self, image_id: int | str, place: str) -> Regions:
         feature_map = _read_map(self.path / place)
@@ -48,25 +49,11 @@ class GridPthFeatures(IndexedFeatures[str]):
         return Regions(image_id, CELL * columns, CELL * rows, cell_boxes(rows, columns), features)
 
 
-class GridPthWriter:
-    """Writes files into a folder, each of them completely or not at all, even if the machine crashes.
-
-    Attributes:
-        done: Ids of the images in the folder.
-
-    Raises:
-        InputError: The path is a file, or a folder without .pth files that is not empty.
-    """
+class GridPthWriter(FolderWriter):
+    """Writes feature maps into a folder. The argument and errors are those of ``FolderWriter``."""
 
     def __init__(self, folder: str | Path):
-        self.path = make_folder(folder)
-        self._folder = os.open(self.path, os.O_RDONLY)
-        self._release = weakref.finalize(self, os.close, self._folder)
-        self._missed = MissedIds(self.path, ENCODED)
-        self.done: set[int | str] = set(_list_files(self.path))
-        others = [] if self.done else [name for name in sorted(os.listdir(self.path)) if not name.endswith(".tmp")]
-        if others:
-            raise InputError(f"{self.path}: holds {others[0]}, and no {SUFFIX} files; choose another output")
+        super().__init__(folder, SUFFIX)
 
     def append(self, regions: Regions) -> None:
         """Writes one image's file.
@@ -82,30 +69,11 @@ class GridPthWriter:
         cells = np.array(regions.features.T, np.float32, order="C").reshape(1, -1, rows, columns)
         with whole_file(self.path / name, durable=True) as file:
             torch.save(torch.from_numpy(cells), file)
-        self.done.add(parse_id(regions.image_id))
-        if name != f"{regions.image_id}{SUFFIX}":
-            self._missed.add(regions.image_id)
+        self._add(regions.image_id, found=name == f"{regions.image_id}{SUFFIX}")
 
-    def merge(self, part: Path) -> None:
-        """Moves the files of another folder here, except those of images in ``done``."""
-        for image_id, name in _list_files(part).items():
-            if image_id not in self.done:
-                move_file(part / name, self.path / name)
-                self.done.add(image_id)
-        sync_folder(self.path)
-
-    def sync(self) -> None:
-        """Checks that the folder is still there. ``append`` syncs each file."""
-        check_in_place(self.path, self._folder)
-
-    def finish(self) -> None:
-        """Checks that the folder is still there. The format has no other files."""
-        check_in_place(self.path, self._folder)
-        self._missed.report()
-
-    def close(self) -> None:
-        """Closes the folder."""
-        self._release()
+    @staticmethod
+    def _files(folder: Path) -> dict[int | str, Sequence[str]]:
+        return {image_id: [name] for image_id, name in files_by_id(folder, SUFFIX).items()}
 
 
 def cell_boxes(rows: int, columns: int) -> np.ndarray:
@@ -131,14 +99,6 @@ def grid_shape(regions: Regions) -> tuple[int, int]:
         f"image {regions.image_id}: its {len(regions)} regions are not the cells of a grid, which the format grid-pth "
         "holds; extract with --grid, or use another format"
     )
-
-
-def _list_files(folder: Path) -> dict[int | str, str]:
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(SUFFIX))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
-    return {id_of_file_stem(name.removesuffix(SUFFIX)): name for name in names}
 
 
 def _read_map(path: Path) -> np.ndarray:

@@ -23,23 +23,23 @@ These files of other programs are read too, by their fields:
 """
 
 import os
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from bua.errors import InputError, make_folder
+from bua.errors import InputError
 from bua.features.checks import check_regions
-from bua.features.ids import ENCODED, MissedIds, file_stem, id_of_file_stem, parse_id
+from bua.features.folder_writer import FolderWriter
+from bua.features.ids import ENCODED, file_stem, id_of_file_stem
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import labels_of
 from bua.features.mmf_fields import MMF_LABELS, regions_of_info
 from bua.features.npy import read_array, read_header
 from bua.features.probabilities import with_background
 from bua.io import safe_pickle
-from bua.io.files import check_in_place, move_file, sync_folder, whole_file
+from bua.io.files import whole_file
 from bua.regular_files import open_regular
 from bua.structures import Regions
 
@@ -69,26 +69,13 @@ class MmfFeatures(IndexedFeatures[str]):
         return _read_files(self.path / f"{place}.npy", self.path / f"{place}{_INFO}.npy", image_id, self._note)
 
 
-class MmfWriter:
-    """Writes npy files into a folder. The features of an image are written last, so that it exists if they do.
-
-    Both files are synced to the disk before they get their names, so that there are no truncated files after a crash.
-
-    Attributes:
-        done: Ids of the images in the folder.
-
-    Raises:
-        InputError: The path is a file, or a folder that holds something else.
-    """
+class MmfWriter(FolderWriter):
+    """Writes npy files into a folder. The features of an image are written last, so that it exists if they do. The
+    argument and errors are those of ``FolderWriter``."""
 
     def __init__(self, folder: str | Path):
-        self.path = make_folder(folder)
-        self._folder = os.open(self.path, os.O_RDONLY)
-        self._release = weakref.finalize(self, os.close, self._folder)
-        self._missed = MissedIds(self.path, f"{ENCODED}, or have .npy in their middle, where MMF cuts them off")
-        if not is_mmf(self.path) and any(not entry.name.endswith(".tmp") for entry in os.scandir(self.path)):
-            raise InputError(f"{self.path}: holds something other than MMF's features; choose another output")
-        self.done: set[int | str] = set(_list_stems(self.path))
+        missed = f"{ENCODED}, or have .npy in their middle, where MMF cuts them off"
+        super().__init__(folder, f"{_INFO}.npy", missed)
 
     def append(self, regions: Regions) -> None:
         """Writes one image's files.
@@ -106,34 +93,13 @@ class MmfWriter:
             _write_object(file, info_of(regions))
         with whole_file(self.path / f"{stem}.npy", durable=True) as file:
             np.save(file, np.ascontiguousarray(regions.features, np.float32))
-        self.done.add(parse_id(regions.image_id))
         # MMF takes the name up to the first ".npy".
-        if stem != str(regions.image_id) or ".npy" in stem:
-            self._missed.add(regions.image_id)
+        self._add(regions.image_id, found=stem == str(regions.image_id) and ".npy" not in stem)
 
-    def merge(self, part: Path) -> None:
-        """Moves the files of another folder here, except those of images in ``done``."""
-        for image_id, stem in _list_stems(part).items():
-            if image_id not in self.done:
-                # The features come last, as in ``append``.
-                for name in (f"{stem}{_INFO}.npy", f"{stem}.npy"):
-                    move_file(part / name, self.path / name)
-                self.done.add(image_id)
-        sync_folder(self.path)
-
-    def sync(self) -> None:
-        """Syncs the names of all files so far to the disk. Their contents have been synced before."""
-        check_in_place(self.path, self._folder)
-        sync_folder(self.path)
-
-    def finish(self) -> None:
-        """Syncs. The format has no other files."""
-        self.sync()
-        self._missed.report()
-
-    def close(self) -> None:
-        """Closes the folder."""
-        self._release()
+    @staticmethod
+    def _files(folder: Path) -> dict[int | str, Sequence[str]]:
+        stems = _list_stems(folder)
+        return {image_id: (f"{stem}{_INFO}.npy", f"{stem}.npy") for image_id, stem in stems.items()}
 
 
 def info_of(regions: Regions) -> dict[str, object]:

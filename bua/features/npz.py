@@ -12,27 +12,28 @@ older files have ``x`` as [d, n]. ``bua.features.npz_layouts`` reads the files o
 
 import io
 import math
-import os
-import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from bua.errors import InputError, make_folder, shown
+from bua.errors import InputError, shown
 from bua.features.checks import check_regions
-from bua.features.ids import ENCODED, MissedIds, file_name, id_of_file_stem, parse_id
+from bua.features.folder_writer import FolderWriter, files_by_id
+from bua.features.ids import file_name
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, numbers
 from bua.features.npy import NpzFile
 from bua.features.npz_arrays import ARRAYS
 from bua.features.npz_layouts import other_regions
 from bua.io import safe_pickle
-from bua.io.files import check_in_place, move_file, sync_folder, whole_file
+from bua.io.files import whole_file
 from bua.structures import Regions
+
+SUFFIX = ".npz"
 
 
 class NpzFeatures(IndexedFeatures[str]):
@@ -47,36 +48,22 @@ class NpzFeatures(IndexedFeatures[str]):
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder)
-        self._places = _list_files(self.path)
+        self._places = files_by_id(self.path, SUFFIX)
 
     def _read(self, image_id: int | str, place: str) -> Regions:
         return _read_file(self.path / place, image_id, self._note)
 
 
-class NpzWriter:
-    """Writes npz files into a folder, each of them completely or not at all, even if the machine crashes.
+class NpzWriter(FolderWriter):
+    """Writes npz files into a folder. The arguments and errors are those of ``FolderWriter``.
 
     Args:
-        folder: The folder, which is created if it does not exist.
         reader: One of the readers of ``bua.features.npz_arrays.ARRAYS``.
-
-    Attributes:
-        done: Ids of the images in the folder.
-
-    Raises:
-        InputError: The path is a file, or a folder without npz files that is not empty.
     """
 
     def __init__(self, folder: str | Path, reader: str | None = None):
-        self.path = make_folder(folder)
+        super().__init__(folder, SUFFIX)
         self._arrays = ARRAYS[reader]
-        self._folder = os.open(self.path, os.O_RDONLY)
-        self._release = weakref.finalize(self, os.close, self._folder)
-        self._missed = MissedIds(self.path, ENCODED)
-        self.done: set[int | str] = set(_list_files(self.path))
-        others = [] if self.done else [name for name in sorted(os.listdir(self.path)) if not name.endswith(".tmp")]
-        if others:
-            raise InputError(f"{self.path}: holds {others[0]}, and no npz files; choose another output")
 
     def append(self, regions: Regions) -> None:
         """Writes one image's file.
@@ -85,43 +72,16 @@ class NpzWriter:
             InputError: The id is empty, or too long for a file name, or a number is not finite.
         """
         check_regions(regions)
-        name = file_name(regions.image_id, ".npz")
+        name = file_name(regions.image_id, SUFFIX)
         arrays, info = self._arrays(regions)
         # The file is synced before it gets its name: after a crash, an empty file would be taken for a complete one.
         with whole_file(self.path / name, durable=True) as file:
             _save(file, arrays, info)
-        self.done.add(parse_id(regions.image_id))
-        if name != f"{regions.image_id}.npz":
-            self._missed.add(regions.image_id)
+        self._add(regions.image_id, found=name == f"{regions.image_id}{SUFFIX}")
 
-    def merge(self, part: Path) -> None:
-        """Moves the files of another folder here, except those of images in ``done``."""
-        for image_id, name in _list_files(part).items():
-            if image_id not in self.done:
-                move_file(part / name, self.path / name)
-                self.done.add(image_id)
-        sync_folder(self.path)
-
-    def sync(self) -> None:
-        """Checks that the folder is still there. ``append`` syncs each file."""
-        check_in_place(self.path, self._folder)
-
-    def finish(self) -> None:
-        """Checks that the folder is still there. The format has no other files."""
-        check_in_place(self.path, self._folder)
-        self._missed.report()
-
-    def close(self) -> None:
-        """Closes the folder."""
-        self._release()
-
-
-def _list_files(folder: Path) -> dict[int | str, str]:
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".npz"))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
-    return {id_of_file_stem(name.removesuffix(".npz")): name for name in names}
+    @staticmethod
+    def _files(folder: Path) -> dict[int | str, Sequence[str]]:
+        return {image_id: [name] for image_id, name in files_by_id(folder, SUFFIX).items()}
 
 
 def _save(file: BinaryIO, arrays: dict[str, np.ndarray], info: dict[str, object] | None) -> None:
