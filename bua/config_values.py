@@ -5,6 +5,7 @@ Detectron2.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from bua.errors import InputError
 
@@ -146,19 +147,25 @@ def _numbers(value: object) -> Iterable[float]:
         yield value
 
 
-def check_model_values(cfg, supported: Mapping[str, Sequence[object]], whose: str) -> None:
-    """Checks that keys have one of the values that a model has.
+def check_choices(cfg, source: str, choices: Mapping[str, Sequence[object]], wanted: str = "use one of") -> None:
+    """Checks values that must be one of a few.
 
     Args:
-        supported: The values by the dotted name of the key.
-        whose: What has these values, and a verb, for the message.
+        source: Where the values come from, for the message.
+        choices: The allowed values of each key, such as "SOLVER.LOSS".
+        wanted: The words before the allowed values in the message.
 
     Raises:
         InputError: A key has another value.
     """
-    for key, values in supported.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value not in values:
-            raise InputError(f"config: {key} is {value!r}; {whose} {', '.join(map(str, values))}")
+    for key, allowed in choices.items():
+        value = value_of(cfg, key)
+        if value not in allowed:
+            raise InputError(f"{source}: {key} is {value!r}; {wanted} {', '.join(map(repr, allowed))}")
+
+
+def value_of(cfg, key: str) -> Any:
+    """Returns the value of a key in dotted form."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg

@@ -9,15 +9,9 @@ from bua.captioning.decoding import BAD_ENDINGS, REPEATABLE, Constraints
 from bua.captioning.self_critical import METHODS
 from bua.captioning.updown import SpecialWords, UpDownCaptioner
 from bua.captioning.vocabulary import CaptionVocabulary
+from bua.config_values import check_choices
 from bua.tasks.box_features import BOX_NUMBERS
-from bua.tasks.config import (
-    check_choices,
-    check_minimums,
-    constructor_keys,
-    keyword_arguments,
-    load_task_cfg,
-    task_cfg,
-)
+from bua.tasks.config import check_minimums, constructor_keys, keyword_arguments, load_task_cfg, task_cfg
 
 LOSSES = ("cross_entropy", "self_critical")
 LENGTH_PENALTIES = ("", "avg", "wu")

@@ -3,7 +3,7 @@
 import torch
 
 from bua.config import check_device
-from bua.config_values import check_model_values
+from bua.config_values import check_choices
 from bua.errors import InputError
 from bua.io.images import Resize
 from bua.modeling.anchors import AnchorGenerator
@@ -100,7 +100,7 @@ def check_supported(cfg) -> None:
         return
     of_grid = cfg.MODEL.ROI_HEADS.NAME in GRID_HEADS
     supported = _SUPPORTED | _SUPPORTED_FOR_GRID if of_grid else _SUPPORTED
-    check_model_values(cfg, supported, "the torch engine supports")
+    check_choices(cfg, "config", supported, "the torch engine supports")
     _check_deformable(cfg, of_grid)
 
 

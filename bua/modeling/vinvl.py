@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bua.config import check_device
-from bua.config_values import check_model_values
+from bua.config_values import check_choices
 from bua.errors import InputError
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.backbone import ResNetC4
@@ -364,5 +364,5 @@ def _check(cfg) -> None:
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlign",),
         "INPUT.FORMAT": ("BGR",),
     }
-    check_model_values(cfg, allowed, "VinVL's detector has")
+    check_choices(cfg, "config", allowed, "VinVL's detector has")
     check_device(cfg.MODEL.DEVICE)

@@ -8,6 +8,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from bua.config import check_device, check_numbers, engine_cfg, merge
+from bua.config_values import check_choices, value_of
 from bua.errors import InputError
 from bua.precision import check_float32_precision
 from bua.tasks.resident_regions import ON_DEVICE
@@ -93,31 +94,9 @@ def load_task_cfg(
     return cfg
 
 
-def check_choices(cfg: CfgNode, source: str, choices: Mapping[str, Sequence[object]]) -> None:
-    """Checks values that must be one of a few.
-
-    Args:
-        source: Where the values come from, for the message.
-        choices: The allowed values of each key, such as "SOLVER.LOSS".
-
-    Raises:
-        InputError: A key has another value.
-    """
-    for key, allowed in choices.items():
-        value = _value(cfg, key)
-        if value not in allowed:
-            raise InputError(f"{source}: {key} is {value!r}; use one of {', '.join(map(repr, allowed))}")
-
-
 def check_minimums(cfg: CfgNode, source: str, minimums: Mapping[str, int]) -> None:
     """Checks values that must not be too small; arguments and errors as for ``check_choices``."""
     for key, least in minimums.items():
-        value = _value(cfg, key)
+        value = value_of(cfg, key)
         if value < least:
             raise InputError(f"{source}: {key} is {value}; it must be {least} or more")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from bua.config_values import check_choices
 from bua.errors import InputError
 from bua.tasks.box_features import BOX_NUMBERS
-from bua.tasks.config import check_choices, constructor_keys, keyword_arguments, load_task_cfg, task_cfg
+from bua.tasks.config import constructor_keys, keyword_arguments, load_task_cfg, task_cfg
 from bua.tasks.layers import ACTIVATIONS
 from bua.vqa.ban import BAN
 from bua.vqa.updown import ATTENTIONS, UpDown

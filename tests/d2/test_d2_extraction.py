@@ -198,7 +198,7 @@ def test_the_engine_is_chosen_by_the_model(tmp_path, caplog, monkeypatch):
         ),
         (["--compile"], "compile: no part of Detectron2's models"),
         (["--feature-layer", "fc3"], "feature layer 'fc3': the box head FastRCNNConvFCHead has fc1, fc2"),
-        (["--engine", "torch"], "the torch engine supports build_resnet_backbone"),
+        (["--engine", "torch"], "the torch engine supports 'build_resnet_backbone'"),
         (
             ["--config-file", C4, "--feature-layer", "fc1"],
             "has one layer of features, the mean over res5",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bua.checkpoint import save_checkpoint
+from bua.config_values import check_choices
 from bua.errors import InputError
 from bua.tasks.checkpoint import (
     TaskModel,
@@ -17,7 +18,7 @@ from bua.tasks.checkpoint import (
     restore_cfg,
     restore_weights,
 )
-from bua.tasks.config import check_choices, check_minimums, load_task_cfg, task_cfg
+from bua.tasks.config import check_minimums, load_task_cfg, task_cfg
 
 
 @dataclass
