@@ -20,9 +20,11 @@ SOURCES = ("bua", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE
 PIPELINES = """
 import json, sys
 import bua
+from bua.vqa.config import load_cfg
 image = sys.argv[1]
 found = {
     "folder": bua.__path__[0],
+    "configuration": load_cfg("vqa/updown.yaml").MODEL.NAME,
     "features": len(bua.pipeline("image-feature-extraction")(image)[0]),
     "objects": bua.pipeline("object-detection")(image, threshold=0.0),
     "answers": bua.pipeline("visual-question-answering")(image, question="what color is the circle?"),
@@ -59,13 +61,14 @@ def run(python: Path, *arguments: str, cwd: Path) -> str:
     return process.stdout
 
 
-def test_five_pipelines_run(python, tmp_path):
+def test_five_pipelines_run_and_configurations_are_found_by_name(python, tmp_path):
     image = np.full((240, 320, 3), 200, np.uint8)
     cv2.circle(image, (100, 80), 40, (0, 0, 255), -1)
     cv2.rectangle(image, (180, 130), (260, 210), (255, 0, 0), -1)
     cv2.imwrite(str(tmp_path / "image.png"), image)
     found = json.loads(run(python, python, "-c", PIPELINES, "image.png", cwd=tmp_path))
     assert found["folder"].startswith(str(python.parents[1]))
+    assert found["configuration"] == "UpDown"
     assert found["features"] >= 10
     assert found["objects"]
     assert {"answer", "score"} == set(found["answers"][0])
@@ -82,8 +85,3 @@ def test_the_demo_reaches_the_scores_that_are_written_beside_the_models(python, 
     # Processors differ in rounding, so that a region or an answer may change.
     assert {name: reached[name] for name in written} == pytest.approx(written, abs=0.03)
     assert sum(path.stat().st_size for path in SCORES.parent.iterdir()) <= 12e6
-
-
-def test_configurations_are_found_by_name(python, tmp_path):
-    code = "from bua.vqa.config import load_cfg; print(load_cfg('vqa/updown.yaml').MODEL.NAME)"
-    assert run(python, python, "-c", code, cwd=tmp_path).strip() == "UpDown"

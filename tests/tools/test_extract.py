@@ -200,7 +200,7 @@ def test_a_cluster_gives_the_features_of_one_device(folder, tmp_path, monkeypatc
     pytest.importorskip("ray", reason="Ray is not installed; run `pip install ray`")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert extract(folder, tmp_path / "one", "--format", "flat") == 0
-    assert extract(folder, tmp_path / "two", "--format", "flat", "--ray", "local", "--shard-size", "2") == 0
+    assert extract(folder, tmp_path / "two", "--format", "flat", "--ray", "local", "--shard-size", "3") == 0
     assert_same_features(tmp_path / "one", tmp_path / "two")
     assert not (tmp_path / "two.shards").exists()
 
