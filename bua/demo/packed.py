@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bua.checkpoint import read_checkpoint, save_checkpoint
 from bua.config import load_cfg
@@ -103,8 +104,8 @@ def run_packed_demo(output: str | Path, *, num_test: int = 100, device: str = "c
 
 
 def pack_weights(output: str | Path) -> list[Path]:
-    """Makes the files of the models that come with the package from the output of ``bua.demo.run_demo``: weights in
-    float16, and what inference needs besides them. Then runs the short demo and writes its scores to ``SCORES``.
+    """Makes the files of the models that come with the package, see ``pack_models``. Then runs the short demo and
+    writes its scores to ``SCORES``.
 
     Returns:
         The files that were written.
@@ -112,37 +113,58 @@ def pack_weights(output: str | Path) -> list[Path]:
     Raises:
         InputError: ``output`` holds no complete demo.
     """
-    output, folder = Path(output), make_folder(PACKAGED_FOLDER)
+    files = pack_models(output, make_folder(PACKAGED_FOLDER))
+    with tempfile.TemporaryDirectory() as demo:
+        scores = run_packed_demo(demo, num_test=SCORED_IMAGES)
+    with whole_file(SCORES) as file:
+        kept = {name: score for name, score in scores.items() if not name.startswith(SECONDS)}
+        file.write((json.dumps(kept, indent=2) + "\n").encode())
+    return [*files, SCORES]
+
+
+def pack_models(output: str | Path, folder: Path) -> list[Path]:
+    """Writes the models of a demo into a folder: weights in float16, and what inference needs besides them.
+
+    Args:
+        output: Output of ``bua.demo.run_demo``.
+        folder: Folder that exists.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: ``output`` holds no complete demo.
+    """
+    output = Path(output)
     cfg = load_cfg(output / "detector" / "config.yaml")
     dataset = get_dataset(cfg.DATASETS.TRAIN[0])
     description = describe_detector(cfg, dataset.objects.names, dataset.attribute_names.names)
-    detector = read_checkpoint(output / "detector" / FINAL)
-    save_checkpoint(folder / PACKAGED["shapes"], **_packed(detector), **{KEY: description.state()})
-    features = {
-        "min_boxes": REGIONS,
-        "max_boxes": REGIONS,
-        "weights": fingerprint(str(folder / PACKAGED["shapes"])),
-    }
+    packed_detector = folder / PACKAGED["shapes"]
+    saved = _packed(read_checkpoint(output / "detector" / FINAL))
+    save_checkpoint(packed_detector, **{**saved, KEY: description.state()})
+    features = {"min_boxes": REGIONS, "max_boxes": REGIONS, "weights": fingerprint(str(packed_detector))}
     trained = DemoPaths(Path(), output, Path(), (), "cpu")
     for (task, name), packed in MODELS.items():
         path = trained.model(task, name)
         if not path.is_file():
             raise InputError(f"{path}: does not exist; run `bua demo --train` to its end first")
         save_checkpoint(folder / PACKAGED[packed], **{**_packed(read_checkpoint(path)), "features": features})
-    with tempfile.TemporaryDirectory() as demo:
-        scores = run_packed_demo(demo, num_test=SCORED_IMAGES)
-    with whole_file(SCORES) as file:
-        kept = {name: score for name, score in scores.items() if not name.startswith(SECONDS)}
-        file.write((json.dumps(kept, indent=2) + "\n").encode())
-    return [*(folder / file for file in PACKAGED.values()), SCORES]
+    return [folder / file for file in PACKAGED.values()]
 
 
 def _packed(saved: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in saved.items() if key not in TRAINING_STATE}
     kept["model"] = {
-        name: value.to(torch.float16) if value.is_floating_point() else value for name, value in saved["model"].items()
+        name: _in_half(value) if value.is_floating_point() else value for name, value in saved["model"].items()
     }
     return kept
+
+
+def _in_half(value: Tensor) -> Tensor:
+    """Returns a tensor in float16, or as it is if that cannot hold its values, such as the variance of a layer's
+    inputs."""
+    half = value.to(torch.float16)
+    return half if half.isfinite().all() else value
 
 
 def _dataset(paths: DemoPaths, split: str) -> DetectionDataset:

@@ -5,12 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from script_loading import load_script
 
 import bua.demo.run
+from bua.demo.packed import pack_models
 from bua.demo.stages import STAGES
 from bua.detection.catalog import get_dataset
+from bua.extraction.extractor_config import fingerprint
 from bua.features import open_features
+from bua.vqa.inference import load_vqa
+from bua.weights.zoo import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("vqa/updown", "vqa/blind", "vqa/perfect", "captioning/updown", "captioning/blind", "captioning/perfect")
@@ -116,6 +121,22 @@ def test_a_finished_demo_runs_again_without_training_again(demo, capsys):
     assert out.count("from an earlier run") == len(MODELS)
     names = [name for name in figures if not name.startswith("seconds/")]
     assert [metrics_of(demo)[name] for name in names] == [figures[name] for name in names]
+
+
+def test_the_models_of_a_demo_are_packed(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo.datasets))
+    files = pack_models(demo.output, tmp_path)
+    assert sorted(files) == sorted(tmp_path.iterdir())
+    detector = torch.load(tmp_path / PACKAGED["shapes"], weights_only=True)
+    assert detector["detector"]["objects"] == get_dataset("shapes_test").objects.names
+    assert "optimizer" not in detector
+    half = torch.finfo(torch.float16)
+    for name, value in detector["model"].items():
+        assert value.isfinite().all(), name
+        assert value.dtype == torch.float16 or value.dtype == torch.int64 or value.abs().max() > half.max, name
+    # The task models know the detector that they come with.
+    answering = load_vqa(tmp_path / PACKAGED["shapes-vqa"])
+    assert answering.features["weights"] == fingerprint(str(tmp_path / PACKAGED["shapes"]))
 
 
 def test_a_stopped_demo_is_resumed(demo, capsys, monkeypatch):
