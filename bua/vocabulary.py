@@ -91,5 +91,12 @@ def read_lines(path: str | Path) -> list[str]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def find_lines(path: str | Path) -> Path | None:
+    """Returns the file that ``read_lines`` is to read: ``path``, or else ``<path>.gz``; None if there is neither."""
+    plain = Path(path)
+    packed = plain.with_name(f"{plain.name}.gz")
+    return next((file for file in (plain, packed) if file.exists()), None)
+
+
 def _normalise(name: str) -> str:
     return name.strip().lower()

@@ -8,6 +8,7 @@ from pathlib import Path
 from bua.download import fetch
 from bua.download.catalog import GENOME_LISTS, GENOME_SPLITS, GENOME_VOCABULARIES
 from bua.errors import InputError
+from bua.vocabulary import find_lines
 
 URL = GENOME_LISTS
 SPLITS = GENOME_SPLITS
@@ -34,13 +35,11 @@ def download_missing(root: str | Path, files: dict[str, tuple[str, str]]) -> Non
     """
     for name, (remote, md5) in files.items():
         target = Path(root) / name
-        packed = target.with_name(target.name + ".gz")
-        if target.is_file() or packed.is_file():
-            path = target if target.is_file() else packed
-            if _md5(path) != md5:
-                logger.warning("%s: this is not the published file (MD5 %s); it is used as it is", path, md5)
-        else:
+        found = find_lines(target)
+        if found is None:
             _download(URL + remote, target, md5)
+        elif _md5(found) != md5:
+            logger.warning("%s: this is not the published file (MD5 %s); it is used as it is", found, md5)
 
 
 def download_optional(root: str | Path, files: dict[str, tuple[str, str]]) -> None:

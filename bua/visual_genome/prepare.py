@@ -14,10 +14,10 @@ from bua.errors import InputError
 from bua.io.json_records import without_gc
 from bua.visual_genome.official import read_attributes, read_objects, read_sizes
 from bua.visual_genome.relations import RelationFinder, Triple, read_relationships
-from bua.visual_genome.sources import Sources
-from bua.visual_genome.splits import read_splits, text_file
+from bua.visual_genome.sources import Sources, text_file
+from bua.visual_genome.splits import read_splits
 from bua.visual_genome.zero_rows import ZeroRowCounter
-from bua.vocabulary import Vocabulary
+from bua.vocabulary import Vocabulary, find_lines
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +117,14 @@ def prepare(root: str | Path, name: str = "visual_genome", progress: bool = True
 def _relation_vocabulary(root: Path, sources: Sources) -> Vocabulary | None:
     """Returns the vocabulary of relations, or None if it or the file with the relationships is missing."""
     path = root / "vocab" / "relations_vocab.txt"
-    if not path.is_file() and not path.with_name(path.name + ".gz").is_file():
+    found = find_lines(path)
+    if found is None:
         logger.info("%s: no such file, so the annotations get no relations", path)
         return None
     if sources.relationships is None:
         logger.warning("%s: has no relationships.json, so the annotations get no relations", root)
         return None
-    return Vocabulary.read(text_file(root, "vocab/relations_vocab.txt"))
+    return Vocabulary.read(found)
 
 
 def _relation_finder(

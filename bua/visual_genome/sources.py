@@ -1,10 +1,11 @@
-"""Finds Visual Genome's official JSON files in a data set's folder."""
+"""Finds Visual Genome's official JSON files, vocabularies and splits in a data set's folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from bua.download.catalog import GENOME_IMAGES, GENOME_JSON
 from bua.errors import InputError
+from bua.vocabulary import find_lines
 
 
 @dataclass
@@ -42,3 +43,15 @@ class Sources:
                 f" {GENOME_IMAGES}images.zip and {GENOME_IMAGES}images2.zip), as `bua download visual-genome` does"
             )
         return sources
+
+
+def text_file(root: Path, relative: str) -> Path:
+    """Returns the path of a vocabulary or a list of images in ``root``, which may have the suffix .gz.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    found = find_lines(root / relative)
+    if found is None:
+        raise InputError(f"{root / relative}: no such file; datasets/README.md says where to get it")
+    return found

@@ -19,7 +19,8 @@ from bua.errors import InputError, make_folder, shown
 from bua.io.files import whole_file
 from bua.io.json_records import column, iter_records, read_records
 from bua.visual_genome.records import image_id_of
-from bua.vocabulary import read_lines
+from bua.visual_genome.sources import text_file
+from bua.vocabulary import find_lines, read_lines
 
 SPLITS = ("train", "val", "test")
 # Number of images of val and of test, and the random seed (data/genome/create_splits.py).
@@ -85,7 +86,7 @@ def build_splits(
     root = Path(root)
     targets = {split: root / "splits" / f"{split}.txt" for split in SPLITS}
     for target in targets.values():
-        if target.exists() or target.with_name(target.name + ".gz").exists():
+        if find_lines(target) is not None:
             raise InputError(f"{target}: the file exists already; move it away to build new splits")
     sizes = {"val": num_val, "test": num_test}
     for split, size in sizes.items():
@@ -168,14 +169,6 @@ def shuffle(items: list[T], rng: random.Random) -> None:
     for last in range(len(items) - 1, 0, -1):
         other = int(rng.random() * (last + 1))
         items[last], items[other] = items[other], items[last]
-
-
-def text_file(root: Path, relative: str) -> Path:
-    """Returns the path of a text file in ``root``, which may have the suffix .gz."""
-    plain, packed = root / relative, root / f"{relative}.gz"
-    if not plain.is_file() and not packed.is_file():
-        raise InputError(f"{plain}: no such file; datasets/README.md says where to get it")
-    return plain if plain.is_file() else packed
 
 
 def _read_image_data(path: Path, progress: bool) -> tuple[dict[int, str], dict[int, int | None]]:

@@ -31,7 +31,7 @@ from bua.visual_genome.records import (
     relationships_of,
 )
 from bua.visual_genome.sources import Sources
-from bua.vocabulary import Vocabulary
+from bua.vocabulary import Vocabulary, find_lines
 
 # Sizes of the original's vocabularies before they were reduced by hand to 1600, 400 and 20 names
 # (data/genome/setup_vg.py, max_objects, max_attributes and max_relations).
@@ -82,13 +82,13 @@ def build_vocabularies(
         del sizes["relations"]
     targets = {kind: folder / f"{kind}_vocab.txt" for kind in sizes}
     for target in targets.values():
-        if target.exists() or target.with_name(target.name + ".gz").exists():
+        if find_lines(target) is not None:
             raise InputError(f"{target}: the file exists already; move it away to build a new one")
     counts = vars(count_names(sources, progress))
     chosen = {kind: _most_frequent(counts[kind], kind, size, targets[kind], root) for kind, size in sizes.items()}
     make_folder(folder)
     for kind, names in chosen.items():
-        _write_lines(folder / f"{kind}_count.txt", (f"{name}\t{count}" for name, count in _ranked(counts[kind])))
+        _write_lines(folder / f"{kind}_count.txt", (f"{name}\t{count}" for name, count in ranked(counts[kind])))
         _write_lines(targets[kind], Vocabulary(names).lines)
 
 
@@ -126,14 +126,14 @@ def count_names(sources: Sources, progress: bool = True) -> NameCounts:
     return counts
 
 
-def _ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """Returns the names with their counts, the most frequent first, and names of the same count alphabetically."""
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def _most_frequent(counts: Mapping[str, int], kind: str, size: int | None, target: Path, root: str | Path) -> list[str]:
     # One line is one class, and a comma separates its aliases.
-    usable = [name for name, _ in _ranked(counts) if name and "," not in name and len(name.splitlines()) == 1]
+    usable = [name for name, _ in ranked(counts) if name and "," not in name and len(name.splitlines()) == 1]
     if size is None and usable:
         return usable[: MAX_NAMES[kind]]
     if size is None or not 0 < size <= len(usable):

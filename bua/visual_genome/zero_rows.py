@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from bua.visual_genome.names import clean_object_name
+from bua.visual_genome.vocabulary import MAX_NAMES, ranked
 from bua.vocabulary import Vocabulary
 
-# The original's XML files hold the objects with the most frequent names, this many (data/genome/setup_vg.py,
-# max_objects).
-NUM_NAMES = 2500
+# The original's XML files hold the objects with the most frequent names, this many.
+NUM_NAMES = MAX_NAMES["objects"]
 
 
 class ZeroRowCounter:
@@ -42,6 +42,6 @@ class ZeroRowCounter:
         frequencies: Counter[str] = Counter()
         for number, count in self._counts.items():
             frequencies[names[number]] += count
-        frequent = set(sorted(frequencies, key=lambda name: (-frequencies[name], name))[:num_names])
+        frequent = {name for name, _ in ranked(frequencies)[:num_names]}
         left_out = {number for number, name in names.items() if name and name in frequent and objects.id(name) is None}
         return {image_id: sum(number in left_out for number in ids) for image_id, ids in self._images.items()}
