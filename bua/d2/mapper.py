@@ -41,8 +41,9 @@ class AttributeDatasetMapper:
 class InferenceMapper:
     """Makes inputs for inference, with images at test size.
 
-    If the model has attributes and the image is annotated, the input has ``boxes``: the boxes of the ground truth in
-    pixels of the original image, for which attributes are predicted.
+    If the model has attributes, the input has ``boxes``: the boxes of the ground truth in pixels of the original image,
+    and the original's rows of zeros if these are wanted, for which attributes are predicted. An image without any has
+    no ``boxes``.
 
     Args:
         cfg: The configuration.
@@ -60,9 +61,10 @@ class InferenceMapper:
         with naming_image(record["file_name"]):
             sample = self.resize(read_image(record["file_name"]), record["image_id"])
         mapped = _input(record, sample)
-        if self.with_boxes and record.get("annotations"):
-            boxes = torch.tensor([annotation["bbox"] for annotation in record["annotations"]])
-            mapped["boxes"] = torch.cat([boxes, boxes.new_zeros(self.zero_rows.get(record["image_id"], 0), 4)])
+        boxes = [annotation["bbox"] for annotation in record.get("annotations", ())]
+        boxes += [[0.0] * 4] * self.zero_rows.get(record["image_id"], 0)
+        if self.with_boxes and boxes:
+            mapped["boxes"] = torch.tensor(boxes)
         return mapped
 
 

@@ -92,6 +92,15 @@ def test_inference_mapper_resizes_the_image_and_adds_boxes(shapes):
     assert "boxes" not in without(dataset[0])
 
 
+def test_inference_mapper_adds_the_rows_of_zeros_also_to_an_image_without_boxes(shapes):
+    dataset = get_dataset("shapes_test")
+    annotated, empty = dataset[0], dataset[1] | {"annotations": []}
+    mapper = bua.d2.InferenceMapper(bua.d2.load_cfg(CONFIG, shapes()), {annotated["image_id"]: 1, empty["image_id"]: 2})
+    np.testing.assert_array_equal(mapper(annotated)["boxes"], [*dataset.boxes(0), [0] * 4])
+    assert mapper(empty)["boxes"].tolist() == [[0] * 4] * 2
+    assert "boxes" not in bua.d2.InferenceMapper(bua.d2.load_cfg(CONFIG, shapes()))(empty)
+
+
 def test_detectron2s_coco_evaluator_accepts_the_outputs(shapes, tmp_path):
     cfg = bua.d2.load_cfg(CONFIG, shapes())
     evaluator = COCOEvaluator("shapes_test", output_dir=str(tmp_path))
