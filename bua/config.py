@@ -80,7 +80,7 @@ def add_bua_config(cfg: CfgNode) -> None:
     bua.EFFICIENTDET.HEAD_REPEATS = 0
     bua.EFFICIENTDET.ANCHOR_SCALE = 0.0
 
-    # Evaluations. KEEP_DETECTIONS: whether they write the detections to OUTPUT_DIR/evaluation, in COCO's results format.
+    # Evaluations. KEEP_DETECTIONS: whether they write the detections to OUTPUT_DIR/evaluation in COCO's results format.
     # ZERO_ROWS: whether attributes are also scored at the original's rows of zeros by the protocol "original"
     # (``bua.detection.evaluation.zero_rows``).
     bua.EVALUATION = node()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models import resnet50
 
-from bua.errors import InputError
+from bua.errors import InputError, first_of
 from bua.structures import DetectorInput, Regions
 from bua.weights.files import check_finite, read_weights
 from bua.weights.zoo import fetch
@@ -104,9 +104,10 @@ def _load(network: torch.nn.Module, weights: str) -> None:
     except RuntimeError as error:
         needed = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
         lacking, unknown = sorted(needed - loaded.keys()), sorted(loaded.keys() - network.state_dict().keys())
-        reason = "parameters have other shapes"
-        for what, names in (("lacks", lacking), ("has unknown", unknown)):
-            if names:
-                reason = f"it {what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-                break
+        if lacking:
+            reason = f"it lacks {first_of(lacking)}"
+        elif unknown:
+            reason = f"it has unknown {first_of(unknown)}"
+        else:
+            reason = "parameters have other shapes"
         raise InputError(f"{path}: is not a ResNet-50 of torchvision ({reason}); give its state dict") from error

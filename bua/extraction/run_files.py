@@ -70,8 +70,8 @@ def settings_beside(output: Path, settings: Mapping[str, object]) -> Iterator[No
 
 
 def _is_begun(output: Path) -> bool:
-    """Whether an output holds features. They can lie elsewhere before they get into it: those of HDF5, and those of
-    tasks on Ray."""
+    """Returns whether an output holds features. They can lie elsewhere before they get into it: those of HDF5, and
+    those of tasks on Ray."""
     holds_some = any(output.iterdir()) if output.is_dir() else output.exists() and output.stat().st_size > 0
     return holds_some or any(path_beside(output, suffix).exists() for suffix in ("partial", SHARDS_SUFFIX))
 
