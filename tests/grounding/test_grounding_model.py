@@ -41,7 +41,7 @@ def inputs(regions: list[int], phrases: list[int], lengths: list[int], *, room: 
 
 
 @torch.no_grad()
-def test_the_seeds_logits(shared_data):
+def test_logits_are_those_of_ban_vqa(shared_data):
     folder = shared_data / "golden" / "vqa"
     layout, weights = read_released_checkpoint(folder / "ban_grounding.pth", RELEASED_MODELS)
     assert layout.name == "ban-flickr"

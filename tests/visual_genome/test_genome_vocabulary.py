@@ -1,10 +1,13 @@
+import argparse
 import json
 from collections import Counter
 
 import pytest
 
+from bua.commands.prepare_visual_genome import add_arguments
 from bua.errors import InputError
 from bua.shapes.make import make_shapes
+from bua.visual_genome.splits import NUM_IMAGES
 from bua.visual_genome.vocabulary import MAX_NAMES, build_vocabularies
 from bua.vocabulary import Vocabulary
 
@@ -136,8 +139,15 @@ def test_sizes_of_vocabularies(tmp_path, monkeypatch):
         build_vocabularies(root, 2, 4, progress=False)
 
 
-def test_the_original_s_sizes_are_the_defaults():
+def test_the_originals_sizes_are_the_defaults():
     assert MAX_NAMES == {"objects": 2500, "attributes": 1000, "relations": 500}
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = " ".join(parser.format_help().split())
+    for kind, number in MAX_NAMES.items():
+        assert f"number of {kind} to build; default: {number}, or all" in options
+    for split in ("val", "test"):
+        assert f"number of images of {split} to build; default: {NUM_IMAGES}" in options
 
 
 @pytest.mark.parametrize(
