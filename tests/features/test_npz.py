@@ -251,7 +251,7 @@ def test_ids_and_paths_that_cannot_be_used_are_refused(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.txt").touch()
-    with pytest.raises(InputError, match=", and no .npz files"):
+    with pytest.raises(InputError, match=r", and no \.npz files"):
         NpzWriter(folder)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot create this folder"):
