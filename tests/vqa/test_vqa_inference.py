@@ -12,7 +12,7 @@ from toy_questions import COLORS, FEATURE_DIM, see, write_world
 from bua.errors import InputError
 from bua.structures import Regions
 from bua.tasks.region_batches import RegionBatch, RegionReader
-from bua.tasks.words import WordVocabulary, tokenize
+from bua.tasks.words import WordVocabulary, pad_in_front, tokenize
 from bua.vqa import BAN, UpDown, inference
 from bua.vqa.answers import AnswerVocabulary
 from bua.vqa.batches import evaluation_batches
@@ -99,6 +99,25 @@ def test_models_together_decide_by_the_mean_of_their_logits(world):
         predict(models, dataset, reader, progress=False)
 
 
+@torch.inference_mode()
+def labels_by_the_mean(models, dataset, reader):
+    """Returns the labels by the mean of the logits that each model computes of one question after another."""
+    labels = []
+    for row in range(len(dataset)):
+        logits = []
+        for vqa in models:
+            words = dataset.in_vocabularies(vqa.words, vqa.answers).questions[row : row + 1]
+            if vqa.model.word_padding == "front":
+                words = pad_in_front(words, len(vqa.words))
+            image_id = dataset.image_ids[row : row + 1]
+            regions = RegionBatch(*reader.read(image_id, np.zeros(1, np.int64)), image_id)
+            seen = vqa.visible(regions).to("cpu")
+            tokens = torch.from_numpy(words.astype(np.int64))
+            logits.append(vqa.model(seen.features, seen.boxes, seen.mask, tokens)[0][0])
+        labels.append(int(torch.stack(logits).mean(dim=0).argmax()))
+    return labels
+
+
 def test_models_that_read_the_same_batches_share_them(world, monkeypatch):
     dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
     paddings = []
@@ -114,7 +133,8 @@ def test_models_that_read_the_same_batches_share_them(world, monkeypatch):
     models[0] = replace(models[0], words=WordVocabulary(WORDS.words[::-1]))
     predict(models[:2], dataset, reader, progress=False)
     assert len(paddings) == 4
-    assert together.shape == (len(dataset),)
+    models[0] = replace(models[0], words=WORDS)
+    assert together.tolist() == labels_by_the_mean(models, dataset, reader)
 
 
 def test_features_of_another_detector(world):
@@ -127,8 +147,9 @@ def test_features_of_another_detector(world):
 def test_updown_and_ban_together(world, boxes):
     """They pad questions at different ends, and one may see boxes that the other does not."""
     dataset, reader = VqaDataset.load(world / "prepared", "test"), RegionReader.open([world / "features.flat"])
-    labels = predict([vqa_model(UpDown, boxes=boxes), vqa_model(BAN)], dataset, reader, progress=False)
-    assert labels.shape == (len(dataset),)
+    models = [vqa_model(UpDown, boxes=boxes), vqa_model(BAN)]
+    labels = predict(models, dataset, reader, progress=False)
+    assert labels.tolist() == labels_by_the_mean(models, dataset, reader)
 
 
 @kinds
