@@ -53,7 +53,7 @@ class TwoStreamClassifier(nn.Module):
     Args:
         in_features, num_answers, activation, weight_norm, norm_whole_matrix: As for ``AnswerClassifier``.
         text_dim: Dimension of ``f_text(h)``, that of word vectors.
-        image_dim: Dimension of ``f_image(h)``, that of image features.
+        image_dim: Dimension of ``f_image(h)``, that of what the model reads of a region.
         dropout: Probability of dropout of ``f_text(h)`` and of ``f_image(h)``.
     """
 
