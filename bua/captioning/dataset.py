@@ -141,9 +141,12 @@ def prepare_captions(
         The data sets by split.
 
     Raises:
-        InputError: An unknown split or tokenizer, a bad vocabulary, or images of which no caption has words.
+        InputError: An unknown split or tokenizer, a bad vocabulary, images of which no caption has words, or an
+            argument without effect. The folder is then as it was.
     """
-    output = prepared.begin_folder(output, ABOUT, (f"{split}.npz" for split in {*SPLIT_OF.values(), *captions}))
+    if vocabulary is not None and (min_count is not None or vocabulary_splits is not None):
+        option = "--vocabulary-splits" if min_count is None else "--min-count"
+        raise InputError(f"{option}: has no effect with --vocabulary, for which no words are counted; leave it out")
     if vocabulary is None:
         words = CaptionVocabulary.build(
             (text for part in _counted(captions, tokenizer, vocabulary_splits) for text in _flat(part, tokenizer)),
@@ -154,6 +157,7 @@ def prepare_captions(
         words = CaptionVocabulary.read(vocabulary, tokenizer)
     datasets = {split: _dataset(split, part, words) for split, part in captions.items()}
 
+    output = prepared.begin_folder(output, ABOUT, (f"{split}.npz" for split in {*SPLIT_OF.values(), *captions}))
     words.save(output / VOCABULARY)
     for split, dataset in datasets.items():
         dataset.save(output / f"{split}.npz")

@@ -13,6 +13,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from bua.errors import InputError
 from bua.options import ANSWER_MIN_COUNT, QUESTION_LENGTH
 
 
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-count",
         type=int,
-        default=ANSWER_MIN_COUNT,
-        help="leave out answers that are the most frequent answer to fewer questions; default: %(default)s",
+        metavar="N",
+        help=f"leave out answers that are the most frequent answer to fewer questions; default: {ANSWER_MIN_COUNT}",
     )
     parser.add_argument(
         "--length",
@@ -67,12 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from bua.vqa.accuracy import upper_bound
-    from bua.vqa.authors_vocabularies import read_vocabularies
     from bua.vqa.cooccurrence import prepare_word_vectors
     from bua.vqa.dataset import prepare_vqa
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    words, answers = read_vocabularies(args.vocabulary)
+    if args.captions and not args.glove:
+        raise InputError("--captions: is only for --glove; add it, or leave this one out")
+    for path in [*([args.glove] if args.glove else ()), *args.captions]:
+        # Said before the folder is written, which these files are read after.
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; name the unpacked files with --glove and --captions")
     datasets = prepare_vqa(
         args.root,
         args.output,
@@ -80,8 +85,7 @@ def run(args: argparse.Namespace) -> None:
         length=args.length,
         normalize_targets=not args.authors_targets,
         visual_genome=args.visual_genome,
-        words=words,
-        answers=answers,
+        vocabulary=args.vocabulary,
     )
     train = datasets["train"]
     print(f"{len(train.words)} words, {len(train.answers)} answers -> {args.output}")

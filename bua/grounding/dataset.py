@@ -181,29 +181,34 @@ def prepare_flickr30k(
         left out ("sentences_left_out", and "phrases_left_out" by their first type).
 
     Raises:
-        InputError: A file is missing or damaged.
+        InputError: A file is missing or damaged. The folder is then as it was.
     """
     root = Path(root)
-    output = prepared.begin_folder(output, ABOUT, (prepared.VECTORS, *(f"{split}.npz" for split in SPLITS)))
+    output = Path(output)
+    _check_official(root)
     ids = {split: load_split(root / f"{split}.txt") for split in SPLITS}
     sentences, boxes = {}, {}
     for image_id in tqdm([image_id for split in SPLITS for image_id in ids[split]], unit=" images"):
         sentences[image_id] = load_sentences(root / "Sentences" / f"{image_id}.txt")
         boxes[image_id] = load_boxes(root / "Annotations" / f"{image_id}.xml")
     words = WordVocabulary.load(vocabulary) if vocabulary else _all_words(sentences.values())
-    words.save(output / "vocabulary.json")
     marked = (sentence for image_id in ids["train"] for sentence in sentences[image_id])
     tags = phrase_tags(((sentence.words, [phrase[-2:] for phrase in sentence.phrases]) for sentence in marked), words)
-    write_strings(output / "phrase_tags.json", tags)
+    glove_vectors = None if glove is None else load_glove(glove, words.words, glove_dim)
 
     datasets, counts = {}, {}
     for split in SPLITS:
         images = [(image_id, sentences[image_id], boxes[image_id]) for image_id in ids[split]]
-        path = output / f"{split}.npz"
-        datasets[split], counts[split] = _dataset(str(path), images, words, zero_based, authors_positions)
-        datasets[split].save(path)
-    if glove is not None:
-        prepared.write_arrays(output / prepared.VECTORS, {"glove": load_glove(glove, words.words, glove_dim).numpy()})
+        name = str(output / f"{split}.npz")
+        datasets[split], counts[split] = _dataset(name, images, words, zero_based, authors_positions)
+
+    prepared.begin_folder(output, ABOUT, (prepared.VECTORS, *(f"{split}.npz" for split in SPLITS)))
+    words.save(output / "vocabulary.json")
+    write_strings(output / "phrase_tags.json", tags)
+    for dataset in datasets.values():
+        dataset.save(dataset.name)
+    if glove_vectors is not None:
+        prepared.write_arrays(output / prepared.VECTORS, {"glove": glove_vectors.numpy()})
     about = {
         "root": str(root.absolute()),
         "zero_based": zero_based,
@@ -217,6 +222,17 @@ def prepare_flickr30k(
 
 def _prepared(folder: str | Path) -> Path:
     return prepared.prepared_folder(folder, ABOUT, PROGRAM)
+
+
+def _check_official(root: Path) -> None:
+    """Raises an error that says what to do if a list of images or a folder is missing."""
+    needed = (*(f"{split}.txt" for split in SPLITS), "Annotations", "Sentences")
+    missing = [name for name in needed if not (root / name).exists()]
+    if missing:
+        raise InputError(
+            f"{root}: has no {', '.join(missing)}; name the folder of Flickr30k Entities with --root, or fetch it with "
+            "`bua download flickr30k`"
+        )
 
 
 def _all_words(images: Iterable[list[Sentence]]) -> WordVocabulary:

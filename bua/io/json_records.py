@@ -72,7 +72,7 @@ def iter_records(path: str | Path, progress: bool = True, piece_bytes: int = PIE
             bar.update(file.tell() - bar.n)
 
 
-def read_json(path: str | Path, advice: str = "get it again") -> object:
+def read_json(path: str | Path, advice: str = "get it again", missing: str = "name another file") -> object:
     """Returns the content of a JSON file.
 
     orjson refuses values that are nested deeper than 1024 times, whereas Python's own parser would exceed the limit of
@@ -80,6 +80,7 @@ def read_json(path: str | Path, advice: str = "get it again") -> object:
 
     Args:
         advice: What to do about a file that cannot be read, for messages.
+        missing: What to do if there is no such file, for messages.
 
     Raises:
         InputError: There is no such file, it is no regular file, or it is not JSON.
@@ -87,6 +88,8 @@ def read_json(path: str | Path, advice: str = "get it again") -> object:
     try:
         with without_gc():
             content: object = orjson.loads(read_regular(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {missing}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; {advice}") from error
     except orjson.JSONDecodeError as error:
@@ -109,7 +112,8 @@ def read_records(source: str | Path | dict | list, key: str | None) -> tuple[str
     content: object = source
     if isinstance(source, str | Path):
         name = str(source)
-        content = read_json(source, f"give a file with {kind}")
+        missing = "name another file, or fetch the data set with `bua download`" if key else "name another file"
+        content = read_json(source, f"give a file with {kind}", missing)
     if key and isinstance(content, dict):
         content = content.get(key)
     if not isinstance(content, list):

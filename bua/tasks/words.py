@@ -132,7 +132,7 @@ def read_strings(path: str | Path) -> list[str]:
     Raises:
         InputError: There is no such file, or it holds something else.
     """
-    strings = read_json(path, "prepare it again")
+    strings = read_json(path, "prepare it again", missing="prepare it again")
     if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
         raise InputError(f"{path}: not a list of strings; prepare it again")
     return strings

@@ -23,6 +23,7 @@ from bua.tasks import prepared
 from bua.tasks.prepared import PreparedDataset
 from bua.tasks.words import QUESTION_LENGTH, WordVocabulary
 from bua.vqa.answers import MIN_COUNT, AnswerVocabulary, SoftTargets, soft_targets
+from bua.vqa.authors_vocabularies import read_vocabularies
 from bua.vqa.official import (
     Annotations,
     Questions,
@@ -165,12 +166,11 @@ def prepare_vqa(
     root: str | Path,
     output: str | Path,
     *,
-    min_count: int = MIN_COUNT,
+    min_count: int | None = None,
     length: int = QUESTION_LENGTH,
     normalize_targets: bool = True,
     visual_genome: str | Path | None = None,
-    words: WordVocabulary | None = None,
-    answers: AnswerVocabulary | None = None,
+    vocabulary: Sequence[str | Path] = (),
 ) -> dict[str, VqaDataset]:
     """Makes vocabularies and arrays from the official files, as the authors' code does, and writes them to a folder.
 
@@ -180,23 +180,31 @@ def prepare_vqa(
     Args:
         root: Folder of the official files, unpacked. Those of train and val must be in it.
         output: The folder to write; it is created if it does not exist.
-        min_count: The vocabulary has the answers that are the most frequent answer to at least ``min_count`` questions.
+        min_count: The vocabulary has the answers that are the most frequent answer to at least ``min_count`` questions;
+            ``MIN_COUNT`` by default.
         length: Number of words of a question that are kept.
         normalize_targets: See ``soft_targets``.
         visual_genome: Folder with ``image_data.json`` and ``question_answers.json``, for the splits "vg_train" and
             "vg_val"; None leaves these splits out.
-        words, answers: Vocabularies to use instead, such as those of a released model (see
-            ``bua.vqa.authors_vocabularies``). Then ``min_count`` has no effect.
+        vocabulary: The authors' files of words or answers or both, which are used instead, as for
+            ``bua.vqa.authors_vocabularies.read_vocabularies``. If they have answers, ``min_count`` must be None.
 
     Returns:
         The data sets by split.
 
     Raises:
-        InputError: A file is missing or damaged, or belongs to another split.
+        InputError: A file is missing or damaged, or belongs to another split; or ``min_count`` has no effect. The
+            folder is then as it was.
     """
     root = Path(root)
-    outdated = (prepared.VECTORS, *(f"{split}.npz" for split in (*SUBSETS, "vg_train", "vg_val")))
-    output = prepared.begin_folder(output, ABOUT, outdated)
+    words, answers = read_vocabularies(vocabulary)
+    if answers is None:
+        min_count = MIN_COUNT if min_count is None else min_count
+    elif min_count is not None:
+        raise InputError(
+            f"--min-count {min_count}: has no effect, since --vocabulary names the answers; leave one of them out"
+        )
+    _check_official(root)
     questions = _load_all_questions(root)
     splits = {split: questions[subset] for split, subset in SUBSETS.items() if subset in questions}
     if words is None:
@@ -205,8 +213,6 @@ def prepare_vqa(
     if answers is None:
         answered = [part.frequent for split, part in annotations.items() if part is not None and split != "test"]
         answers = AnswerVocabulary.build((answer for part in answered for answer in part), min_count)
-    words.save(output / "question_vocabulary.json")
-    answers.save(output / "answer_vocabulary.json")
 
     datasets = {}
     for split, asked in splits.items():
@@ -218,11 +224,17 @@ def prepare_vqa(
         for split, (asked, labels) in zip(("vg_train", "vg_val"), found):
             one_each = SoftTargets(np.arange(len(labels) + 1), labels, np.ones(len(labels), np.float32))
             datasets[split] = _dataset(asked, one_each, words, answers, length)
+
+    outdated = (prepared.VECTORS, *(f"{split}.npz" for split in (*SUBSETS, "vg_train", "vg_val")))
+    output = prepared.begin_folder(output, ABOUT, outdated)
+    words.save(output / "question_vocabulary.json")
+    answers.save(output / "answer_vocabulary.json")
     for split, dataset in datasets.items():
         dataset.save(output / f"{split}.npz")
     about = {
         "root": str(root.absolute()),
         "visual_genome": None if visual_genome is None else str(Path(visual_genome).absolute()),
+        "vocabulary": [str(Path(path).absolute()) for path in vocabulary],
         "min_count": min_count,
         "length": length,
         "normalize_targets": normalize_targets,
@@ -240,6 +252,17 @@ def question_file(root: str | Path, subset: str) -> Path:
 def annotation_file(root: str | Path, subset: str) -> Path:
     """Returns the path of the official annotations of a subset. Only Shapes has such a file for test2015."""
     return Path(root) / f"v2_mscoco_{subset}_annotations.json"
+
+
+def _check_official(root: Path) -> None:
+    """Raises an error that says what to do if a file of train or val is missing."""
+    needed = [file(root, SUBSETS[split]) for split in ("train", "val") for file in (question_file, annotation_file)]
+    missing = [path.name for path in needed if not path.exists()]
+    if missing:
+        raise InputError(
+            f"{root}: has no {', '.join(missing)}; name the folder of the unpacked files with --root, or fetch them "
+            "with `bua download vqa`"
+        )
 
 
 def _load_all_questions(root: Path) -> dict[str, Questions]:

@@ -176,8 +176,9 @@ def test_captions_without_words_are_not_trained_on(tmp_path, caplog):
     captions["train"].texts[1] = ["."]
     with pytest.raises(InputError, match=r"^file: no caption of 1 of the 2 images of train has words: 8; leave"):
         prepare_captions(captions, tmp_path)
+    assert len(CaptionDataset.load(tmp_path, "train")) == 2
     with pytest.raises(InputError, match=r"no captions.json in it; prepare it with"):
-        CaptionDataset.load(tmp_path, "train")
+        CaptionDataset.load(tmp_path / "none", "train")
 
 
 def image(**changes) -> dict:
@@ -197,6 +198,8 @@ def image(**changes) -> dict:
     ],
 )
 def test_errors_in_karpathys_file_are_reported_in_one_line(tmp_path, images, message):
+    with pytest.raises(InputError, match=r"none.json: no such file; .* fetch the data set with `bua download`"):
+        load_karpathy(tmp_path / "none.json")
     path = write(tmp_path / "dataset.json", {"images": images})
     with pytest.raises(InputError, match=f"^{path}: {message}") as error:
         load_karpathy(path)
@@ -245,6 +248,27 @@ def test_unknown_splits_are_reported_in_one_line(shapes, tmp_path, script, capsy
         "error: --split: only for --coco and --regions",
         "error: --split: missing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "none"}, "tokenizer none"),
+        ({"vocabulary": "bad.txt"}, "must begin with"),
+        ({"vocabulary": "none.txt"}, "none.txt: no such file"),
+        ({"vocabulary": "bad.txt", "min_count": 3}, "--min-count: has no effect with --vocabulary"),
+        ({"vocabulary": "bad.txt", "vocabulary_splits": ["train"]}, "--vocabulary-splits: has no effect"),
+    ],
+)
+def test_bad_input_leaves_a_prepared_folder_as_it_was(tmp_path, monkeypatch, options, message):
+    captions = {"train": Captions("file", np.array([7]), [["a cat"]])}
+    prepare_captions(captions, tmp_path / "out", min_count=1)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "bad.txt", "cat\n")
+    with pytest.raises(InputError, match=message):
+        prepare_captions(captions, tmp_path / "out", **options)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_damaged_folders_are_reported_in_one_line(shapes, tmp_path):

@@ -218,6 +218,16 @@ def test_concatenated_and_in_another_vocabulary(prepared):
     assert ((few.words == 3) == (both.words == len(both.vocabulary))).all()
 
 
+@pytest.mark.parametrize("given", ["root", "vocabulary", "glove"])
+def test_bad_input_leaves_a_prepared_folder_as_it_was(root, prepared, tmp_path, given):
+    before = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
+    (tmp_path / "words.json").write_text('{"a": 0}')
+    bad = {"vocabulary": tmp_path / "words.json", "glove": tmp_path / "none.txt", "root": tmp_path / "none"}
+    with pytest.raises(InputError):
+        prepare_flickr30k(**{"root": root, "output": prepared, given: bad[given]})
+    assert {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
+
+
 def test_errors_in_files_are_reported(root, prepared, tmp_path):
     def assert_error(name: str, content: str | None, message: str):
         folder = tmp_path / "bad"
@@ -233,7 +243,7 @@ def test_errors_in_files_are_reported(root, prepared, tmp_path):
         assert "\n" not in str(error.value)
 
     annotation = (root / "Annotations/11.xml").read_text()
-    assert_error("val.txt", None, "cannot be read")
+    assert_error("val.txt", None, "bad: has no val.txt; name the folder .* --root, or fetch it with `bua download fl")
     assert_error("val.txt", "21\nx\n", "must have one number per line")
     assert_error("val.txt", "21\n21\n", "an image twice")
     assert_error("Sentences/21.txt", None, "cannot be read")

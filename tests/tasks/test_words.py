@@ -70,7 +70,7 @@ def test_a_question_without_a_known_word_is_refused():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "no such file; prepare it again"),
         ("{", "not JSON"),
         ("[1]", "not a list of strings"),
         ("[]", "no words"),

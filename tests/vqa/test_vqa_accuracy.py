@@ -135,7 +135,7 @@ def test_results_must_be_those_of_the_questions(tmp_path):
         vqa_accuracy([], [])
     with pytest.raises(InputError, match="revision '2017': unknown; use one of 2021, 2016"):
         vqa_accuracy(results, annotations, revision="2017")
-    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"nowhere\.json: no such file; name another file"):
         vqa_accuracy(tmp_path / "nowhere.json", annotations)
 
 

@@ -170,8 +170,26 @@ def test_annotations_of_another_split(shapes, tmp_path):
 
 
 def test_needs_the_official_files(tmp_path):
-    with pytest.raises(InputError, match=r"v2_OpenEnded_mscoco_train2014_questions\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"has no v2_Open.*_train2014_q.*; name .* --root, .*`bua download vqa`"):
         prepare_vqa(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bad", ["root", "missing", "damaged", "vocabulary", "visual_genome"])
+def test_bad_input_leaves_a_prepared_folder_as_it_was(shapes, prepared, tmp_path, bad):
+    before = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
+    lacking = ["v2_mscoco_val2014_annotations.json"] if bad == "missing" else []
+    root = copy_without(shapes, tmp_path / "vqa", *lacking)
+    if bad == "damaged":
+        (root / "v2_mscoco_val2014_annotations.json").write_text('{"annotations": [{}]}')
+    (tmp_path / "words.pkl").write_bytes(b"no pickle")
+    options = {
+        "vocabulary": {"vocabulary": [tmp_path / "words.pkl"]},
+        "visual_genome": {"visual_genome": tmp_path / "none"},
+    }
+    with pytest.raises(InputError):
+        prepare_vqa(tmp_path / "none" if bad == "root" else root, prepared, **options.get(bad, {}))
+    assert {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
 
 
 def test_a_damaged_split_is_named(prepared, tmp_path):
@@ -256,6 +274,14 @@ def test_the_command_with_the_authors_vocabularies(shapes, prepared, tmp_path, c
     assert f"{len(words)} words, {len(answers)} answers" in capsys.readouterr().out
     after = VqaDataset.load(tmp_path / "out", "train")
     assert (after.words.words, after.answers.answers) == (words, answers)
+    about = json.loads((tmp_path / "out/vqa.json").read_text())
+    assert (about["vocabulary"], about["min_count"]) == ([str(data)], None)
+    assert load_script(SCRIPT).main([*command, "--min-count", "3"]) == 2
+    assert "--min-count 3: has no effect, since --vocabulary names the answers" in capsys.readouterr().err
+    assert load_script(SCRIPT).main([*command, "--captions", "x.json"]) == 2
+    assert "--captions: is only for --glove" in capsys.readouterr().err
+    assert load_script(SCRIPT).main([*command, "--glove", "x.txt"]) == 2
+    assert "x.txt: no such file" in capsys.readouterr().err
     expected = before.in_vocabularies(after.words, after.answers)
     assert np.array_equal(after.questions, expected.questions)
     assert np.array_equal(after.targets.labels, expected.targets.labels)
