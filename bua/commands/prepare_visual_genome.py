@@ -61,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from bua.visual_genome.download import RELATIONS, SPLITS, VOCABULARIES, download_missing, download_optional
     from bua.visual_genome.prepare import prepare
-    from bua.visual_genome.splits import NUM_IMAGES, build_splits
-    from bua.visual_genome.vocabulary import build_vocabularies
+    from bua.visual_genome.sources import write_lists
+    from bua.visual_genome.splits import NUM_IMAGES, choose_splits
+    from bua.visual_genome.vocabulary import choose_vocabularies
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
@@ -76,12 +77,17 @@ def run(args: argparse.Namespace) -> None:
         if not args.build_vocabulary:
             download_missing(args.root, VOCABULARIES)
             download_optional(args.root, RELATIONS)
+    # Both are checked before either is written, since lists that are there already are not written again.
+    splits: dict[Path, list[str]] = {}
+    vocabularies: dict[Path, list[str]] = {}
     if args.build_splits:
         num_val, num_test = (NUM_IMAGES if size is None else size for size in (args.val_images, args.test_images))
-        counts = build_splits(args.root, num_val, num_test, args.coco_splits)
-        print(f"splits: {', '.join(f'{count} {split}' for split, count in counts.items())}")
+        splits = choose_splits(args.root, num_val, num_test, args.coco_splits)
     if args.build_vocabulary:
-        build_vocabularies(args.root, args.objects, args.attributes, args.relations)
+        vocabularies = choose_vocabularies(args.root, args.objects, args.attributes, args.relations)
+    write_lists(splits | vocabularies)
+    if splits:
+        print(f"splits: {', '.join(f'{len(lines)} {path.stem}' for path, lines in splits.items())}")
     for split, summary in prepare(args.root, args.name).items():
         print(
             f"{split:5} {summary.images:6} of {summary.listed} images, {summary.boxes} boxes"

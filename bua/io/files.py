@@ -5,8 +5,8 @@ import fcntl
 import os
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,6 +44,21 @@ def whole_file(path: Path, *, durable: bool = False, shared: bool = False) -> It
             sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together. If one cannot be written, or the program is interrupted, none of those that
+    are new is there afterwards."""
+    new = [path for path in contents if not path.exists()]
+    try:
+        # The files get their names when the block ends, after all of them are written.
+        with ExitStack() as stack:
+            for path, content in contents.items():
+                stack.enter_context(whole_file(path)).write(content)
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
         raise
 
 

@@ -1,10 +1,12 @@
-"""Finds Visual Genome's official JSON files, vocabularies and splits in a data set's folder."""
+"""Finds Visual Genome's official JSON files, vocabularies and splits in a data set's folder, and writes new lists."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bua.download.catalog import GENOME_IMAGES, GENOME_JSON
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
+from bua.io.files import write_together
 from bua.vocabulary import find_lines
 
 
@@ -55,3 +57,11 @@ def text_file(root: Path, relative: str) -> Path:
     if found is None:
         raise InputError(f"{root / relative}: no such file; datasets/README.md says where to get it")
     return found
+
+
+def write_lists(lists: Mapping[Path, Iterable[str]]) -> None:
+    """Writes vocabularies and lists of images, by their paths, line by line. An interruption leaves all or none of
+    them, so that the same command can be given again."""
+    for folder in {path.parent for path in lists}:
+        make_folder(folder)
+    write_together({path: "".join(f"{line}\n" for line in lines).encode() for path, lines in lists.items()})

@@ -15,11 +15,10 @@ import random
 from pathlib import Path
 from typing import TypeVar
 
-from bua.errors import InputError, make_folder, shown
-from bua.io.files import whole_file
+from bua.errors import InputError, shown
 from bua.io.json_records import column, iter_records, read_records
 from bua.visual_genome.records import image_id_of
-from bua.visual_genome.sources import text_file
+from bua.visual_genome.sources import text_file, write_lists
 from bua.vocabulary import find_lines, read_lines
 
 SPLITS = ("train", "val", "test")
@@ -71,6 +70,25 @@ def build_splits(
 ) -> dict[str, int]:
     """Writes splits/{train,val,test}.txt from image_data.json.
 
+    Arguments and errors are those of ``choose_splits``.
+
+    Returns:
+        The number of images in each split.
+    """
+    lists = choose_splits(root, num_val, num_test, coco_splits, progress)
+    write_lists(lists)
+    return {path.stem: len(lines) for path, lines in lists.items()}
+
+
+def choose_splits(
+    root: str | Path,
+    num_val: int = NUM_IMAGES,
+    num_test: int = NUM_IMAGES,
+    coco_splits: str | Path | None = None,
+    progress: bool = True,
+) -> dict[Path, list[str]]:
+    """Makes the lists of the images of each split from image_data.json, without writing them.
+
     Args:
         root: The data set's folder, see ``bua.visual_genome.prepare.prepare``.
         num_val, num_test: Number of images of val and of test.
@@ -78,7 +96,7 @@ def build_splits(
         progress: Whether to show a progress bar.
 
     Returns:
-        The number of images in each split.
+        The lines of splits/{train,val,test}.txt, by path.
 
     Raises:
         InputError: A split exists already, a file is damaged, or there are not as many images as requested.
@@ -127,13 +145,12 @@ def build_splits(
             splits[split].add(remainder.pop())
     splits["train"].update(remainder)
 
-    make_folder(root / "splits")
+    lists = {}
     for split, image_ids in splits.items():
         lines = [file for image_id, file in files.items() if image_id in image_ids]
         shuffle(lines, rng)
-        with whole_file(targets[split]) as output:
-            output.writelines(f"{line} xml/{Path(line).stem}.xml\n".encode() for line in lines)
-    return {split: len(image_ids) for split, image_ids in splits.items()}
+        lists[targets[split]] = [f"{line} xml/{Path(line).stem}.xml" for line in lines]
+    return lists
 
 
 def read_coco_splits(path: str | Path) -> dict[int, str]:

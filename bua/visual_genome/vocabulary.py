@@ -15,12 +15,11 @@ names are skipped, and the next ones take their places.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bua.errors import InputError, make_folder
-from bua.io.files import whole_file
+from bua.errors import InputError
 from bua.visual_genome.names import clean_attribute, clean_name, clean_object_name
 from bua.visual_genome.records import (
     attribute_texts_of,
@@ -30,7 +29,7 @@ from bua.visual_genome.records import (
     predicate_of,
     relationships_of,
 )
-from bua.visual_genome.sources import Sources
+from bua.visual_genome.sources import Sources, write_lists
 from bua.vocabulary import Vocabulary, find_lines
 
 # Sizes of the original's vocabularies before they were reduced by hand to 1600, 400 and 20 names
@@ -56,6 +55,20 @@ def build_vocabularies(
 ) -> None:
     """Writes vocab/{objects,attributes,relations}_vocab.txt with the most frequent names, and ..._count.txt.
 
+    Arguments and errors are those of ``choose_vocabularies``.
+    """
+    write_lists(choose_vocabularies(root, num_objects, num_attributes, num_relations, progress))
+
+
+def choose_vocabularies(
+    root: str | Path,
+    num_objects: int | None = None,
+    num_attributes: int | None = None,
+    num_relations: int | None = None,
+    progress: bool = True,
+) -> dict[Path, list[str]]:
+    """Makes vocabularies of the most frequent names, and lists of how often names occur, without writing them.
+
     The count files list all names that occur, the most frequent first, as the original does: a name, a tab and a
     number in each line.
 
@@ -66,6 +79,9 @@ def build_vocabularies(
         num_objects, num_attributes, num_relations: Number of names in each vocabulary. With None, it has the 2,500,
             1,000 or 500 names of the original, or all if there are fewer.
         progress: Whether to show progress bars.
+
+    Returns:
+        The lines of vocab/{objects,attributes,relations}_vocab.txt and ..._count.txt, by path.
 
     Raises:
         InputError: A vocabulary exists already, or the files have fewer names than requested.
@@ -86,10 +102,11 @@ def build_vocabularies(
             raise InputError(f"{target}: the file exists already; move it away to build a new one")
     counts = vars(count_names(sources, progress))
     chosen = {kind: _most_frequent(counts[kind], kind, size, targets[kind], root) for kind, size in sizes.items()}
-    make_folder(folder)
+    lists = {}
     for kind, names in chosen.items():
-        _write_lines(folder / f"{kind}_count.txt", (f"{name}\t{count}" for name, count in ranked(counts[kind])))
-        _write_lines(targets[kind], Vocabulary(names).lines)
+        lists[folder / f"{kind}_count.txt"] = [f"{name}\t{count}" for name, count in ranked(counts[kind])]
+        lists[targets[kind]] = Vocabulary(names).lines
+    return lists
 
 
 def count_names(sources: Sources, progress: bool = True) -> NameCounts:
@@ -142,8 +159,3 @@ def _most_frequent(counts: Mapping[str, int], kind: str, size: int | None, targe
             + (f"; choose 1 to {len(usable)}" if usable else "; use other files")
         )
     return usable[:size]
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with whole_file(path) as file:
-        file.writelines(f"{line}\n".encode() for line in lines)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from bua.io.files import whole_file
+from bua.io.files import whole_file, write_together
 
 
 @pytest.mark.parametrize("options", [{}, {"durable": True}, {"shared": True}])
@@ -30,3 +30,25 @@ def test_the_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
     with whole_file(tmp_path / "a") as file:
         file.write(b"new")
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_files_that_belong_together_are_written_all_or_none(tmp_path, monkeypatch):
+    (tmp_path / "old").write_text("old")
+    contents = {tmp_path / name: name.encode() for name in ("first", "old", "last")}
+    replace = os.replace
+
+    def interrupted(source, target):
+        if target.name == "first":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_together(contents)
+    assert os.listdir(tmp_path) == ["old"]
+    with pytest.raises(TypeError):
+        write_together({tmp_path / "first": b"", tmp_path / "last": None})
+    assert os.listdir(tmp_path) == ["old"]
+    monkeypatch.undo()
+    write_together(contents)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {path.name: path.name for path in contents}

@@ -383,6 +383,12 @@ def test_the_program_builds_vocabularies_and_prepares(root, tool, capsys):
     shutil.rmtree(root / "splits")
     build = ["--build-vocabulary", "--objects", "5", "--attributes", "3"]
     splits = ["--build-splits", "--val-images", "1", "--test-images", "2"]
+    # What is not possible is found before anything is written, so that the command can be corrected.
+    for wrong in (["--objects", "1600"], ["--val-images", "1600"]):
+        assert tool(["--root", str(root), "--name", "mine", *build, *splits, *wrong]) == INPUT_ERROR
+        assert "1600" in capsys.readouterr().err.splitlines()[-1]
+        assert not (root / "splits").exists()
+        assert not (root / "vocab").exists()
     assert tool(["--root", str(root), "--name", "mine", *build, *splits]) == 0
     printed = capsys.readouterr().out
     assert "splits: 3 train, 1 val, 2 test" in printed
