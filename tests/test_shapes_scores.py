@@ -44,6 +44,11 @@ def test_a_changed_figure_or_a_missing_table_is_noticed(scores, document):
             shapes_tables.with_tables(text.replace(table, ""), [table], document)
 
 
+def test_with_boxes_relations_are_answered(scores):
+    assert scores["vqa"]["ban_boxes"]["relation"] >= 80
+    assert scores["vqa"]["ban"]["relation"] < 70
+
+
 def test_figures_are_rounded_as_printed():
     models = {"updown": {"title": "one", "BLEU-1": 82.449, "CIDEr-D": 152.46, "seconds": 90.0}}
     header, _, row = shapes_tables.caption_table(models).splitlines()
