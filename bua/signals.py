@@ -1,4 +1,4 @@
-"""Ends a command on Ctrl-C and on SIGTERM.
+"""Ends a command on Ctrl-C, on SIGTERM, and where the program that reads its output has ended.
 
 Python handles a signal between two steps of its own code. Where one call of a library takes long, such as the backward
 pass of a large batch on a CPU, the command ends after this call.
@@ -17,6 +17,7 @@ from typing import Any
 # Exit codes as shells give them: 128 and the number of the signal.
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+OUTPUT_CLOSED = 128 + signal.SIGPIPE
 
 _LINES = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
@@ -25,8 +26,14 @@ class Terminated(KeyboardInterrupt):
     """Raised on SIGTERM, so that a command ends as it does after Ctrl-C."""
 
 
+class OutputClosed(KeyboardInterrupt):
+    """Raised where the program that reads standard output has ended, such as ``head`` after its last line, so that a
+    command ends as it does after Ctrl-C."""
+
+
 def ends_on_signals(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns the main function of a tool into one that returns 130 after Ctrl-C and 143 after SIGTERM.
+    """Turns the main function of a tool into one that returns 130 after Ctrl-C, 143 after SIGTERM, and 141 without a
+    word on ``OutputClosed``.
 
     The first signal raises KeyboardInterrupt, so that what is begun is finished or removed. Libraries may turn this
     into another exception: NumPy's C interface turns it into ImportError while it is imported. Therefore every
@@ -38,8 +45,10 @@ def ends_on_signals(main: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with _handlers() as received:
             try:
-                return main(*args, **kwargs)
+                return _flushed(main, *args, **kwargs)
             except BaseException as error:
+                if isinstance(error, OutputClosed):
+                    return OUTPUT_CLOSED
                 if not received and not isinstance(error, KeyboardInterrupt):
                     raise
                 code = received[0] if received else INTERRUPTED
@@ -57,6 +66,17 @@ def without_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _flushed(main: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a function and writes what it has printed, which Python would otherwise do when the process ends."""
+    try:
+        code = main(*args, **kwargs)
+    except SystemExit:  # such as that of argparse after --help
+        print(end="", flush=True)
+        raise
+    print(end="", flush=True)
+    return code
 
 
 # The exit codes of the signals that this process has received, while a function of ``ends_on_signals`` runs.

@@ -4,11 +4,14 @@ A file name may hold any character, also those that make a terminal clear its sc
 it shows. They are shown as escapes: ``\\x1b`` for the character that begins a terminal's commands.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
+
+from bua.signals import OutputClosed
 
 # Control characters, marks that change the direction of writing, and parts of a file name that are not UTF-8.
 _ACTING = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
@@ -27,29 +30,53 @@ def printable(text: object) -> str:
 @contextmanager
 def printable_output() -> Iterator[None]:
     """For the duration of the block, what is printed to standard output and standard error cannot act on a terminal,
-    apart from colours and progress bars. Text that is not UTF-8 is printed, too."""
+    apart from colours and progress bars. Text that is not UTF-8 is printed, too. Where the program that reads standard
+    output has ended, printing raises ``OutputClosed``."""
     with ExitStack() as stack:
-        for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
+        for stream, redirect, is_output in ((sys.stdout, redirect_stdout, True), (sys.stderr, redirect_stderr, False)):
             # A process without a terminal may have none.
             if stream is not None and not isinstance(stream, _PrintableStream):
-                stack.enter_context(redirect(_PrintableStream(stream)))
+                stack.enter_context(redirect(_PrintableStream(stream, is_output)))
         yield
 
 
 class _PrintableStream:
-    """A text stream that escapes what is written to it, and otherwise behaves as the stream that it writes to."""
+    """A text stream that escapes what is written to it, and otherwise behaves as the stream that it writes to.
 
-    def __init__(self, stream: TextIO):
+    Args:
+        is_output: Whether it is standard output, whose end raises ``OutputClosed``.
+    """
+
+    def __init__(self, stream: TextIO, is_output: bool):
         self._stream = stream
+        self._is_output = is_output
 
     def write(self, text: str) -> int:
         if not _CURSOR_MOVES.fullmatch(text):
             text = _NOT_IN_OUTPUT.sub(lambda match: match[1] or _escape(match), text)
-        return self._stream.write(text)
+        with self._ends_with_reader():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._ends_with_reader():
+            self._stream.flush()
 
     def writelines(self, lines: list[str]) -> None:
         for line in lines:
             self.write(line)
+
+    @contextmanager
+    def _ends_with_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            if not self._is_output:
+                raise
+            # What is still in the buffer is lost. Python would try to write it once more when the process ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            raise OutputClosed from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"{option}: image files have no annotations; name files, or a data set")
     if not files and not args.dataset:
         raise InputError("FILE: none given; name image files, or a data set (--dataset)")
+    for option in ("detector", "vocabulary", "engine", "device") if what == "annotations" else ():
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option}: has no effect on --what annotations; leave it out")
     if args.num < 1:
         raise InputError(f"--num: is {args.num}; give 1 or more")
     if not 0 <= args.threshold <= 1:

@@ -145,6 +145,10 @@ def build_mapper(cfg: CfgNode, objects: Vocabulary, attributes: Vocabulary) -> T
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
         raise InputError(f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; use 'horizontal' or 'none'")
     flip, flip_words = cfg.INPUT.RANDOM_FLIP == "horizontal", cfg.INPUT.FLIP_WORDS
+    if flip_words and not flip:
+        raise InputError(
+            "INPUT.FLIP_WORDS is True, which has an effect only where INPUT.RANDOM_FLIP is 'horizontal'; leave it out"
+        )
     sided = [name for vocabulary in (objects, attributes) for name in vocabulary.names if _SIDE.search(name)]
     if flip and sided and not flip_words:
         logger.warning(

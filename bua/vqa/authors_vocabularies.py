@@ -121,10 +121,13 @@ def _by_label(labels: object) -> list[str] | None:
 
 
 def _texts(items: object) -> list[str] | None:
-    """Returns a list of strings or bytes as strings, or None if it is something else."""
+    """Returns a list of strings or bytes as strings, or None if it is something else, or has strings that are no
+    text."""
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, (str, bytes)) for item in items):
         return None
-    return [item if isinstance(item, str) else _decoded(item) for item in items]
+    texts = [item if isinstance(item, str) else _decoded(item) for item in items]
+    # A string of a pickle can hold halves of surrogate pairs, which no file of text can.
+    return None if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text) else texts
 
 
 def _decoded(text: bytes) -> str:

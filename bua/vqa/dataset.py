@@ -198,9 +198,7 @@ def prepare_vqa(
     """
     root = Path(root)
     words, answers = read_vocabularies(vocabulary)
-    if answers is None:
-        min_count = MIN_COUNT if min_count is None else min_count
-    elif min_count is not None:
+    if answers is not None and min_count is not None:
         raise InputError(
             f"--min-count {min_count}: has no effect, since --vocabulary names the answers; leave one of them out"
         )
@@ -211,6 +209,7 @@ def prepare_vqa(
         words = WordVocabulary.build(text for part in questions.values() for text in part.texts)
     annotations = {split: _load_annotations(root, split) for split in splits}
     if answers is None:
+        min_count = MIN_COUNT if min_count is None else min_count
         answered = [part.frequent for split, part in annotations.items() if part is not None and split != "test"]
         answers = AnswerVocabulary.build((answer for part in answered for answer in part), min_count)
 

@@ -1,6 +1,7 @@
 """The program ``bua`` and its commands."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -46,6 +47,18 @@ def test_help_does_not_import_what_takes_long():
 def test_python_m_bua_runs_the_program():
     process = subprocess.run([sys.executable, "-m", "bua", "--version"], capture_output=True, text=True, cwd=ROOT)
     assert process.stdout.strip() == bua.__version__
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train-net", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_output_ends_a_command_quietly(arguments, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "bua", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (141, "")
 
 
 def test_unknown_command_is_refused_with_the_closest_name(capsys):

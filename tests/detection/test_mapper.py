@@ -182,6 +182,10 @@ def test_build_mapper_reads_the_configuration():
     assert (mapper.resize, mapper.flip) == ("detectron2", True)
     cfg.INPUT.RANDOM_FLIP = "none"
     assert not build_mapper(cfg, OBJECTS, ATTRIBUTES).flip
+    cfg.INPUT.FLIP_WORDS = True
+    with pytest.raises(InputError, match=r"FLIP_WORDS is True, which has an effect only where INPUT\.RANDOM_FLIP"):
+        build_mapper(cfg, OBJECTS, ATTRIBUTES)
+    cfg.INPUT.FLIP_WORDS = False
     for key, value in {"RANDOM_FLIP": "vertical", "MIN_SIZE_TRAIN_SAMPLING": "all"}.items():
         changed = cfg.clone()
         changed.INPUT[key] = value

@@ -155,6 +155,8 @@ def test_an_empty_half_says_so(main, world, weights):
         (["--dataset", "shapes_train", "--what", "annotations"], "shapes_train is not prepared"),
         (["--what", "annotations"], "FILE: none given; name image files, or a data set"),
         (["--dataset", "shapes_test", "--what", "annotations", "--num", "0"], "--num: is 0"),
+        (["--dataset", "shapes_test", "--what", "annotations", "--detector", "x"], "--detector: has no effect"),
+        (["--dataset", "shapes_test", "--what", "annotations", "--device", "cpu"], "--device: has no effect"),
         (["--dataset", "shapes_test", "--what", "both", "--images", "x.jpg"], "--dataset: image files have no"),
         (
             ["--dataset", "shapes_test", "--config-file", CONFIG, *OVERRIDES, "OUTPUT_DIR", "none"],

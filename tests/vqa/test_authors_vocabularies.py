@@ -79,6 +79,7 @@ class Hostile:
         (pickle.dumps([1, 2]), "holds neither words nor answers"),
         (pickle.dumps(7), "holds neither words nor answers"),
         (pickle.dumps(["yes", "yes"]), "has an answer twice"),
+        (pickle.dumps(["\ud800", "yes"]), "holds neither words nor answers"),
         (pickle.dumps([]), "no answers"),
     ],
 )
