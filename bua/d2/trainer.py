@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import re
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ from bua.errors import InputError
 from bua.precision import set_float32_precision
 from bua.weights.files import check_finite, read_file
 from bua.weights.zoo import fetch
+
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
 class Trainer(DefaultTrainer):
@@ -335,9 +338,17 @@ def _has_traceback_to_log(record: logging.LogRecord) -> bool:
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     if cfg.INPUT.FORMAT != "BGR":
         raise InputError(f"config: INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; bua's data loaders give BGR, so set it to BGR")
+    logging.getLogger("detectron2").addFilter(_without_colours)
     default_setup(cfg, args)
     # Detectron2 leaves torch's defaults with FLOAT32_PRECISION "". Both engines compute the same.
     set_float32_precision(cfg.FLOAT32_PRECISION)
+
+
+def _without_colours(record: logging.LogRecord) -> bool:
+    """Removes the colours from a record of ``default_setup``, which writes the configuration in colours to any
+    file."""
+    record.msg = _COLOURS.sub("", str(record.msg))
+    return True
 
 
 def _check_device(cfg: CfgNode) -> None:

@@ -73,6 +73,7 @@ def test_train_resume_evaluate(run, shapes_root, tmp_path, capsys):
     files = {"objects.json", "attributes.json", "objects_corrected.tsv", "attributes_original.tsv"}
     for checkpoint in ("model_0000001", "model_final"):
         assert files < {path.name for path in (evaluations / checkpoint).iterdir()}
+    assert "\x1b[" not in (folder / "log.txt").read_text()
     coco = COCO(str(shapes_root / "shapes" / "annotations" / "shapes_test.json"))
     assert coco.loadRes(str(evaluations / "model_final" / "objects.json")).anns
     kept = (evaluations / "model_0000001" / "objects.json").read_bytes()
