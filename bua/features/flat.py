@@ -110,7 +110,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
             if int(record["labels"]) >> bit & 1
         }
         return Regions(
-            image_id=self._id(row),
+            image_id=self._files.id(row),
             width=int(record["width"]),
             height=int(record["height"]),
             boxes=regions["box"].copy(),
@@ -120,7 +120,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
 
     def __iter__(self) -> Iterator[int | str]:
         for row in range(len(self._index)):
-            image_id = self._id(row)
+            image_id = self._files.id(row)
             if self._files.text_lengths.item(row) and key_and_text(image_id)[0] != self._index["key"].item(row):
                 raise InputError(f"{self.path}: record {row + 1}: its id in ids.bin is damaged; copy the folder again")
             yield image_id
@@ -204,7 +204,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
         """Reads everything, and yields a message for each image whose bytes have changed since they were written."""
         for row in range(len(self)):
             if not self._files.is_whole(row):
-                yield f"record {row + 1}: image {self._id(row)}: its bytes are not those that were written"
+                yield f"record {row + 1}: image {self._files.id(row)}: its bytes are not those that were written"
         if len(self._files.index) > len(self):
             yield f"records {len(self) + 1} to {len(self._files.index)}: are incomplete and left out"
         if lost := self._files.lost_records():
@@ -216,7 +216,7 @@ class FlatFeatures(Mapping[int | str, Regions]):
         end = start + self.counts.item(row)
         if row in self._damaged or end > len(self._regions) or (end > start and end > len(self.all_features)):
             raise InputError(
-                f"{self.path}: image {self._id(row)}: its record in index.bin is damaged; copy the folder again"
+                f"{self.path}: image {self._files.id(row)}: its record in index.bin is damaged; copy the folder again"
             )
         return slice(start, end)
 
@@ -235,10 +235,6 @@ class FlatFeatures(Mapping[int | str, Regions]):
                 return row
             place += 1
         raise KeyError(parsed)
-
-    def _id(self, row: int) -> int | str:
-        text = self._text(row)
-        return parse_id(text.decode(errors="surrogateescape") if text else self._index["key"].item(row))
 
     def _text(self, row: int) -> bytes:
         length = self._files.text_lengths.item(row)

@@ -9,14 +9,17 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from feature_files import write_features
 
 from bua.captioning.official import load_region_phrases, read_image_list
 from bua.detection.annotations import DetectionDataset
 from bua.errors import InputError
 from bua.features import open_features
+from bua.features.flat_files import RECORD
 from bua.features.lmdb_pages import check_pages
 from bua.features.tsv import _id_text
 from bua.grounding import official as flickr30k
+from bua.structures import Regions
 from bua.visual_genome.splits import read_splits
 from bua.visualization.draw import save_image
 from bua.vqa.answers import AnswerVocabulary
@@ -133,3 +136,14 @@ def test_lmdb_whose_long_value_is_on_an_impossible_page(tmp_path):
     (tmp_path / "data.mdb").write_bytes(content[:place] + bytes([255] * 7 + [127]) + content[place + 8 :])
     with pytest.raises(ValueError, match=f"page {2**63 - 1} of .* pages is not there"):
         check_pages(tmp_path / "data.mdb")
+
+
+def test_a_flat_record_with_the_id_of_another_and_a_text_that_is_not_there(tmp_path):
+    boxes, features = np.array([[1, 2, 3, 4]], np.float32), np.ones((1, 2), np.float32)
+    write_features(tmp_path / "x", [Regions(image_id, 9, 9, boxes, features) for image_id in (5, 6, 7)], "flat")
+    (tmp_path / "x" / "lookup.npy").unlink()
+    records = np.fromfile(tmp_path / "x" / "index.bin", RECORD)
+    records["key"][0], records["text_offset"][0], records["text_length"][0] = 6, 2**40, 9
+    records.tofile(tmp_path / "x" / "index.bin")
+    with pytest.raises(InputError, match=r"record 1: its id in ids\.bin is damaged"):
+        list(open_features(tmp_path / "x"))
