@@ -96,11 +96,11 @@ class GroundingDataset(PreparedDataset):
         vocabulary = load_vocabulary(folder)
         name, arrays = prepared.read_split(Path(folder), split, cls.ARRAYS, PROGRAM)
         for forms in (
-            {"image_ids": "i1", "sizes": "i2", "words": "i2"},
-            {"spans": "i2", "chains": "i1", "types": "b2"},
+            {"image_ids": "i1", "sizes": "i2x2", "words": "i2"},
+            {"spans": "i2x2", "chains": "i1", "types": f"b2x{len(TYPES)}"},
             {"phrase_offsets": "i1"},
             {"box_offsets": "i1"},
-            {"boxes": "f2"},
+            {"boxes": "f2x4"},
         ):
             prepared.check_arrays(name, arrays, forms, PROGRAM)
         prepared.check_ids(name, arrays["words"], len(vocabulary) + 1, PROGRAM)

@@ -56,15 +56,20 @@ def concatenate(
 
     Returns:
         The names of the data sets with " + " between them, and the joined arrays by name.
+
+    Raises:
+        InputError: The rows of an array have other lengths in one data set than in another.
     """
-    parts = [dataset.arrays() for dataset in datasets]
+    parts, names = [dataset.arrays() for dataset in datasets], " + ".join(dataset.name for dataset in datasets)
     joined = {}
-    for name in parts[0]:
-        values = [part[name] for part in parts]
-        joined[name] = (
-            offsets_of(np.concatenate(list(map(np.diff, values)))) if name in offsets else np.concatenate(values)
+    for key in parts[0]:
+        values = [part[key] for part in parts]
+        if len({value.shape[1:] for value in values}) > 1:
+            raise InputError(f"{names}: the rows of {key} differ in length; prepare them together")
+        joined[key] = (
+            offsets_of(np.concatenate(list(map(np.diff, values)))) if key in offsets else np.concatenate(values)
         )
-    return " + ".join(dataset.name for dataset in datasets), joined
+    return names, joined
 
 
 def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -136,7 +141,7 @@ def check_arrays(name: str, arrays: Mapping[str, np.ndarray], forms: Mapping[str
     Args:
         name: Path of the split's file, for the message.
         forms: For each array a letter and a number: "i2" is one of integers with two dimensions, "f" stands for
-            floating-point numbers, and "b" for bools.
+            floating-point numbers, and "b" for bools. "i2x4" is one whose rows have four numbers.
         program: Name of the command that prepares such folders.
 
     Raises:
@@ -144,7 +149,9 @@ def check_arrays(name: str, arrays: Mapping[str, np.ndarray], forms: Mapping[str
     """
     for key, form in forms.items():
         array = arrays.get(key)
-        if array is None or array.dtype.kind not in form[0] or array.ndim != int(form[1]):
+        kind_and_dimensions, _, columns = form.partition("x")
+        found = None if array is None else f"{array.dtype.kind}{array.ndim}"
+        if array is None or found != kind_and_dimensions or (columns and array.shape[1] != int(columns)):
             raise InputError(f"{name}: damaged ({key} is missing, or no such array); prepare it again: bua {program}")
     if len({len(arrays[key]) for key in forms}) > 1:
         raise InputError(f"{name}: damaged ({', '.join(forms)} differ in length); prepare it again: bua {program}")

@@ -98,6 +98,12 @@ def test_data_sets_are_saved_and_joined(tmp_path):
     assert joined["words"].tolist() == [[1], [2], [3]]
 
 
+def test_rows_of_other_lengths_are_reported_in_one_line():
+    first, second = (ToyDataset(f"a{n}", np.array([n]), offsets_of([1]), np.zeros((1, n), int)) for n in (3, 4))
+    with pytest.raises(InputError, match=r"^a3 \+ a4: the rows of words differ in length; prepare them together$"):
+        concatenate([first, second], offsets=["offsets"])
+
+
 def test_offsets_of_nothing():
     assert offsets_of([]).tolist() == [0]
 
@@ -113,8 +119,8 @@ def test_a_folder_is_begun_without_what_an_earlier_run_left(tmp_path):
 
 def test_arrays_of_other_kinds_and_lengths_are_reported_in_one_line():
     arrays = {"ids": np.arange(3), "words": np.zeros((3, 4), np.int32), "boxes": np.zeros((2, 4), np.float32)}
-    check_arrays("a.npz", arrays, {"ids": "i1", "words": "i2"}, "prepare-toy")
-    for forms in ({"ids": "i2"}, {"ids": "f1"}, {"other": "i1"}, {"ids": "i1", "boxes": "f2"}):
+    check_arrays("a.npz", arrays, {"ids": "i1", "words": "i2x4"}, "prepare-toy")
+    for forms in ({"words": "i2x2"}, {"ids": "i2"}, {"ids": "f1"}, {"other": "i1"}, {"ids": "i1", "boxes": "f2"}):
         with pytest.raises(InputError, match=r"^a\.npz: damaged .*; prepare it again: bua prepare-toy$"):
             check_arrays("a.npz", arrays, forms, "prepare-toy")
 
