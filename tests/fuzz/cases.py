@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import tempfile
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,10 @@ def made_in_folder(make: Callable[[Path], object]) -> Files:
 
 def _check_message(message: str) -> None:
     """Checks that an error is one line, which a terminal shows as it is."""
-    if not message or not message.isprintable():
+    # ``str.isprintable`` is false for the no-break space and for code points without a character, too, which names of
+    # files and images may have.
+    acting = any(unicodedata.category(mark) in ("Cc", "Cs", "Zl", "Zp") for mark in message)
+    if not message or acting:
         raise Finding(f"the message is not one printable line: {message[:300]!r}")
 
 
