@@ -36,6 +36,7 @@ from bua.captioning.inference import load_captioner
 from bua.captioning.inference import predict as predict_captions
 from bua.captioning.scores import caption_scores
 from bua.commands.arguments import add_overrides
+from bua.config import leaves
 from bua.config_files import FOLDER
 from bua.demo.tasks import ANNOTATIONS, BLIND, PERFECT, TASKS, DemoPaths, configuration
 from bua.demo.workers import run_parallel
@@ -206,16 +207,11 @@ def placed(paths: DemoPaths, model: Model) -> Model:
 def changes(model: Model, config_file: Path) -> list[str]:
     """Returns what differs in a configuration that training saved: "DATA.BOXES was False"."""
     # A key that is newer than the file has its default there.
-    before, now = (dict(leaves(cfg)) for cfg in (TASKS[model.task].load_cfg(config_file, []), model.cfg))
+    before, now = (
+        {key: list(value) if isinstance(value, tuple) else value for key, value in leaves(cfg)}
+        for cfg in (TASKS[model.task].load_cfg(config_file, []), model.cfg)
+    )
     return [f"{key} was {before[key]}" for key in now if before[key] != now[key] and key not in PLACES]
-
-
-def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def train_and_score(

@@ -341,11 +341,11 @@ def check_values(cfg: CfgNode, source: str) -> None:
 
 def check_numbers(cfg: CfgNode, source: str) -> None:
     """Raises an InputError that names ``source`` if a number or a list in ``cfg`` is out of its range."""
-    check_ranges(_leaves(cfg), source)
+    check_ranges(leaves(cfg), source)
 
 
 def _merge_file(cfg: CfgNode, path: Path) -> None:
-    for key, value in _leaves(read_config(path)):
+    for key, value in leaves(read_config(path)):
         _set(cfg, key, value, str(path))
 
 
@@ -361,21 +361,21 @@ def merge_overrides(cfg: CfgNode, pairs: Sequence[str]) -> None:
         _set(cfg, key, value, "command line")
 
 
-def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yields the dotted key and the value of every leaf."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def _set(cfg: CfgNode, key: str, value: object, source: str) -> None:
     if "DATASETS" in cfg and (key == FILES or key.startswith(f"{FILES}.")):
-        for leaf, path in _leaves({key: value}):
+        for leaf, path in leaves({key: value}):
             _set_file(cfg, leaf.split(".")[2:], path, source)
         return
-    known = dict(_leaves(cfg))
+    known = dict(leaves(cfg))
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = f"; did you mean {close[0]}?" if close else "; see configs/ for the keys"

@@ -6,6 +6,7 @@ is simpler than the paper's: its attention multiplies what the paper concatenate
 classifier has one stream. The paper's choices are arguments of ``UpDown``.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,9 +79,14 @@ class UpDown(nn.Module):
             "weight_norm": weight_norm,
             "norm_whole_matrix": norm_whole_matrix,
         }
-        attend: type[ProductAttention | ConcatenationAttention]
-        attend = ProductAttention if attention == "product" else ConcatenationAttention
-        self.attention = attend(feature_dim, hidden_dim, glimpses=glimpses, dropout=attention_dropout, **layers)
+        self.attention = RegionAttention(
+            feature_dim,
+            hidden_dim,
+            concatenate=attention == "concatenation",
+            glimpses=glimpses,
+            dropout=attention_dropout,
+            **layers,
+        )
         self.image = Projection(glimpses * feature_dim, hidden_dim, **layers)
         self.question = Projection(hidden_dim, hidden_dim, **layers)
         self.classifier: AnswerClassifier | TwoStreamClassifier
@@ -118,15 +124,22 @@ class UpDown(nn.Module):
         return self.classifier(joint), attention
 
 
-class ProductAttention(nn.Module):
-    """Weights the regions of an image by their relevance to a question, from the product of projections of a region and
-    of the question (``NewAttention`` in hengyuan-hu's code)."""
+class RegionAttention(nn.Module):
+    """Weights the regions of an image by their relevance to a question.
+
+    Args:
+        concatenate: Whether the weight of a region comes from a projection of its features and the question vector
+            together (``Attention`` in hengyuan-hu's code, which has no dropout there; Anderson et al. 2018), or from
+            the product of a projection of each (``NewAttention``).
+        dropout: Probability of dropout of what the weights are computed from.
+    """
 
     def __init__(
         self,
         feature_dim: int,
         hidden_dim: int,
         *,
+        concatenate: bool,
         glimpses: int,
         dropout: float,
         activation: str,
@@ -134,50 +147,25 @@ class ProductAttention(nn.Module):
         norm_whole_matrix: bool,
     ):
         super().__init__()
-        normalization: dict[str, Any] = {"weight_norm": weight_norm, "norm_whole_matrix": norm_whole_matrix}
-        self.image = Projection(feature_dim, hidden_dim, activation=activation, **normalization)
-        self.question = Projection(hidden_dim, hidden_dim, activation=activation, **normalization)
+        self.concatenate = concatenate
+        project = partial(
+            Projection, activation=activation, weight_norm=weight_norm, norm_whole_matrix=norm_whole_matrix
+        )
+        if concatenate:
+            self.joint = project(feature_dim + hidden_dim, hidden_dim)
+        else:
+            self.image = project(feature_dim, hidden_dim)
+            self.question = project(hidden_dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
-        self.score = linear_map(hidden_dim, glimpses, **normalization)
+        self.score = linear_map(hidden_dim, glimpses, weight_norm=weight_norm, norm_whole_matrix=norm_whole_matrix)
 
     def forward(self, features: Tensor, mask: Tensor, vector: Tensor) -> Tensor:
         """Maps features [B, n, D], a mask bool [B, n] and question vectors [B, hidden_dim] to attention over the
         regions, [B, glimpses, n] float32."""
-        joint = self.dropout(self.image(features) * self.question(vector).unsqueeze(1))
-        return _attention(in_float32(self.score, joint), mask)
-
-
-class ConcatenationAttention(nn.Module):
-    """Weights the regions of an image by their relevance to a question, from a projection of a region's features and
-    the question vector together (``Attention`` in hengyuan-hu's code, which has no dropout there; Anderson et al.
-    2018)."""
-
-    def __init__(
-        self,
-        feature_dim: int,
-        hidden_dim: int,
-        *,
-        glimpses: int,
-        dropout: float,
-        activation: str,
-        weight_norm: bool,
-        norm_whole_matrix: bool,
-    ):
-        super().__init__()
-        normalization: dict[str, Any] = {"weight_norm": weight_norm, "norm_whole_matrix": norm_whole_matrix}
-        self.joint = Projection(feature_dim + hidden_dim, hidden_dim, activation=activation, **normalization)
-        self.dropout = nn.Dropout(dropout)
-        self.score = linear_map(hidden_dim, glimpses, **normalization)
-
-    def forward(self, features: Tensor, mask: Tensor, vector: Tensor) -> Tensor:
-        """Arguments and result as for ``ProductAttention``."""
-        repeated = vector.unsqueeze(1).expand(-1, features.shape[1], -1)
-        joint = self.dropout(self.joint(torch.cat([features, repeated.to(features.dtype)], dim=2)))
-        return _attention(in_float32(self.score, joint), mask)
-
-
-def _attention(logits: Tensor, mask: Tensor) -> Tensor:
-    """Returns the softmax [B, glimpses, n] over the regions where ``mask`` [B, n] is true, of logits
-    [B, n, glimpses]."""
-    logits = logits.transpose(1, 2)
-    return masked_softmax(logits, mask.unsqueeze(1).expand_as(logits))
+        if self.concatenate:
+            repeated = vector.unsqueeze(1).expand(-1, features.shape[1], -1)
+            joint = self.joint(torch.cat([features, repeated.to(features.dtype)], dim=2))
+        else:
+            joint = self.image(features) * self.question(vector).unsqueeze(1)
+        logits = in_float32(self.score, self.dropout(joint)).transpose(1, 2)
+        return masked_softmax(logits, mask.unsqueeze(1).expand_as(logits))
