@@ -124,6 +124,15 @@ def waiting_at(gate):
     return [int(path.suffix[1:]) for path in Path(gate).parent.glob(f"{Path(gate).name}.*")]
 
 
+def has_ended(process):
+    """Whether a process that is not this one's child has ended (Linux), also where nothing has reaped it yet."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
 def make_images(folder, number):
     """Writes images of three sizes, with the ids 0, 1, ..."""
     rng = np.random.default_rng(0)

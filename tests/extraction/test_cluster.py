@@ -4,13 +4,12 @@ import os
 import re
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_detector import FakeDetector, FakeExtractorConfig, make_images, wait_for, waiting_at
+from fake_detector import FakeDetector, FakeExtractorConfig, has_ended, make_images, wait_for, waiting_at
 from shard_checks import assert_all_once
 
 from bua.errors import InputError
@@ -114,7 +113,11 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard(cluster, images, tmp_p
 
 
 def test_a_machine_that_is_lost_while_the_head_is_slow(machines, cluster, images, tmp_path, shards, caplog):
-    """Three machines' worth of tasks wait when one machine is killed, and the head stops for a moment."""
+    """Three workers wait when the machine of one of them is killed, and the head stops for a moment.
+
+    The worker of a machine that is killed lives on until it notices this. The others go on after that, or it would
+    finish its shard.
+    """
     gate, gone = tmp_path / "gate", []
     machine = machines.add_node(num_cpus=1)
     (head,) = machines.head_node.all_processes["gcs_server"]
@@ -123,7 +126,7 @@ def test_a_machine_that_is_lost_while_the_head_is_slow(machines, cluster, images
         wait_for(lambda: len(waiting_at(gate)) == 3)
         head.process.send_signal(signal.SIGSTOP)
         machines.remove_node(machine, allow_graceful=False)
-        time.sleep(0.5)
+        wait_for(lambda: [worker for worker in waiting_at(gate) if has_ended(worker)])
         head.process.send_signal(signal.SIGCONT)
         gate.touch()
         gone.append(machine)
