@@ -130,7 +130,8 @@ def all_models(paths: DemoPaths) -> list[Model]:
     for name, title in titles.items():
         other = answering[name].clone()
         other.DATA.BOXES = not other.DATA.BOXES
-        for cfg, key in ((answering[name], name), (other, f"{name}_{'boxes' if other.DATA.BOXES else 'no_boxes'}")):
+        both = [(answering[name], name), (other, f"{name}_{'boxes' if other.DATA.BOXES else 'no_boxes'}")]
+        for cfg, key in sorted(both, key=lambda pair: pair[0].DATA.BOXES):
             words = f"{title}, with boxes" if cfg.DATA.BOXES else title
             models.append(placed(paths, Model("vqa", key, words, cfg)))
     models += [

@@ -86,7 +86,11 @@ def readme_table(scores: dict[str, Any]) -> str:
         ["Shapes, test split", "score", "blind baseline", "ground-truth regions"],
         [
             ["detector, mAP at 0.5: objects, attributes", both_maps(detector), "", ""],
-            ["Up-Down VQA, official accuracy", *(percent(vqa[name], "all") for name in ("updown", "blind", "perfect"))],
+            ["Up-Down VQA, official accuracy"]
+            + [
+                f"{percent(vqa['updown'], 'all')} ({percent(vqa['updown_no_boxes'], 'all')} without boxes)",
+                *(percent(vqa[name], "all") for name in ("blind", "perfect")),
+            ],
             ["Up-Down captioner, CIDEr-D"]
             + [percent(captions[name], "CIDEr-D") for name in ("updown", "blind", "perfect")],
             [
@@ -160,7 +164,7 @@ def caption_table(models: dict[str, Any]) -> str:
 
 def ablation_table(models: dict[str, Any]) -> str:
     kinds = ("all", "yes/no", "number", "other")
-    rows = {"`vqa/shapes_updown.yaml`": models["updown"]}
+    rows = {"`vqa/shapes_updown.yaml`, `DATA.BOXES False`": models["updown_no_boxes"]}
     rows |= {model["title"]: model for name, model in models.items() if name.startswith(ABLATION)}
     return markdown(
         ["configuration on Shapes", *kinds, "minutes of training"],

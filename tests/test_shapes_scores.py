@@ -45,8 +45,9 @@ def test_a_changed_figure_or_a_missing_table_is_noticed(scores, document):
 
 
 def test_with_boxes_relations_are_answered(scores):
-    assert scores["vqa"]["ban_boxes"]["relation"] >= 80
-    assert scores["vqa"]["ban"]["relation"] < 70
+    for with_boxes, without in (("updown", "updown_no_boxes"), ("ban_boxes", "ban")):
+        assert scores["vqa"][with_boxes]["relation"] >= 80
+        assert scores["vqa"][without]["relation"] < 70
 
 
 def test_figures_are_rounded_as_printed():
