@@ -79,13 +79,13 @@ class Fuzzing:
         self.places: Counter[tuple[str, str]] = Counter()
 
     def run(self, names: list[str], seconds: float) -> int:
-        """Runs the targets in turn, and returns the number of findings."""
+        """Runs the targets in turn, at least one batch of cases, and returns the number of findings."""
         begin = shown = time.monotonic()
         try:
             for name in names:
                 self.outcomes[name] = Counter()
                 make_case(TARGETS[name], 0)  # makes the undamaged files once, for all children
-            while time.monotonic() - begin < seconds:
+            while True:
                 name = min(names, key=lambda name: (self.outcomes[name].total(), name))
                 name = random.choice([name, random.choice(names)])
                 for ended in self._batch(name):
@@ -93,6 +93,8 @@ class Fuzzing:
                     if time.monotonic() - shown > SHOW_EVERY_SECONDS:
                         shown = time.monotonic()
                         self._show_progress(shown - begin)
+                if time.monotonic() - begin >= seconds:
+                    break
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
         self._show_table(time.monotonic() - begin)
