@@ -11,6 +11,7 @@ from local_site import raw, sending
 
 from bua.download import fetch
 from bua.errors import InputError
+from bua.io import connection
 
 DATA = bytes(range(256)) * 100
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -18,7 +19,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 REDIRECT = b"HTTP/1.1 302 Found\r\nLocation: "
 PAGE = b"<!DOCTYPE html>\n<html>This file is gone.</html>"
 
-quick = partial(fetch, timeout=30, attempts=2, wait=0, progress=False)
+quick = partial(fetch, timeout=300, attempts=2, wait=0, progress=False)
 
 
 def serve(site, *answers, data=DATA) -> str:
@@ -90,8 +91,10 @@ def test_a_malformed_answer_is_one_line(site, target, answer):
         (OK + b"Content-Length: 1000000\r\n\r\n", b"x"),
     ],
 )
-def test_a_server_that_sends_nearly_nothing_is_given_up(site, target, start, repeated):
-    """Each byte would start the time limit of a socket anew."""
+def test_a_server_that_sends_nearly_nothing_is_given_up(site, target, monkeypatch, start, repeated):
+    """Each byte would start the time limit of a socket anew, which here is so long that it never ends a try."""
+    client = connection._client
+    monkeypatch.setattr(connection, "_client", lambda url, timeout: client(url, 300))
     url = serve(site, *[raw(start, repeated=repeated, every=0.02, until=site.released)] * 9)
     with pytest.raises(InputError, match=r"cannot be fetched \(fewer than 1000 bytes per second came for 0\.1 seconds"):
         quick(url, target, timeout=0.1, attempts=1)
@@ -162,6 +165,7 @@ def test_an_address_that_is_malformed_is_one_line(target, address):
 
 def test_proxies_of_the_environment(site, target, monkeypatch):
     monkeypatch.delenv("no_proxy")
+    monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setenv("http_proxy", site.url)
     site.files["http://nowhere.invalid/file.bin"] = DATA
     assert quick("http://nowhere.invalid/file.bin", target).read_bytes() == DATA

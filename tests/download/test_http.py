@@ -21,7 +21,7 @@ SHA256 = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
 
 # A try that brings nothing is repeated at once, and few times. The time without a byte after which the connection
 # counts as cut is long enough for the slowest machine, except where a test waits for it.
-quick = partial(fetch, timeout=30, attempts=3, wait=0, progress=False)
+quick = partial(fetch, timeout=300, attempts=3, wait=0, progress=False)
 
 
 def serve(site, *answers, data=DATA) -> str:
