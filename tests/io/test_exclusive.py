@@ -9,25 +9,32 @@ import pytest
 from bua.errors import InputError
 from bua.io.files import exclusive
 
+SECONDS = 300  # far more than a busy machine needs
 
-def hold(path, ready, workers=0):
+
+def wait_for(path):
+    end = time.monotonic() + SECONDS
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def hold(path, ready, end):
     with exclusive(path):
-        for _ in range(workers):
-            multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,), daemon=True).start()
+        multiprocessing.get_context("fork").Process(target=wait_for, args=(end,), daemon=True).start()
         ready.set()
-        time.sleep(20)
+        wait_for(end)
 
 
 @pytest.fixture
-def holder(tmp_path):
-    """A process that holds the lock on ``tmp_path / "out"`` and has a worker. It is killed after the test."""
+def holder(tmp_path, tmp_path_factory):
+    """A process that holds the lock on ``tmp_path / "out"`` and has a worker. Both end after the test."""
     context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    process = context.Process(target=hold, args=(tmp_path / "out", ready, 1))
+    ready, end = context.Event(), tmp_path_factory.mktemp("holder") / "end"
+    process = context.Process(target=hold, args=(tmp_path / "out", ready, end))
     process.start()
-    assert ready.wait(20)
+    assert ready.wait(SECONDS)
     yield process
-    process.kill()
+    end.touch()
     process.join()
 
 
