@@ -111,8 +111,8 @@ class FakeExtractorConfig(ExtractorConfig):
 
 
 def wait_for(condition):
-    """Returns what a function returns, as soon as this is true."""
-    deadline = time.monotonic() + 60
+    """Returns what a function returns, as soon as this is true. The limit is far more than a busy machine needs."""
+    deadline = time.monotonic() + 600
     while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -5,10 +5,20 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 from multiprocessing import forkserver
 
 import pytest
-from fake_detector import FakeDetector, FakeExtractorConfig, assert_same_regions, exit_code_of, fork, make_images
+from fake_detector import (
+    FakeDetector,
+    FakeExtractorConfig,
+    assert_same_regions,
+    exit_code_of,
+    fork,
+    has_ended,
+    make_images,
+    wait_for,
+)
 
 from bua.extraction import Extractor, RegionChoice, parallel, run
 from bua.features import open_features
@@ -70,6 +80,7 @@ class SlowExtractorConfig(FakeExtractorConfig):
 
     def load_detector(self, device=None):
         parallel.SHARD_SECONDS = 0.1
+        super().load_detector(device)
         return SlowDetector()
 
 
@@ -80,26 +91,42 @@ def test_runs_on_two_devices_that_are_killed_lose_nothing(undisturbed, tmp_path,
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    monkeypatch.setattr(run, "ExtractorConfig", SlowExtractorConfig)
+    workers = tmp_path / "workers"
+    monkeypatch.setattr(run, "ExtractorConfig", partial(SlowExtractorConfig, loads=str(workers)))
     monkeypatch.setattr(run, "SYNC_SECONDS", 0.05)
-    extract, output = extraction(tmp_path, format), tmp_path / "out"
+    extract, output, written = extraction(tmp_path, format), tmp_path / "out", tmp_path / "written"
+
+    class Recorder(run._Recorder):
+        def record(self, event):
+            finished = super().record(event)
+            written.touch()
+            return finished
 
     def on_two_devices():
         # A server of processes that other tests started belongs to the parent process; a forked one needs its own.
         forkserver._forkserver.__init__()
-        return extract(folder, num_gpus=2).failed
+        run._Recorder = Recorder
+        failed = extract(folder, num_gpus=2).failed
+        written.touch()  # also if an earlier run had written all images
+        return failed
 
     for _ in range(kills):
-        before = set(tmp_path.glob("out.shards/*.shard/*"))
+        written.unlink(missing_ok=True)
         child = fork(on_two_devices, tmp_path / "stderr")
         # Loading the detectors takes most of the time. Something is written before the process is killed.
-        while not set(tmp_path.glob("out.shards/*.shard/*")) - before:
-            assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "stderr").read_text()
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and not written.exists():
             time.sleep(0.01)
-        time.sleep(rng.random() * 0.3)
-        os.kill(child, signal.SIGKILL)
-        if exit_code_of(child) == 0:
+        if ended == (0, 0):
+            time.sleep(rng.random() * 0.3)
+            os.kill(child, signal.SIGKILL)
+            ended = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(ended[1])
+        assert code in (0, -signal.SIGKILL), (tmp_path / "stderr").read_text()
+        if code == 0:
             break
+    # The workers of a process that was killed live on until they notice this. A shard that one of them writes meanwhile
+    # would be left out.
+    wait_for(lambda: all(map(has_ended, map(int, workers.read_text().split()))))
     summary = extract(folder)
     assert summary.skipped > 0
     assert_complete(output, regions)

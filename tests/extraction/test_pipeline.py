@@ -55,7 +55,7 @@ def test_several_batches_run_at_a_time_and_outcomes_keep_the_order(lanes):
     together = threading.Barrier(3)
 
     def extract(batch):
-        together.wait(timeout=20)  # passes only if three batches run at the same time
+        together.wait(timeout=300)  # passes only if three batches run at the same time
         return outcomes_of(batch)
 
     batches = [IMAGES[i : i + 2] for i in range(0, 18, 2)]
@@ -109,7 +109,7 @@ def test_a_batch_that_does_not_fit_is_done_one_by_one_while_nothing_else_runs(la
 
 
 def test_an_error_ends_all_lanes(lanes):
-    before = threading.active_count()
+    before = set(threading.enumerate())
 
     def extract(batch):
         raise RuntimeError("a defect")
@@ -119,6 +119,6 @@ def test_an_error_ends_all_lanes(lanes):
     stopped = lanes.run([[image] for image in IMAGES], outcomes_of)
     next(stopped)
     stopped.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # those of other tests may have ended meanwhile
     # The streams are free again.
     assert len(list(lanes.run([IMAGES[:2]] * 4, outcomes_of))) == 8

@@ -18,7 +18,7 @@ def test_reads_ahead_in_order_and_no_further(threads):
     def make(share):
         started.append(share)
         if share < threads:
-            all_in_work.wait(10)
+            all_in_work.wait(300)
         return share * share
 
     batches = read_ahead(make, iter(range(100)), threads)
