@@ -36,7 +36,8 @@ def start_pool(shards):
     return start
 
 
-def test_two_processes_do_what_one_does(images, shards, start_pool):
+def test_two_processes_do_what_one_does(images, shards, start_pool, monkeypatch):
+    monkeypatch.setattr(parallel, "GRACE_SECONDS", 300)  # also on a busy machine, the processes end by themselves
     with start_pool(FakeExtractorConfig(batch_size=4), ["cpu", "cpu"]) as pool:
         events = list(pool(images))
         # Without deaths, all shards are complete at the end.
@@ -70,13 +71,17 @@ def test_a_process_that_is_killed_is_replaced_and_its_images_are_done_by_others(
     assert "the process on cpu died (exit code -9); other processes continue with its " in caplog.text
 
 
-def test_images_that_kill_are_marked_as_failed_after_two_tries_each(images, caplog, tmp_path, shards, start_pool):
+def test_images_that_kill_are_marked_as_failed_after_two_tries_each(
+    images, caplog, tmp_path, shards, start_pool, monkeypatch
+):
+    # The three images may kill processes on one device one after the other.
+    monkeypatch.setattr(parallel, "MAX_DEATHS", 7)
     deadly, loads = (5, 6, 100), tmp_path / "loads"
     with start_pool(FakeExtractorConfig(batch_size=2, deadly=deadly, loads=str(loads)), ["cpu", "cpu"]) as pool:
         events = list(pool(images))
         assert len(pool._workers) == 2
-    # Processes that died left their shards, maybe with an incomplete record at the end.
-    assert {event.path for event in events if isinstance(event, Shard)} < set(shards.shards())
+    # Processes that died left their shards, if they had one, maybe with an incomplete record at the end.
+    assert {event.path for event in events if isinstance(event, Shard)} <= set(shards.shards())
     assert_all_once(events, images, shards, failed=deadly)
     reasons = [event.reason for event in events if isinstance(event, Outcome)]
     assert reasons == ["two processes died while they processed it, the second with exit code -9"] * len(deadly)
@@ -248,7 +253,7 @@ def run_in_this_process(shards, images, device="cpu", config=None):
     ours.send(CLOSE_SHARD)
     answers.append(ours.recv())
     ours.close()
-    worker.join(30)
+    worker.join(300)
     return answers
 
 
