@@ -33,8 +33,9 @@ def png() -> bytes:
 
 
 @pytest.fixture
-def server(png):
+def server(png, monkeypatch):
     """The address of a server that has the image at /image.png."""
+    monkeypatch.setenv("no_proxy", "*")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -71,6 +72,26 @@ def test_grey_array_becomes_three_equal_channels():
     np.testing.assert_array_equal(as_bgr(RGB[:, :, 0]), np.repeat(RGB[:, :, :1], 3, axis=2))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, ">u2"])
+def test_of_16_bits_the_upper_8_are_kept_in_a_pil_image_as_in_a_file(dtype):
+    image = Image.fromarray(np.arange(12, dtype=dtype).reshape(3, 4) * 5000)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    np.testing.assert_array_equal(as_bgr(image), as_bgr(buffer.getvalue()))
+    np.testing.assert_array_equal(as_bgr(image)[0, :, 0], [0, 19, 39, 58])
+
+
+def test_a_pil_image_that_is_truncated_and_a_file_that_is_closed(tmp_path, png):
+    path = tmp_path / "image.png"
+    path.write_bytes(png[:60])
+    with pytest.raises(InputError, match=r"image\.png: the PIL image cannot be decoded"):
+        as_bgr(Image.open(path))
+    with open(path, "rb") as file:
+        pass
+    with pytest.raises(InputError, match=r"image\.png: cannot be read \(.*closed file"):
+        as_bgr(file)
+
+
 def test_result_can_be_given_to_opencv():
     image = as_bgr(RGB)
     assert image.flags.c_contiguous
@@ -89,6 +110,14 @@ def test_result_can_be_given_to_opencv():
         (torch.full((3, 2, 2), float("nan")), "between nan and nan"),
         (b"no image", "the bytes of an image: is not an image"),
         ("nowhere.jpg", "nowhere.jpg: cannot be read"),
+        (io.StringIO("no image"), "the open file: is not open as a binary file"),
+        (Image.new("F", (5, 7)), "mode F, with 32 bits"),
+        (Image.new("I", (5, 7)), "mode I, with 32 bits"),
+        (np.broadcast_to(np.uint8(1), (10**5, 10**5, 3)), "100000x100000 pixels, more than 178 million"),
+        (np.broadcast_to(np.uint8(1), (10**5, 10**5)), "100000x100000 pixels"),
+        (torch.zeros(3, 1, 1).expand(3, 10**5, 10**5), "100000x100000 pixels"),
+        (torch.zeros(3, 5, 7, device="meta"), "without values"),
+        (torch.zeros(3, 5, 7).to_sparse(), "is sparse"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(image, message):
