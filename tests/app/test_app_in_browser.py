@@ -61,8 +61,8 @@ def test_a_box_is_highlighted_with_its_text(address, browser):
     browser.wait_for("document.querySelectorAll('#sentence-result .box').length > 1")
     shown = "[...document.querySelectorAll('#sentence-result .box')].map(box => getComputedStyle(box).opacity)"
     assert set(browser.evaluate(shown)) == {"1"}
-    browser.point_at("#sentence-result .chips li:nth-child(1)")
-    browser.wait_for(f"{shown}[1] == 0.25")
+    # An image that is shown later moves what is below it away from the mouse.
+    browser.wait_for(f"{shown}[1] == 0.25", lambda: browser.point_at("#sentence-result .chips li:nth-child(1)"))
     assert browser.evaluate(shown)[0] == "1"
     # By keyboard, or with a finger, it is the focus.
     browser.point_at("h1")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
 # The machine may be busy with other work.
-PATIENCE = 120
+PATIENCE = 300
 
 
 class Browser:
@@ -53,9 +54,7 @@ class Browser:
         self._session: str | None = None
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        (target,) = [one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page"]
-        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self._session = attached["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=self._first_page(), flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self.call(f"{domain}.enable")
         # Otherwise no element of a page without a window has the focus.
@@ -90,10 +89,11 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait_for(self, expression: str) -> None:
-        """Waits until an expression is true."""
+    def wait_for(self, expression: str, act: Callable[[], None] = lambda: None) -> None:
+        """Waits until an expression is true. ``act`` is called before each look."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
+            act()
             if self.evaluate(f"Boolean({expression})"):
                 return
             time.sleep(0.1)
@@ -128,6 +128,14 @@ class Browser:
         clip = {**size, "scale": 1}
         data = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))
+
+    def _first_page(self) -> str:
+        """Returns the id of the page that the browser starts with, as soon as it is there."""
+        end = time.monotonic() + PATIENCE
+        while not (pages := [one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page"]):
+            assert time.monotonic() < end, "Chromium opens no page"
+            time.sleep(0.1)
+        return pages[0]["targetId"]
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._received:
