@@ -94,7 +94,7 @@ def test_images_are_decoded_ahead_of_the_detector(images, monkeypatch):
         def infer(self, batch, boxes=None, *, regress=True):
             # The first image is let through when the two after it are decoded.
             with wake:
-                assert wake.wait_for(lambda: {1, 2} <= decoded, timeout=20)
+                assert wake.wait_for(lambda: {1, 2} <= decoded, timeout=300)
             return super().infer(batch, boxes, regress=regress)
 
     assert len(outcomes_of(images, detector=Slow(), num_workers=2)) == len(images)

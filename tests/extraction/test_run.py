@@ -233,7 +233,7 @@ def test_a_second_run_at_the_same_time_is_refused_and_changes_nothing(tmp_path, 
     class Waiting(FakeDetector):
         def infer(self, batch, boxes=None, *, regress=True):
             started.set()
-            assert go_on.wait(30)
+            assert go_on.wait(300)
             return super().infer(batch, boxes, regress=regress)
 
     class WaitingExtractorConfig(FakeExtractorConfig):
@@ -242,9 +242,9 @@ def test_a_second_run_at_the_same_time_is_refused_and_changes_nothing(tmp_path, 
 
     output = tmp_path / "out"
     run.ExtractorConfig = WaitingExtractorConfig
-    first = threading.Thread(target=extract, args=(tmp_path / "images", output))
+    first = threading.Thread(target=extract, args=(tmp_path / "images", output), daemon=True)
     first.start()
-    assert started.wait(30)
+    assert started.wait(300)
     run.ExtractorConfig = FakeExtractorConfig
     settings = (tmp_path / "out.meta.json").read_bytes()
     with pytest.raises(InputError, match=rf"process {os.getpid()} on .* is writing to it; wait until it is done"):
@@ -253,7 +253,7 @@ def test_a_second_run_at_the_same_time_is_refused_and_changes_nothing(tmp_path, 
         extract(tmp_path / "images", output, regressed=True)
     assert (tmp_path / "out.meta.json").read_bytes() == settings
     go_on.set()
-    first.join(30)
+    first.join(300)
     assert set(open_features(output)) == set(range(7))
     assert extract(tmp_path / "images", output).skipped == 7
     left = {path.name for path in tmp_path.glob("out*")}

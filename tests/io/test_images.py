@@ -116,7 +116,7 @@ def test_a_process_forked_after_an_image_was_resized_can_resize(image):
     time.sleep(0.2)  # until threads, if there are any, wait for work
     with multiprocessing.get_context("fork").Pool(1) as pool:
         job = pool.apply_async(_resize_in_a_worker, (image,))
-        assert job.get(timeout=20) == (50, 75, 3)
+        assert job.get(timeout=300) == (50, 75, 3)
 
 
 def _resize_in_a_worker(image):
