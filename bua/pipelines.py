@@ -116,7 +116,8 @@ def _task_model(
     if isinstance(model, ImageDetector):
         raise InputError(f"{task}: the model is a detector; give it as the detector")
     if model is None:
-        logger.warning("%s: the default model knows only the drawn images of Shapes; name another model", task)
+        hint = "for other images, name a model and its detector"
+        logger.warning("%s: the default model knows only the drawn images of Shapes; %s", task, hint)
     elif not with_detector and str(model) not in PACKAGED:
         raise InputError(f"{task}: name the detector that extracted the features which the model was trained on")
     if isinstance(model, TaskModel) and not isinstance(model, kind.model_class):

@@ -1,7 +1,7 @@
 """Answers a question about an image, and draws the regions that the model attends to.
 
-    bua answer --image shapes.jpg --question "what color is the star?"
-    bua answer --image cat.jpg --question "what color is the cat?" \\
+    bua answer shapes.jpg --question "what color is the star?"
+    bua answer cat.jpg --question "what color is the cat?" \\
         --detector output/vg_r101/model_final.pth --vqa output/vqa/updown/model_best.pth
 
 Without --vqa and --detector, the models that come with bua answer. They know only the drawn images of Shapes.
@@ -10,7 +10,7 @@ Without --vqa and --detector, the models that come with bua answer. They know on
 import argparse
 from pathlib import Path
 
-from bua.commands.arguments import add_image_options, load_pipeline
+from bua.commands.arguments import add_image_options, image_files, load_pipeline
 from bua.errors import InputError
 
 
@@ -28,10 +28,11 @@ def run(args: argparse.Namespace) -> None:
 
     if args.top < 1:
         raise InputError(f"--top is {args.top}; give 1 or more")
-    output = args.output or f"{Path(args.image).stem}_answer.jpg"
+    (image,) = image_files(args)
+    output = args.output or f"{Path(image).stem}_answer.jpg"
     check_image_name(output)
     loaded = load_pipeline("visual-question-answering", args.vqa, args)
-    found = answer(args.image, args.question, detector=loaded.detector, vqa=loaded.model, top=args.top)
+    found = answer(image, args.question, detector=loaded.detector, vqa=loaded.model, top=args.top)
     # The scores do not sum to 1: each is the official accuracy that the model expects of the answer.
     print("expected accuracy  answer")
     for candidate in found.answers:

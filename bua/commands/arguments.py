@@ -1,12 +1,21 @@
 """Arguments that several commands have."""
 
 import argparse
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bua.errors import InputError
 from bua.options import ENGINES, READERS
 
 if TYPE_CHECKING:
     from bua.pipelines import Pipeline
+
+# A word that begins with one of these is a key of the configuration.
+NODES = (
+    *("CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "FLOAT32_PRECISION", "INPUT", "MODEL", "OUTPUT_DIR", "SEED"),
+    *("SOLVER", "TEST", "VERSION"),
+)
 
 
 def add_config_file(parser: argparse._ActionsContainer, what: str, *, default: str | None = None) -> None:
@@ -112,29 +121,58 @@ def add_image_options(parser: argparse.ArgumentParser, *, several: bool = False)
     Args:
         several: Whether the command takes more than one image.
     """
+    files = "image files" if several else "image file"
+    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help=f"{files}, as without an option")
+    _add_detector_options(parser)
     parser.add_argument(
-        "--image", required=True, nargs="+" if several else None, help="image files" if several else "image file"
+        "words",
+        nargs="*",
+        metavar="FILE or KEY VALUE",
+        help=f"{files}; keys of the configuration and their values for the detector",
     )
-    add_detector_options(parser, ", before --image" if several else "")
 
 
-def add_detector_options(parser: argparse.ArgumentParser, overrides_end: str = "") -> None:
-    """Adds the options of a command that applies a detector to images, and tasks' models on its features.
+def image_files(args: argparse.Namespace, *, several: bool = False) -> list[str]:
+    """Returns the image files that the options of ``add_image_options`` name, and moves the keys of the configuration
+    and their values from ``args.words`` to ``args.overrides``.
 
-    Args:
-        overrides_end: Words at the end of the help of the configuration keys.
+    Raises:
+        InputError: No image file is named, or more than one where ``several`` is false, or one that does not exist.
+            Loading the models, which takes seconds, comes afterwards.
     """
-    add_detector(parser, "the one that comes with bua, for a model that comes with bua")
-    parser.add_argument(
-        "--config-file",
-        help="the detector's configuration; default: the one that its checkpoint holds, or that of released weights",
-    )
-    add_engine(parser)
-    same = "default: as in the features that the model was trained on, or"
-    parser.add_argument("--min-boxes", type=int, help=f"minimum number of regions; {same} 10")
-    parser.add_argument("--max-boxes", type=int, help=f"maximum number of regions; {same} 100")
-    add_device(parser)
-    add_overrides(parser, " for the detector" + overrides_end)
+    files, args.overrides = split_words(args.words)
+    files = [*args.image, *files]
+    if not files:
+        raise InputError("FILE: none given; name an image file")
+    check_files(files)
+    if len(files) > 1 and not several:
+        raise InputError(f"FILE: {len(files)} are given, of which the second is {files[1]}; name one image file")
+    return files
+
+
+def check_files(files: Sequence[str]) -> None:
+    """Raises InputError if one of the image files of a command does not exist."""
+    for file in files:
+        if not os.path.exists(file):
+            raise InputError(f"{file}: no such file; name an image file, or a key of the configuration with its value")
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the image files, and the keys of the configuration with their values, among the words of a command."""
+    files, overrides = [], []
+    left = iter(words)
+    for word in left:
+        if word.partition(".")[0] in NODES:
+            overrides += [word, *([value] if (value := next(left, None)) is not None else [])]
+        else:
+            files.append(word)
+    return files, overrides
+
+
+def add_detector_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a command that applies a detector to images, and tasks' models on its features."""
+    _add_detector_options(parser)
+    add_overrides(parser, " for the detector")
 
 
 def load_pipeline(task: str, model: str | None, args: argparse.Namespace) -> "Pipeline":
@@ -159,3 +197,16 @@ def load_pipeline(task: str, model: str | None, args: argparse.Namespace) -> "Pi
         max_boxes=args.max_boxes,
         engine=args.engine,
     )
+
+
+def _add_detector_options(parser: argparse.ArgumentParser) -> None:
+    add_detector(parser, "the one that comes with bua, for a model that comes with bua")
+    parser.add_argument(
+        "--config-file",
+        help="the detector's configuration; default: the one that its checkpoint holds, or that of released weights",
+    )
+    add_engine(parser)
+    same = "default: as in the features that the model was trained on, or"
+    parser.add_argument("--min-boxes", type=int, help=f"minimum number of regions; {same} 10")
+    parser.add_argument("--max-boxes", type=int, help=f"maximum number of regions; {same} 100")
+    add_device(parser)

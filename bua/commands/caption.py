@@ -1,7 +1,7 @@
 """Captions images, and draws the regions that the model attends to for each word.
 
-    bua caption --image shapes.jpg
-    bua caption --image cat.jpg dog.jpg --detector output/vg_r101/model_final.pth \\
+    bua caption shapes.jpg
+    bua caption cat.jpg dog.jpg --detector output/vg_r101/model_final.pth \\
         --captioner output/captioning/updown_scst/model_best.pth
 
 Several captioners form an ensemble, which predicts each word together. Without --captioner and --detector, the models
@@ -11,7 +11,7 @@ that come with bua caption. They know only the drawn images of Shapes.
 import argparse
 from pathlib import Path
 
-from bua.commands.arguments import add_image_options, load_pipeline
+from bua.commands.arguments import add_image_options, image_files, load_pipeline
 from bua.errors import InputError
 
 
@@ -33,13 +33,14 @@ def run(args: argparse.Namespace) -> None:
 
     if args.beam is not None and args.beam < 1:
         raise InputError(f"--beam is {args.beam}; give 1 or more")
+    images = image_files(args, several=True)
     first, *others = args.captioner or [None]
     loaded = load_pipeline("image-to-text", first, args)
     beam = ["DECODING.BEAM", str(args.beam)] if args.beam is not None else []
     names = [first or loaded.default_model, *others] if beam or others else []
     captioners = [load_captioner(name, str(loaded.detector.device), beam) for name in names] or [loaded.model]
-    captioned = caption_all(args.image, detector=loaded.detector, captioner=captioners)
-    for image, found in zip(args.image, captioned):
+    captioned = caption_all(images, detector=loaded.detector, captioner=captioners)
+    for image, found in zip(images, captioned):
         print(f"{image}: {found.captions[0].text}")
         for candidate in found.captions:
             print(f"  {candidate.score:8.2f}  {candidate.text}")

@@ -14,6 +14,7 @@ from its content. A run that was stopped continues when it is started again.
 import argparse
 
 from bua.commands.arguments import add_reader
+from bua.errors import InputError
 from bua.options import FORMATS
 
 
@@ -31,8 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "42; a pattern: numbers become such names, which LXMERT's readers expect; or a file with lines old<TAB>new: "
         "only the images in it are copied",
     )
-    parser.add_argument("--object-vocabulary", help="file with the names of the object classes, which vinvl-tsv needs")
-    parser.add_argument("--attribute-vocabulary", help="file with the names of the attributes, which vinvl-tsv needs")
+    parser.add_argument(
+        "--vocabulary",
+        help="folder of objects_vocab.txt and attributes_vocab.txt, or VinVL's JSON file of names, for formats that "
+        "store class names; default: the names that the source holds",
+    )
+    parser.add_argument("--object-vocabulary", metavar="FILE", help="file with the names of the object classes alone")
+    parser.add_argument("--attribute-vocabulary", metavar="FILE", help="file with the names of the attributes alone")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,5 +50,11 @@ def run(args: argparse.Namespace) -> None:
         for kind, path in (("object", args.object_vocabulary), ("attribute", args.attribute_vocabulary))
         if path
     }
+    if args.vocabulary:
+        from bua.extraction.class_names import names_in
+
+        if about:
+            raise InputError("--vocabulary: names objects and attributes; leave out the options for one of them")
+        about = {f"{kind}_vocabulary": names_in(args.vocabulary, f"{kind}s") for kind in ("object", "attribute")}
     copied = convert_features(args.source, args.target, args.format, about, args.ids, args.reader)
     print(f"{args.target}: {copied} images copied")

@@ -1,7 +1,7 @@
 """Finds the phrases of a sentence in an image, and draws the box of each phrase in a separate colour.
 
-    bua ground --image shapes.jpg --sentence "a star above a red circle"
-    bua ground --image cat.jpg --sentence "a man in a hat holds a dog" \\
+    bua ground shapes.jpg --sentence "a star above a red circle"
+    bua ground cat.jpg --sentence "a man in a hat holds a dog" \\
         --detector output/vg_r101/model_final.pth --grounding output/grounding/ban/model_best.pth
 
 If other phrases are found than you mean, mark them with brackets: "[a man] in [a hat] holds [a dog]". Without
@@ -12,7 +12,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from bua.commands.arguments import add_image_options, load_pipeline
+from bua.commands.arguments import add_image_options, image_files, load_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,11 @@ def run(args: argparse.Namespace) -> None:
     from bua.visualization.draw import check_image_name, save_image
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    output = args.output or f"{Path(args.image).stem}_grounded.jpg"
+    (image,) = image_files(args)
+    output = args.output or f"{Path(image).stem}_grounded.jpg"
     check_image_name(output)
     loaded = load_pipeline("phrase-grounding", args.grounding, args)
-    found = ground(args.image, args.sentence, detector=loaded.detector, grounding=loaded.model)
+    found = ground(image, args.sentence, detector=loaded.detector, grounding=loaded.model)
     for phrase in found.phrases:
         corners = ", ".join(f"{corner:.0f}" for corner in phrase.box)
         print(f"{phrase.scores[phrase.region]:6.1%}  {phrase.text} -> [{corners}]")

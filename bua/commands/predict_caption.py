@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="split of the folder: train, val or test")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the captions")
     add_inference_options(parser, images="all images to caption", unit="images", batch_size=100)
-    add_overrides(parser, " of DECODING; default: as in training")
+    add_overrides(parser, ", of DECODING alone; default: those of the training")
 
 
 def run(args: argparse.Namespace) -> None:

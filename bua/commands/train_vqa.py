@@ -1,6 +1,8 @@
 """Trains a model that answers questions about images, from their region features.
 
-bua train-vqa --config-file vqa/updown.yaml DATA.FEATURES "('train2014.flat', 'val2014.flat')"
+    bua train-vqa --config-file vqa/updown.yaml DATA.FEATURES "('train2014.flat', 'val2014.flat')"
+
+DATA.FEATURES names the files of features that `bua extract` wrote, a file or several.
 """
 
 import argparse

@@ -11,14 +11,8 @@ Without --detector, the detector that comes with bua is used. It knows only the 
 
 import argparse
 
-from bua.commands.arguments import add_detector, add_device, add_engine
+from bua.commands.arguments import add_detector, add_device, add_engine, check_files, split_words
 from bua.errors import InputError
-
-# A word that begins with one of these is a key of the configuration.
-NODES = (
-    *("CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "FLOAT32_PRECISION", "INPUT", "MODEL", "OUTPUT_DIR", "SEED"),
-    *("SOLVER", "TEST", "VERSION"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     for option in ("detector", "vocabulary", "engine", "device") if what == "annotations" else ():
         if getattr(args, option) is not None:
             raise InputError(f"--{option}: has no effect on --what annotations; leave it out")
+    check_files(files)
     if args.num < 1:
         raise InputError(f"--num: is {args.num}; give 1 or more")
     if not 0 <= args.threshold <= 1:
@@ -118,16 +113,4 @@ def run(args: argparse.Namespace) -> None:
             threshold=args.threshold,
             **names,
         )
-    print(f"{len(drawn)} images in {args.output}")
-
-
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the image files, and the keys of the configuration with their values, among the words of a command."""
-    files, overrides = [], []
-    left = iter(words)
-    for word in left:
-        if word.partition(".")[0] in NODES:
-            overrides += [word, *([value] if (value := next(left, None)) is not None else [])]
-        else:
-            files.append(word)
-    return files, overrides
+    print(f"the drawing: {drawn[0]}" if len(drawn) == 1 else f"{len(drawn)} images in {args.output}")

@@ -49,20 +49,34 @@ def class_names(
     return objects, _names(cfg, weights, path, folder, "attributes", cfg.MODEL.BUA.ATTRIBUTES.NUM_CLASSES)
 
 
+def names_in(vocabulary: str | Path, kind: str) -> list[str]:
+    """Returns the names of classes, counted from 0.
+
+    Args:
+        vocabulary: Folder of objects_vocab.txt and attributes_vocab.txt, or a file in the layout of VinVL's
+            VG-SGG-dicts-vgoi6-clipped.json.
+        kind: "objects" or "attributes".
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    file = _file_of(Path(vocabulary), kind)
+    return _names_in_label_map(file, kind) if file.suffix == ".json" else Vocabulary.read(file).names
+
+
+def _file_of(vocabulary: Path, kind: str) -> Path:
+    return vocabulary if vocabulary.suffix == ".json" else vocabulary / f"{kind}_vocab.txt"
+
+
 def _names(
     cfg: CfgNode, weights: str | Path, path: str | Path, folder: str | Path | None, kind: str, size: int
 ) -> list[str] | None:
     if folder is not None:
-        file = Path(folder)
-        if file.suffix == ".json":
-            names = _names_in_label_map(file, kind)
-        else:
-            file = file / f"{kind}_vocab.txt"
-            names = Vocabulary.read(file).names
+        names = names_in(folder, kind)
         if len(names) != size:
             raise InputError(
-                f"{file}: {len(names)} classes, but the detector has {size}; give the vocabulary that it was trained "
-                "with"
+                f"{_file_of(Path(folder), kind)}: {len(names)} classes, but the detector has {size}; give the "
+                "vocabulary that it was trained with"
             )
         return names
     description = description_of(path)

@@ -195,9 +195,9 @@ def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Pa
     newest = last_checkpoint(cfg.OUTPUT_DIR)
     if newest is None:
         raise InputError(
-            f"weights: none given; MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not a detector, "
-            f"and {cfg.OUTPUT_DIR} holds no training; give a trained detector's checkpoint, or "
-            f"{RANDOM_WEIGHTS!r} to try things out"
+            f"weights (--detector): none given; MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not "
+            f"a detector, and {cfg.OUTPUT_DIR} holds no training; give a trained detector's checkpoint, the name of a "
+            f"released one, or {RANDOM_WEIGHTS!r} to try the program"
         )
     return str(newest)
 

@@ -61,7 +61,7 @@ def test_answers_and_draws(main, image, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--image": "none.jpg"}, "none.jpg"),
+        ({"--image": "none.jpg"}, "none.jpg: no such file"),
         ({"--question": "Warum?"}, "none of its words"),
         ({"--min-boxes": "50"}, "need 0 <= min <= max"),
         ({"--detector": "none.pth"}, "none.pth"),
@@ -78,6 +78,24 @@ def test_bad_input_is_one_line(main, image, tmp_path, capsys, change, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_image_needs_no_option(main, image, tmp_path, capsys):
+    given = arguments(image, save_model(tmp_path / "vqa.pth"), "--output", str(tmp_path / "drawn.png"))
+    given.remove("--image")
+    assert main(given) == 0
+    assert "drawn.png" in capsys.readouterr().out
+    assert main([*given, image]) == 2
+    assert "FILE: 2 are given" in capsys.readouterr().err
+    given.remove(image)
+    assert main(given) == 2
+    assert "FILE: none given; name an image file" in capsys.readouterr().err
+
+
+def test_a_missing_image_is_found_before_models_are_loaded(main, image, tmp_path, capsys):
+    given = arguments("none.jpg", "none.pth", "--detector", "none.pth")
+    assert main(given) == 2
+    assert "none.jpg: no such file" in capsys.readouterr().err
 
 
 def test_a_detector_with_other_features(main, image, tmp_path, capsys):

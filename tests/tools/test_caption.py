@@ -92,8 +92,8 @@ def test_the_tool_prints_and_draws(captioner, detector, image, tmp_path, capsys)
         "--output",
         output,
     ]
-    given += ["--min-boxes", 4, "--max-boxes", 8, "--image", image, other]
-    assert main(*SLIM, *given) == 0
+    given += ["--min-boxes", 4, "--max-boxes", 8]
+    assert main(*SLIM, *given, "--image", image, other) == 0
     lines = capsys.readouterr().out.splitlines()
     expected = caption(image, detector=detector, captioner=checkpoint, overrides=["DECODING.BEAM", "2"]).captions
     assert lines[0] == f"{image}: {expected[0].text}"
@@ -101,6 +101,8 @@ def test_the_tool_prints_and_draws(captioner, detector, image, tmp_path, capsys)
     assert lines[3] == f"  the model's attention: {output / 'cat_caption.jpg'}"
     for name in ("cat", "dog"):
         assert cv2.imread(str(output / f"{name}_caption.jpg")) is not None
+    assert main(image, other, *SLIM, *given) == 0
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_a_beam_without_width(capsys):

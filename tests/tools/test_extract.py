@@ -151,7 +151,7 @@ def test_failed_images_are_reported(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "weights", "message"),
     [
-        ([], None, "weights: none given"),
+        ([], None, "weights (--detector): none given"),
         ([], "gone.pth", "gone.pth: no such checkpoint"),
         (["--min-boxes", "50", "--max-boxes", "20"], "random", "min boxes 50, max boxes 20"),
         (["--score-threshold", "20"], "random", "score threshold 20.0"),

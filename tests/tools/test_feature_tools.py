@@ -58,6 +58,23 @@ def test_vinvls_format_needs_vocabularies(source, tmp_path, capsys):
     assert_same(read, sample("COCO_val2014_000000000042"))
 
 
+def test_the_vocabulary_of_a_conversion_is_that_of_an_extraction(source, tmp_path, capsys):
+    folder = tmp_path / "vocab"
+    folder.mkdir()
+    for kind, number in (("objects", 1600), ("attributes", 400)):
+        (folder / f"{kind}_vocab.txt").write_text("".join(f"{kind}{i}\n" for i in range(number)))
+    given = [str(source), str(tmp_path / "vinvl.tsv"), "--format", "vinvl-tsv", "--vocabulary", str(folder)]
+    assert convert([*given, "--object-vocabulary", str(folder / "objects_vocab.txt")]) == 2
+    assert "--vocabulary: names objects and attributes" in capsys.readouterr().err
+    assert convert(given) == 0
+    read = open_features(tmp_path / "vinvl.tsv")["COCO_val2014_000000000042"]
+    assert_same(read, sample("COCO_val2014_000000000042"))
+    # What was written beside the features is a vocabulary too.
+    again = [str(source), str(tmp_path / "again.tsv"), "--format", "vinvl-tsv"]
+    assert convert([*again, "--vocabulary", str(tmp_path / "vinvl.labelmap.json")]) == 0
+    assert (tmp_path / "again.tsv").read_bytes() == (tmp_path / "vinvl.tsv").read_bytes()
+
+
 def test_faults_are_printed(source, tmp_path, capsys):
     rows = source.read_bytes().splitlines(keepends=True)
     source.write_bytes(b"".join([*rows, *[rows[1]] * 30, rows[0].replace(b"000042", b"000043").replace(b"640", b"")]))

@@ -76,7 +76,7 @@ def test_each_phrase_has_a_colour():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--image": "none.jpg"}, "none.jpg"),
+        ({"--image": "none.jpg"}, "none.jpg: no such file"),
         ({"--sentence": "is left of"}, "no phrase in it"),
         ({"--sentence": "[a blot"}, "unmatched or nested brackets"),
         ({"--detector": "none.pth"}, "none.pth"),

@@ -131,10 +131,11 @@ def test_draws_predictions_on_files_of_ones_own(main, world, weights):
         assert list(images(world / folder)) == ["0001_mine.jpg", "0002_mine.jpg"]
 
 
-def test_images_alone_are_drawn_with_the_detector_of_the_package(main, world):
+def test_images_alone_are_drawn_with_the_detector_of_the_package(main, world, capsys):
     cv2.imwrite(str(world / "mine.png"), np.full((50, 70, 3), 90, np.uint8))
     assert main([str(world / "mine.png"), "--device", "cpu", "--output", str(world / "look")]) == 0
     assert list(images(world / "look")) == ["0001_mine.jpg"]
+    assert f"the drawing: {world / 'look' / '0001_mine.jpg'}" in capsys.readouterr().out
 
 
 def test_an_empty_half_says_so(main, world, weights):
@@ -154,13 +155,14 @@ def test_an_empty_half_says_so(main, world, weights):
         (["--dataset", "shapes_tset", "--what", "annotations"], "did you mean shapes_test?"),
         (["--dataset", "shapes_train", "--what", "annotations"], "shapes_train is not prepared"),
         (["--what", "annotations"], "FILE: none given; name image files, or a data set"),
+        (["--images", "gone.jpg", "--detector", "no.pth"], "gone.jpg: no such file"),
         (["--dataset", "shapes_test", "--what", "annotations", "--num", "0"], "--num: is 0"),
         (["--dataset", "shapes_test", "--what", "annotations", "--detector", "x"], "--detector: has no effect"),
         (["--dataset", "shapes_test", "--what", "annotations", "--device", "cpu"], "--device: has no effect"),
         (["--dataset", "shapes_test", "--what", "both", "--images", "x.jpg"], "--dataset: image files have no"),
         (
             ["--dataset", "shapes_test", "--config-file", CONFIG, *OVERRIDES, "OUTPUT_DIR", "none"],
-            "weights: none given",
+            "weights (--detector): none given",
         ),
         (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth", *OVERRIDES], "no.pth: no such"),
         (["--dataset", "shapes_test", "--config-file", CONFIG, "--weights", "no.pth"], "no.pth: no such"),
