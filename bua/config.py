@@ -12,7 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from bua.config_files import find_config, read_config
-from bua.config_values import check_architecture, check_ranges, check_type
+from bua.config_values import as_list, check_architecture, check_ranges, check_type
 from bua.errors import InputError
 from bua.precision import check_float32_precision
 
@@ -355,7 +355,7 @@ def merge_overrides(cfg: CfgNode, pairs: Sequence[str]) -> None:
         raise InputError(f"command line: overrides must be pairs KEY VALUE; {pairs[-1]!r} has no value")
     for key, text in zip(pairs[::2], pairs[1::2]):
         try:
-            value = CfgNode._decode_cfg_value(text)
+            value = as_list(key, CfgNode._decode_cfg_value(text))
         except (RecursionError, MemoryError):  # raised by ast.literal_eval for values that are nested too deep
             raise InputError(f"command line: {key}: its value is nested too deep") from None
         _set(cfg, key, value, "command line")

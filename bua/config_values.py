@@ -57,6 +57,12 @@ _LENGTHS = {
 _OF_ARCHITECTURES = {"VINVL": "AttrRCNN", "EFFICIENTDET": "EfficientDet"}
 
 
+def as_list(key: str, value: object) -> object:
+    """Returns a value of the command line: for a key whose value is a list of texts, a single text as a list of one."""
+    of_texts = _ELEMENTS.get(key.rpartition(".")[2]) == ""
+    return (value,) if of_texts and isinstance(value, str) and value else value
+
+
 def check_type(key: str, value: object, current: object, source: str) -> None:
     """Checks a value that is going to replace another one, where fvcore does not: None, and the elements of lists.
 

@@ -53,8 +53,8 @@ GROUPS = {
         "eval-caption": "score captions",
         "eval-grounding": "score phrase grounding",
     },
-    "All of it": {
-        "app": "open a page in a browser that shows all of it on one's own images",
+    "Everything together": {
+        "app": "open a page in a browser that applies the models to images of one's own",
         "demo": "show everything on drawn images, and write a page of the results",
         "pack-weights": "make the models that come with the package from a training of the demo",
     },

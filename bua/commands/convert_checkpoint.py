@@ -1,7 +1,7 @@
 """Converts weights from any released layout to that of bua, Detectron2 or Hugging Face.
 
     bua convert-checkpoint resnet101_faster_rcnn_final.caffemodel caffe_10_100.pth --to bua
-    bua convert-checkpoint output/mine/model_final.pth pytorch_model.bin --to huggingface --config-file mine.yaml
+    bua convert-checkpoint output/mine/model_final.pth pytorch_model.bin --to huggingface
     bua convert-checkpoint model_epoch12.pth ban.pth --to bua --vqa-folder datasets/vqa/prepared
     bua convert-checkpoint model.pth updown.pth --to bua --vocabulary bottom-up-attention-vqa/data
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", required=True, choices=("bua", "detectron2", "huggingface"), help="layout of the file to write"
     )
     parser.add_argument(
-        "--config-file", help="configuration of the detector, which is needed for weights that bua trained"
+        "--config-file", help="configuration of the detector; default: the one that a checkpoint of bua holds"
     )
     parser.add_argument(
         "--vqa-folder",
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from bua.checkpoint import identify, load_checkpoint
     from bua.config import load_cfg
+    from bua.detection.description import cfg_of_weights, description_of
     from bua.grounding.released import RELEASED_MODELS as GROUNDING_MODELS
     from bua.tasks.released import read_released_checkpoint
     from bua.vqa.released import RELEASED_MODELS as VQA_MODELS
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.target.parent.is_dir():
         raise InputError(f"{args.target}: its folder does not exist; create it first")
     cfg = load_cfg(args.config_file) if args.config_file else None
-    if released := read_released_checkpoint(fetch(args.source), (*VQA_MODELS, *GROUNDING_MODELS)):
+    path = fetch(args.source)
+    if released := read_released_checkpoint(path, (*VQA_MODELS, *GROUNDING_MODELS)):
         convert_task_model(args, *released)
         return
     layout = identify(args.source)
@@ -76,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
     if args.to == "bua":
         write_weights(args.target, weights)
     else:
+        if cfg is None and description_of(path) is not None:
+            cfg = cfg_of_weights(path)
         has_no_attribute = cfg.MODEL.BUA.ATTRIBUTES.NO_ATTRIBUTE_CLASS if cfg else layout.name != "grid-feats"
         if args.to == "huggingface" and not has_no_attribute:
             raise InputError(

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from bua.visual_genome.download import RELATIONS, SPLITS, VOCABULARIES, download_missing, download_optional
     from bua.visual_genome.prepare import prepare
-    from bua.visual_genome.sources import write_lists
+    from bua.visual_genome.sources import Sources, write_lists
     from bua.visual_genome.splits import NUM_IMAGES, choose_splits
     from bua.visual_genome.vocabulary import choose_vocabularies
 
@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
             if getattr(args, part) is not None and not getattr(args, whole):
                 raise InputError(f"{_option(part)}: is only for {_option(whole)}; add it, or leave this one out")
     if args.name == "visual_genome":
+        # Where nothing is downloaded yet, this says how to fetch everything, and not one of the small files alone.
+        Sources.find(args.root)
         if not args.build_splits:
             download_missing(args.root, SPLITS)
         if not args.build_vocabulary:

@@ -1,6 +1,8 @@
 """Trains a model that finds the region that a phrase means, on region features and Flickr30k Entities.
 
-bua train-grounding --config-file grounding/ban.yaml DATA.FEATURES "('flickr30k.flat',)"
+    bua train-grounding --config-file grounding/ban.yaml DATA.FEATURES flickr30k.flat
+
+DATA.FEATURES names the files of features that `bua extract` wrote, a file or several.
 """
 
 import argparse

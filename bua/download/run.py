@@ -1,5 +1,6 @@
 """Fetches data sets: says first what it will do and how much space that takes, and afterwards what to do next."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -210,10 +211,13 @@ def _check_space(steps: Sequence[_Step], root: Path, keep_archives: bool, show: 
     used: dict[int, int] = {}
     most: dict[int, int] = {}
     places: dict[int, Path] = {}
+    # The folder that holds all of a disk's places, for messages. A part of it may lie on another disk.
+    shown: dict[int, str] = {}
 
     def take(place: Path, size: int) -> None:
         disk = existing(place).stat().st_dev
         places.setdefault(disk, place)
+        shown[disk] = os.path.commonpath((shown.get(disk, place), place))
         used[disk] = used.get(disk, 0) + size
         most[disk] = max(most.get(disk, 0), used[disk])
 
@@ -230,10 +234,10 @@ def _check_space(steps: Sequence[_Step], root: Path, keep_archives: bool, show: 
         show(f"to fetch: {readable(sum(step.to_fetch for step in steps))}")
     for disk, size in most.items():
         free = free_space(places[disk])
-        show(f"{places[disk]}: needs about {readable(size)} of disk space, and {readable(free)} are free")
+        show(f"{shown[disk]}: needs about {readable(size)} of disk space, and {readable(free)} are free")
         if size > free:
             raise NoSpace(
-                f"{places[disk]}: {readable(size - free)} of disk space are missing; free them, choose another folder "
+                f"{shown[disk]}: {readable(size - free)} of disk space are missing; free them, choose another folder "
                 "with --root, or fetch parts with --only"
             )
 

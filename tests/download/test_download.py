@@ -279,6 +279,8 @@ def test_the_command_says_what_it_would_do(root, capsys, monkeypatch):
         "glove.6B.zip",
     ]
     assert "to fetch: 876 MB" in lines
+    # The folder of both data sets, not the one of the first.
+    assert lines[-1].startswith(f"{root}: needs about")
     assert not root.exists()
 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))

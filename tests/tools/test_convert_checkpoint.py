@@ -11,6 +11,7 @@ from script_loading import load_script
 
 from bua.checkpoint import identify, load_checkpoint, load_weights, save_checkpoint
 from bua.config import load_cfg
+from bua.detection.description import describe_detector
 from bua.modeling import build_detector
 from bua.modeling.anchors import cell_anchors
 from bua.modeling.boxes import pairwise_iou
@@ -68,6 +69,17 @@ def test_a_released_detector_is_converted_to_buas_layout(main, weights, tmp_path
     # The file still contains its anchors, and thereby its box convention.
     detector = build_detector(load_cfg(write_config(tmp_path / "other.yaml", "detectron2")))
     assert load_weights(detector, tmp_path / "a.pth", allow_missing=True).reshaped
+
+
+def test_the_configuration_is_the_one_that_the_checkpoint_holds(main, weights, tmp_path):
+    config = write_config(tmp_path / "slim.yaml", "caffe")
+    described = describe_detector(load_cfg(config), list("abcdefg"), list("vwxyz"))
+    save_checkpoint(tmp_path / "plain.pth", model=weights)
+    save_checkpoint(tmp_path / "described.pth", model=weights, detector=described.state())
+    to = ["--to", "huggingface"]
+    assert main([str(tmp_path / "plain.pth"), str(tmp_path / "a.bin"), *to, "--config-file", config]) == 0
+    assert main([str(tmp_path / "described.pth"), str(tmp_path / "b.bin"), *to]) == 0
+    assert_same(load_checkpoint(tmp_path / "b.bin"), load_checkpoint(tmp_path / "a.bin"))
 
 
 def test_a_detector_of_bua_is_converted_to_hugging_faces_layout(main, weights, tmp_path):

@@ -371,11 +371,20 @@ def test_published_files_are_downloaded_once_and_checked(tmp_path, remote, caplo
     assert (root / "vocab" / "x.txt").read_text() == "mine\n"
 
 
-def test_the_error_of_a_failed_download_has_the_url(tmp_path, tool, remote, capsys):
-    assert tool(["--root", str(tmp_path / "vg")]) == INPUT_ERROR
+def test_the_error_of_a_failed_download_has_the_url(root, tool, remote, capsys):
+    shutil.rmtree(root / "splits")
+    assert tool(["--root", str(root)]) == INPUT_ERROR
     [line] = capsys.readouterr().err.strip().splitlines()
     assert f"{download.URL}train.txt" in line
-    assert str(tmp_path / "vg/splits/train.txt") in line
+    assert str(root / "splits/train.txt") in line
+
+
+def test_an_empty_folder_is_to_be_downloaded(tmp_path, tool, monkeypatch, capsys):
+    monkeypatch.setattr(download, "_download", lambda *_: pytest.fail("nothing is downloaded"))
+    assert tool(["--root", str(tmp_path / "vg")]) == INPUT_ERROR
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "has no image_data.json, attributes.json, scene_graphs.json" in line
+    assert "`bua download visual-genome`" in line
 
 
 def test_the_program_builds_vocabularies_and_prepares(root, tool, capsys):
