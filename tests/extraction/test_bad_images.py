@@ -219,7 +219,7 @@ def test_a_jpeg_of_so_many_scans_that_decoding_takes_minutes_is_refused(tmp_path
     "data", [JPEG, PNG, encoded(PICTURE, "GIF"), encoded(PICTURE, "TIFF"), encoded(PICTURE, "BMP")]
 )
 @given(damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6), length=st.integers(0, 12000))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_damage_gives_an_image_or_one_line(tmp_path, monkeypatch, data, damage, length):
     # Damage may claim a size that takes seconds.
     monkeypatch.setattr("bua.io.images.MAX_PIXELS", 1_000_000)

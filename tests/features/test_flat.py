@@ -162,7 +162,7 @@ def test_files_that_are_truncated_at_any_byte(no_sync, tmp_path):
             shutil.rmtree(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_files_after_a_crash_of_the_machine(no_sync, tmp_path_factory, data):
     """What was not synced may be in any state then. Synced images are there, and all that are read are right."""

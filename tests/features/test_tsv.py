@@ -263,7 +263,7 @@ def test_a_row_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch):
     assert writer.done == {1}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_file_after_a_crash_of_the_machine(tmp_path_factory, monkeypatch, data):
     """What was not synced may be in any state then. The rows before the first incomplete one are kept."""
