@@ -18,7 +18,7 @@ from bua.engine import connect, launch
 from bua.errors import InputError
 
 FOREVER_SECONDS = 3600
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 1200
 MESSAGE = "a.jpg: is a truncated JPEG file; fetch it again"
 
 

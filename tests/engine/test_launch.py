@@ -15,9 +15,11 @@ from bua.errors import InputError
 def write_environment(folder):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     values = {name: os.environ[name] for name in names}
-    (folder / f"{values['RANK']}.txt").write_text(json.dumps({**values, "threads": torch.get_num_threads()}))
-    # The error of the first process to fail ends the other one.
-    while len(list(folder.iterdir())) < 2:
+    path = folder / f"{values['RANK']}.txt"
+    path.with_suffix(".tmp").write_text(json.dumps({**values, "threads": torch.get_num_threads()}))
+    path.with_suffix(".tmp").rename(path)
+    # The error of the first process to fail ends the other one, which must have written its file by then.
+    while len(list(folder.glob("*.txt"))) < 2:
         time.sleep(0.02)
     raise InputError("a message for the user")
 

@@ -80,7 +80,7 @@ def test_scores_of_training_are_means_over_an_epoch(tmp_path):
 def test_killed_and_resumed_run_gives_the_same_losses(uninterrupted_run, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, Path(__file__).with_name("toy_training.py"), tmp_path]
-    killed = subprocess.run(command, env=environment, timeout=300)
+    killed = subprocess.run(command, env=environment, timeout=1200)
     assert killed.returncode == -signal.SIGKILL
     assert metrics_lines(tmp_path)[-1]["iteration"] == 6
     assert last_checkpoint(tmp_path).name == "model_0000003.pth"

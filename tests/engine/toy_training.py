@@ -121,9 +121,11 @@ def interrupt():
 def interrupt_launcher():
     """Sends Ctrl-C to the process that launched this one, which passes it on."""
     if os.environ["RANK"] == "0":
+        interruption = signal.getsignal(signal.SIGINT).__self__
         os.kill(os.getppid(), signal.SIGINT)
         # Otherwise the next iterations would be done before the signal arrives.
-        time.sleep(1)
+        while not interruption.requested:
+            time.sleep(0.02)
     return 1.0
 
 

@@ -78,9 +78,9 @@ def kept_detections(folder) -> dict[str, bytes]:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 1200
     while not path.exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None or path.exists(), process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
