@@ -24,7 +24,7 @@ sys.exit(main())
 
 def run(body):
     script = SCRIPT.format(body=textwrap.indent(textwrap.dedent(body), "    "))
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(("signal", "code", "line"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])

@@ -9,7 +9,7 @@ import pytest
 from bua.demo.workers import run_parallel
 from bua.engine.interruption import Interruption
 
-SECONDS = 120  # far more than a busy machine needs
+SECONDS = 600  # far more than a busy machine needs
 
 
 def train(folder, name):
