@@ -118,6 +118,10 @@ def parse_yaml(text: str, source: str) -> object:
     # For values that their tags do not fit, such as !!bool 7, yaml raises Python's own errors.
     except InputError:
         raise
+    except yaml.constructor.ConstructorError as error:
+        raise InputError(
+            f"{source}: not a YAML file of mappings, lists, texts and numbers alone: {' '.join(str(error).split())}"
+        ) from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{source}: not a YAML file: {' '.join(str(error).split())}") from error
 

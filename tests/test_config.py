@@ -58,7 +58,10 @@ def test_a_file_and_then_overrides_replace_the_defaults():
         ("a: &a {b: [*a]}\n", "its aliases (*name) stand for too many values"),
         ("a: &a {k: 1}\n" + LAUGHS.replace("[", "{<<: [").replace("]", "]}"), "too many values"),
         ("a: " + "[" * 2000, "not a YAML file"),
-        ("a: !!python/object/apply:os.system ['true']\n", "not a YAML file"),
+        (
+            "a: !!python/object/apply:os.system ['true']\n",
+            "not a YAML file of mappings, lists, texts and numbers alone",
+        ),
         ("a: !!bool maybe\n", "not a YAML file"),
         ("a: !!timestamp now\n", "not a YAML file"),
         (f"a: {'1' * 5000}\n", "not a YAML file"),
@@ -101,6 +104,14 @@ def test_a_base_of_many_files_is_read_once(tmp_path):
         (tmp_path / f"{number}.yaml").write_text(f"_BASE_: [{base}, {base}]\nOUTPUT_DIR: out{number}\n")
     cfg = load_cfg(tmp_path / "40.yaml")
     assert (cfg.SEED, cfg.OUTPUT_DIR) == (7, "out40")
+
+
+def test_one_text_on_the_command_line_is_a_list_of_one():
+    cfg = load_cfg("shapes.yaml", ["DATASETS.TRAIN", "mine_train", "DATASETS.TEST", "('a', 'b')", "OUTPUT_DIR", "mine"])
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.OUTPUT_DIR) == (("mine_train",), ("a", "b"), "mine")
+    # Other lists still need brackets.
+    with pytest.raises(InputError, match=r"SOLVER\.STEPS: Type mismatch"):
+        load_cfg("shapes.yaml", ["SOLVER.STEPS", "many"])
 
 
 def test_a_missing_file_is_named(tmp_path):

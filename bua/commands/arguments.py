@@ -151,10 +151,12 @@ def image_files(args: argparse.Namespace, *, several: bool = False) -> list[str]
 
 
 def check_files(files: Sequence[str]) -> None:
-    """Raises InputError if one of the image files of a command does not exist."""
+    """Raises InputError if one of the image files of a command does not exist, or is a folder."""
     for file in files:
         if not os.path.exists(file):
             raise InputError(f"{file}: no such file; name an image file, or a key of the configuration with its value")
+        if os.path.isdir(file):
+            raise InputError(f"{file}: is a folder; name image files, such as {os.path.join(file, '*.jpg')}")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

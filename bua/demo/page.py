@@ -15,16 +15,16 @@ from bua.visualization.scores import Score
 # Purpose and shell command of examples with the models that come with the package.
 PACKED_COMMANDS = (
     ("Draw the objects that the detector finds", "bua visualize my_image.jpg"),
-    ("Answer a question", 'bua answer --image my_image.jpg --question "What color is the star?"'),
-    ("Caption an image", "bua caption --image my_image.jpg"),
-    ("Ground the phrases of a sentence", 'bua ground --image my_image.jpg --sentence "a star above a red circle"'),
+    ("Answer a question", 'bua answer my_image.jpg --question "What color is the star?"'),
+    ("Caption an image", "bua caption my_image.jpg"),
+    ("Ground the phrases of a sentence", 'bua ground my_image.jpg --sentence "a star above a red circle"'),
     (
         "Extract region features of a folder of images",
         "bua extract --detector shapes --images my_images --output features.tsv",
     ),
     ("Train all of these models from pixels", "bua demo --train"),
     (
-        "Train a detector for photographs on Visual Genome (datasets/README.md says how to get it)",
+        "Train a detector for photographs on Visual Genome (`bua download visual-genome` fetches it)",
         "bua train-net --config-file vg_r101.yaml",
     ),
 )
@@ -125,7 +125,7 @@ def _commands(weights: str, paths: DemoPaths) -> list[tuple[str, str]]:
     detector = f"--detector {shlex.quote(weights)}"
 
     def ask(command: str, what: str, option: str, model: Path) -> str:
-        return f"bua {command} --image my_image.jpg{what} {detector} \\\n    --{option} {shlex.quote(str(model))}"
+        return f"bua {command} my_image.jpg{what} \\\n    {detector} \\\n    --{option} {shlex.quote(str(model))}"
 
     return [
         (
@@ -146,7 +146,7 @@ def _commands(weights: str, paths: DemoPaths) -> list[tuple[str, str]]:
             f"bua extract --images my_images --output features.tsv {detector}",
         ),
         (
-            "Train a detector for photographs on Visual Genome (datasets/README.md says how to get it)",
+            "Train a detector for photographs on Visual Genome (`bua download visual-genome` fetches it)",
             "bua train-net --config-file vg_r101.yaml",
         ),
     ]

@@ -110,7 +110,7 @@ def _configuration(name: str, overrides: tuple[str, ...]) -> ExtractorConfig:
     config = ExtractorConfig(config_file, overrides, name if weights is None else str(fetch(name)))
     engine = TORCH if _is_efficientdet(config) else choose_engine(None, config_file, weights or "", overrides)
     config = ExtractorConfig(config_file, overrides, config.weights, engine=engine)
-    found = find_weights(weights, config.cfg(), config_file)
+    found = find_weights(weights, config.cfg(), config_file, "--boxes-from")
     return ExtractorConfig(config_file, overrides, found, engine=engine)
 
 

@@ -178,13 +178,16 @@ class ExtractorConfig:
         set_float32_precision("high" if self.precision == "tf32" and not on_cpu else "highest")
 
 
-def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Path | None) -> str:
+def find_weights(
+    weights: str | Path | None, cfg: CfgNode, config_file: str | Path | None, option: str = "--detector"
+) -> str:
     """Returns the path of a checkpoint file, which is downloaded if necessary, or ``RANDOM_WEIGHTS``.
 
     Args:
         weights: A checkpoint file, the name of a released one, an address, or ``RANDOM_WEIGHTS``; None for
             MODEL.WEIGHTS of ``cfg``, or the newest checkpoint in its OUTPUT_DIR.
         config_file: The file that ``cfg`` was read from, for messages.
+        option: The option of commands that names the weights, for messages.
     """
     if weights == RANDOM_WEIGHTS or str(weights).startswith(TORCHVISION):
         return str(weights)
@@ -195,9 +198,9 @@ def find_weights(weights: str | Path | None, cfg: CfgNode, config_file: str | Pa
     newest = last_checkpoint(cfg.OUTPUT_DIR)
     if newest is None:
         raise InputError(
-            f"weights (--detector): none given; MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not "
-            f"a detector, and {cfg.OUTPUT_DIR} holds no training; give a trained detector's checkpoint, the name of a "
-            f"released one, or {RANDOM_WEIGHTS!r} to try the program"
+            f"weights ({option}): none given; MODEL.WEIGHTS of {config_file} is {cfg.MODEL.WEIGHTS!r}, which is not a "
+            f"detector, and {cfg.OUTPUT_DIR} holds no training; give a trained detector's checkpoint or the name of a "
+            f"released one{f', or {RANDOM_WEIGHTS!r} to try the program' if option == '--detector' else ''}"
         )
     return str(newest)
 

@@ -262,6 +262,7 @@ def test_features_of_an_efficientdet_are_refused(folder, use):
         ({"crop_weights": "random"}, "--crop-weights: add --features-from crops"),
         ({"boxes_from": "torchvision:resnet50"}, "torchvision has no such detector; use one of fasterrcnn"),
         ({"boxes_from": "missing.pth"}, "missing.pth: no such checkpoint file"),
+        ({"boxes_from": "vg_efficientdet_d1.yaml"}, r"weights \(--boxes-from\): none given; MODEL.WEIGHTS of"),
         ({"config_file": "vg_efficientdet_d1.yaml", "weights": "random"}, "let `bua extract` describe its boxes"),
         ({**CROPS, "format": "lxmert-tsv"}, "format lxmert-tsv: needs attributes"),
         ({**CROPS, "format": "npz", "keep_probabilities": True}, "chooses its own regions does not give the prob"),

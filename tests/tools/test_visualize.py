@@ -156,6 +156,7 @@ def test_an_empty_half_says_so(main, world, weights):
         (["--dataset", "shapes_train", "--what", "annotations"], "shapes_train is not prepared"),
         (["--what", "annotations"], "FILE: none given; name image files, or a data set"),
         (["--images", "gone.jpg", "--detector", "no.pth"], "gone.jpg: no such file"),
+        (["--images", ".", "--detector", "no.pth"], ".: is a folder; name image files, such as ./*.jpg"),
         (["--dataset", "shapes_test", "--what", "annotations", "--num", "0"], "--num: is 0"),
         (["--dataset", "shapes_test", "--what", "annotations", "--detector", "x"], "--detector: has no effect"),
         (["--dataset", "shapes_test", "--what", "annotations", "--device", "cpu"], "--device: has no effect"),
