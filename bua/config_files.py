@@ -36,6 +36,8 @@ def find_config(name: str | Path) -> Path:
     if not path.is_absolute() and ".." not in parts and os.path.isfile(FOLDER.joinpath(*parts)):
         return FOLDER.joinpath(*parts)
     names = [str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.yaml")]
+    if os.path.isdir(path.parent):
+        names += map(str, path.parent.glob("*.yaml"))
     close = difflib.get_close_matches("/".join(parts), names, n=1)
     hint = f"; did you mean {close[0]}?" if close else "; give a path, or the name of a file in configs/"
     raise InputError(f"{path}: this config file does not exist{hint}")

@@ -1,4 +1,5 @@
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,11 @@ def test_one_text_on_the_command_line_is_a_list_of_one():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.yaml: this config file does not exist"):
         load_cfg(tmp_path / "nothing.yaml")
+    # Names of files beside it are proposed as those of configs/ are.
+    (tmp_path / "mine.yaml").write_text("SEED: 7\n")
+    for name, right in ((tmp_path / "min.yaml", tmp_path / "mine.yaml"), ("vg_r110.yaml", "vg_r101.yaml")):
+        with pytest.raises(InputError, match=f"did you mean {re.escape(str(right))}"):
+            load_cfg(name)
 
 
 @pytest.mark.parametrize(
