@@ -246,7 +246,7 @@ def _names_of(regions: Regions, kind: str, names: list[str] | None) -> list[str]
     if names is None:
         raise InputError(
             f"image {regions.image_id}: VinVL's rows have the names of {kind}s, which are unknown; "
-            "give the vocabulary (of `bua convert-features`, --object-vocabulary), or use another format"
+            "give the vocabulary (--vocabulary), or use another format"
         )
     ids = getattr(regions, f"{kind}_ids")
     if len(ids) and not 0 <= ids.min() <= ids.max() < len(names):
