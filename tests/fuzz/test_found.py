@@ -18,6 +18,7 @@ from bua.features import open_features
 from bua.features.flat_files import RECORD
 from bua.features.lmdb_pages import check_pages
 from bua.features.tsv import _id_text
+from bua.features.vinvl_rows import Names
 from bua.grounding import official as flickr30k
 from bua.structures import Regions
 from bua.visual_genome.splits import read_splits
@@ -85,6 +86,20 @@ def test_questions_of_visual_genome_that_cannot_be(tmp_path, images, questions):
     (tmp_path / "question_answers.json").write_text(json.dumps(questions))
     with pytest.raises(InputError, match="get the file again"):
         visual_genome_questions(tmp_path, [np.array([2])], AnswerVocabulary(["yes"]))
+
+
+def test_a_question_of_visual_genome_whose_id_is_too_large(tmp_path):
+    question = {"qa_id": 2**63, "question": "Is it?", "answer": "Yes."}
+    (tmp_path / "image_data.json").write_text(json.dumps([{"image_id": 1, "coco_id": 2}]))
+    (tmp_path / "question_answers.json").write_text(json.dumps([{"id": 1, "qas": [question]}]))
+    with pytest.raises(InputError, match=f"qa_id is {2**63}; it must have at most 64 bits"):
+        visual_genome_questions(tmp_path, [np.array([2])], AnswerVocabulary(["yes"]))
+
+
+def test_a_label_map_of_vinvl_that_is_a_list(tmp_path):
+    (tmp_path / "features.labelmap.json").write_text('{"label_to_idx": [1]}')
+    with pytest.raises(InputError, match=r"labelmap\.json: is not a dictionary .* \(\[1\] is not one\)"):
+        Names.read(tmp_path / "features.labelmap.json")
 
 
 @pytest.mark.parametrize(
