@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from bua.errors import InputError
+from bua.errors import InputError, shown
 from bua.features.checks import check_size_is_known
 from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
@@ -327,6 +327,8 @@ def _oscar_fields(content: dict[str, Any], width: int, height: int) -> dict[str,
 
 
 def _by_id(numbers: dict[str, int]) -> list[str]:
+    if not isinstance(numbers, dict):
+        raise ValueError(f"{shown(numbers)} is not one")
     names = sorted(numbers, key=numbers.__getitem__)
     if [numbers[name] for name in names] != list(range(1, len(names) + 1)):
         raise ValueError("the numbers are not 1, 2, 3 and so on")
