@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from bua.errors import InputError, shown
-from bua.features.ids import image_id_of, parse_id
-from bua.features.readers import DEMANDING_FORMATS, check_ids, format_for
+from bua.features.ids import image_id_of, parse_id, warnings_off
+from bua.features.readers import check_ids, format_for
 from bua.features.settings import read_settings, settings_file
 from bua.features.store import FeatureStore, FeatureWriter, check_format, open_features, open_writer
 from bua.io.files import whole_file
@@ -224,15 +224,17 @@ def _try_first_image(
     """Writes the first image elsewhere, so that nothing is left in the target if its format cannot hold the images."""
     new_ids = ((image_id, new_id) for image_id in store if (new_id := rename(image_id)) is not None)
     first = next(new_ids, None)
-    if first is None or target.exists() or (reader is None and format not in DEMANDING_FORMATS):
+    if first is None or target.exists():
         return
     check_ids(reader, (new_id for _, new_id in (first, *new_ids)))
     regions = replace(store[first[0]], image_id=first[1])
-    with TemporaryDirectory() as folder, open_writer(Path(folder) / target.name, format, about, reader) as writer:
+    with TemporaryDirectory() as folder:
+        trial = Path(folder) / target.name
         try:
-            writer.append(regions)
+            with warnings_off(), open_writer(trial, format, about, reader) as writer:
+                writer.append(regions)
         except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(f"{name}: {str(error).removeprefix(f'{trial}: ')}") from error
 
 
 def _new_settings(settings: dict[str, Any] | None, format: str, reader: str | None) -> dict[str, Any] | None:
@@ -248,6 +250,11 @@ def _check_settings(path: Path, settings: dict[str, Any] | None, reader: str | N
     earlier = read_settings(path) if file.exists() else None
     if earlier is not None and earlier != settings:
         settings = settings or {}
+        if earlier.get("for") != reader:
+            raise InputError(
+                f"{path}: was written for {shown(earlier.get('for') or 'no reader')}, and not for "
+                f"{reader or 'no reader'}; choose another target"
+            )
         key = next(key for key in sorted(earlier.keys() | settings.keys()) if earlier.get(key) != settings.get(key))
         raise InputError(
             f"{file}: the features have other settings: {key} is {shown(earlier.get(key))}, and of the source "

@@ -89,16 +89,29 @@ def grid_shape(regions: Regions) -> tuple[int, int]:
     Raises:
         InputError: The regions are not the cells of a grid.
     """
-    x, y = np.unique(regions.boxes[:, 0]), np.unique(regions.boxes[:, 1])
-    shape = len(y), len(x)
-    if 0 < len(regions) == len(y) * len(x):
-        corners = regions.boxes[:, :2].reshape(*shape, 2)
-        if (corners[..., 0] == x).all() and (corners[..., 1] == y[:, None]).all():
-            return shape
+    columns, rows = (len(np.unique(regions.boxes[:, axis])) for axis in range(2))
+    if 0 < len(regions) == rows * columns:
+        boxes = regions.boxes.reshape(rows, columns, 4)
+        if _adjoin(boxes[..., 0::2], regions.width) and _adjoin(boxes.swapaxes(0, 1)[..., 1::2], regions.height):
+            return rows, columns
     raise InputError(
         f"image {regions.image_id}: its {len(regions)} regions are not the cells of a grid, which the format grid-pth "
         "holds; extract with --grid, or use another format"
     )
+
+
+def _adjoin(sides: np.ndarray, size: int) -> bool:
+    """Whether the cells of a grid adjoin each other along one axis, from 0 on, and reach over most of the image. One
+    region would be a grid otherwise, whatever its box.
+
+    Args:
+        sides: [..., cells, 2], where each cell begins and ends on this axis.
+        size: Of the image on this axis.
+    """
+    begins, ends = sides[..., 0], sides[..., 1]
+    adjoin = (begins == begins[:1]).all() and (begins[:, 0] == 0).all() and np.allclose(ends[:, :-1], begins[:, 1:])
+    # A feature map may lack the part of the image after its last whole cell.
+    return bool(adjoin and ends.max() > size / 2)
 
 
 def _read_map(path: Path) -> np.ndarray:

@@ -8,6 +8,8 @@ of more than 640 digits stays a string: Python may refuse to convert it.
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -79,6 +81,16 @@ def is_utf8(image_id: int | str) -> bool:
     return (
         not isinstance(image_id, str) or image_id.isascii() or not any("\ud800" <= one <= "\udfff" for one in image_id)
     )
+
+
+@contextmanager
+def warnings_off() -> Iterator[None]:
+    """Leaves out the messages of ``MissedIds`` in a block that writes to a place where nobody reads."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class MissedIds:

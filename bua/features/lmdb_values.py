@@ -96,7 +96,8 @@ def _vilbert_regions(image_id: int | str, row: dict[str, Any]) -> Regions:
         if isinstance(probabilities, np.ndarray):
             labels = object_labels(row, numbers("cls_prob", probabilities), count, background=False)
         else:
-            labels = best_objects(_array(row, "cls_prob", FLOAT, (count, -1)), count)
+            # Without regions, nothing tells the number of classes.
+            labels = best_objects(_array(row, "cls_prob", FLOAT, (count, -1) if count else (0, 2)), count)
     for field, (attribute, dtype) in LXMERT_LABELS.items():
         if field in row:
             labels[attribute] = _array(row, field, dtype, (count,))
@@ -153,6 +154,9 @@ def _uniter_arrays(value: bytes) -> Mapping[str, np.ndarray]:
 
 def _msgpack_array(name: str, content: object) -> np.ndarray:
     """Returns an array in the layout of msgpack_numpy, which itself would execute code from arrays of objects."""
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiu":
+        # Programs such as UNITER's call msgpack_numpy.patch(), after which msgpack returns arrays.
+        return content
     content = (
         {str(key, "latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
         if isinstance(content, dict)

@@ -105,12 +105,12 @@ def object_labels(
         return labels
     if probabilities.ndim == 1:
         return labels | {"object_scores": probabilities}
-    ours = "objects_conf" in info
+    ids = labels.get("object_ids")
+    ours = "objects_conf" in info or _lack_background(ids, probabilities)
     if background or ours or probabilities.shape[1:] == (_WITH_BACKGROUND,):
         # ``objects`` counts from the background here, except in files of bua.
         best_labels = best_objects(probabilities, count)
         return best_labels | labels if ours else labels | best_labels
-    ids = labels.get("object_ids")
     if probabilities.ndim != 2 or len(probabilities) != count:
         raise ValueError(f"cls_prob has the shape {probabilities.shape} instead of ({count}, classes)")
     if ids is not None and ids.shape == (count,) and "object_scores" not in labels:
@@ -118,3 +118,16 @@ def object_labels(
             raise ValueError(f"cls_prob has the shape {probabilities.shape} instead of ({count}, classes)")
         labels["object_scores"] = probabilities[np.arange(count), ids]
     return labels | {"class_probs": probabilities.astype(np.float16)}
+
+
+def _lack_background(ids: np.ndarray | None, probabilities: np.ndarray) -> bool:
+    """Whether objects do not count the background although it is the first column of their probabilities: so it is in
+    files of bua from which another program has copied only the fields of MMF, whatever the number of classes. In other
+    files, the objects are the best columns."""
+    rows = np.arange(len(probabilities))
+    if ids is None or probabilities.ndim != 2 or ids.shape != rows.shape or not len(rows):
+        return False
+    if ids.min() < 0 or ids.max() + 1 >= probabilities.shape[1]:
+        return False
+    best = (probabilities[rows, ids] == probabilities.max(axis=1)).all()
+    return bool(not best and (probabilities[rows, ids + 1] == probabilities[:, 1:].max(axis=1)).all())

@@ -23,12 +23,13 @@ import torch
 from bua.errors import InputError, shown
 from bua.features.checks import check_regions
 from bua.features.folder_writer import FolderWriter, files_by_id
-from bua.features.ids import file_name
+from bua.features.ids import ENCODED, file_name, parse_id
 from bua.features.indexed import IndexedFeatures
 from bua.features.labels import LXMERT_LABELS, numbers
 from bua.features.npy import NpzFile
 from bua.features.npz_arrays import ARRAYS
 from bua.features.npz_layouts import other_regions
+from bua.features.readers import FoundIds
 from bua.io import safe_pickle
 from bua.io.files import whole_file
 from bua.structures import Regions
@@ -62,22 +63,29 @@ class NpzWriter(FolderWriter):
     """
 
     def __init__(self, folder: str | Path, reader: str | None = None):
-        super().__init__(folder, SUFFIX)
+        # OpenVQA's loader of GQA takes the name up to the first dot.
+        self._cut_at_dots = reader == "openvqa-gqa"
+        missed = f"{ENCODED}, or have a dot, at which OpenVQA cuts them off" if self._cut_at_dots else ENCODED
+        super().__init__(folder, SUFFIX, missed)
         self._arrays = ARRAYS[reader]
+        self._found_ids = FoundIds(reader, self.done)
 
     def append(self, regions: Regions) -> None:
         """Writes one image's file.
 
         Raises:
-            InputError: The id is empty, or too long for a file name, or a number is not finite.
+            InputError: The id is empty, too long for a file name, or not found by the reader; or a number is not
+                finite.
         """
         check_regions(regions)
         name = file_name(regions.image_id, SUFFIX)
+        self._found_ids.add(parse_id(regions.image_id))
         arrays, info = self._arrays(regions)
         # The file is synced before it gets its name: after a crash, an empty file would be taken for a complete one.
         with whole_file(self.path / name, durable=True) as file:
             _save(file, arrays, info)
-        self._add(regions.image_id, found=name == f"{regions.image_id}{SUFFIX}")
+        cut = self._cut_at_dots and "." in str(regions.image_id)
+        self._add(regions.image_id, found=name == f"{regions.image_id}{SUFFIX}" and not cut)
 
     @staticmethod
     def _files(folder: Path) -> dict[int | str, Sequence[str]]:

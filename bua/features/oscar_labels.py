@@ -20,11 +20,15 @@ import orjson
 
 from bua.errors import InputError
 from bua.features.encoding import encode_array_as_bytes
+from bua.features.ids import parse_id
 from bua.features.labels import FLOAT
+from bua.features.readers import check_ids
 from bua.features.text_rows import append_line, open_for_reading
 from bua.features.vinvl_rows import Names, check_key, objects_of, table_with_places
 from bua.io.files import whole_file
 from bua.structures import Regions
+
+_PREDICTIONS, _ROWS_BY_ID = "predictions.tsv", "imageid2idx.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def _captioning_row(regions: Regions, names: Names) -> bytes:
 
 
 def _retrieval_row(regions: Regions, names: Names) -> bytes:
+    check_ids("oscar-retrieval", [parse_id(regions.image_id)])
     sizes = {"image_h": int(regions.height), "image_w": int(regions.width)}
     return orjson.dumps({**sizes, "objects": _objects(regions, names)})
 
@@ -59,11 +64,22 @@ def _objects(regions: Regions, names: Names) -> list[dict[str, object]]:
     return objects_of(regions, names)
 
 
+def _predictions_file(path: Path) -> Path:
+    names = (_PREDICTIONS, _ROWS_BY_ID)
+    # The offsets of rows are in a file with the suffix .lineidx instead of the file's own.
+    if os.path.splitext(path.name)[0] in {os.path.splitext(name)[0] for name in names}:
+        raise InputError(
+            f"{path}: has the name of a file that Oscar expects beside the features ({' and '.join(names)}); choose "
+            "another, such as features.tsv"
+        )
+    return path.with_name(_PREDICTIONS)
+
+
 FLAVOURS: Mapping[str, Flavour] = {
     "oscar-captioning": Flavour(
         lambda path: path.with_name(f"{os.path.splitext(path.name)[0]}.label.tsv"), _captioning_row, False
     ),
-    "oscar-retrieval": Flavour(lambda path: path.with_name("predictions.tsv"), _retrieval_row, True),
+    "oscar-retrieval": Flavour(_predictions_file, _retrieval_row, True),
 }
 
 
@@ -139,7 +155,7 @@ def write_rows_by_id(path: Path, keys: Iterator[str]) -> None:
         keys: The id in each row.
     """
     rows = {key: row for row, key in enumerate(keys)}
-    with whole_file(path.with_name("imageid2idx.json"), durable=True) as file:
+    with whole_file(path.with_name(_ROWS_BY_ID), durable=True) as file:
         file.write(json.dumps(rows).encode())
 
 

@@ -11,8 +11,6 @@ from bua.errors import InputError
 
 # Formats that hold ``Regions.class_probs``.
 FORMATS_WITH_PROBABILITIES = ("npz", "vilbert-lmdb", "mmf")
-# Formats that cannot hold the regions of all sources.
-DEMANDING_FORMATS = ("lxmert-tsv", "vinvl-tsv", "grid-pth")
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Reader:
     Attributes:
         formats: The formats of which it has a flavour. The first is the one for which no format need be named.
         numbers: Which ids it finds: "any"; "last", ids that end with a number after an underscore, or are one, as in
-            COCO's file names; or "only", numbers.
+            COCO's file names, by this number; or "only", numbers.
         file_names: Whether its ids are whole file names such as ``COCO_val2014_000000000042``.
         labels: Whether it needs the objects of all regions.
         names: Whether it needs the names of objects.
@@ -46,7 +44,7 @@ READERS: dict[str, Reader] = {
     "openvqa": Reader(("npz",), numbers="last"),
     "openvqa-gqa": Reader(("npz",)),
     "oscar-captioning": Reader(("oscar-tsv",), labels=True, names=True),
-    "oscar-retrieval": Reader(("oscar-tsv",), labels=True, names=True),
+    "oscar-retrieval": Reader(("oscar-tsv",), numbers="only", labels=True, names=True),
     "uniter": Reader(("npz",), file_names=True, labels=True),
     "vilbert-multi-task": Reader(("vilbert-lmdb",)),
     "volta": Reader(("vilbert-lmdb",)),
@@ -77,19 +75,53 @@ def holds_probabilities(format: str, reader: str | None) -> bool:
     return format in FORMATS_WITH_PROBABILITIES or (reader is not None and READERS[reader].probabilities)
 
 
+class FoundIds:
+    """The ids of an output that a reader finds its images by.
+
+    Args:
+        reader: One of READERS, or None, for which any id is found.
+        ids: The first ids.
+
+    Raises:
+        InputError: As ``add``.
+    """
+
+    def __init__(self, reader: str | None, ids: Iterable[int | str] = ()):
+        self._reader = reader
+        self._numbers = "any" if reader is None else READERS[reader].numbers
+        self._by_number: dict[str, int | str] = {}
+        for image_id in ids:
+            self.add(image_id)
+
+    def add(self, image_id: int | str) -> None:
+        """Adds an id.
+
+        Raises:
+            InputError: The reader does not find it, or takes it for an earlier one. The message names it.
+        """
+        if self._numbers == "any":
+            return
+        text = str(image_id) if self._numbers == "only" else str(image_id).rpartition("_")[2]
+        if not text.isascii() or not text.isdigit() or (self._numbers == "only" and type(image_id) is not int):
+            raise InputError(
+                f"image id {str(image_id)[:40]!r}: {self._reader} finds images by their numbers; give other ids "
+                "(--ids number, or a list file)"
+            )
+        if self._numbers == "only":
+            return
+        # Python refuses to convert text of many digits. Without leading zeros, equal text is the same number.
+        earlier = self._by_number.setdefault(text.lstrip("0"), image_id)
+        if earlier != image_id:
+            raise InputError(
+                f"image ids {str(earlier)[:40]!r} and {str(image_id)[:40]!r}: {self._reader} finds images by their "
+                "numbers, which are equal; give other ids in a list file"
+            )
+
+
 def check_ids(reader: str | None, ids: Iterable[int | str]) -> None:
     """Checks that a reader finds images with these ids.
 
     Raises:
-        InputError: It does not find one of them. The message names it.
+        InputError: It does not find one of them, or takes two of them for the same. The message names it.
     """
-    numbers = "any" if reader is None else READERS[reader].numbers
-    if numbers == "any":
-        return
-    for image_id in ids:
-        text = str(image_id) if numbers == "only" else str(image_id).rpartition("_")[2]
-        if not text.isascii() or not text.isdigit() or (numbers == "only" and type(image_id) is not int):
-            raise InputError(
-                f"image id {str(image_id)[:40]!r}: {reader} finds images by their numbers; give other ids "
-                "(--ids number, or a list file)"
-            )
+    FoundIds(reader, ids)

@@ -266,6 +266,11 @@ def _oscar_content(regions: Regions) -> dict[str, object]:
 def _vinvl_fields(content: dict[str, Any], names: Names) -> dict[str, np.ndarray]:
     objects = content["objects"]
     count = len(objects)
+    if not all("feature" in one for one in objects):
+        raise ValueError(
+            "feature: is missing; if this is a file of labels, such as Oscar's predictions.tsv, name the "
+            "file of features"
+        )
     features = [decode_array(one["feature"], FLOAT, (-1,), "feature") for one in objects]
     if len({len(feature) for feature in features}) > 1:
         raise ValueError("feature: the regions have different feature dimensions; extract this image again")

@@ -59,17 +59,18 @@ def test_a_stopped_conversion_continues(source, tmp_path, images, format, monkey
     target, read = tmp_path / "target", []
     real = type(open_features(source)).__getitem__
 
-    def stop_at_the_third(store, image_id):
+    def stop_at_the_last(store, image_id):
         read.append(image_id)
-        if len(read) == 3:
+        if image_id == "ü" and read.count("ü") == 1:
             raise KeyboardInterrupt
         return real(store, image_id)
 
-    monkeypatch.setattr("bua.features.flat.FlatFeatures.__getitem__", stop_at_the_third)
+    monkeypatch.setattr("bua.features.flat.FlatFeatures.__getitem__", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         convert_features(source, target, format)
     assert convert_features(source, target, format) == 1
-    assert read == [*images, "ü"]
+    # The first image is also read for the trial.
+    assert read == [7, *images, "ü"]
     monkeypatch.undo()
     assert open_features(target).keys() == images.keys()
     assert convert_features(source, target, format) == 0
@@ -111,6 +112,25 @@ def test_images_before_one_that_cannot_be_converted_are_kept(tmp_path):
     with pytest.raises(InputError, match=r"2\.npz"):
         convert_features(tmp_path / "source", tmp_path / "second", "vilbert-lmdb")
     assert list(open_features(tmp_path / "second")) == [1]
+
+
+def test_features_beyond_float16_are_refused_before_anything_is_written(tmp_path):
+    regions = sample(1)
+    regions.features[0, 0] = 1e6
+    with open_writer(tmp_path / "source", "npz") as writer:
+        writer.append(regions)
+    with pytest.raises(InputError, match=r"target \(flat-fp16\): image 1: features are outside the range of float16"):
+        convert_features(tmp_path / "source", tmp_path / "out" / "target", "flat-fp16")
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+def test_ids_that_readers_miss_are_said_once_with_the_name_of_the_target(tmp_path, caplog):
+    with open_writer(tmp_path / "source", "flat") as writer:
+        writer.append(sample("a/b"))
+        writer.finish()
+    convert_features(tmp_path / "source", tmp_path / "target", "npz")
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path / 'target'}: ids such as 'a/b' are percent-encoded")
 
 
 def test_where_there_is_nothing_to_copy_nothing_is_written(source, tmp_path):

@@ -87,6 +87,22 @@ def test_uniters_msgpack_without_the_package_is_one_line(peers, monkeypatch):
         open_features(peers / "uniter.lmdb")
 
 
+def test_uniters_msgpack_in_a_process_that_patched_msgpack(peers, monkeypatch):
+    """UNITER's code calls msgpack_numpy.patch(), after which msgpack returns arrays."""
+    msgpack = pytest.importorskip("msgpack")
+    unpack, expected = msgpack.unpackb, open_features(peers / "uniter.lmdb")[5]
+
+    def array(content):
+        return (
+            np.frombuffer(content[b"data"], content[b"type"]).reshape(content[b"shape"])
+            if b"nd" in content
+            else content
+        )
+
+    monkeypatch.setattr(msgpack, "unpackb", lambda value, **options: unpack(value, object_hook=array, **options))
+    assert_same(open_features(peers / "uniter.lmdb")[5], expected)
+
+
 def test_an_lmdb_of_uniter_is_not_continued(peers):
     with pytest.raises(InputError, match="UNITER"), open_writer(peers / "uniter-compressed.lmdb", "vilbert-lmdb"):
         pass
@@ -159,6 +175,29 @@ def test_objects_of_mmf_with_background_count_without_it(tmp_path):
     info = {"objects": columns.argmax(axis=1), "cls_prob": columns}
     assert info["objects"].tolist() == [4, 0]
     assert_same(save_mmf(tmp_path / "x", info), regions(5, **LABELS, **PROBABILITIES))
+
+
+@pytest.mark.parametrize("classes", [13, 1600])
+@pytest.mark.parametrize("background", [True, False])
+def test_files_of_bua_through_mmfs_conversion_keep_their_classes(tmp_path, classes, background):
+    """MMF's lmdb_conversion.py copies ``objects`` and ``cls_prob``, but no other labels. MMF's own extraction writes
+    the former as the best of the latter."""
+    probs = np.random.default_rng(0).dirichlet(np.ones(classes + 1), 5)[:, 1:].astype(np.float16)
+    ids = probs.argmax(axis=1)
+    expected = regions(7, boxes=np.tile(BOXES[0], (5, 1)), features=np.ones((5, 4), np.float32), class_probs=probs)
+    expected.object_ids, expected.object_scores = ids, probs.max(axis=1).astype(np.float32)
+    if background:
+        with open_writer(tmp_path, "mmf") as writer:
+            writer.append(expected)
+            writer.finish()
+        info = np.load(tmp_path / "7_info.npy", allow_pickle=True).item()
+        del info["objects_conf"]
+    else:
+        np.save(tmp_path / "7.npy", expected.features)
+        fields = {"bbox": expected.boxes, "num_boxes": 5, "image_width": 64, "image_height": 80}
+        info = fields | {"objects": ids, "cls_prob": probs.astype(np.float32)}
+    np.save(tmp_path / "7_info.npy", info)
+    assert_same(open_features(tmp_path)[7], expected)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +368,8 @@ def test_oscars_sizes_are_in_predictions(tmp_path):
     read = open_features(tmp_path / "features.tsv")[5]
     np.testing.assert_allclose(read.boxes, BOXES, rtol=1e-6)
     assert_same(read, regions(5), without=["boxes"])
+    with pytest.raises(InputError, match="line 1: feature: is missing; if this is a file of labels"):
+        open_features(tmp_path / "predictions.tsv")[5]
 
 
 @pytest.mark.parametrize("format", ["tsv", "npz", "mmf"])

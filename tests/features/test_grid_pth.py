@@ -69,7 +69,11 @@ def shuffled(regions):
     return Regions(regions.image_id, regions.width, regions.height, regions.boxes[::-1], regions.features)
 
 
-@pytest.mark.parametrize("regions", [sample(5), shuffled(grid(5)), grid(5, 0, 0)], ids=["boxes", "order", "none"])
+@pytest.mark.parametrize(
+    "regions",
+    [sample(5), sample(5, 1), shuffled(grid(5)), shuffled(grid(5, 1)), grid(5, 0, 0)],
+    ids=["boxes", "one box", "order", "order of one row", "none"],
+)
 def test_regions_that_are_not_a_grid_are_refused(tmp_path, regions):
     writer = GridPthWriter(tmp_path / "out")
     with pytest.raises(InputError, match=r"image 5: its \d+ regions are not the cells of a grid"):

@@ -347,7 +347,7 @@ def test_conversion_into_another_flavour_is_refused(sources, tmp_path):
     assert json.loads((tmp_path / "out.meta.json").read_text()) == {"format": "vilbert-lmdb", "for": "volta"}
     assert convert_features(folder / "fixed", output, "vilbert-lmdb", reader="volta") == 0
     for reader in (None, "vilbert-multi-task"):
-        with pytest.raises(InputError, match="the features have other settings"):
+        with pytest.raises(InputError, match=f"out: was written for 'volta', and not for {reader or 'no reader'};"):
             convert_features(folder / "fixed", output, "vilbert-lmdb", reader=reader)
     convert_features(folder / "fixed", tmp_path / "plain", "vilbert-lmdb")
     with pytest.raises(InputError, match="plain: exists, and was not written for volta"):
@@ -356,9 +356,51 @@ def test_conversion_into_another_flavour_is_refused(sources, tmp_path):
 
 def test_readers_that_find_numbers_refuse_other_ids(tmp_path):
     source = write(tmp_path / "source", {1: sample(1), "a_b": sample("a_b")}, "flat")
-    for reader in ("m2", "mcan"):
+    for reader in ("m2", "mcan", "oscar-retrieval"):
         with pytest.raises(InputError, match=f"'a_b': {reader} finds images by their numbers"):
-            convert_features(source, tmp_path / "out" / "target", reader=reader)
+            convert_features(source, tmp_path / "out" / "target", about=ABOUT, reader=reader)
+    assert list((tmp_path / "out").glob("*")) == []
+    for reader in ("m2", "mcan", "openvqa", "oscar-retrieval"):
+        with (
+            open_writer(tmp_path / reader / "features", READERS[reader].formats[0], ABOUT, reader) as writer,
+            pytest.raises(InputError, match=f"'a_b': {reader} finds images by their numbers"),
+        ):
+            writer.append(sample("a_b"))
+
+
+@pytest.mark.parametrize("reader", ["mcan", "openvqa"])
+def test_readers_that_find_numbers_at_the_end_of_names_refuse_two_of_one_number(tmp_path, reader):
+    source = write(tmp_path / "source", {i: sample(i) for i in ("coco_42", "vg_042", 7)}, "flat")
+    with pytest.raises(InputError, match=f"image ids 'coco_42' and 'vg_042': {reader} finds images by their numbers"):
+        convert_features(source, tmp_path / "out" / "target", reader=reader)
+    assert list((tmp_path / "out").glob("*")) == []
+    path = write(tmp_path / "features", {7: sample("vg_042")}, "npz", reader)
+    with open_writer(path, "npz", None, reader) as writer:
+        writer.append(sample("vg_042"))
+        writer.append(sample("coco_420"))
+        with pytest.raises(InputError, match="which are equal; give other ids"):
+            writer.append(sample("coco_42"))
+
+
+def test_ids_with_dots_which_openvqa_cuts_off_are_said_at_writing(tmp_path, caplog):
+    with open_writer(tmp_path / "x", "npz", None, "openvqa-gqa") as writer:
+        writer.append(sample("n161313"))
+        assert not caplog.records
+        for image_id in ("a.b", "a.c"):
+            writer.append(sample(image_id))
+        writer.finish()
+    first, all_of_them = (record.getMessage() for record in caplog.records)
+    assert "ids such as 'a.b' are percent-encoded" in first
+    assert "or have a dot, at which OpenVQA cuts them off" in first
+    assert all_of_them.endswith(": 'a.b', 'a.c'")
+
+
+@pytest.mark.parametrize("name", ["predictions.tsv", "predictions", "imageid2idx.json"])
+def test_features_for_oscars_retrieval_do_not_get_the_name_of_a_file_beside_them(tmp_path, name):
+    source = write(tmp_path / "source", images_of((3, 3)), "npz")
+    with pytest.raises(InputError, match=rf"{name} \(oscar-tsv for oscar-retrieval\): has the name of a file") as error:
+        convert_features(source, tmp_path / "out" / name, about=ABOUT, reader="oscar-retrieval")
+    assert "\n" not in str(error.value)
     assert list((tmp_path / "out").glob("*")) == []
 
 
@@ -404,7 +446,22 @@ def test_boxes_need_the_size_of_the_image_where_they_are_parts_of_it(tmp_path, f
         regions.width = regions.height = 0
     write(tmp_path / "source" / "features", images, "npz")
     with pytest.raises(InputError, match="its size is not known"):
-        convert_features(tmp_path / "source" / "features", tmp_path / "target", format, ABOUT, reader=reader)
+        convert_features(tmp_path / "source" / "features", tmp_path / "out" / "target", format, ABOUT, reader=reader)
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+@pytest.mark.parametrize("target", [("npz", None), ("mmf", None), ("vilbert-lmdb", None), *FLAVOURS], ids=str)
+def test_an_image_without_regions_whose_probabilities_were_kept(tmp_path, target):
+    images = images_of((0, 3))
+    path = write(tmp_path / "out" / "features", images, *target)
+    store = open_features(path)
+    read = store[7]
+    assert (len(read), read.boxes.shape, read.width) == (0, (0, 4), 640)
+    if holds_probabilities(*target):
+        assert len(read.class_probs) == 0
+    np.testing.assert_array_equal(
+        store[42].features, best_first(images[42]).features if target[1] == "uniter" else images[42].features
+    )
 
 
 def test_no_images_for_oscars_retrieval(tmp_path):

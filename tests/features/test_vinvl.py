@@ -332,7 +332,7 @@ def test_wrong_fields_are_named(tmp_path):
         (1, "features: is not base64"),
         (2, "features: the last six of 8 columns are not the places"),
         (3, "features: the last six of 4 columns"),
-        (4, "KeyError 'feature'"),
+        (4, "feature: is missing; if this is a file of labels"),
         (5, "feature: the regions have different feature dimensions"),
         (6, "class: 'cow' is not among the names"),
         (7, "rect"),
