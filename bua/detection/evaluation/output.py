@@ -25,8 +25,10 @@ def evaluation_folder(output_dir: str | Path, dataset: str, checkpoint: str) -> 
             the file and eight characters that differ for another path.
         checkpoint: Name of the checkpoint, as ``checkpoint_label`` returns it.
     """
-    name = _with_digest(Path(dataset), Path(dataset).stem) if dataset.endswith(".json") else dataset
-    return Path(output_dir) / "evaluation" / name.replace("/", "_") / checkpoint
+    name = dataset.replace("/", "_")
+    if dataset.endswith(".json") or not name.strip("."):
+        name = _with_digest(Path(dataset), Path(dataset).stem)
+    return Path(output_dir) / "evaluation" / name / checkpoint
 
 
 def checkpoint_label(weights: str, output_dir: str | Path) -> str:
@@ -41,7 +43,8 @@ def checkpoint_label(weights: str, output_dir: str | Path) -> str:
     """
     path = Path(weights)
     name = path.name.removesuffix(".pth")
-    if path.resolve().parent == Path(output_dir).resolve():
+    # A name of dots alone, as of a file ...pth, would be a folder above.
+    if path.resolve().parent == Path(output_dir).resolve() and name.strip("."):
         return name
     return _with_digest(weights if "://" in weights else path, name)
 

@@ -143,6 +143,15 @@ def test_a_file_that_cannot_be_completed_leaves_the_older_one(tmp_path):
     assert (tmp_path / "old.json").read_text() == "old"
 
 
+@pytest.mark.parametrize("name", ["..", ".", ""])
+def test_no_name_leads_out_of_the_folder_of_evaluations(tmp_path, name):
+    label = checkpoint_label(f"{tmp_path}/{name}.pth", tmp_path)
+    folder = evaluation_folder(tmp_path, name, label)
+    assert folder.resolve().relative_to(tmp_path / "evaluation").parts == folder.parts[-2:]
+    assert label.strip(".")
+    assert folder.parent.name.strip(".")
+
+
 def test_each_checkpoint_and_data_set_has_a_folder_of_its_own(tmp_path):
     run = tmp_path / "run"
     assert checkpoint_label(str(run / "model_0004999.pth"), run) == "model_0004999"
