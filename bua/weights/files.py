@@ -38,6 +38,8 @@ def read_file(path: str | Path) -> dict:
     """
     path = Path(path)
     # Unlike Path.is_file, os.path.isfile never raises, for example for a name that is too long.
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder; name the checkpoint file in it")
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such checkpoint file")
     try:

@@ -231,7 +231,8 @@ def fetch(path_or_uri: str | Path) -> Path:
             put a file that was obtained in another way.
     """
     text = str(path_or_uri)
-    if os.path.exists(text):
+    # A folder can have the name of released weights, such as a data set "shapes".
+    if os.path.exists(text) and not os.path.isdir(text):
         return Path(text)
     if text in PACKAGED:
         return PACKAGED_FOLDER / PACKAGED[text]

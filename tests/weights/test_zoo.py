@@ -54,6 +54,15 @@ def test_paths_are_returned_as_they_are(tmp_path):
     assert fetch("model_final.pth") == Path("model_final.pth")
 
 
+def test_a_folder_does_not_hide_weights_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "my.output").mkdir()
+    assert fetch("shapes").is_file()
+    with pytest.raises(InputError, match=r"my\.output: is a folder; name the checkpoint file in it"):
+        load_checkpoint("my.output")
+
+
 def test_an_address_is_fetched_once(server, cache):
     address, requests = server
     assert load_checkpoint(f"{address}/a.pth")["a"].tolist() == [1, 1]
