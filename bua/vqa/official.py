@@ -192,7 +192,7 @@ def _value(name: str | Path, record: object, field: str, kind: type):
     value = record.get(field) if isinstance(record, dict) else None
     if type(value) is not kind:
         raise InputError(f"{name}: {field} is {value!r:.50} in {str(record)[:60]}...; get the file again")
-    if kind is int and not -(2**63) <= value < 2**63:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(f"{name}: {field} is {shown(value)}; it must have at most 64 bits")
     return value
 
