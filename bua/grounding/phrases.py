@@ -21,6 +21,10 @@ BEGIN, INSIDE, OUTSIDE = "B", "I", "O"
 _BEGINS = 0.8
 
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
+# The longest sentence, in characters. Those of Flickr30k have at most a few hundred, and a text of megabytes, such as
+# one that is sent to the page of `bua app`, would take hours.
+MAX_LENGTH = 5000
+
 # Flickr30k's sentences have blanks before punctuation, which would otherwise be part of the word.
 _PUNCTUATION = re.compile(r"(?<=[^\s.])([.!;:]+)(?=\s|$)")
 
@@ -66,8 +70,12 @@ def find_phrases(
         The words of the sentence, and for each phrase the place of its first word and the place behind its last word.
 
     Raises:
-        InputError: There are brackets without a word, or there is no phrase.
+        InputError: There are brackets without a word, there is no phrase, or the sentence is too long.
     """
+    if len(sentence) > MAX_LENGTH:
+        raise InputError(
+            f"sentence {sentence[:40]!r}...: has {len(sentence)} characters, more than {MAX_LENGTH}; give one sentence"
+        )
     sentence = _PUNCTUATION.sub(r" \1", sentence)
     if "[" in sentence or "]" in sentence:
         return _bracketed(sentence)

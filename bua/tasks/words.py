@@ -105,7 +105,7 @@ class WordVocabulary:
         """
         if not any(word in self for word in tokenize(question)):
             raise InputError(
-                f"question {question!r}: none of its words is among the {len(self)} of the vocabulary; "
+                f"question {question[:200]!r}: none of its words is among the {len(self)} of the vocabulary; "
                 f"ask in words such as {', '.join(self.words[:5])}"
             )
 

@@ -322,6 +322,14 @@ def test_sentences_without_phrases(prepared, sentence):
         find_phrases(sentence, vocabulary, load_phrase_tags(prepared))
 
 
+@pytest.mark.parametrize("text", ["a red circle ", "[a] ", "["])
+def test_a_text_that_is_no_sentence_is_refused_at_once(prepared, text):
+    vocabulary = GroundingDataset.load(prepared, "train").vocabulary
+    with pytest.raises(InputError, match="200000 characters, more than 5000; give one sentence") as error:
+        find_phrases((text * 200_000)[:200_000], vocabulary, load_phrase_tags(prepared))
+    assert len(str(error.value)) < 200
+
+
 def test_tags_are_where_a_word_stands_most_often():
     words = WordVocabulary(["the", "people", "walk", "new"])
     sentences = [

@@ -95,3 +95,9 @@ def test_ids_in_another_vocabulary():
     recoded = other.recode(source.encode_all(["a b c", "c"], 4), source)
     assert recoded.dtype == np.int32
     assert recoded.tolist() == [[1, 3, 0, 4], [0, 4, 4, 4]]
+
+
+def test_the_message_about_a_question_does_not_repeat_a_text_of_any_length():
+    with pytest.raises(InputError, match="none of its words") as error:
+        WordVocabulary(["what"]).check("x" * 10**6)
+    assert len(str(error.value)) < 400
