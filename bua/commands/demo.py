@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from bua.visualization.report import format_seconds
     from bua.visualization.scores import percent
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # What the stages log otherwise, such as files that a data set may lack, is of interest to their own commands.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     output = args.output or Path("output/demo-train" if args.train else "output/demo")
     try:
         metrics = _train(args, output) if args.train else _apply(args, output)
