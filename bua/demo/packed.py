@@ -3,6 +3,7 @@ and makes the files of these models from the output of a training."""
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bua.captioning.inference import load_captioner
 from bua.checkpoint import read_checkpoint, save_checkpoint
 from bua.config import load_cfg
 from bua.demo.data import copy_by_other_ids, make_data
@@ -27,9 +29,11 @@ from bua.errors import InputError, make_folder
 from bua.extraction import extract
 from bua.extraction.extractor_config import fingerprint
 from bua.extraction.image_detector import open_detector
+from bua.grounding.inference import load_grounding
 from bua.io.files import whole_file
 from bua.visual_genome.splits import SPLITS
 from bua.visualization.report import write_report
+from bua.vqa.inference import load_vqa
 from bua.weights.zoo import PACKAGED, PACKAGED_FOLDER, fetch
 
 # The models of the training demo that come with the package, by task and model, and their names.
@@ -39,6 +43,11 @@ MODELS = {
     ("captioning", "updown"): "shapes-captioning",
     ("captioning", "blind"): "shapes-captioning-blind",
     ("grounding", "ban"): "shapes-grounding",
+}
+LOADERS: dict[str, Callable[[Path], object]] = {
+    "vqa": load_vqa,
+    "captioning": load_captioner,
+    "grounding": load_grounding,
 }
 # The scores of the packed models in a demo of so many test images, beside their files.
 SCORES = PACKAGED_FOLDER / "scores.json"
@@ -133,26 +142,40 @@ def pack_models(output: str | Path, folder: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        InputError: ``output`` holds no complete demo.
+        InputError: ``output`` holds no complete demo. Then nothing is written.
     """
     output = Path(output)
-    cfg = load_cfg(output / "detector" / "config.yaml")
+    config_file = output / "detector" / "config.yaml"
+    cfg = load_cfg(config_file)
     dataset = get_dataset(cfg.DATASETS.TRAIN[0])
     description = describe_detector(cfg, dataset.objects.names, dataset.attribute_names.names)
-    packed_detector = folder / PACKAGED["shapes"]
-    saved = _packed(read_checkpoint(output / "detector" / FINAL))
-    save_checkpoint(packed_detector, **{**saved, KEY: description.state()})
-    features = {"min_boxes": REGIONS, "max_boxes": REGIONS, "weights": fingerprint(str(packed_detector))}
     trained = DemoPaths(Path(), output, Path(), (), "cpu")
-    for (task, name), packed in MODELS.items():
-        path = trained.model(task, name)
-        if not path.is_file():
-            raise InputError(f"{path}: does not exist; run `bua demo --train` to its end first")
-        save_checkpoint(folder / PACKAGED[packed], **{**_packed(read_checkpoint(path)), "features": features})
+    # All are read before any is written, since the task models of one training do not fit the detector of another.
+    detector = _packed(
+        output / "detector" / FINAL, lambda path: open_detector(path, config_file=config_file, device="cpu")
+    )
+    models = {packed: _packed(trained.model(*model), LOADERS[model[0]]) for model, packed in MODELS.items()}
+    packed_detector = folder / PACKAGED["shapes"]
+    save_checkpoint(packed_detector, **{**detector, KEY: description.state()})
+    features = {"min_boxes": REGIONS, "max_boxes": REGIONS, "weights": fingerprint(str(packed_detector))}
+    for packed, saved in models.items():
+        save_checkpoint(folder / PACKAGED[packed], **{**saved, "features": features})
     return [folder / file for file in PACKAGED.values()]
 
 
-def _packed(saved: dict[str, Any]) -> dict[str, Any]:
+def _packed(path: Path, load: Callable[[Path], object]) -> dict[str, Any]:
+    """Returns what a packed checkpoint holds.
+
+    Args:
+        path: The checkpoint of the training.
+        load: Loads such a model, and so finds out whether the checkpoint is complete.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: does not exist; run `bua demo --train` to its end first")
+    load(path)
+    saved = read_checkpoint(path)
+    if "model" not in saved:
+        raise InputError(f"{path}: has only weights; give the output of `bua demo --train`")
     kept = {key: value for key, value in saved.items() if key not in TRAINING_STATE}
     kept["model"] = {
         name: _in_half(value) if value.is_floating_point() else value for name, value in saved["model"].items()

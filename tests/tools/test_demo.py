@@ -12,6 +12,7 @@ import bua.demo.run
 from bua.demo.packed import pack_models
 from bua.demo.stages import STAGES
 from bua.detection.catalog import get_dataset
+from bua.errors import InputError
 from bua.extraction.extractor_config import fingerprint
 from bua.features import open_features
 from bua.vqa.inference import load_vqa
@@ -137,6 +138,32 @@ def test_the_models_of_a_demo_are_packed(demo, tmp_path, monkeypatch):
     # The task models know the detector that they come with.
     answering = load_vqa(tmp_path / PACKAGED["shapes-vqa"])
     assert answering.features["weights"] == fingerprint(str(tmp_path / PACKAGED["shapes"]))
+
+
+def _without_model(path):
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "model": {"weight": 5}}, path)
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("grounding/ban/model_best.pth", lambda path: path.unlink()),
+        ("captioning/blind/model_best.pth", lambda path: path.write_bytes(path.read_bytes()[:-99])),
+        ("vqa/updown/model_best.pth", _without_model),
+        ("detector/model_final.pth", _without_model),
+        ("vqa/updown/model_best.pth", lambda path: shutil.copy(path.parents[2] / "grounding/ban/model_best.pth", path)),
+    ],
+)
+def test_of_a_demo_that_lacks_a_model_nothing_is_packed(demo, tmp_path, monkeypatch, model, change):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(demo.datasets))
+    output, packed = tmp_path / "output", tmp_path / "packed"
+    shutil.copytree(demo.output, output, ignore=shutil.ignore_patterns("features", "events*"))
+    packed.mkdir()
+    change(output / model)
+    with pytest.raises(InputError, match=model):
+        pack_models(output, packed)
+    assert list(packed.iterdir()) == []
 
 
 def test_a_stopped_demo_is_resumed(demo, capsys, monkeypatch):
