@@ -18,6 +18,8 @@ from typing import Any
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
+# As for bad input (bua.errors), such as an output that cannot be written.
+OUTPUT_FAILED = 2
 
 _LINES = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
@@ -30,10 +32,18 @@ class OutputClosed(KeyboardInterrupt):
     """Raised where the program that reads standard output has ended, such as ``head`` after its last line, so that a
     command ends as it does after Ctrl-C."""
 
+    exit_code = OUTPUT_CLOSED
+
+
+class OutputFailed(OutputClosed):
+    """Raised where standard output cannot be written, such as to a file on a full disk, after a line that says so."""
+
+    exit_code = OUTPUT_FAILED
+
 
 def ends_on_signals(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns the main function of a tool into one that returns 130 after Ctrl-C, 143 after SIGTERM, and 141 without a
-    word on ``OutputClosed``.
+    """Turns the main function of a tool into one that returns 130 after Ctrl-C, 143 after SIGTERM, 141 without a word
+    on ``OutputClosed``, and 2 on ``OutputFailed``.
 
     The first signal raises KeyboardInterrupt, so that what is begun is finished or removed. Libraries may turn this
     into another exception: NumPy's C interface turns it into ImportError while it is imported. Therefore every
@@ -48,7 +58,7 @@ def ends_on_signals(main: Callable[..., Any]) -> Callable[..., Any]:
                 return _flushed(main, *args, **kwargs)
             except BaseException as error:
                 if isinstance(error, OutputClosed):
-                    return OUTPUT_CLOSED
+                    return error.exit_code
                 if not received and not isinstance(error, KeyboardInterrupt):
                     raise
                 code = received[0] if received else INTERRUPTED

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-from bua.signals import OutputClosed
+from bua.signals import OutputClosed, OutputFailed
 
 # Control characters, marks that change the direction of writing, and parts of a file name that are not UTF-8.
 _ACTING = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
@@ -31,7 +31,8 @@ def printable(text: object) -> str:
 def printable_output() -> Iterator[None]:
     """For the duration of the block, what is printed to standard output and standard error cannot act on a terminal,
     apart from colours and progress bars. Text that is not UTF-8 is printed, too. Where the program that reads standard
-    output has ended, printing raises ``OutputClosed``."""
+    output has ended, printing raises ``OutputClosed``; where it cannot be written, such as on a full disk, one line on
+    standard error says so, and printing raises ``OutputFailed``. A message that standard error refuses is lost."""
     with ExitStack() as stack:
         for stream, redirect, is_output in ((sys.stdout, redirect_stdout, True), (sys.stderr, redirect_stderr, False)):
             # A process without a terminal may have none.
@@ -44,7 +45,7 @@ class _PrintableStream:
     """A text stream that escapes what is written to it, and otherwise behaves as the stream that it writes to.
 
     Args:
-        is_output: Whether it is standard output, whose end raises ``OutputClosed``.
+        is_output: Whether it is standard output, whose end raises ``OutputClosed`` or ``OutputFailed``.
     """
 
     def __init__(self, stream: TextIO, is_output: bool):
@@ -54,11 +55,12 @@ class _PrintableStream:
     def write(self, text: str) -> int:
         if not _CURSOR_MOVES.fullmatch(text):
             text = _NOT_IN_OUTPUT.sub(lambda match: match[1] or _escape(match), text)
-        with self._ends_with_reader():
-            return self._stream.write(text)
+        with self._ends_command():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        with self._ends_with_reader():
+        with self._ends_command():
             self._stream.flush()
 
     def writelines(self, lines: list[str]) -> None:
@@ -66,17 +68,22 @@ class _PrintableStream:
             self.write(line)
 
     @contextmanager
-    def _ends_with_reader(self) -> Iterator[None]:
+    def _ends_command(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
+            # A message that finds no place must not end days of work, nor change the exit code that it explains.
             if not self._is_output:
-                raise
+                return
             # What is still in the buffer is lost. Python would try to write it once more when the process ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-            raise OutputClosed from None
+            if isinstance(error, BrokenPipeError):
+                raise OutputClosed from None
+            reason = f"standard output cannot be written: {error.strerror}"
+            print(f"error: {reason}; make room, or send it elsewhere", file=sys.stderr)
+            raise OutputFailed from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

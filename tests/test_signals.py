@@ -22,9 +22,10 @@ sys.exit(main())
 """
 
 
-def run(body):
+def run(body, **streams):
     script = SCRIPT.format(body=textwrap.indent(textwrap.dedent(body), "    "))
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.run([sys.executable, "-c", script], text=True, timeout=300, **streams)
 
 
 @pytest.mark.parametrize(("signal", "code", "line"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
@@ -91,3 +92,21 @@ def test_forked_processes_end_on_sigterm_as_others_do():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
     """)
     assert (ended.returncode, ended.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("size", [1, 100_000])  # within Python's buffer, and beyond
+def test_standard_output_on_a_full_disk(size):
+    with open("/dev/full", "w") as full:
+        ended = run(f"print('x' * {size})", stdout=full)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: standard output cannot be written: No space left on device; make room, or send it elsewhere\n"
+    )
+
+
+@pytest.mark.parametrize(("body", "code"), [("print('a', file=sys.stderr)", 0), ("raise InputError('a')", 2)])
+def test_a_message_on_a_full_disk_is_lost_and_ends_nothing(body, code):
+    with open("/dev/full", "w") as full:
+        ended = run(f"print('before')\n{body}\nprint('after')", stderr=full)
+    assert ended.returncode == code
+    assert ended.stdout == ("before\nafter\n" if code == 0 else "before\n")
