@@ -35,8 +35,11 @@ def printable_output() -> Iterator[None]:
     standard error says so, and printing raises ``OutputFailed``. A message that standard error refuses is lost."""
     with ExitStack() as stack:
         for stream, redirect, is_output in ((sys.stdout, redirect_stdout, True), (sys.stderr, redirect_stderr, False)):
-            # A process without a terminal may have none.
-            if stream is not None and not isinstance(stream, _PrintableStream):
+            # A process may be started without them. Progress bars need a stream nevertheless.
+            if stream is None:
+                _open_closed_files()
+                stream = stack.enter_context(open(os.devnull, "w"))
+            if not isinstance(stream, _PrintableStream):
                 stack.enter_context(redirect(_PrintableStream(stream, is_output)))
         yield
 
@@ -87,6 +90,14 @@ class _PrintableStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _open_closed_files() -> None:
+    """Opens the null device in place of those of the files 0, 1 and 2 that are closed. Otherwise, files that are opened
+    later get these numbers, and what libraries write to standard error goes into them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -1,4 +1,7 @@
+import shlex
+import subprocess
 import sys
+import textwrap
 
 import pytest
 from tqdm import tqdm
@@ -44,3 +47,28 @@ def test_progress_bars_are_drawn_as_before(capsys):
     assert "\x1b[A" in expected
     with printable_output():
         assert draw() == expected
+
+
+def test_a_process_that_was_started_without_standard_files(tmp_path):
+    body = """
+    import os, sys
+    from tqdm import tqdm
+    from bua.errors import command
+
+    @command
+    def main():
+        with open("written", "w") as file:
+            os.write(2, b"a library's message")
+            print("a message", file=sys.stderr)
+            for _ in tqdm(range(2)):
+                print("a result")
+            file.write("content")
+
+    sys.exit(main())
+    """
+    script = textwrap.dedent(body)
+    ended = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} <&- >&- 2>&-"], cwd=tmp_path, timeout=300
+    )
+    assert ended.returncode == 0
+    assert (tmp_path / "written").read_text() == "content"
