@@ -108,7 +108,9 @@ def _handlers() -> Iterator[list[int]]:
         # The interruption came where Python cannot raise it, such as in a finalizer, and would be lost.
         if isinstance(raised.exc_value, KeyboardInterrupt) and _received:
             _end_at_once()
-        hook(raised)
+        # After a signal, also finalizers fail, such as that of a ZipFile whose constructor was interrupted.
+        if not _received:
+            hook(raised)
 
     _received.clear()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -84,6 +84,21 @@ def test_ctrl_c_where_python_cannot_raise_it():
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
+def test_finalizers_of_what_ctrl_c_left_unfinished_are_silent():
+    ended = run("""
+        class Unfinished:
+            def __init__(self):
+                send(signal.SIGINT)
+                self.file = None
+
+            def __del__(self):
+                self.file
+
+        Unfinished()
+    """)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
+
+
 def test_forked_processes_end_on_sigterm_as_others_do():
     ended = run("""
         child = os.fork()
