@@ -113,6 +113,29 @@ def restore(parts: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> N
                 raise ValueError(f"it is at iteration {part.last_epoch}, the checkpoint at {saved['iteration']}")
 
 
+def check_vocabularies(extra: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    """Checks that words and classes mean what they meant when a checkpoint was saved. Otherwise, weights of the same
+    shape would be those of other words from now on.
+
+    Args:
+        extra: What the checkpoints of the run hold beside its state. Lists in it are vocabularies.
+        saved: The content of the checkpoint, which may lack them.
+        path: The checkpoint, for the message.
+
+    Raises:
+        InputError: A vocabulary has changed.
+    """
+    for key, value in extra.items():
+        before = saved.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            check_vocabularies(value, before, path)
+        elif isinstance(value, list) and isinstance(before, list) and value != before:
+            raise InputError(
+                f"{path}: {key} was another list when this was saved, such as before the data set was prepared anew; "
+                "resume with the data that the run started with, or change OUTPUT_DIR to start again"
+            )
+
+
 @contextmanager
 def reported_misfit(path: Path, name: str) -> Iterator[None]:
     """A context in which an error becomes an InputError which says that a part of a checkpoint does not fit."""

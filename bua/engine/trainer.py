@@ -27,7 +27,7 @@ from bua.engine.log import TrainingLog
 from bua.engine.losses import LossHistory, NonFiniteLoss
 from bua.engine.optimizer import can_skip_updates
 from bua.engine.random_state import preserved_random_state, random_state, set_random_state
-from bua.engine.resume import checkpoint_to_resume, read_to_resume, reported_misfit, restore
+from bua.engine.resume import check_vocabularies, checkpoint_to_resume, read_to_resume, reported_misfit, restore
 from bua.errors import InputError, make_folder
 from bua.precision import autocast_dtype
 
@@ -371,6 +371,7 @@ class Trainer:
     def _restore(self, path: Path) -> dict:
         """Restores the state of the run from a checkpoint, and returns its content."""
         saved = read_to_resume(path, self.output_dir, self.max_iter)
+        check_vocabularies(self.extra, saved, path)
         load_weights(self.model, path)
         parts = {name: part for name, part in self._parts().items() if name != "model"}
         if "data" not in saved:

@@ -394,3 +394,12 @@ def test_a_resumed_run_knows_its_best(tmp_path):
     train_toy(tmp_path, max_iter=3, evaluate=lambda: {"accuracy": 0.75}, eval_period=3, best="accuracy")
     train_toy(tmp_path, max_iter=4, resume=True, evaluate=lambda: {"accuracy": 0.5}, eval_period=4, best="accuracy")
     assert read_checkpoint(tmp_path / "model_best.pth")["iteration"] == 3
+
+
+@pytest.mark.parametrize("extra", [{"words": ["dog", "cat"]}, {"detector": {"objects": ["a"], "config": "B: 2"}}])
+def test_a_run_with_another_vocabulary_is_not_resumed(tmp_path, extra):
+    before = {"words": ["cat", "dog"], "detector": {"objects": ["a", "b"], "config": "A: 1"}}
+    train_toy(tmp_path, max_iter=2, extra=before)
+    with pytest.raises(InputError, match=r"model_final.pth: \w+ was another list when this was saved"):
+        train_toy(tmp_path, max_iter=3, resume=True, extra=before | extra)
+    train_toy(tmp_path, max_iter=3, resume=True, extra=before | {"detector": {"objects": ["a", "b"], "config": "C"}})
