@@ -96,7 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--crop-weights",
-        help="weights of this ResNet-50, a state dict of torchvision's; default: its ImageNet weights, by download",
+        help="weights of this ResNet-50: a state dict of torchvision's, as a file or an address, or `random` for "
+        "random weights; default: its ImageNet weights, by download",
     )
     group.add_argument(
         "--grid", action="store_true", help="write the cells of the feature map as features, instead of regions"

@@ -290,3 +290,5 @@ def test_help_names_everything(capsys):
     text = capsys.readouterr().out
     for option in ("--images", "--boxes", "--grid", "--regressed", "--num-gpus", "--ray", "--precision", "--on-error"):
         assert option in text
+    # The two options that take weights.
+    assert " ".join(text.split()).count("`random` for random weights") == 2
