@@ -16,7 +16,7 @@ from bua.features.ids import image_id_of, parse_id, warnings_off
 from bua.features.readers import check_ids, format_for
 from bua.features.settings import read_settings, settings_file
 from bua.features.store import FeatureStore, FeatureWriter, check_format, open_features, open_writer
-from bua.io.files import whole_file
+from bua.io.files import Locked, whole_file
 from bua.regular_files import read_regular
 
 SYNC_SECONDS = 30.0
@@ -74,6 +74,8 @@ def convert_features(
     new_settings = _new_settings(settings, format, reader)
     _check_settings(target, new_settings, reader)
     name = f"{target} ({format}{f' for {reader}' if reader else ''})"
+    # What an earlier run has staged is kept, to be continued.
+    begun = target.exists() or _staged(target).exists()
     try:
         _try_first_image(store, target, format, known, rename, reader, name)
         with open_writer(target, format, known or None, reader) as writer:
@@ -87,8 +89,11 @@ def convert_features(
         raise InputError(
             f"{target}: cannot be written: {error.strerror}; free some space and repeat the command to continue"
         ) from error
+    except Locked:
+        # What is there is being written by another process.
+        raise
     except InputError:
-        if not target.exists():
+        if not begun and not target.exists():
             _remove_beginnings(target)
         raise
     return copied

@@ -6,6 +6,7 @@ from feature_samples import LABELS, assert_same, sample
 
 from bua.errors import InputError
 from bua.features import convert_features, open_features, open_writer
+from bua.features.convert import copy_missing
 
 ABOUT = {
     "object_vocabulary": [f"object {number}" for number in range(1600)],
@@ -246,6 +247,38 @@ def test_conversion_that_cannot_succeed_leaves_the_name_free_for_a_corrected_one
         convert_features(source, target, "hdf5")
     assert not list(tmp_path.glob("target*"))
     assert convert_features(source, target, "ban-hdf5") == 2
+
+
+def test_a_second_conversion_at_the_same_time_leaves_the_first_alone(source, tmp_path, images):
+    target, staged = tmp_path / "target.hdf5", tmp_path / "target.hdf5.partial"
+
+    class Refusing(dict):
+        """Features during whose reading a second conversion begins."""
+
+        def __getitem__(self, image_id):
+            if staged.exists():
+                with pytest.raises(InputError, match="is writing to it; wait until it is done, or stop it"):
+                    convert_features(source, target, "ban-hdf5")
+            return super().__getitem__(image_id)
+
+    with open_writer(target, "ban-hdf5") as writer:
+        assert copy_missing(Refusing(open_features(source)), writer, "target") == 3
+        writer.finish()
+    assert len(open_features(target)) == 3
+
+
+def test_a_conversion_that_fails_keeps_what_an_interrupted_one_has_staged(tmp_path):
+    source, target = tmp_path / "source.tsv", tmp_path / "target.hdf5"
+    images = sample(1, 3), sample(2, 5)
+    with open_writer(source, "tsv") as writer:
+        for image in images:
+            writer.append(image)
+        writer.finish()
+    with open_writer(target, "hdf5") as writer:
+        writer.append(images[0])
+    with pytest.raises(InputError, match=r"target\.hdf5"):
+        convert_features(source, target, "hdf5")
+    assert (tmp_path / "target.hdf5.partial").exists()
 
 
 @pytest.mark.parametrize(("format", "order"), [("tsv", [7, "a b", 5]), ("npz", [5, 7, "a b"]), ("mmf", [5, 7, "a b"])])
