@@ -10,9 +10,11 @@ from bua.shapes.text import ask_questions, plain_text, write_sentence
 from bua.visualization.draw import save_image
 
 # Other images than those that the models were trained on, which have the random seed 0, and those of the demo.
-SEED = 2
+SEED = 4
 # The number of things in an image of the examples.
 FEWEST, MOST = 3, 6
+# The number of kinds of questions.
+KINDS = 7
 
 
 @dataclass
@@ -39,6 +41,8 @@ def draw_examples(folder: Path, count: int = 6) -> list[Example]:
         if FEWEST <= len(scene.things) <= MOST and scene.width > scene.height:
             path = folder / f"shapes_{len(examples) + 1}.png"
             save_image(path, draw_scene(scene))
-            question = ask_questions(scene, 1, rng)[0].text
+            # One question of each kind, as far as the image allows. Each example takes another kind.
+            questions = ask_questions(scene, KINDS, rng)
+            question = questions[len(examples) % len(questions)].text
             examples.append(Example(path, question, plain_text(write_sentence(scene, rng))))
     return examples

@@ -25,6 +25,9 @@ _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 # one that is sent to the page of `bua app`, would take hours.
 MAX_LENGTH = 5000
 
+# An article that no noun follows is no phrase, such as the one in "to the right of".
+_ARTICLES = ("a", "an", "the")
+
 # Flickr30k's sentences have blanks before punctuation, which would otherwise be part of the word.
 _PUNCTUATION = re.compile(r"(?<=[^\s.])([.!;:]+)(?=\s|$)")
 
@@ -64,7 +67,8 @@ def find_phrases(
     """Finds the phrases of a sentence.
 
     Where the sentence has brackets, as in "[a man] in [a hat]", they mark the phrases. Otherwise a phrase is a sequence
-    of words whose tags are not OUTSIDE; it ends at a comma, and before a word with the tag BEGIN.
+    of words whose tags are not OUTSIDE; it ends at a comma, and before a word with the tag BEGIN. An article alone is
+    none.
 
     Returns:
         The words of the sentence, and for each phrase the place of its first word and the place behind its last word.
@@ -91,6 +95,7 @@ def find_phrases(
                 spans[-1] = (spans[-1][0], len(words) + 1)
             is_open = tag != OUTSIDE
             words.append(word)
+    spans = [(start, end) for start, end in spans if end > start + 1 or words[start] not in _ARTICLES]
     if not spans:
         raise InputError(
             f"sentence {sentence!r}: no phrase in it; put brackets around them, as in '[a man] in [a hat]'"

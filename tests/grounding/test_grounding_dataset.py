@@ -287,6 +287,7 @@ def test_tags(prepared):
         ("a man, a woman's hand and people", ["a man", "a woman 's hand", "people"]),
         ("a dog, hat", ["a dog", "hat"]),
         ("a zebra holds a blue hat", ["a zebra", "a blue hat"]),
+        ("a man in a hat holds a wearing a dog", ["a man", "a hat", "a dog"]),
         ("[man] in a [hat], wearing [a dog].", ["man", "hat", "a dog"]),
         ("a [man]'s [hat , a dog]", ["man", "hat a dog"]),
     ],
