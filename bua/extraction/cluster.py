@@ -13,6 +13,7 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -87,16 +88,44 @@ def connect_to_ray(
         raise InputError("--ray: Ray is not installed; run `pip install ray`") from error
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        _check_head(address)
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises many types, among them Exception itself
         reason = " ".join(str(error).split())
-        raise InputError(f"--ray {address}: no cluster there ({reason}); start one with `ray start --head`") from error
+        named = os.environ.get("RAY_ADDRESS") if address == "auto" else None
+        advice = f", or change RAY_ADDRESS, which is {named}" if named else ""
+        raise InputError(
+            f"--ray {address}: no cluster there ({reason}); start one with `ray start --head`{advice}"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init sets one that ends the process with exit code 15
     try:
         yield RayCluster(config, shards, device, shard_size)
     finally:
         ray.shutdown()
+
+
+def _check_head(address: str) -> None:
+    """Raises an OSError if the head of the cluster at ``address`` accepts no connection.
+
+    ``ray.init`` would try to reach it for a quarter of an hour. A head that was killed leaves its address in Ray's
+    folder, where "auto" finds it.
+    """
+    try:
+        # Ray has no public function for this. If another version of Ray lacks it, ray.init alone looks for the head.
+        from ray._private.services import canonicalize_bootstrap_address as find_head
+    except ImportError:
+        return
+    if "://" in address or (address == "auto" and "://" in os.environ.get("RAY_ADDRESS", "")):
+        return  # a server of Ray Client, for which ray.init has a limit of its own
+    head = find_head(address)
+    if head is None:  # a cluster that ray.init starts
+        return
+    host, _, port = head.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_SECONDS).close()
+    except OSError as error:
+        raise OSError(f"{head} cannot be reached: {error.strerror or error}") from error
 
 
 class RayCluster:

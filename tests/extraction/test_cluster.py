@@ -3,6 +3,7 @@ import functools
 import os
 import re
 import signal
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -350,21 +351,58 @@ def test_paths_of_a_config_are_absolute_for_other_machines(running, tmp_path, mo
 
 
 def test_a_cluster_that_does_not_exist_or_does_not_start_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
-
-    def connect():
-        with connect_to_ray(FakeExtractorConfig(), "nonsense", a_folder(tmp_path), "cpu"):
+    def connect(address):
+        with connect_to_ray(FakeExtractorConfig(), address, a_folder(tmp_path), "cpu"):
             pytest.fail("joined")
 
     with pytest.raises(InputError, match=r"^--ray nonsense: no cluster there \(.*\); start one with .*$"):
-        connect()
+        connect("nonsense")
 
     def init(**_):
         raise Exception("The current node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(InputError, match=r"^--ray nonsense: no cluster there \(The current node timed out"):
-        connect()
+    with pytest.raises(InputError, match=r"^--ray local: no cluster there \(The current node timed out"):
+        connect("local")
+
+
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:1"])
+def test_a_head_that_was_killed_is_one_line_without_a_wait(tmp_path, monkeypatch, address):
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("looked for the head"))
+    where = f"--ray {address}: no cluster there"
+    if address == "auto":
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        advice = r"start one with `ray start --head`, or change RAY_ADDRESS, which is 127\.0\.0\.1:1$"
+    else:
+        advice = "start one with `ray start --head`$"
+    for seconds, reason in ((30, "Connection refused"), (0.01, "timed out")):
+        if reason == "timed out":
+
+            def wait(to, timeout):
+                assert (to[1], timeout) == (1, 0.01)
+                raise TimeoutError("timed out")
+
+            monkeypatch.setattr(socket, "create_connection", wait)
+        monkeypatch.setattr(cluster_module, "HEAD_SECONDS", seconds)
+        with (
+            pytest.raises(InputError, match=rf"^{where} \([0-9.]+:1 cannot be reached: {reason}\); {advice}"),
+            connect_to_ray(FakeExtractorConfig(), address, a_folder(tmp_path), "cpu"),
+        ):
+            pytest.fail("joined")
+
+
+@pytest.mark.parametrize("address", ["local", "ray://127.0.0.1:1", "auto"])
+def test_a_cluster_that_ray_itself_starts_or_finds_is_not_looked_for(tmp_path, monkeypatch, address):
+    def init(**options):
+        raise ConnectionError(f"init {options['address']}")
+
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:1")
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(InputError, match=rf"no cluster there \(init {address}\)"),
+        connect_to_ray(FakeExtractorConfig(), address, a_folder(tmp_path), "cpu"),
+    ):
+        pytest.fail("joined")
 
 
 def test_usage_is_not_reported(running):
