@@ -1,13 +1,17 @@
 """Downloads released weights, by short names or by addresses, into a cache."""
 
 import difflib
+import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import LocalEntryNotFoundError
 
 from bua.download.catalog import GENOME_LISTS, GENOME_VOCABULARIES
 from bua.download.space import NoSpace
@@ -277,7 +281,9 @@ def _fetch_release(name: str, release: Release) -> Path:
     reasons = [f"{address} is gone" for address in release.gone]
     for address in release.addresses:
         try:
-            return _fetch_hugging_face(address) if address.startswith("hf://") else download(address, path)
+            if address.startswith("hf://"):
+                return _fetch_hugging_face(address, "try again later")
+            return download(address, path)
         except NoSpace:
             raise
         except InputError as error:
@@ -289,7 +295,7 @@ def _fetch_address(address: str, checksum: str | None = None) -> Path:
     if address.startswith("detectron2://"):
         address = _DETECTRON2 + address.removeprefix("detectron2://")
     if address.startswith("hf://"):
-        return _fetch_hugging_face(address)
+        return _fetch_hugging_face(address, "try again, or get the file in another way and give its path")
     if not address.startswith(("http://", "https://")):
         raise InputError(
             f"{address[:200]!r}: bua cannot download from this address; use http(s)://, hf:// or detectron2://"
@@ -317,18 +323,43 @@ def _earlier_copy(address: str) -> str:
     return f" ({copy} is a file of this name, but may be from another server)" if is_below and is_cached(copy) else ""
 
 
-def _fetch_hugging_face(address: str) -> Path:
+def _fetch_hugging_face(address: str, advice: str) -> Path:
     owner, _, rest = address.removeprefix("hf://").partition("/")
     repository, _, file = rest.partition("/")
     file = file or "pytorch_model.bin"
     if not all(_PART.fullmatch(part) for part in (owner, repository, *file.split("/"))):
         raise InputError(f"{address[:200]!r}: is not hf://<owner>/<repository>[/<file>]; correct it")
     try:
-        return Path(hf_hub_download(f"{owner}/{repository}", file))
+        with _retries_in_one_line():
+            return Path(hf_hub_download(f"{owner}/{repository}", file))
     # The exceptions of huggingface_hub are open: from release to release it goes over to another HTTP client, whose
     # exceptions it lets pass.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{address}: cannot be downloaded ({reason}); try again, or get the file in another way and give its path"
-        ) from error
+        # Where there is no network, the cause says why, and the error itself only gives advice.
+        told = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+        reason = (str(told).strip() or type(told).__name__).splitlines()[0]
+        raise InputError(f"{address}: cannot be downloaded ({reason}); {advice}") from error
+
+
+@contextmanager
+def _retries_in_one_line() -> Iterator[None]:
+    """For the duration of the block, huggingface_hub says once, and in one line, why it tries again.
+
+    It has a handler of its own, beside which its messages would also go to that of a program's root logger. For each
+    try, it has a message with the reason and one with the wait that follows.
+    """
+    hub = logging.getLogger("huggingface_hub")
+    propagates, handlers = hub.propagate, list(hub.handlers)
+    hub.propagate = propagates and not handlers
+    for handler in handlers:
+        handler.addFilter(_is_no_wait)
+    try:
+        yield
+    finally:
+        hub.propagate = propagates
+        for handler in handlers:
+            handler.removeFilter(_is_no_wait)
+
+
+def _is_no_wait(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Retrying in ")

@@ -1,5 +1,7 @@
 import functools
+import io
 import json
+import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import LocalEntryNotFoundError
 
 import bua.weights.cache
 from bua.checkpoint import load_checkpoint
@@ -286,6 +289,50 @@ def test_hugging_face_without_a_network(monkeypatch, tmp_path):
     message = r"hf://unc-nlp/frcnn-vg-finetuned: cannot be downloaded .* in another way and give its path"
     with pytest.raises(InputError, match=message):
         fetch("hf://unc-nlp/frcnn-vg-finetuned")
+
+
+def test_without_a_network_each_retry_is_one_line_and_the_error_says_once_what_to_do(
+    monkeypatch, tmp_path, hub, printed
+):
+    def without_network(*_):
+        log = logging.getLogger("huggingface_hub.utils._http")
+        for retry in range(1, 3):
+            log.warning("'Name or service not known' thrown while requesting HEAD https://huggingface.co/a")
+            log.warning("Retrying in %ds [Retry %d/2].", retry, retry)
+        try:
+            raise OSError("Name or service not known")
+        except OSError as error:
+            raise LocalEntryNotFoundError("Please check your connection and try again.") from error
+
+    monkeypatch.setattr(zoo, "hf_hub_download", without_network)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises(InputError) as error:
+        fetch("vinvl-x152c4")
+    assert (
+        printed.getvalue().splitlines()
+        == ["'Name or service not known' thrown while requesting HEAD https://huggingface.co/a"] * 2
+    )
+    assert str(error.value).endswith(
+        "vinvl_vg_x152c4.pth: cannot be downloaded (Name or service not known); try again later; get "
+        f"vinvl_vg_x152c4.pth in another way and put it at {tmp_path}/bua/vinvl-x152c4/vinvl_vg_x152c4.pth"
+    )
+    assert hub.propagate
+    assert not hub.handlers[0].filters
+
+
+@pytest.fixture
+def printed():
+    return io.StringIO()
+
+
+@pytest.fixture
+def hub(printed, monkeypatch):
+    """The logger of huggingface_hub with a handler of its own, while the root logger has one, too."""
+    hub = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(hub, "handlers", [logging.StreamHandler(printed)])
+    monkeypatch.setattr(hub, "propagate", True)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(printed)])
+    return hub
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a\nb"), OSError(5, "text"), type("ReadTimeout", (Exception,), {})()])
