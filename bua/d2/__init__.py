@@ -1,5 +1,13 @@
 """bua as an extension of Detectron2. Importing this package registers its parts with Detectron2."""
 
+import warnings
+
+with warnings.catch_warnings():
+    # Detectron2's and fvcore's use of torch.jit.script, which newer releases of torch warn of.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import detectron2.engine  # noqa: F401
+
 from bua.config import add_bua_config
 from bua.d2.anchors import BUAAnchorGenerator
 from bua.d2.backbone import build_bua_resnet_backbone

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import re
+import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.logger import setup_logger
 from fvcore.common.config import CfgNode
 from torch.utils.data import Dataset, Subset
 
@@ -57,6 +59,9 @@ from bua.weights.files import check_finite, read_file
 from bua.weights.zoo import fetch
 
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
+# Loggers of Detectron2 that describe a run: the environment, the configuration, the network, and the scores in a form
+# for programs.
+_DESCRIBING = ("detectron2", "detectron2.engine.defaults", "detectron2.evaluation.testing")
 
 
 class Trainer(DefaultTrainer):
@@ -338,10 +343,21 @@ def _has_traceback_to_log(record: logging.LogRecord) -> bool:
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     if cfg.INPUT.FORMAT != "BGR":
         raise InputError(f"config: INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; bua's data loaders give BGR, so set it to BGR")
-    logging.getLogger("detectron2").addFilter(_without_colours)
+    # The handlers that default_setup, which calls this with the same arguments, uses for its first messages.
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+    logger.addFilter(_without_colours)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.addFilter(_is_for_console)
     default_setup(cfg, args)
     # Detectron2 leaves torch's defaults with FLOAT32_PRECISION "". Both engines compute the same.
     set_float32_precision(cfg.FLOAT32_PRECISION)
+
+
+def _is_for_console(record: logging.LogRecord) -> bool:
+    """Returns whether a record is shown: not the hundreds of lines that describe the run, which are in OUTPUT_DIR's
+    ``log.txt``."""
+    return record.levelno >= logging.WARNING or record.name not in _DESCRIBING
 
 
 def _without_colours(record: logging.LogRecord) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,8 @@ def last_lines(folder, number):
 def test_train_resume_evaluate(run, shapes_root, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run("detectron2", SOLVER__AMP__ENABLED=True, TEST__EVAL_PERIOD=2) == 0
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" %")]
+    out = capsys.readouterr().out
+    printed = [line for line in out.splitlines() if line.endswith(" %")]
     assert [line.split()[0] for line in printed[:2]] == ["objects/original/mAP50", "objects/original/weighted_mAP50"]
     assert len(printed) == 2 * 9  # after each evaluation
     *lines, metrics = last_lines(folder, 3)
@@ -73,7 +76,12 @@ def test_train_resume_evaluate(run, shapes_root, tmp_path, capsys):
     files = {"objects.json", "attributes.json", "objects_corrected.tsv", "attributes_original.tsv"}
     for checkpoint in ("model_0000001", "model_final"):
         assert files < {path.name for path in (evaluations / checkpoint).iterdir()}
-    assert "\x1b[" not in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "\x1b[" not in log
+    for text in ("Environment info", "IMS_PER_BATCH: 2", "AttributeRCNN(", "copypaste: Task: objects"):
+        assert text in log
+        assert text not in out
+    assert "total_loss: " in out
     coco = COCO(str(shapes_root / "shapes" / "annotations" / "shapes_test.json"))
     assert coco.loadRes(str(evaluations / "model_final" / "objects.json")).anns
     kept = (evaluations / "model_0000001" / "objects.json").read_bytes()
@@ -99,6 +107,12 @@ def test_train_resume_evaluate(run, shapes_root, tmp_path, capsys):
     assert with_rows[0] == with_rows[1]
     changed = {name for name, value in with_rows[0].items() if value != tables[0][name]}
     assert changed == {"attributes/original/mAP50", "attributes/original/weighted_mAP50"}
+
+
+def test_importing_detectron2_says_nothing_of_deprecated_functions():
+    check = "import warnings; warnings.simplefilter('error', FutureWarning); import bua.d2"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 def test_engines_continue_from_each_others_checkpoints(run, tmp_path):
