@@ -12,6 +12,9 @@ from bua.terminal import printable, printable_output
 
 INPUT_ERROR = 2
 
+# Why a file cannot be written: the disk is full, it or the folder is read-only, or the user lacks the permission.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
 _IDS_SHOWN = 5
 _NAME_SHOWN = 80  # characters of a name that is too long
 
@@ -60,9 +63,10 @@ def shown(value: object) -> str:
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turns the main function of a tool into one that returns its exit code.
 
-    An ``InputError`` becomes one line on standard error and exit code 2, and so does a path that is too long for the
-    file system; Ctrl-C becomes exit code 130, and SIGTERM 143. Any other exception is a defect of bua and keeps its
-    traceback. Nothing that is printed can act on a terminal (``bua.terminal``).
+    An ``InputError`` becomes one line on standard error and exit code 2, and so do a path that is too long for the file
+    system, a full disk, and a place where one may not write; Ctrl-C becomes exit code 130, and SIGTERM 143. Any other
+    exception is a defect of bua and keeps its traceback. Nothing that is printed can act on a terminal
+    (``bua.terminal``).
     """
 
     stoppable = ends_on_signals(main)
@@ -76,10 +80,16 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             print(f"error: {error}", file=sys.stderr)
             return INPUT_ERROR
         except OSError as error:
-            # Every place that looks for a file can raise this, also where only its existence is asked for.
-            if error.errno != errno.ENAMETOOLONG:
+            # Every place that looks for a file can raise the first, also where only its existence is asked for.
+            if error.errno == errno.ENAMETOOLONG:
+                line = f"{printable(error.filename):.{_NAME_SHOWN}}...: this path is too long"
+            elif error.errno in _NOT_WRITTEN:
+                # An error that comes only with the data does not know its file.
+                place = "the output" if error.filename is None else printable(error.filename)
+                line = f"{place}: {error.strerror}; mend this and run the same command again, or choose another place"
+            else:
                 raise
-            print(f"error: {printable(error.filename):.{_NAME_SHOWN}}...: this path is too long", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
             return INPUT_ERROR
 
     return run

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from bua.errors import InputError, command, make_folder, shown
@@ -47,6 +49,24 @@ def test_a_path_that_is_too_long_is_one_line(capsys, tmp_path):
     assert capsys.readouterr().err.endswith("...: this path is too long\n")
     with pytest.raises(FileNotFoundError):
         main(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the output: No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/\x1ba"), "/ro/\\x1ba: Read-only file system"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: Permission denied"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(capsys, error, line):
+    @command
+    def main():
+        raise error
+
+    assert main() == 2
+    expected = f"error: {line}; mend this and run the same command again, or choose another place\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_value_of_any_size_and_depth_is_shown_in_a_short_text():
