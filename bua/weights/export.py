@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from bua.errors import InputError
 from bua.io.files import whole_file
 from bua.modeling.anchors import cell_anchors
 from bua.weights.layouts import (
@@ -107,15 +108,25 @@ def write_weights(path: str | Path, weights: Weights, *, bare: bool = False) -> 
     Args:
         bare: Whether to write only the tensors, as Hugging Face does, instead of putting them under the key "model",
             as Detectron2 does. Pickles always have the key.
+
+    Raises:
+        InputError: The disk is full, or the file cannot be written.
     """
     path = Path(path)
     weights = {name: value.contiguous() for name, value in weights.items()}
-    with whole_file(path, durable=True) as file:
-        if path.suffix == ".pkl":
-            arrays = {name: value.numpy() for name, value in weights.items()}
-            pickle.dump({"model": arrays, "__author__": "bua"}, file)
-        else:
-            torch.save(weights if bare else {"model": weights}, file)
+    try:
+        with whole_file(path, durable=True) as file:
+            if path.suffix == ".pkl":
+                arrays = {name: value.numpy() for name, value in weights.items()}
+                pickle.dump({"model": arrays, "__author__": "bua"}, file)
+            else:
+                torch.save(weights if bare else {"model": weights}, file)
+    except (OSError, RuntimeError) as error:
+        # If writing fails, torch raises a RuntimeError of its own instead of the file's error.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else "the disk is full or has failed"
+        raise InputError(f"{path}: cannot be written: {reason}; free space, or name another file") from error
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -12,9 +12,11 @@ from script_loading import load_script
 from bua.checkpoint import identify, load_checkpoint, load_weights, save_checkpoint
 from bua.config import load_cfg
 from bua.detection.description import describe_detector
+from bua.errors import InputError
 from bua.modeling import build_detector
 from bua.modeling.anchors import cell_anchors
 from bua.modeling.boxes import pairwise_iou
+from bua.weights.export import write_weights
 from bua.weights.layouts import ANCHORS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,3 +169,11 @@ def test_a_model_of_a_task_is_refused(main, tmp_path, capsys, layout):
     assert main([str(tmp_path / "vqa.pth"), str(tmp_path / "out.pth"), "--to", layout]) == 2
     assert "vqa.pth: is not a detector; a task's model that bua trained needs no conversion" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize("name", ["detector.pth", "detector.pkl"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, name):
+    (tmp_path / f"{name}.tmp").symlink_to("/dev/full")  # each write to this device fails as on a full disk
+    with pytest.raises(InputError, match=f"{name}: cannot be written: .*; free space, or name another file"):
+        write_weights(tmp_path / name, {"weight": torch.zeros(10_000)})
+    assert not list(tmp_path.iterdir())
