@@ -9,7 +9,7 @@ import h5py
 
 from bua.errors import InputError
 from bua.features.checks import check_expansion
-from bua.regular_files import open_regular
+from bua.features.hdf5_heaps import check_heaps
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -21,7 +21,7 @@ def open_hdf5(path: Path) -> h5py.File:
     """
     if not path.exists() and path.with_name(f"{path.name}.partial").exists():
         raise InputError(f"{path}: is not finished; run the extraction again, or read {path.name}.partial")
-    open_regular(path).close()  # HDF5 would wait for a named pipe
+    check_heaps(path)
     file = h5py.File(path, "r")
     try:
         # Where the table of names is damaged, looking for one would take all memory, while this fails at once.
