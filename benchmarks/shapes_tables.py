@@ -86,8 +86,8 @@ def readme_table(scores: dict[str, Any]) -> str:
         ["Shapes, test split", "score", "blind baseline", "ground-truth regions"],
         [
             ["detector, mAP at 0.5: objects, attributes", both_maps(detector), "", ""],
-            ["Up-Down VQA, official accuracy"]
-            + [
+            [
+                "Up-Down VQA, official accuracy",
                 f"{percent(vqa['updown'], 'all')} ({percent(vqa['updown_no_boxes'], 'all')} without boxes)",
                 *(percent(vqa[name], "all") for name in ("blind", "perfect")),
             ],
