@@ -75,10 +75,13 @@ def test_an_image_with_numbers_that_are_not_finite_fails_alone(tmp_path, format)
 def test_an_output_that_is_taken_away_is_noticed(tmp_path, format, step):
     path = tmp_path / "x"
     written = tmp_path / "x.partial" if "hdf5" in format else path
+    # The region is the only cell of a grid.
+    regions = sample(1, count=1)
+    regions.boxes[0] = 0, 0, regions.width, regions.height
 
     def write():
         with open_writer(path, format, ABOUT) as writer:
-            writer.append(sample(1, count=1))
+            writer.append(regions)
             writer.sync()
             if step == "sync":
                 written.rename(tmp_path / "moved")

@@ -99,7 +99,8 @@ def test_what_questions_alone_give_away(world, tmp_path):
 
 
 def test_a_checkpoint_has_all_that_answering_needs(world, tmp_path):
-    train_vqa(configure(world, tmp_path, "SOLVER.EPOCHS", 1, "MODEL.UPDOWN.STANDARDIZE", True))
+    options = ["SOLVER.EPOCHS", 1, "MODEL.UPDOWN.STANDARDIZE", True, "DATA.BOXES", False]
+    train_vqa(configure(world, tmp_path, *options))
     for name in ("model_best.pth", "model_final.pth"):
         vqa = load_vqa(tmp_path / name)
         assert set(COLORS) <= set(vqa.answers.answers)
