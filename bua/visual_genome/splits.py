@@ -105,7 +105,7 @@ def choose_splits(
     targets = {split: root / "splits" / f"{split}.txt" for split in SPLITS}
     for target in targets.values():
         if find_lines(target) is not None:
-            raise InputError(f"{target}: the file exists already; move it away to build new splits")
+            raise InputError(f"{target}: the file exists already; move it away, or leave out --build-splits to use it")
     sizes = {"val": num_val, "test": num_test}
     for split, size in sizes.items():
         if size < 1:

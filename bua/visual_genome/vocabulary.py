@@ -99,7 +99,9 @@ def choose_vocabularies(
     targets = {kind: folder / f"{kind}_vocab.txt" for kind in sizes}
     for target in targets.values():
         if find_lines(target) is not None:
-            raise InputError(f"{target}: the file exists already; move it away to build a new one")
+            raise InputError(
+                f"{target}: the file exists already; move it away, or leave out --build-vocabulary to use it"
+            )
     counts = vars(count_names(sources, progress))
     chosen = {kind: _most_frequent(counts[kind], kind, size, targets[kind], root) for kind, size in sizes.items()}
     lists = {}
