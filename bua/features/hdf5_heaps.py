@@ -54,11 +54,12 @@ def check_heaps(path: Path) -> None:
         (base,) = struct.unpack_from("<Q", header, at)
         *_, kind, tree, heap = _ENTRY.unpack_from(header, at + _ADDRESSES)
         groups = {heap: tree} if kind == _GROUP else {}
-        waiting = dict(groups)
+        waiting, nodes = dict(groups), set[int]()
         while waiting:
             heap, tree = waiting.popitem()
             _check_heap(file.fileno(), base, heap)
-            below = {heap: tree for heap, tree in _groups_in(file.fileno(), base, tree, _DEEPEST) if heap not in groups}
+            found = _groups_in(file.fileno(), base, tree, _DEEPEST, nodes)
+            below = {heap: tree for heap, tree in found if heap not in groups}
             groups |= below
             waiting |= below
 
@@ -79,17 +80,23 @@ def _check_heap(file: int, base: int, address: int) -> None:
         free, _ = _FREE.unpack(place)
 
 
-def _groups_in(file: int, base: int, tree: int, levels: int) -> Iterator[tuple[int, int]]:
-    """Yields the heap and the tree of each group below a node of a group's tree."""
+def _groups_in(file: int, base: int, tree: int, levels: int, nodes: set[int]) -> Iterator[tuple[int, int]]:
+    """Yields the heap and the tree of each group below a node of a group's tree.
+
+    Args:
+        levels: Number of levels that are followed.
+        nodes: Addresses of the nodes that were followed before, which are not followed again; it is extended.
+    """
     node = _read(file, base + tree, _TREE.size)
-    if len(node) < _TREE.size or not levels:
+    if len(node) < _TREE.size or not levels or tree in nodes:
         return
+    nodes.add(tree)
     signature, _, _, count, *_ = _TREE.unpack(node)
     if signature == b"TREE":
         # A key stands before each address, and one behind the last.
         content = _read(file, base + tree + _TREE.size, 16 * count)
         for number in range(len(content) // 16):
-            yield from _groups_in(file, base, struct.unpack_from("<Q", content, 16 * number + 8)[0], levels - 1)
+            yield from _groups_in(file, base, struct.unpack_from("<Q", content, 16 * number + 8)[0], levels - 1, nodes)
         return
     signature, _, count = _SYMBOLS.unpack_from(node)
     if signature == b"SNOD":

@@ -53,6 +53,17 @@ def test_a_list_of_free_places_without_an_end_is_refused(tmp_path, base):
                 check_heaps(path)
 
 
+def test_a_tree_that_comes_back_to_itself_is_followed_once(tmp_path):
+    path = tmp_path / "x.hdf5"
+    _write(path)
+    content = bytearray(path.read_bytes())
+    tree = content.index(b"TREE")
+    struct.pack_into("<H", content, tree + 6, 40)
+    struct.pack_into("<80Q", content, tree + 24, *[tree] * 80)
+    path.write_bytes(content)
+    check_heaps(path)
+
+
 def test_features_whose_names_are_damaged_are_refused(tmp_path):
     path = tmp_path / "features.hdf5"
     with h5py.File(path, "w") as file:
