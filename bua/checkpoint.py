@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bua.errors import InputError
-from bua.io.files import whole_file
-from bua.weights.files import check_finite, read_file, read_weights
+from bua.weights.files import check_finite, read_file, read_weights, written_whole
 from bua.weights.layouts import ANCHORS, PER_ANCHOR, Layout, LayoutError, anchor_convention, find_layout, to_bua
 from bua.weights.zoo import fetch
 
@@ -177,15 +176,8 @@ def save_checkpoint(path: str | Path, **state) -> None:
     Raises:
         InputError: The disk is full, or the file cannot be written. An older file of this name is kept.
     """
-    try:
-        with whole_file(Path(path), durable=True) as file:
-            torch.save(state, file)
-    except (OSError, RuntimeError) as error:
-        # If writing fails, torch raises a RuntimeError of its own instead of the file's error.
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else "the disk is full or has failed"
-        raise InputError(f"{path}: cannot be written: {reason}; free space, or name another folder") from error
+    with written_whole(Path(path), "folder") as file:
+        torch.save(state, file)
 
 
 def read_checkpoint(path: str | Path) -> dict:

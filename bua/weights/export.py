@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from bua.errors import InputError
-from bua.io.files import whole_file
 from bua.modeling.anchors import cell_anchors
+from bua.weights.files import written_whole
 from bua.weights.layouts import (
     ANCHORS,
     ASPECT_RATIOS,
@@ -114,19 +113,12 @@ def write_weights(path: str | Path, weights: Weights, *, bare: bool = False) -> 
     """
     path = Path(path)
     weights = {name: value.contiguous() for name, value in weights.items()}
-    try:
-        with whole_file(path, durable=True) as file:
-            if path.suffix == ".pkl":
-                arrays = {name: value.numpy() for name, value in weights.items()}
-                pickle.dump({"model": arrays, "__author__": "bua"}, file)
-            else:
-                torch.save(weights if bare else {"model": weights}, file)
-    except (OSError, RuntimeError) as error:
-        # If writing fails, torch raises a RuntimeError of its own instead of the file's error.
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else "the disk is full or has failed"
-        raise InputError(f"{path}: cannot be written: {reason}; free space, or name another file") from error
+    with written_whole(path, "file") as file:
+        if path.suffix == ".pkl":
+            arrays = {name: value.numpy() for name, value in weights.items()}
+            pickle.dump({"model": arrays, "__author__": "bua"}, file)
+        else:
+            torch.save(weights if bare else {"model": weights}, file)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

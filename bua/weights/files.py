@@ -1,16 +1,19 @@
-"""Reads files of weights from different programs. The kind of a file is recognised by its first bytes."""
+"""Reads files of weights from different programs, whose kind is recognised by their first bytes, and opens new ones."""
 
 import math
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bua.errors import InputError
+from bua.io.files import whole_file
 from bua.terminal import printable
 from bua.weights.caffemodel import read_caffemodel
 from bua.weights.pickles import read_pickle
@@ -123,3 +126,24 @@ def _tensor(value):
         # A writable copy in this machine's byte order.
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     return value
+
+
+@contextmanager
+def written_whole(path: Path, elsewhere: str) -> Iterator[BinaryIO]:
+    """A context in which a file that ``torch.save`` may write to is open. It appears only when it is complete.
+
+    Args:
+        elsewhere: What the message says to name instead, such as "folder".
+
+    Raises:
+        InputError: The disk is full, or the file cannot be written. An older file of this name is kept.
+    """
+    try:
+        with whole_file(path, durable=True) as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        # If writing fails, torch raises a RuntimeError of its own instead of the file's error.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else "the disk is full or has failed"
+        raise InputError(f"{path}: cannot be written: {reason}; free space, or name another {elsewhere}") from error
