@@ -37,6 +37,9 @@ MAX_FILE_BYTES = 1 << 30
 # memory.
 LARGE_PIXELS = 1 << 24
 
+# GIF files are converted to BGR in strips of about so many pixels.
+STRIP_PIXELS = 1 << 20
+
 # From a shorter side, the first layers (a convolution and a 3x3 pooling without padding, each with stride 2) would
 # leave no output.
 MIN_NETWORK_SIDE = 3
@@ -229,7 +232,14 @@ def _decode(data: bytes) -> np.ndarray | None:
 def _decode_gif(data: bytes) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+            decoded = np.empty((image.height, image.width, 3), np.uint8)
+            # PIL's RGB takes four bytes per pixel, and its copy to an array three more. In strips, little is needed
+            # beside the result.
+            rows = max(1, STRIP_PIXELS // image.width)
+            for top in range(0, image.height, rows):
+                strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+                decoded[top : top + rows] = np.asarray(strip.convert("RGB"))[..., ::-1]
+            return decoded
     except Exception:
         return None
 

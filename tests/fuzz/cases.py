@@ -40,12 +40,14 @@ class Target:
         mutate: Returns a damaged case.
         check: Reads a case, in the current folder, and returns what it found in one word. An InputError is the outcome
             "refused", and every other exception is a finding. Its argument is the undamaged case.
+        memory: What a case may take beyond what the process had before, in bytes. None is MEMORY_BOUND.
     """
 
     kind: str
     samples: Callable[[], Sequence[Files]]
     mutate: Callable[[Random, Files], Files]
     check: Callable[[Files], str]
+    memory: int | None = None
 
 
 @cache
@@ -87,7 +89,7 @@ def run_case(target: Target, files: Files, sample: Files, within: str | None = S
             except (Exception, SystemExit) as error:  # what is raised is what is looked for
                 raise Finding(f"{type(error).__name__}: {error}") from error
             used = peak()
-        if used > MEMORY_BOUND:
+        if used > (target.memory or MEMORY_BOUND):
             raise Finding(f"took {used >> 20} MiB of memory")
         outside = [path for path in Path(scratch).rglob("*") if folder not in (path, *path.parents)]
         if stray := [path for path in outside if path != folder.parent]:

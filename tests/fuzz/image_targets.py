@@ -15,6 +15,8 @@ from bua.io.image_inputs import as_bgr
 from bua.io.images import MAX_PIXELS, resize_image
 
 FILE = "image.bin"
+# OpenCV holds an image twice when it returns it. The rest is for the decoder.
+MEMORY = 2 * 3 * MAX_PIXELS + (256 << 20)
 
 
 def _samples() -> list[Files]:
@@ -85,4 +87,4 @@ def _decoded(data: bytes) -> np.ndarray:
     return as_bgr(data)
 
 
-TARGETS = {"images": Target("images", _samples, _mutate, _check)}
+TARGETS = {"images": Target("images", _samples, _mutate, _check, MEMORY)}

@@ -1,5 +1,6 @@
 import multiprocessing
 import time
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -26,6 +27,26 @@ def test_exif_rotation_is_ignored(tmp_path, image):
 def test_read_gives_bgr(tmp_path, image):
     Image.fromarray(image).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image[..., ::-1])
+
+
+def test_a_gif_is_converted_in_strips(tmp_path, image, monkeypatch):
+    Image.fromarray(image).save(tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as gif:
+        expected = np.asarray(gif.convert("RGB"))[..., ::-1]
+    for pixels in (1, 500, 60 * 90):
+        monkeypatch.setattr("bua.io.images.STRIP_PIXELS", pixels)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), expected)
+
+
+def test_a_large_gif_needs_little_memory_beside_the_image(tmp_path):
+    Image.new("P", (4000, 3000)).save(tmp_path / "a.gif")
+    tracemalloc.start()
+    try:
+        assert read_image(tmp_path / "a.gif").shape == (3000, 4000, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * 3 * 4000 * 3000
 
 
 @pytest.mark.parametrize(
