@@ -50,6 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from bua.io.files import exclusive
+
+    if not args.target.parent.is_dir():
+        raise InputError(f"{args.target}: its folder does not exist; create it first")
+    with exclusive(args.target):
+        if args.target.exists():
+            raise InputError(f"{args.target}: exists already; remove it, or name another file")
+        convert(args)
+
+
+def convert(args: argparse.Namespace) -> None:
     from bua.checkpoint import identify, load_checkpoint
     from bua.config import load_cfg
     from bua.detection.description import cfg_of_weights, description_of
@@ -60,10 +71,6 @@ def run(args: argparse.Namespace) -> None:
     from bua.weights.layouts import LayoutError
     from bua.weights.zoo import fetch
 
-    if args.target.exists():
-        raise InputError(f"{args.target}: exists already; remove it, or name another file")
-    if not args.target.parent.is_dir():
-        raise InputError(f"{args.target}: its folder does not exist; create it first")
     cfg = load_cfg(args.config_file) if args.config_file else None
     path = fetch(args.source)
     if released := read_released_checkpoint(path, (*VQA_MODELS, *GROUNDING_MODELS)):
@@ -86,9 +93,9 @@ def run(args: argparse.Namespace) -> None:
                 f"{args.source}: has no class for `no attribute`, but Hugging Face's layout needs it; use detectron2"
             )
         geometry = configured_geometry(cfg) if cfg else released_geometry(weights)
-        convert = {"detectron2": to_detectron2, "huggingface": to_huggingface}[args.to]
+        to_layout = {"detectron2": to_detectron2, "huggingface": to_huggingface}[args.to]
         try:
-            converted = convert(weights, geometry)
+            converted = to_layout(weights, geometry)
         except LayoutError as error:
             raise InputError(f"{args.source}: {error}; see --config-file and --to") from error
         write_weights(args.target, converted, bare=args.to == "huggingface")

@@ -52,7 +52,7 @@ from bua.engine.checkpoints import save_newest, to_cpu
 from bua.engine.loader import check_batch_size
 from bua.engine.losses import LossHistory, NonFiniteLoss
 from bua.engine.optimizer import load_optimizer_state
-from bua.engine.resume import checkpoint_to_resume, read_to_resume, restore
+from bua.engine.resume import checkpoint_to_resume, only_training, read_to_resume, restore
 from bua.errors import InputError
 from bua.precision import set_float32_precision
 from bua.weights.files import check_finite, read_file
@@ -310,11 +310,12 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> None:
     _check_device(cfg)
     checkpoint_to_resume(cfg.OUTPUT_DIR, resume)
     comm.synchronize()
-    _set_up(cfg, argparse.Namespace(resume=bool(resume)))
-    logging.getLogger(TrainerBase.__module__).addFilter(_has_traceback_to_log)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume)
-    trainer.train()
+    with only_training(cfg.OUTPUT_DIR, comm.is_main_process()):
+        _set_up(cfg, argparse.Namespace(resume=bool(resume)))
+        logging.getLogger(TrainerBase.__module__).addFilter(_has_traceback_to_log)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume)
+        trainer.train()
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:

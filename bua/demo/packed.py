@@ -30,7 +30,7 @@ from bua.extraction import extract
 from bua.extraction.extractor_config import fingerprint
 from bua.extraction.image_detector import open_detector
 from bua.grounding.inference import load_grounding
-from bua.io.files import whole_file
+from bua.io.files import exclusive, whole_file
 from bua.visual_genome.splits import SPLITS
 from bua.visualization.report import write_report
 from bua.vqa.inference import load_vqa
@@ -122,7 +122,9 @@ def pack_weights(output: str | Path) -> list[Path]:
     Raises:
         InputError: ``output`` holds no complete demo.
     """
-    files = pack_models(output, make_folder(PACKAGED_FOLDER))
+    folder = make_folder(PACKAGED_FOLDER)
+    with exclusive(folder):
+        files = pack_models(output, folder)
     with tempfile.TemporaryDirectory() as demo:
         scores = run_packed_demo(demo, num_test=SCORED_IMAGES)
     with whole_file(SCORES) as file:

@@ -33,7 +33,7 @@ from bua.engine import (
 from bua.engine.checkpoints import checkpoint_name
 from bua.engine.loader import TrainingLoader, aspect_groups
 from bua.engine.log import metrics_table
-from bua.engine.resume import checkpoint_to_resume
+from bua.engine.resume import checkpoint_to_resume, only_training
 from bua.errors import InputError
 from bua.modeling.build import build_model
 from bua.vocabulary import Vocabulary
@@ -111,7 +111,8 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> dict[str,
         fractions=True,
         published=published_scores(evaluator.dataset for evaluator in evaluators),
     )
-    return trainer.run(resume)
+    with only_training(cfg.OUTPUT_DIR, accelerator.is_main_process):
+        return trainer.run(resume)
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> dict[str, float]:

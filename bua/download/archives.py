@@ -216,7 +216,7 @@ def _is_there(path: Path, size: int | None) -> bool:
 
 
 def _write(entry: _Entry, path: Path, most: int) -> None:
-    with entry.open() as source, writing(path), whole_file(path) as file:
+    with entry.open() as source, writing(path), whole_file(path, locked=True) as file:
         while block := _read(source):
             file.write(block)
             if file.tell() > most:

@@ -216,7 +216,7 @@ class _Partial:
     def start(self, validator: str | None, size: int | None) -> None:
         """Notes what the server says about a file that arrives from its start."""
         self.path.unlink(missing_ok=True)
-        with whole_file(self._about) as file:
+        with whole_file(self._about, locked=True) as file:
             file.write(json.dumps({"url": self.url, "validator": validator, "size": size}).encode())
 
     def discard(self) -> None:

@@ -138,7 +138,7 @@ class _Step:
             if not file.members:
                 return
             files = unpack(target, root, file.members, progress=progress)
-            with writing(record), whole_file(record) as listing:
+            with writing(record), whole_file(record, locked=True) as listing:
                 for path, size in files.items():
                     listing.write(f"{size}\t{path.relative_to(root)}\n".encode())
             if not keep_archive:

@@ -113,7 +113,7 @@ def save_newest(output_dir: Path, name: str, state: dict, iterations: int) -> Pa
         )
     path = output_dir / name
     save_checkpoint(path, **state)
-    with whole_file(output_dir / POINTER, durable=True) as file:
+    with whole_file(output_dir / POINTER, durable=True, locked=True) as file:
         file.write(name.encode())
     return path
 

@@ -209,7 +209,7 @@ def _drop_lines_after(path: Path, iteration: int) -> None:
             continue
         if done <= iteration:
             kept.append(line + "\n")
-    with whole_file(path) as file:
+    with whole_file(path, locked=True) as file:
         file.write("".join(kept).encode())
 
 

@@ -19,12 +19,29 @@ from bua.engine.checkpoints import (
     run_checkpoints,
 )
 from bua.engine.optimizer import load_optimizer_state
-from bua.errors import InputError
+from bua.errors import InputError, make_folder
+from bua.io.files import exclusive
 
 logger = logging.getLogger(__name__)
 
 # What a checkpoint must hold for a run to continue.
 _NEEDED = ("model", "optimizer", "scheduler", "scaler", "iteration")
+
+
+@contextmanager
+def only_training(output_dir: str | Path, is_main_process: bool) -> Iterator[None]:
+    """Creates the folder of a run, and holds a lock on it for the duration of the block, so that no other training
+    writes there. Only the main process does this.
+
+    Raises:
+        InputError: Another training is writing to the folder, or it cannot be created.
+    """
+    if not is_main_process:
+        yield
+        return
+    folder = make_folder(output_dir)
+    with exclusive(folder, folder / "training.lock"):
+        yield
 
 
 def checkpoint_to_resume(output_dir: str | Path, resume: bool | str | Path) -> Path | None:

@@ -58,7 +58,7 @@ def settings_beside(output: Path, settings: Mapping[str, object]) -> Iterator[No
         InputError: The settings cannot be written.
     """
     path = path_beside(output, SETTINGS_SUFFIX)
-    with explaining_write_errors(path), whole_file(path, durable=True) as file:
+    with explaining_write_errors(path), whole_file(path, durable=True, locked=True) as file:
         file.write(json.dumps(settings, indent=1).encode() + b"\n")
     try:
         yield

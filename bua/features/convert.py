@@ -271,5 +271,5 @@ def _check_settings(path: Path, settings: dict[str, Any] | None, reader: str | N
 
 def _write_settings(path: Path, settings: dict[str, Any] | None) -> None:
     if settings:
-        with whole_file(settings_file(path)) as target:
+        with whole_file(settings_file(path), locked=True) as target:
             target.write(json.dumps(settings, indent=1).encode() + b"\n")

@@ -91,7 +91,7 @@ class DetectionsWriter:
     def _write(self, staged: Mapping[int | str, Regions]) -> None:
         written = h5py.File(self.path, "r") if self.path.exists() else nullcontext({})
         with (
-            whole_file(self.path, durable=True) as file,
+            whole_file(self.path, durable=True, locked=True) as file,
             FullDiskSafeFile(file.name, "r+") as raw,
         ):
             with written as old, h5py.File(raw, "w") as hdf5:

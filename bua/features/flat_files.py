@@ -234,7 +234,7 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 def write_header(folder: Path, header: dict[str, Any]) -> None:
     """Writes the header of a folder, so that it is on the disk when the function returns."""
-    with whole_file(folder / HEADER_FILE, durable=True) as file:
+    with whole_file(folder / HEADER_FILE, durable=True, locked=True) as file:
         file.write(json.dumps(header, indent=1).encode())
 
 
@@ -330,7 +330,7 @@ def make_lookup(index: np.ndarray) -> np.ndarray:
 
 def save_lookup(folder: Path, lookup: np.ndarray) -> None:
     """Writes what ``make_lookup`` returned into the folder."""
-    with whole_file(folder / LOOKUP_FILE, durable=True, shared=True) as file:
+    with whole_file(folder / LOOKUP_FILE, durable=True) as file:
         np.save(file, lookup)
 
 

@@ -67,7 +67,7 @@ class GridPthWriter(FolderWriter):
         rows, columns = grid_shape(regions)
         # A copy, so that nothing else is stored with it.
         cells = np.array(regions.features.T, np.float32, order="C").reshape(1, -1, rows, columns)
-        with whole_file(self.path / name, durable=True) as file:
+        with whole_file(self.path / name, durable=True, locked=True) as file:
             torch.save(torch.from_numpy(cells), file)
         self._add(regions.image_id, found=name == f"{regions.image_id}{SUFFIX}")
 

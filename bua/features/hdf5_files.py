@@ -56,7 +56,7 @@ def write_hdf5(
     if format == "ban-hdf5":
         counts = counts or {image_id: len(store[image_id]) for image_id in _progress(ids, "HDF5: counting boxes")}
         total = sum(counts[image_id] for image_id in ids)
-    with whole_file(path, durable=True) as file, FullDiskSafeFile(file.name, "r+") as raw:
+    with whole_file(path, durable=True, locked=True) as file, FullDiskSafeFile(file.name, "r+") as raw:
         with h5py.File(raw, "w") as hdf5:
             _fill(hdf5, store, ids, total, raw.check)
         raw.check()
@@ -95,7 +95,7 @@ def common_shape(shape: tuple[int, int] | None, regions: Regions, format: str) -
 
 def write_rows(path: Path, rows: dict[int | str, int]) -> None:
     """Writes the pickle for the HDF5 file ``path``, which has the row of each image by its id."""
-    with whole_file(rows_path(path), durable=True) as file:
+    with whole_file(rows_path(path), durable=True, locked=True) as file:
         # hengyuan-hu's code is written in Python 2, and this is the last protocol that Python 2 can read.
         pickle.dump(rows, file, protocol=2)
 

@@ -89,9 +89,9 @@ class MmfWriter(FolderWriter):
             raise InputError(
                 f"image id {str(regions.image_id)[:40]!r}: is empty or too long for a file name; change it"
             )
-        with whole_file(self.path / f"{stem}{_INFO}.npy", durable=True) as file:
+        with whole_file(self.path / f"{stem}{_INFO}.npy", durable=True, locked=True) as file:
             _write_object(file, info_of(regions))
-        with whole_file(self.path / f"{stem}.npy", durable=True) as file:
+        with whole_file(self.path / f"{stem}.npy", durable=True, locked=True) as file:
             np.save(file, np.ascontiguousarray(regions.features, np.float32))
         # MMF takes the name up to the first ".npy".
         self._add(regions.image_id, found=stem == str(regions.image_id) and ".npy" not in stem)

@@ -82,7 +82,7 @@ class NpzWriter(FolderWriter):
         self._found_ids.add(parse_id(regions.image_id))
         arrays, info = self._arrays(regions)
         # The file is synced before it gets its name: after a crash, an empty file would be taken for a complete one.
-        with whole_file(self.path / name, durable=True) as file:
+        with whole_file(self.path / name, durable=True, locked=True) as file:
             _save(file, arrays, info)
         cut = self._cut_at_dots and "." in str(regions.image_id)
         self._add(regions.image_id, found=name == f"{regions.image_id}{SUFFIX}" and not cut)

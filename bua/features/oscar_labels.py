@@ -140,7 +140,7 @@ class LabelRows:
         """Syncs the rows, and writes their offsets."""
         os.ftruncate(self._file, self._offsets[-1])
         self.sync()
-        with whole_file(self.path.with_suffix(".lineidx"), durable=True) as file:
+        with whole_file(self.path.with_suffix(".lineidx"), durable=True, locked=True) as file:
             file.writelines(b"%d\n" % offset for offset in self._offsets[:-1])
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ def write_rows_by_id(path: Path, keys: Iterator[str]) -> None:
         keys: The id in each row.
     """
     rows = {key: row for row, key in enumerate(keys)}
-    with whole_file(path.with_name(_ROWS_BY_ID), durable=True) as file:
+    with whole_file(path.with_name(_ROWS_BY_ID), durable=True, locked=True) as file:
         file.write(json.dumps(rows).encode())
 
 

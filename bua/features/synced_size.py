@@ -27,7 +27,7 @@ class SyncedSize:
     def sync(self, file: int) -> None:
         """Syncs the file (a descriptor) to the disk, and then records its size."""
         os.fsync(file)
-        with whole_file(self._path, durable=True) as record:
+        with whole_file(self._path, durable=True, locked=True) as record:
             record.write(b"%d\n" % os.fstat(file).st_size)
 
     def finish(self, file: int) -> None:

@@ -379,7 +379,7 @@ def _load_index(path: Path, file: BinaryIO) -> tuple[list[str], np.ndarray]:
         logger.warning("%s: cannot be read; it is created again (%s)", index, shown(str(error)))
     ids, offsets = _scan(file)
     try:
-        with whole_file(index, shared=True) as kept:
+        with whole_file(index) as kept:
             np.savez(kept, stamp=stamp, ids=np.array(ids, dtype=str), offsets=offsets)
     except OSError as error:
         logger.debug("%s: cannot be saved: %s", index, error)

@@ -121,7 +121,7 @@ class VinvlFeatures(IndexedFeatures[int]):
     def _save_lineidx(self) -> None:
         lineidx = _beside(self.path, ".lineidx")
         try:
-            with whole_file(lineidx, shared=True) as file:
+            with whole_file(lineidx) as file:
                 file.writelines(b"%d\n" % offset for offset in self._offsets[:-1])
         except OSError as error:
             logger.debug("%s: cannot be saved: %s", lineidx, error)
@@ -228,7 +228,7 @@ class VinvlWriter:
     def finish(self) -> None:
         """Writes ``<name>.lineidx``, and for VinVL ``<name>.hw.tsv`` with its own ``<name>.hw.lineidx``."""
         self.sync()
-        with whole_file(_beside(self.path, ".lineidx"), durable=True) as file:
+        with whole_file(_beside(self.path, ".lineidx"), durable=True, locked=True) as file:
             file.writelines(b"%d\n" % offset for offset in self._offsets[:-1])
         if self.format == "vinvl-tsv" and len(self._offsets) > 1:
             self._write_sizes()
@@ -274,9 +274,9 @@ class VinvlWriter:
                     logger.info("%s: has rows of another program; the sizes of the images are not written", self.path)
                     return
                 rows.append(b'%s\t[{"height": %d, "width": %d}]\n' % (os.fsencode(key), size[1], size[0]))
-        with whole_file(_beside(self.path, ".hw.tsv"), durable=True) as file:
+        with whole_file(_beside(self.path, ".hw.tsv"), durable=True, locked=True) as file:
             file.writelines(rows)
-        with whole_file(_beside(self.path, ".hw.lineidx"), durable=True) as file:
+        with whole_file(_beside(self.path, ".hw.lineidx"), durable=True, locked=True) as file:
             for row in rows:
                 file.write(b"%d\n" % offset)
                 offset += len(row)
@@ -319,7 +319,7 @@ class VinvlWriter:
         if not names:
             return saved
         if not saved:
-            with whole_file(labelmap, durable=True) as file:
+            with whole_file(labelmap, durable=True, locked=True) as file:
                 file.write(names.encode())
         elif saved != names:
             raise InputError(f"{labelmap}: its names are not those of the detector; choose another output")

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,13 +16,16 @@ from bua.errors import InputError
 # File descriptors of the locks that this process holds.
 _held_locks: set[int] = set()
 
+# What systems answer where a file system has no locks, as some parallel ones are mounted.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
 
 class Locked(InputError):
     """Raised when another process writes a file."""
 
 
 @contextmanager
-def whole_file(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, durable: bool = False, locked: bool = False) -> Iterator[BinaryIO]:
     """Opens a temporary file for writing, which replaces ``path`` when the block ends.
 
     If the block raises, the temporary file is deleted and ``path`` stays as it was.
@@ -29,10 +33,11 @@ def whole_file(path: Path, *, durable: bool = False, shared: bool = False) -> It
     Args:
         durable: Whether to sync the file to the disk before it replaces ``path``, so that it is not lost or incomplete
             if the machine crashes.
-        shared: Whether several processes may write ``path`` at the same time: each uses its own temporary file.
-            Otherwise, the temporary file that a killed process left behind is overwritten.
+        locked: Whether a lock (``exclusive``) keeps other processes from writing ``path``. Then the temporary file that
+            a killed process left behind is overwritten. Otherwise each process has a temporary file of its own, so that
+            what several processes write at the same time is not mixed.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp" if locked else f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -75,17 +80,21 @@ def move_file(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, lock: Path | None = None) -> Iterator[None]:
     """Holds a lock on ``path`` for the duration of the block, which only one process can hold at a time.
 
-    This includes processes on other machines, as far as the file system supports locks across machines. The lock is
-    on the file ``<path>.lock``, which is deleted when the block ends. A process that is killed loses its locks.
+    This includes processes on other machines, as far as the file system supports locks across machines. Where it does
+    not support locks at all, a warning on standard error says so, and nothing is locked. A process that is killed loses
+    its locks.
+
+    Args:
+        lock: The file that is locked, and deleted when the block ends; by default ``<path>.lock``.
 
     Raises:
         Locked: Another process holds the lock (the message names it).
         InputError: The lock cannot be created.
     """
-    lock = path.with_name(f"{path.name}.lock")
+    lock = lock or path.with_name(f"{path.name}.lock")
     try:
         handle = _lock(lock)
     except BlockingIOError:
@@ -129,7 +138,7 @@ def _lock(path: Path) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(handle, path)
             # The previous holder may have deleted the file after it was opened here; others would lock a new file.
             if _is_at(handle, path):
                 os.ftruncate(handle, 0)
@@ -139,6 +148,18 @@ def _lock(path: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _flock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"warning: {path}: this file system has no locks; start nothing else that writes to the same output",
+            file=sys.stderr,
+        )
 
 
 def _is_at(handle: int, path: Path) -> bool:

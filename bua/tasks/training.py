@@ -17,6 +17,7 @@ from bua.engine.launch import connect
 from bua.engine.loader import TrainingLoader
 from bua.engine.optimizer import build_clip, build_optimizer, build_scheduler
 from bua.engine.random_state import seed_run
+from bua.engine.resume import only_training
 from bua.engine.trainer import Trainer
 from bua.errors import InputError
 from bua.features.settings import settings_for_model
@@ -269,7 +270,8 @@ def train_task(
         extra=extra,
         unit=unit,
     )
-    return trainer.run(resume)
+    with only_training(cfg.OUTPUT_DIR, accelerator.is_main_process):
+        return trainer.run(resume)
 
 
 def progress_bar(total: int, unit: str, show: bool) -> "tqdm[NoReturn]":

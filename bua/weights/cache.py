@@ -139,5 +139,5 @@ def _write(record: Path, path: Path) -> None:
         "modified_ns": status.st_mtime_ns,
     }
     # A folder that cannot be written may hold files that others put there.
-    with suppress(OSError), whole_file(record, shared=True) as file:
+    with suppress(OSError), whole_file(record) as file:
         file.write(json.dumps(about).encode())

@@ -130,7 +130,8 @@ def _tensor(value):
 
 @contextmanager
 def written_whole(path: Path, elsewhere: str) -> Iterator[BinaryIO]:
-    """A context in which a file that ``torch.save`` may write to is open. It appears only when it is complete.
+    """A context in which a file that ``torch.save`` may write to is open. It appears only when it is complete. A lock
+    must keep other processes from writing it, such as that of the folder of a run.
 
     Args:
         elsewhere: What the message says to name instead, such as "folder".
@@ -139,7 +140,7 @@ def written_whole(path: Path, elsewhere: str) -> Iterator[BinaryIO]:
         InputError: The disk is full, or the file cannot be written. An older file of this name is kept.
     """
     try:
-        with whole_file(path, durable=True) as file:
+        with whole_file(path, durable=True, locked=True) as file:
             yield file
     except (OSError, RuntimeError) as error:
         # If writing fails, torch raises a RuntimeError of its own instead of the file's error.

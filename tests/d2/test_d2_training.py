@@ -1,6 +1,7 @@
 """Runs tools/train_net.py with Detectron2 on a few images."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from bua.engine import NonFiniteLoss
 from bua.errors import InputError
 from bua.extraction import extract
 from bua.features import open_features
+from bua.io.files import exclusive
 from bua.vocabulary import Vocabulary
 
 CONFIG = "configs/shapes.yaml"
@@ -107,6 +109,15 @@ def test_train_resume_evaluate(run, shapes_root, tmp_path, capsys):
     assert with_rows[0] == with_rows[1]
     changed = {name for name, value in with_rows[0].items() if value != tables[0][name]}
     assert changed == {"attributes/original/mAP50", "attributes/original/weighted_mAP50"}
+
+
+def test_a_second_training_in_the_same_folder_is_refused(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with exclusive(folder, folder / "training.lock"):
+        assert run("detectron2") == 2
+        assert [path.name for path in folder.iterdir()] == ["training.lock"]
+    assert f"error: {folder}: process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_importing_detectron2_says_nothing_of_deprecated_functions():

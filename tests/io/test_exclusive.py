@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -90,6 +92,29 @@ def test_two_processes_are_never_in_the_block(tmp_path):
     for process in processes:
         process.join()
     assert path.read_text() == "400"
+
+
+def test_the_file_of_the_lock_can_be_named(tmp_path):
+    lock, refused = tmp_path / "training.lock", f"^{tmp_path}: process {os.getpid()} on .* is writing to it"
+    with exclusive(tmp_path, lock):
+        with pytest.raises(InputError, match=refused), exclusive(tmp_path, lock):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == ["training.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named_and_can_be_written_to(tmp_path, monkeypatch, capsys, number):
+    def flock(handle, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with exclusive(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {tmp_path / 'out.lock'}: this file system has no locks; ")
+    assert warning.count("\n") == 1
 
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path):

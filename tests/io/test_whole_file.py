@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from bua.io.files import whole_file, write_together
 
 
-@pytest.mark.parametrize("options", [{}, {"durable": True}, {"shared": True}])
+@pytest.mark.parametrize("options", [{}, {"durable": True}, {"locked": True}])
 def test_a_file_is_written_completely_or_not_at_all(tmp_path, options):
     path = tmp_path / "a"
     path.write_text("old")
@@ -27,8 +28,36 @@ def stop_halfway(path, options):
 
 def test_the_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
     (tmp_path / "a.tmp").write_text("left")
-    with whole_file(tmp_path / "a") as file:
+    with whole_file(tmp_path / "a", locked=True) as file:
         file.write(b"new")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def write_slowly(path, text, begun, end):
+    with whole_file(path) as file:
+        file.write(text[:1])
+        file.flush()
+        begun.set()
+        end.wait()
+        file.write(text[1:])
+
+
+def test_what_processes_write_at_the_same_time_is_not_mixed(tmp_path):
+    context = multiprocessing.get_context("fork")
+    begun, end = [context.Event(), context.Event()], context.Event()
+    writers = [
+        context.Process(target=write_slowly, args=(tmp_path / "a", text, event, end))
+        for text, event in zip((b"first", b"the second"), begun)
+    ]
+    for writer in writers:
+        writer.start()
+    for event in begun:
+        event.wait()
+    end.set()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert (tmp_path / "a").read_bytes() in (b"first", b"the second")
     assert os.listdir(tmp_path) == ["a"]
 
 

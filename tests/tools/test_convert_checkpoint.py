@@ -1,5 +1,6 @@
 """Tests of tools/convert_checkpoint.py with slim detectors in different layouts."""
 
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from bua.checkpoint import identify, load_checkpoint, load_weights, save_checkpo
 from bua.config import load_cfg
 from bua.detection.description import describe_detector
 from bua.errors import InputError
+from bua.io.files import exclusive
 from bua.modeling import build_detector
 from bua.modeling.anchors import cell_anchors
 from bua.modeling.boxes import pairwise_iou
@@ -169,6 +171,14 @@ def test_a_model_of_a_task_is_refused(main, tmp_path, capsys, layout):
     assert main([str(tmp_path / "vqa.pth"), str(tmp_path / "out.pth"), "--to", layout]) == 2
     assert "vqa.pth: is not a detector; a task's model that bua trained needs no conversion" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_two_conversions_do_not_write_one_file(main, tmp_path, capsys):
+    with exclusive(tmp_path / "out.pth"):
+        assert main([str(tmp_path / "any.pth"), str(tmp_path / "out.pth"), "--to", "bua"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'out.pth'}: process {os.getpid()} on ")
+    assert "is writing to it; wait until it is done" in error
 
 
 @pytest.mark.parametrize("name", ["detector.pth", "detector.pkl"])

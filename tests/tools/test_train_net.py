@@ -19,6 +19,7 @@ from bua.commands import main
 from bua.config import load_cfg
 from bua.detection.catalog import get_dataset
 from bua.features import open_features
+from bua.io.files import exclusive
 from bua.shapes.make import make_shapes
 from bua.visual_genome.prepare import prepare
 
@@ -132,6 +133,18 @@ def test_train_kill_resume_evaluate(options, datasets, tmp_path, capsys):
 
     assert train_net.main(options(output="whole")) == 2
     assert "already contains a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [(), ("--resume",)])
+def test_a_second_training_in_the_same_folder_is_refused(options, tmp_path, capsys, arguments):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with exclusive(folder, folder / "training.lock"):
+        assert train_net.main([*options(), *arguments]) == 2
+        assert [path.name for path in folder.iterdir()] == ["training.lock"]
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder}: process {os.getpid()} on ")
+    assert error.endswith("is writing to it; wait until it is done, or stop it\n")
 
 
 def test_starts_from_weights_of_another_vocabulary(options, tmp_path, capsys):

@@ -9,6 +9,7 @@ import torch
 from toy_questions import COLORS, FEATURE_DIM, write_world
 
 from bua.errors import InputError
+from bua.io.files import exclusive
 from bua.tasks.region_batches import BatchMaker, RegionReader
 from bua.vqa import training
 from bua.vqa.config import load_cfg
@@ -146,6 +147,12 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(world, tmp_path, monkeypatc
     train_vqa(killed, resume=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(world, tmp_path):
+    with exclusive(tmp_path, tmp_path / "training.lock"), pytest.raises(InputError, match="is writing to it; wait"):
+        train_vqa(configure(world, tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["updown", "ban"])

@@ -109,14 +109,14 @@ def test_detections_are_not_kept_if_this_is_turned_off(dataset, tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == ["objects_corrected.tsv", "objects_original.tsv"]
 
 
-@pytest.mark.parametrize("file", ["objects.json.tmp", "objects_original.tsv"])
+@pytest.mark.parametrize("file", [f"objects.json.{os.getpid()}.tmp", "objects_original.tsv"])
 def test_a_full_disk_is_reported_in_one_line(dataset, tmp_path, file):
     evaluator = VisualGenomeEvaluator(dataset, output_dir=tmp_path / "out")
     (tmp_path / "out" / file).symlink_to("/dev/full")
     evaluator.process([{"image_id": 3}], [detected([[0, 0, 9, 9]], [0.5], [0])])
     with pytest.raises(InputError, match="cannot be written: No space left on device; free some space") as error:
         evaluator.evaluate()
-    assert str(error.value).startswith(str(tmp_path / "out" / file.removesuffix(".tmp")))
+    assert str(error.value).startswith(str(tmp_path / "out" / file.removesuffix(f".{os.getpid()}.tmp")))
     assert "\n" not in str(error.value)
 
 
