@@ -20,6 +20,7 @@ from bua.download.http import file_checksum, is_web_page
 from bua.errors import InputError
 from bua.io.connection import check_address
 from bua.io.files import Locked, whole_file
+from bua.regular_files import read_regular
 
 ATTEMPTS = 3
 WAIT = 1.0
@@ -70,9 +71,9 @@ def checked(path: Path, checksum: str | None = None) -> Path:
     Raises:
         InputError: The file has changed since it was downloaded, or has another checksum.
     """
-    record, status = _record(path), path.stat()
+    record = _record(path)
     about = _read(record)
-    if about.get("size") == status.st_size and about.get("modified_ns") == status.st_mtime_ns:
+    if _fits(about, path):
         return path
     expected = f"sha256:{about['sha256']}" if about else checksum
     if expected is not None:
@@ -109,7 +110,8 @@ def download(address: str, path: Path, checksum: str | None = None) -> Path:
                 logger.info("%s", error)
             is_waiting = True
             time.sleep(0.2)
-    if not is_waiting:
+    # The other process may have failed or been killed, so that this one has downloaded the file.
+    if not is_waiting or not _fits(_read(_record(path)), path):
         _write(_record(path), path)
     return path
 
@@ -125,10 +127,16 @@ def _record(path: Path) -> Path:
 def _read(record: Path) -> dict[str, int | str]:
     """Returns what is recorded, or an empty dictionary if there is no record, or a damaged one."""
     try:
-        about = json.loads(record.read_text())
+        about = json.loads(read_regular(record))
     except (OSError, ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) and isinstance(about.get("sha256"), str) else {}
+
+
+def _fits(about: dict[str, int | str], path: Path) -> bool:
+    """Returns whether a record is of the file as it is now, according to the size and the time of the last change."""
+    status = path.stat()
+    return about.get("size") == status.st_size and about.get("modified_ns") == status.st_mtime_ns
 
 
 def _write(record: Path, path: Path) -> None:

@@ -15,8 +15,9 @@ from huggingface_hub.utils import LocalEntryNotFoundError
 import bua.weights.cache
 from bua.checkpoint import load_checkpoint
 from bua.config import load_cfg
+from bua.download import fetch as download_file
 from bua.errors import InputError
-from bua.io.files import exclusive
+from bua.io.files import Locked, exclusive
 from bua.modeling import build_detector
 from bua.weights import zoo
 from bua.weights.cache import place_of
@@ -170,6 +171,9 @@ def test_a_damaged_record_and_a_folder_without_permission_to_write(server, monke
     path.with_name("a.pth.checksum").unlink()
     path.with_name("a.pth.checksum").mkdir()
     assert fetch(f"{address}/a.pth") == path
+    path.with_name("a.pth.checksum").rmdir()
+    os.mkfifo(path.with_name("a.pth.checksum"))
+    assert fetch(f"{address}/a.pth") == path
 
 
 def test_the_checksum_in_the_names_of_pytorch(monkeypatch):
@@ -200,6 +204,24 @@ def test_processes_that_ask_for_the_same_file_wait(server, caplog):
                 pass
         assert [other.result() for other in others] == [path] * 2
     assert requests == ["/a.pth"]
+
+
+def test_a_process_that_waited_for_one_that_failed_records_the_checksum(server, monkeypatch):
+    address, requests = server
+    answers = [Locked("another process is writing to it")]
+
+    def download_by_another_first(*args, **options):
+        # The other process holds the lock at first, and is killed before the file is there.
+        if answers:
+            raise answers.pop()
+        return download_file(*args, **options)
+
+    monkeypatch.setattr(bua.weights.cache, "fetch", download_by_another_first)
+    path = fetch(f"{address}/a.pth")
+    assert requests == ["/a.pth"]
+    path.write_bytes(path.read_bytes() + b"?")
+    with pytest.raises(InputError, match=r"a\.pth: is not the file that was downloaded or published \(sha256:"):
+        fetch(f"{address}/a.pth")
 
 
 def test_addresses_of_detectron2(server, cache, monkeypatch):
