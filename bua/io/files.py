@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bua.errors import InputError
+from bua.regular_files import read_regular
 
 # File descriptors of the locks that this process holds.
 _held_locks: set[int] = set()
@@ -34,10 +36,11 @@ def whole_file(path: Path, *, durable: bool = False, locked: bool = False) -> It
         durable: Whether to sync the file to the disk before it replaces ``path``, so that it is not lost or incomplete
             if the machine crashes.
         locked: Whether a lock (``exclusive``) keeps other processes from writing ``path``. Then the temporary file that
-            a killed process left behind is overwritten. Otherwise each process has a temporary file of its own, so that
-            what several processes write at the same time is not mixed.
+            a killed process left behind is overwritten. Otherwise each call has a temporary file of its own, so that
+            what several processes and threads write at the same time is not mixed.
     """
-    temporary = path.with_name(f"{path.name}.tmp" if locked else f"{path.name}.{os.getpid()}.tmp")
+    # A process id would not be unique: the processes of containers that share a folder often have the same one.
+    temporary = path.with_name(f"{path.name}.tmp" if locked else f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -171,7 +174,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _holder(lock: Path) -> str:
     try:
-        return lock.read_text() or "another process"
+        return read_regular(lock).decode(errors="replace") or "another process"
     except OSError:
         return "another process"
 

@@ -61,6 +61,17 @@ def test_what_processes_write_at_the_same_time_is_not_mixed(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_what_threads_and_processes_of_containers_write_at_the_same_time_is_not_mixed(tmp_path):
+    # Both writers have the same process id, as two processes in containers that share a folder may have.
+    with whole_file(tmp_path / "a") as first:
+        with whole_file(tmp_path / "a") as second:
+            second.write(b"the second")
+            first.write(b"first")
+        assert (tmp_path / "a").read_bytes() == b"the second"
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_files_that_belong_together_are_written_all_or_none(tmp_path, monkeypatch):
     (tmp_path / "old").write_text("old")
     contents = {tmp_path / name: name.encode() for name in ("first", "old", "last")}
