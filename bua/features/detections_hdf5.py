@@ -9,7 +9,6 @@ float32 with the background in front. The ids are numbers without leading zeros.
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -17,6 +16,7 @@ import numpy as np
 
 from bua.errors import InputError
 from bua.features.checks import check_regions
+from bua.features.hdf5_access import open_hdf5, report_damage
 from bua.features.hdf5_files import FullDiskSafeFile
 from bua.features.ids import parse_id
 from bua.features.labels import FLOAT, labels_of
@@ -24,7 +24,6 @@ from bua.features.lmdb import LmdbFeatures, LmdbWriter
 from bua.features.probabilities import with_background
 from bua.features.readers import check_ids
 from bua.io.files import whole_file
-from bua.regular_files import open_regular
 from bua.structures import Regions
 
 _FEATURES = "_features"
@@ -89,14 +88,13 @@ class DetectionsWriter:
             self._staged.close()
 
     def _write(self, staged: Mapping[int | str, Regions]) -> None:
-        written = h5py.File(self.path, "r") if self.path.exists() else nullcontext({})
         with (
             whole_file(self.path, durable=True, locked=True) as file,
             FullDiskSafeFile(file.name, "r+") as raw,
         ):
-            with written as old, h5py.File(raw, "w") as hdf5:
-                for name in old:
-                    old.copy(name, hdf5)
+            with h5py.File(raw, "w") as hdf5:
+                if self.path.exists():
+                    _copy_file(self.path, hdf5)
                 for number, image_id in enumerate(staged):
                     if f"{image_id}{_FEATURES}" not in hdf5:
                         _write_image(hdf5, staged[image_id])
@@ -105,9 +103,22 @@ class DetectionsWriter:
             raw.check()
 
 
+def _copy_file(path: Path, hdf5: h5py.File) -> None:
+    advice = "move it away, and run the same command again to write its images anew"
+    with report_damage(f"{path}", advice), open_hdf5(path) as old:
+        for name in old:
+            # Through a link, data could come from other files, which the author of this one may not be allowed to read.
+            if not isinstance(old.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} is a link")
+            old.copy(name, hdf5)
+
+
 def _write_image(hdf5: h5py.File, regions: Regions) -> None:
     check_regions(regions)
     name = str(regions.image_id)
+    for field in ("_boxes", "_cls_prob"):
+        if f"{name}{field}" in hdf5:
+            del hdf5[f"{name}{field}"]  # they are left of a damaged file, whose features of this image are missing
     features = hdf5.create_dataset(f"{name}{_FEATURES}", data=np.asarray(regions.features, FLOAT))
     hdf5[f"{name}_boxes"] = np.asarray(regions.boxes, FLOAT)
     if regions.class_probs is not None:
@@ -118,13 +129,8 @@ def _write_image(hdf5: h5py.File, regions: Regions) -> None:
 
 
 def _ids_in(path: Path) -> set[int | str]:
-    try:
-        open_regular(path).close()  # HDF5 would wait for a named pipe
-        with h5py.File(path, "r") as hdf5:
-            ids = {parse_id(name.removesuffix(_FEATURES)) for name in hdf5 if name.endswith(_FEATURES)}
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: cannot be read as HDF5: {reason}; choose another output") from error
+    with report_damage(f"{path}", "choose another output"), open_hdf5(path) as hdf5:
+        ids = {parse_id(name.removesuffix(_FEATURES)) for name in hdf5 if name.endswith(_FEATURES)}
     if not ids:
         raise InputError(f"{path}: is not a file of the M2 transformer; choose another output")
     return ids

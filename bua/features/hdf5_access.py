@@ -66,8 +66,8 @@ def check_bytes(data: h5py.Dataset, name: str, size: int | None = None) -> None:
 
 
 @contextmanager
-def report_damage(what: str) -> Iterator[None]:
-    """Raises an InputError in one line, which begins with ``what``, for an error of HDF5."""
+def report_damage(what: str, advice: str = "copy or write this file again") -> Iterator[None]:
+    """Raises an InputError in one line, which begins with ``what`` and ends with ``advice``, for an error of HDF5."""
     try:
         yield
     except InputError:
@@ -75,4 +75,4 @@ def report_damage(what: str) -> Iterator[None]:
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
         # Messages of HDF5 may have several lines.
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{what}: cannot be read as HDF5: {reason}; copy or write this file again") from error
+        raise InputError(f"{what}: cannot be read as HDF5: {reason}; {advice}") from error

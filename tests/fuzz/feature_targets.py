@@ -56,14 +56,20 @@ def _path(format: str) -> Path:
     return Path(PATHS.get(format, "features"))
 
 
-def _samples(format: str, finished: bool = True) -> list[Files]:
+def _ids_for(reader: str | None) -> tuple[int | str, ...]:
+    """Returns the ids of the images in samples. Some readers find images by numbers alone."""
+    return IDS if reader is None else tuple(image_id for image_id in IDS if isinstance(image_id, int))
+
+
+def _samples(format: str, finished: bool = True, reader: str | None = None) -> list[Files]:
     """Features of three images, as they are when the writer has finished, and as they are after they were read, which
     adds an index to some formats; if not ``finished``, as they are when the writer was stopped."""
+    ids = _ids_for(reader)
 
     def write(folder: Path, read: bool) -> None:
         path = folder / _path(format)
-        with open_writer(path, format, ABOUT) as writer:
-            for image_id in IDS:
+        with open_writer(path, format, ABOUT, reader) as writer:
+            for image_id in ids:
                 writer.append(ORIGINALS[image_id])
             if finished:
                 writer.finish()
@@ -168,7 +174,7 @@ def _mutate_one(random: Random, files: Files) -> Files:
     return {**files, name: mutate_bytes(random, files[name])}
 
 
-def _check_continued(format: str, sample: Files) -> str:
+def _check_continued(format: str, sample: Files, reader: str | None = None) -> str:
     """A writer that continues damaged features either refuses them, or keeps every image that could be read before,
     except for images that it knows to be missing, which the run writes again."""
     path = _path(format)
@@ -179,7 +185,7 @@ def _check_continued(format: str, sample: Files) -> str:
     if ADDED in before:
         return "occupied"
     try:
-        with open_writer(path, format, ABOUT) as writer:
+        with open_writer(path, format, ABOUT, reader) as writer:
             done = set(writer.done)
             writer.append(ORIGINALS[ADDED])
             writer.finish()
@@ -252,5 +258,11 @@ def _of_format(format: str) -> dict[str, Target]:
 TARGETS = {
     name: target for format in FORMATS if format not in GRID_FORMATS for name, target in _of_format(format).items()
 }
+TARGETS["continue-m2"] = Target(
+    "features",
+    functools.partial(_samples, "hdf5", reader="m2"),
+    functools.partial(_mutate, "hdf5"),
+    functools.partial(_check_continued, "hdf5", reader="m2"),
+)
 TARGETS["checksums-npz"] = Target("features", functools.partial(_samples, "npz"), _mutate_one, _check_zip)
 TARGETS["convert"] = Target("features", _conversions, _mutate_conversion, _check_conversion)
