@@ -16,7 +16,7 @@ import numpy as np
 
 from bua.errors import InputError
 from bua.features.checks import check_regions
-from bua.features.hdf5_access import open_hdf5, report_damage
+from bua.features.hdf5_access import check_bytes, data_set, open_hdf5, report_damage
 from bua.features.hdf5_files import FullDiskSafeFile
 from bua.features.ids import parse_id
 from bua.features.labels import FLOAT, labels_of
@@ -104,13 +104,21 @@ class DetectionsWriter:
 
 
 def _copy_file(path: Path, hdf5: h5py.File) -> None:
+    """Copies the data sets of a file, with those of their attributes that are numbers.
+
+    They are read and written again, since HDF5's own function that copies them crashes for some damaged files.
+    """
     advice = "move it away, and run the same command again to write its images anew"
     with report_damage(f"{path}", advice), open_hdf5(path) as old:
         for name in old:
-            # Through a link, data could come from other files, which the author of this one may not be allowed to read.
-            if not isinstance(old.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{name} is a link")
-            old.copy(name, hdf5)
+            data = data_set(old, name)
+            if data is None:
+                raise ValueError(f"{name} is not a data set")
+            check_bytes(data, name)
+            copy = hdf5.create_dataset_like(name, data, data=data[()])
+            for label in data.attrs:
+                if data.attrs.get_id(label).dtype.kind in "fiu":
+                    copy.attrs[label] = data.attrs[label]
 
 
 def _write_image(hdf5: h5py.File, regions: Regions) -> None:

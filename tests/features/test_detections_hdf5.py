@@ -55,11 +55,32 @@ def test_data_of_other_files_are_not_copied(tmp_path):
         file["secret"] = np.ones((3, 5), np.float32)
     with h5py.File(path, "a") as file:
         file["2_features"] = h5py.ExternalLink("other.hdf5", "/secret")
-    with pytest.raises(InputError, match=r"x\.hdf5: cannot be read as HDF5: 2_features is a link; move it away"):
+    with pytest.raises(
+        InputError, match=r"x\.hdf5: cannot be read as HDF5: 2_features is not a data set; move it away"
+    ):
         add(path, 3)
     os.remove(path)
     add(path)  # the images of the run that failed are still there
     assert_same(open_features(path)[3], sample(3, seed=3))
+
+
+def test_what_other_programs_wrote_is_kept(tmp_path):
+    path = tmp_path / "x.hdf5"
+    add(path, 1)
+    with h5py.File(path, "a") as file:
+        file.create_dataset(
+            "1_grid", data=np.arange(98).reshape(7, 14), chunks=(7, 7), compression="gzip", shuffle=True
+        )
+        file["1_grid"].attrs["stride"] = 32
+        file["number"] = 5
+    add(path, 2)
+    with h5py.File(path) as file:
+        grid = file["1_grid"]
+        np.testing.assert_array_equal(grid[()], np.arange(98).reshape(7, 14))
+        assert (grid.chunks, grid.compression, grid.shuffle, grid.attrs["stride"]) == ((7, 7), "gzip", True, 32)
+        assert file["number"][()] == 5
+    for image_id in (1, 2):
+        assert_same(open_features(path)[image_id], sample(image_id, seed=image_id))
 
 
 def test_boxes_without_features_are_replaced(tmp_path):
