@@ -15,12 +15,14 @@ from typing import TypeVar
 import numpy as np
 
 from bua.errors import InputError
-from bua.tasks.prepared import offsets_of, write_arrays
+from bua.tasks.prepared import check_arrays, offsets_of, read_arrays, write_arrays
 
 # A caption: its words as strings, or as ids.
 Caption = Sequence[str] | Sequence[int]
 # The id of an image. It is a type variable, since a mapping from int is not a mapping from Hashable to a type checker.
 ImageId = TypeVar("ImageId", bound=Hashable)
+
+PROGRAM = "count-caption-ngrams"
 
 # The largest n of the n-grams that are compared.
 LONGEST = 4
@@ -72,22 +74,25 @@ class DocumentFrequencies:
         """Reads a file that ``save`` wrote.
 
         Raises:
-            InputError: There is no such file, or it is of another kind.
+            InputError: There is no such file, it is of another kind, or it is damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                # Version 0.1.0 called the last two "pictures" and "num_pictures".
-                old = "pictures" in file
-                images = file["pictures" if old else "images"]
-                return cls(file["hashes"], images, int(file["num_pictures" if old else "num_images"]))
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such file; write it with bua count-caption-ngrams") from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        except Exception as error:  # a damaged zip archive or header of an array can cause almost any error
+        if not Path(path).exists():
+            raise InputError(f"{path}: no such file; write it with bua {PROGRAM}")
+        # Version 0.1.0 called the last two "pictures" and "num_pictures".
+        arrays = {
+            name.replace("pictures", "images"): array for name, array in read_arrays(path, ("hashes",), PROGRAM).items()
+        }
+        check_arrays(str(path), arrays, {"hashes": "u1", "images": "i1"}, PROGRAM)
+        check_arrays(str(path), arrays, {"num_images": "i0"}, PROGRAM)
+        hashes, images, num_images = arrays["hashes"], arrays["images"], int(arrays["num_images"])
+        if not (hashes[1:] > hashes[:-1]).all():
+            raise InputError(f"{path}: damaged (hashes are not in ascending order); write it again with bua {PROGRAM}")
+        if len(images) and not 1 <= int(images.min()) <= int(images.max()) <= num_images:
             raise InputError(
-                f"{path}: not a file of document frequencies; write it again with bua count-caption-ngrams"
-            ) from error
+                f"{path}: damaged (images has numbers that are not from 1 to num_images, {num_images}); write it again "
+                f"with bua {PROGRAM}"
+            )
+        return cls(hashes, images, num_images)
 
     def save(self, path: str | Path) -> None:
         """Writes an npz file with exactly this name. A write that fails leaves no file."""

@@ -105,8 +105,9 @@ class CaptionDataset(PreparedDataset):
                 prepared.check_arrays(name, arrays, {key: "i1"}, PROGRAM)
             prepared.check_ids(name, arrays["words"], len(vocabulary), PROGRAM)
             captions = len(arrays["word_offsets"]) - 1
-            prepared.check_offsets(name, arrays["word_offsets"], len(arrays["words"]), PROGRAM)
-            prepared.check_offsets(name, arrays["caption_offsets"], captions, PROGRAM, len(arrays["image_ids"]))
+            prepared.check_offsets(name, arrays["word_offsets"], len(arrays["words"]), PROGRAM, least=1)
+            images = len(arrays["image_ids"])
+            prepared.check_offsets(name, arrays["caption_offsets"], captions, PROGRAM, images, least=1)
         datasets = [
             cls(name, **{key: arrays[key] for key in cls.ARRAYS}, vocabulary=vocabulary) for name, arrays in parts
         ]

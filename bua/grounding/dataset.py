@@ -31,7 +31,7 @@ from bua.grounding.official import (
     load_sentences,
     load_split,
 )
-from bua.grounding.phrases import phrase_tags
+from bua.grounding.phrases import check_tags, phrase_tags
 from bua.tasks import prepared
 from bua.tasks.glove import load_glove
 from bua.tasks.prepared import PreparedDataset
@@ -105,8 +105,9 @@ class GroundingDataset(PreparedDataset):
             prepared.check_arrays(name, arrays, forms, PROGRAM)
         prepared.check_ids(name, arrays["words"], len(vocabulary) + 1, PROGRAM)
         phrases = len(arrays["spans"])
-        prepared.check_offsets(name, arrays["phrase_offsets"], phrases, PROGRAM, len(arrays["image_ids"]))
-        prepared.check_offsets(name, arrays["box_offsets"], len(arrays["boxes"]), PROGRAM, phrases)
+        prepared.check_offsets(name, arrays["phrase_offsets"], phrases, PROGRAM, len(arrays["image_ids"]), least=1)
+        prepared.check_offsets(name, arrays["box_offsets"], len(arrays["boxes"]), PROGRAM, phrases, least=1)
+        _check_spans(name, arrays["spans"], arrays["words"].shape[1])
         return cls(name, **{key: arrays[key] for key in cls.ARRAYS}, vocabulary=vocabulary)
 
     @classmethod
@@ -133,8 +134,15 @@ def load_vocabulary(folder: str | Path) -> WordVocabulary:
 
 
 def load_phrase_tags(folder: str | Path) -> list[str]:
-    """Reads the tag of each word of the vocabulary, see ``bua.grounding.phrases``."""
-    return read_strings(_prepared(folder) / "phrase_tags.json")
+    """Reads the tag of each word of the vocabulary, see ``bua.grounding.phrases``.
+
+    Raises:
+        InputError: There is no such folder, or the tags are damaged, or not those of the vocabulary.
+    """
+    path = _prepared(folder) / "phrase_tags.json"
+    tags = read_strings(path)
+    check_tags(tags, load_vocabulary(folder), path)
+    return tags
 
 
 def load_word_vectors(folder: str | Path) -> torch.Tensor:
@@ -146,7 +154,8 @@ def load_word_vectors(folder: str | Path) -> torch.Tensor:
     Raises:
         InputError: The folder has no word vectors, or they are damaged.
     """
-    _, arrays = prepared.read_word_vectors(_prepared(folder), PROGRAM)
+    path, arrays = prepared.read_word_vectors(_prepared(folder), PROGRAM)
+    prepared.check_vectors(path, arrays["glove"], len(load_vocabulary(folder)), PROGRAM)
     return torch.from_numpy(arrays["glove"])
 
 
@@ -218,6 +227,17 @@ def prepare_flickr30k(
     }
     prepared.write_json(output / ABOUT, about)
     return datasets, counts
+
+
+def _check_spans(name: str, spans: np.ndarray, length: int) -> None:
+    """Checks that spans [P, 2] are places in rows of ``length`` words."""
+    starts, ends = spans.T
+    bad = np.flatnonzero((starts < 0) | (starts >= ends) | (ends > length))
+    if len(bad):
+        raise InputError(
+            f"{name}: damaged (spans[{bad[0]}] is {spans[bad[0]].tolist()}, no place in a sentence of {length} words); "
+            f"prepare it again with bua {PROGRAM}"
+        )
 
 
 def _prepared(folder: str | Path) -> Path:

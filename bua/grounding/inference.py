@@ -14,7 +14,7 @@ from bua.grounding.ban import BANGrounding
 from bua.grounding.batches import evaluation_batches, region_boxes
 from bua.grounding.config import build_model, get_cfg
 from bua.grounding.dataset import GroundingDataset, load_phrase_tags, load_vocabulary
-from bua.grounding.phrases import find_phrases
+from bua.grounding.phrases import check_tags, find_phrases
 from bua.grounding.recall import chance_recall, first_hits, grounding_recall, recall_at, recall_by_type
 from bua.grounding.released import RELEASED_MODELS, is_grounding_model
 from bua.structures import Regions
@@ -138,6 +138,7 @@ def load_grounding(path: str | Path, device: str = "cpu", *, folder: str | Path 
     with reported_damage(path):
         cfg = restore_cfg(get_cfg(), saved, path)
         vocabulary = WordVocabulary(saved["vocabulary"])
+        check_tags(saved["phrase_tags"], vocabulary, path)
         model = build_fitting(lambda: build_model(cfg, len(vocabulary), saved["feature_dim"]), saved, path)
         grounding = GroundingModel(model, cfg, saved["feature_dim"], vocabulary, saved["phrase_tags"])
         return restore_weights(grounding, saved, path, device)

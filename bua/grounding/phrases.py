@@ -9,6 +9,7 @@ of their parts of speech. It fails for adjectives after their noun, for words th
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from bua.errors import InputError
 from bua.tasks.words import WordVocabulary, tokenize
@@ -59,6 +60,19 @@ def phrase_tags(
         else:
             tags.append(BEGIN if inside[word] and begins[word] >= _BEGINS * inside[word] else INSIDE)
     return tags
+
+
+def check_tags(tags: Sequence[str], vocabulary: WordVocabulary, source: str | Path) -> None:
+    """Checks tags that were read from a file.
+
+    Raises:
+        InputError: They are not a tag for each word of the vocabulary.
+    """
+    if len(tags) != len(vocabulary) or not set(tags) <= {BEGIN, INSIDE, OUTSIDE}:
+        raise InputError(
+            f"{source}: damaged (phrase_tags are not {BEGIN}, {INSIDE} or {OUTSIDE} for each of the {len(vocabulary)} "
+            "words of the vocabulary); make it again with bua prepare-flickr30k, or bua train-grounding"
+        )
 
 
 def find_phrases(

@@ -14,6 +14,7 @@ import orjson
 from bua.errors import InputError, make_folder
 from bua.features.npy import NpzFile
 from bua.io.files import whole_file
+from bua.regular_files import open_regular
 
 # The file of word vectors, beside the files of the splits.
 VECTORS = "word_vectors.npz"
@@ -135,14 +136,15 @@ def read_split(folder: Path, split: str, needed: Sequence[str], program: str) ->
 
 
 def check_arrays(name: str, arrays: Mapping[str, np.ndarray], forms: Mapping[str, str], program: str) -> None:
-    """Checks that arrays of one split have the kind and the number of dimensions that they must have, and all the same
+    """Checks that arrays of one file have the kind and the number of dimensions that they must have, and all the same
     number of rows.
 
     Args:
-        name: Path of the split's file, for the message.
-        forms: For each array a letter and a number: "i2" is one of integers with two dimensions, "f" stands for
-            floating-point numbers, and "b" for bools. "i2x4" is one whose rows have four numbers.
-        program: Name of the command that prepares such folders.
+        name: Path of the file, for the message.
+        forms: For each array a letter and a number: "i2" is one of integers with two dimensions, "u" stands for
+            unsigned integers, "f" for floating-point numbers, and "b" for bools. "i2x4" is one whose rows have four
+            numbers.
+        program: Name of the command that writes such files.
 
     Raises:
         InputError: An array is missing or has another form, or the numbers of rows differ.
@@ -153,7 +155,7 @@ def check_arrays(name: str, arrays: Mapping[str, np.ndarray], forms: Mapping[str
         found = None if array is None else f"{array.dtype.kind}{array.ndim}"
         if array is None or found != kind_and_dimensions or (columns and array.shape[1] != int(columns)):
             raise InputError(f"{name}: damaged ({key} is missing, or no such array); prepare it again: bua {program}")
-    if len({len(arrays[key]) for key in forms}) > 1:
+    if len({arrays[key].shape[:1] for key in forms}) > 1:
         raise InputError(f"{name}: damaged ({', '.join(forms)} differ in length); prepare it again: bua {program}")
 
 
@@ -172,15 +174,18 @@ def check_ids(name: str, ids: np.ndarray, count: int, program: str) -> None:
         raise InputError(f"{name}: has ids that the vocabulary beside it lacks; prepare it again with bua {program}")
 
 
-def check_offsets(name: str, offsets: np.ndarray, total: int, program: str, count: int | None = None) -> None:
+def check_offsets(
+    name: str, offsets: np.ndarray, total: int, program: str, count: int | None = None, *, least: int = 0
+) -> None:
     """Checks the offsets of a split (see ``offsets_of``); arguments and errors as for ``check_ids``.
 
     Args:
         total: Number of rows that the groups have together.
         count: Number of groups, if it is known.
+        least: Number of rows that each group has at least.
     """
     good = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) and offsets[0] == 0
-    good = good and offsets[-1] == total and (np.diff(offsets) >= 0).all() and count in (None, len(offsets) - 1)
+    good = good and offsets[-1] == total and (np.diff(offsets) >= least).all() and count in (None, len(offsets) - 1)
     if not good:
         raise InputError(f"{name}: damaged (its arrays do not fit each other); prepare it again with bua {program}")
 
@@ -192,7 +197,8 @@ def read_word_vectors(folder: Path, program: str) -> tuple[Path, dict[str, np.nd
         folder: As ``prepared_folder`` returns it.
 
     Returns:
-        The path of the file, and its arrays by name: "glove", [words of the vocabulary, dimension] float32, and others.
+        The path of the file, and its arrays by name, floating-point numbers in two dimensions: "glove", with a row for
+        each word of the vocabulary, and others.
 
     Raises:
         InputError: The folder was prepared without word vectors, or their file is damaged.
@@ -200,7 +206,23 @@ def read_word_vectors(folder: Path, program: str) -> tuple[Path, dict[str, np.nd
     path = folder / VECTORS
     if not path.is_file():
         raise InputError(f"{path}: no such file; prepare it with bua {program} --glove")
-    return path, read_arrays(path, ("glove",), program)
+    arrays = read_arrays(path, ("glove",), program)
+    for key in arrays:
+        check_arrays(str(path), arrays, {key: "f2"}, program)
+    return path, arrays
+
+
+def check_vectors(path: Path, vectors: np.ndarray, count: int, program: str) -> None:
+    """Checks that an array of word vectors has a row for each of the ``count`` words or answers of the vocabulary.
+
+    Raises:
+        InputError: It has another number of rows, as where the vocabulary is that of another run.
+    """
+    if len(vectors) != count:
+        raise InputError(
+            f"{path}: has {len(vectors)} vectors for the {count} words or answers of the vocabulary beside it; prepare "
+            f"it again with bua {program} --glove"
+        )
 
 
 def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[str, np.ndarray]:
@@ -211,10 +233,14 @@ def read_arrays(path: str | Path, needed: Sequence[str], program: str) -> dict[s
         program: Name of the command that wrote the file, for messages.
 
     Raises:
-        InputError: The file is damaged, or lacks one of the needed arrays.
+        InputError: The file cannot be read, is damaged, or lacks one of the needed arrays.
     """
     try:
-        with NpzFile(Path(path)) as file:
+        source = open_regular(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; prepare it with bua {program}") from error
+    try:
+        with NpzFile(source) as file:
             arrays = {name: file.array(name) for name in sorted(file.names)}
     except Exception as error:  # a damaged zip archive or header of an array can cause almost any error
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -17,7 +17,7 @@ import torch
 from bua.errors import InputError
 from bua.io.json_records import iter_records, read_records
 from bua.tasks.glove import load_glove
-from bua.tasks.prepared import VECTORS, read_word_vectors, write_arrays
+from bua.tasks.prepared import VECTORS, check_vectors, read_word_vectors, write_arrays
 from bua.tasks.words import WordVocabulary, tokenize
 from bua.vqa.dataset import PROGRAM, SUBSETS, load_vocabularies, question_file
 from bua.vqa.official import load_questions
@@ -179,6 +179,9 @@ def load_embedding_tables(folder: str | Path, weighting: str = "tfidf") -> tuple
     key = _OLD_NAME if weighting == "authors" and _OLD_NAME in arrays else weighting
     if key not in arrays:
         raise InputError(f"{path}: lacks {key}; prepare it again with bua {PROGRAM} --glove")
+    words, _ = load_vocabularies(folder)
+    for name in ("glove", key):
+        check_vectors(path, arrays[name], len(words), PROGRAM)
     return torch.from_numpy(arrays["glove"]), torch.from_numpy(arrays[key])
 
 
@@ -191,6 +194,7 @@ def load_answer_vectors(folder: str | Path) -> torch.Tensor:
     path, arrays = read_word_vectors(Path(folder), PROGRAM)
     if "answers" not in arrays:
         raise InputError(f"{path}: lacks the vectors of answers; prepare it again with bua {PROGRAM} --glove")
+    check_vectors(path, arrays["answers"], len(load_vocabularies(folder)[1]), PROGRAM)
     return torch.from_numpy(arrays["answers"])
 
 

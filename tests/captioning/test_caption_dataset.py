@@ -279,6 +279,17 @@ def test_damaged_folders_are_reported_in_one_line(shapes, tmp_path):
         CaptionDataset.load(tmp_path, "val")
 
 
+@pytest.mark.parametrize("key", ["caption_offsets", "word_offsets"])
+def test_an_image_without_captions_and_a_caption_without_words_are_refused(tmp_path, key):
+    """No batch can be made of such images alone."""
+    captions = {"train": Captions("file", np.array([7, 8]), [["a cat"], ["a dog"]])}
+    (dataset,) = prepare_captions(captions, tmp_path, min_count=1).values()
+    getattr(dataset, key)[1] = 0
+    dataset.save(tmp_path / "train.npz")
+    with pytest.raises(InputError, match=r"train\.npz: damaged .*; prepare it again"):
+        CaptionDataset.load(tmp_path, "train")
+
+
 def test_andersons_vocabulary_is_read(tmp_path):
     """Words in this file can contain blanks, and no special words are appended to them."""
     file = write(tmp_path / "train_vocab.txt", '.\n<unk>\na\n, "\n. .\n')

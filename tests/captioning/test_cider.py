@@ -1,4 +1,7 @@
+import io
 import math
+import os
+import zipfile
 from collections import Counter
 
 import numpy as np
@@ -129,14 +132,58 @@ def test_other_files_are_reported_in_one_line(tmp_path, content):
     path = tmp_path / "frequencies.npz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"frequencies\.npz: .*write it"):
+    with pytest.raises(InputError, match=r"frequencies\.npz: .*; (write it|prepare it again) with bua count-"):
         DocumentFrequencies.load(path)
 
 
 def test_other_archives_are_reported_in_one_line(tmp_path):
     np.savez(tmp_path / "other.npz", features=np.zeros(3))
-    with pytest.raises(InputError, match=r"other\.npz: not a file of document frequencies"):
+    with pytest.raises(InputError, match=r"other\.npz: lacks hashes; prepare it again with bua count-caption-ngrams"):
         DocumentFrequencies.load(tmp_path / "other.npz")
+
+
+def test_a_named_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match=r"pipe\.npz: cannot be read: it is a named pipe"):
+        DocumentFrequencies.load(tmp_path / "pipe.npz")
+
+
+def test_the_names_of_version_0_1_0_are_read(tmp_path):
+    path = tmp_path / "old.npz"
+    np.savez(path, hashes=np.array([2, 7], np.uint64), pictures=np.array([1, 3], np.int32), num_pictures=3)
+    read = DocumentFrequencies.load(path)
+    assert (read.hashes.tolist(), read.images.tolist(), read.num_images) == ([2, 7], [1, 3], 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hashes": np.array([7, 2], np.uint64)}, "hashes are not in ascending order"),
+        ({"hashes": np.array([2, 2], np.uint64)}, "hashes are not in ascending order"),
+        ({"hashes": np.array([2, 7])}, "hashes is missing, or no such array"),
+        ({"images": np.array([1], np.int32)}, "hashes, images differ in length"),
+        ({"images": np.array([1, 0], np.int32)}, "images has numbers that are not from 1 to num_images, 3"),
+        ({"images": np.array([1, 4], np.int32)}, "images has numbers that are not from 1 to num_images, 3"),
+        ({"num_images": np.array([3])}, "num_images is missing, or no such array"),
+        ({"num_images": 3.0}, "num_images is missing, or no such array"),
+    ],
+)
+def test_damaged_frequencies_are_refused(tmp_path, change, says):
+    path = tmp_path / "f.npz"
+    good = {"hashes": np.array([2, 7], np.uint64), "images": np.array([1, 3], np.int32), "num_images": 3}
+    np.savez(path, **{**good, **change})
+    with pytest.raises(InputError, match=rf"^\S*f\.npz: damaged \({says}\)"):
+        DocumentFrequencies.load(path)
+
+
+def test_frequencies_that_claim_more_than_they_hold_are_refused(tmp_path):
+    path = tmp_path / "f.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<u8", "fortran_order": False, "shape": (2**40,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("hashes.npy", header.getvalue())
+    with pytest.raises(InputError, match=r"f\.npz: damaged .*claims the shape"):
+        DocumentFrequencies.load(path)
 
 
 def test_images_without_references():

@@ -13,6 +13,7 @@ import numpy as np
 from cases import Finding, Target, made_in_folder, write_files
 from mutations import Files, mutate_bytes, mutate_files, mutate_json, mutate_text, mutate_zip
 
+from bua.captioning.cider import DocumentFrequencies
 from bua.captioning.dataset import CaptionDataset, prepare_captions
 from bua.captioning.official import load_coco, load_karpathy, load_references, load_region_phrases, load_results
 from bua.config import load_cfg
@@ -250,6 +251,20 @@ def _check_prepared_captions(sample: Files) -> str:
     return "read"
 
 
+def _frequencies() -> list[Files]:
+    counted = DocumentFrequencies.from_references({1: [["a", "cat"], ["a", "dog"]], 2: [["a", "cat", "sat"]]})
+    return [made_in_folder(lambda folder: counted.save(folder / "frequencies.npz"))]
+
+
+def _check_frequencies(sample: Files) -> str:
+    frequencies = DocumentFrequencies.load("frequencies.npz")
+    if not np.isfinite(frequencies.idf(np.arange(3, dtype=np.uint64))).all():
+        raise Finding("a weight is not finite")
+    if (np.diff(frequencies.hashes.astype(object)) <= 0).any():
+        raise Finding("the hashes are not sorted")
+    return "read"
+
+
 ENTITIES = "flickr30k_entities"
 
 
@@ -268,6 +283,8 @@ def _check_prepared_flickr30k(sample: Files) -> str:
                 raise Finding("a phrase has no boxes")
         if len(dataset.sentence_of) != len(dataset.spans):
             raise Finding("phrases without a sentence")
+        if any(not 0 <= start < end <= dataset.words.shape[1] for start, end in dataset.spans.tolist()):
+            raise Finding("a phrase is not in its sentence")
         if dataset.words.size and dataset.words.max() > len(dataset.vocabulary):
             raise Finding("a word is not in the vocabulary")
     return "read"
@@ -396,6 +413,7 @@ TARGETS = {
         lambda: [_made_of_shapes(["captions/dataset_coco"], _prepare_captions, "prepared/")],
         _check_prepared_captions,
     ),
+    "frequencies": _target(_frequencies, _check_frequencies),
     "prepare-flickr30k": _target(lambda: [_of_shapes(ENTITIES)], _check_preparing_flickr30k),
     "prepared-flickr30k": _target(
         lambda: [

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from bua.errors import InputError
 from bua.features import open_writer
 from bua.grounding.batches import GroundingLoader, evaluation_batches, region_boxes, right_regions
-from bua.grounding.dataset import GroundingDataset, load_phrase_tags, load_word_vectors, prepare_flickr30k
+from bua.grounding.dataset import (
+    GroundingDataset,
+    load_phrase_tags,
+    load_vocabulary,
+    load_word_vectors,
+    prepare_flickr30k,
+)
 from bua.grounding.official import TYPES, authors_span, load_boxes, parse_sentence
 from bua.grounding.phrases import find_phrases, phrase_tags
 from bua.structures import Regions
@@ -265,6 +271,44 @@ def test_errors_in_files_are_reported(root, prepared, tmp_path):
         GroundingDataset.load(prepared, "dev")
     with pytest.raises(InputError, match=r"prepare it with bua prepare-flickr30k"):
         GroundingDataset.load(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "index", "value", "says"),
+    [
+        ("spans", (1, 1), 500, r"damaged \(spans\[1\] is \[3, 500\], no place in a sentence of 13 words\)"),
+        ("spans", (1, 1), -3, r"damaged \(spans\[1\] is \[3, -3\]"),
+        ("spans", (0, 0), -1, r"damaged \(spans\[0\] is \[-1, 2\]"),
+        ("spans", (0, 0), 2, r"damaged \(spans\[0\] is \[2, 2\]"),
+        ("phrase_offsets", 1, 0, "damaged"),
+        ("box_offsets", 1, 0, "damaged"),
+    ],
+)
+def test_places_outside_of_the_arrays_are_refused(prepared, tmp_path, key, index, value, says):
+    folder = shutil.copytree(prepared, tmp_path / "damaged")
+    with np.load(folder / "train.npz") as file:
+        arrays = dict(file)
+    arrays[key][index] = value
+    np.savez(folder / "train.npz", **arrays)
+    with pytest.raises(InputError, match=rf"train\.npz: {says}.*; prepare it again with bua prepare-flickr30k$"):
+        GroundingDataset.load(folder, "train")
+
+
+@pytest.mark.parametrize("tags", [["B"], ["X"] * 100])
+def test_tags_that_are_not_those_of_the_vocabulary_are_refused(prepared, tmp_path, tags):
+    folder = shutil.copytree(prepared, tmp_path / "damaged")
+    words = load_vocabulary(folder).words
+    (folder / "phrase_tags.json").write_text(json.dumps(tags[: len(words)]))
+    with pytest.raises(InputError, match=r"phrase_tags\.json: damaged \(phrase_tags are not B, I or O for each of"):
+        load_phrase_tags(folder)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2,)])
+def test_word_vectors_that_are_not_those_of_the_vocabulary_are_refused(prepared, tmp_path, shape):
+    folder = shutil.copytree(prepared, tmp_path / "damaged")
+    np.savez(folder / "word_vectors.npz", glove=np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match=r"word_vectors\.npz: .*; prepare it again.* bua prepare-flickr30k"):
+        load_word_vectors(folder)
 
 
 # Phrases without marks

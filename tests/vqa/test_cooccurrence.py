@@ -115,10 +115,27 @@ def test_bad_input_is_named(tmp_path):
         list(bua.vqa.cooccurrence._visual_genome_sentences(tmp_path / "question_answers.json"))
 
 
+def write_vocabularies(folder):
+    """Writes what is read of a prepared folder beside the vectors: two words and one answer."""
+    (folder / "vqa.json").write_text("{}")
+    (folder / "question_vocabulary.json").write_text('["what", "color"]')
+    (folder / "answer_vocabulary.json").write_text('["red"]')
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2,)])
+@pytest.mark.parametrize(("key", "load"), [("tfidf", load_embedding_tables), ("answers", load_answer_vectors)])
+def test_vectors_that_are_not_those_of_the_vocabularies_are_refused(tmp_path, key, load, shape):
+    write_vocabularies(tmp_path)
+    np.savez(tmp_path / "word_vectors.npz", **{"glove": np.ones((2, 3), np.float32), key: np.ones(shape, np.float32)})
+    with pytest.raises(InputError, match=r"word_vectors\.npz: .*; prepare it again.* bua prepare-vqa"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["authors", "seed"])
 def test_tables_of_version_0_1_0_are_read(tmp_path, name):
     """That version called the table of the authors' weighting "seed"."""
     tables = {key: np.full((2, 3), number, np.float32) for number, key in enumerate(("glove", name, "tfidf"))}
+    write_vocabularies(tmp_path)
     np.savez(tmp_path / "word_vectors.npz", **tables)
     assert load_embedding_tables(tmp_path, "authors")[1].unique().tolist() == [1]
     assert load_embedding_tables(tmp_path, "tfidf")[1].unique().tolist() == [2]
