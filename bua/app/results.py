@@ -6,6 +6,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,10 @@ class Results:
 
     def _write(self, regions: Regions) -> Path:
         for old in self.folder.iterdir():
-            if old.stat().st_mtime < time.time() - KEPT_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
+            # Another request may remove the folder at the same time.
+            with suppress(FileNotFoundError):
+                if old.stat().st_mtime < time.time() - KEPT_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         NpzWriter(folder).append(regions)
         (file,) = folder.glob("*.npz")

@@ -124,6 +124,12 @@ def test_features_file_is_read_by_bua_and_holds_the_names(results, example, mode
         assert len(arrays["attribute_names"]) == 24
 
 
+def test_a_folder_that_another_request_removes_at_the_same_time_is_no_error(results, example, tmp_path):
+    # What is listed, but gone when it is looked at, is like a link to nothing.
+    (tmp_path / "features" / "removed").symlink_to("nothing")
+    assert results.features_file(str(example.path)) is not None
+
+
 def test_texts_of_users_are_escaped(results, example):
     shown = results.answers(str(example.path), "circle <script>alert(1)</script>")
     assert "<script>" not in shown
