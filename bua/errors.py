@@ -86,7 +86,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             elif error.errno in _NOT_WRITTEN:
                 # An error that comes only with the data does not know its file.
                 place = "the output" if error.filename is None else printable(error.filename)
-                line = f"{place}: {error.strerror}; mend this and run the same command again, or choose another place"
+                line = f"{place}: {error.strerror}; fix this and run the same command again, or choose another place"
             else:
                 raise
             print(f"error: {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The front door: ``bua.pipeline`` loads what a task needs once, and applies it to images in any form.
+"""The public interface: ``bua.pipeline`` loads what a task needs once, and applies it to images in any form.
 
 The tasks have the names, and the results the forms, that they have in Hugging Face's transformers.
 """
@@ -303,9 +303,10 @@ class VisualQuestionAnswering(Pipeline):
 
 
 class ImageToText(Pipeline):
-    """Returns the caption of an image: a list of one {"generated_text"}.
+    """Returns captions of an image, best first: a list of {"generated_text", "score"}. Beam search ranks captions by
+    the score, which is the logarithm of the caption's probability by default.
 
-    Options: ``num_return_sequences`` (1), the number of captions of the beam search, best first;
+    Options: ``num_return_sequences`` (1), the number of captions, at most those of the beam search;
     ``return_regions=True`` adds "words" (the caption's words), "regions" (``Regions``) and "attention" ([words, n]
     float32, the model's attention to each region for each word) to the captions.
     """

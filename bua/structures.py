@@ -99,8 +99,8 @@ class Regions:
             the source does not provide them.
         object_scores, attribute_scores: [n] float32, the probabilities of these ids. None if the source does not
             provide them.
-        class_probs: [n, C] float16, the probabilities of all object classes without background, which is what is left
-            to 1. None unless they were kept at extraction (``keep_probabilities``).
+        class_probs: [n, C] float16, the probabilities of all object classes without background, whose probability is 1
+            minus their sum. None unless they were kept at extraction (``keep_probabilities``).
     """
 
     image_id: int | str

@@ -65,7 +65,7 @@ def test_a_place_that_cannot_be_written_is_one_line(capsys, error, line):
         raise error
 
     assert main() == 2
-    expected = f"error: {line}; mend this and run the same command again, or choose another place\n"
+    expected = f"error: {line}; fix this and run the same command again, or choose another place\n"
     assert capsys.readouterr().err == expected
 
 

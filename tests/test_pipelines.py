@@ -1,4 +1,4 @@
-"""The front door, with the models that come with the package."""
+"""The public interface, with the models that come with the package."""
 
 import io
 import logging

@@ -26,7 +26,8 @@ def get_cfg() -> CfgNode:
     cfg = task_cfg()
     cfg.MODEL.UPDOWN = constructor_keys(UpDownCaptioner, without=("feature_dim", "special"))
 
-    # Number of regions of an image that the captioner reads, the first ones; 0 takes all.
+    # Number of regions of an image that the captioner reads, the most confident ones; 0 takes all. Where the features
+    # have no scores, they are the first ones.
     cfg.DATA.MAX_BOXES = 0
     # Whether a region's features are divided by their norm (ruotianluo's norm_att_feat). Anderson's are not.
     cfg.DATA.NORMALIZE = False

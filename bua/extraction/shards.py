@@ -193,7 +193,7 @@ def explaining_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        first = "make room" if error.errno in _NO_ROOM else _ADVICE.get(error.errno or 0, "mend this")
+        first = "make room" if error.errno in _NO_ROOM else _ADVICE.get(error.errno or 0, "fix this")
         raise InputError(
             f"{path}: cannot be written: {error.strerror or error}; {first} and run the same command again to continue"
         ) from error

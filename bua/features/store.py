@@ -104,7 +104,7 @@ def open_writer(
             writer.close()
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be written: {error.strerror}; mend this and run the same command again to continue"
+                f"{path}: cannot be written: {error.strerror}; fix this and run the same command again to continue"
             ) from error
 
 

@@ -2,7 +2,7 @@
 
 torchvision's operator waits for the GPU once an image, because the size of its result depends on values. It takes
 several images at once only as one image with boxes far apart, whose pairs of boxes it compares as well: for 8 images of
-12,000 boxes these are eight times the work and 1.2 GB of memory, which one block of threads reads at the end.
+12,000 boxes these are eight times the work and 1.2 GB of memory, which a single thread block reads at the end.
 """
 
 import torch

@@ -32,8 +32,8 @@ class Task(NamedTuple):
     Attributes:
         world: The world whose folder it is trained on.
         loss: The function in ``module`` that computes the loss of a batch.
-        waits: The largest number of waits in a step. Self-critical training decodes twice, asks each time whether all
-            captions have ended, and reads the captions that it rewards.
+        waits: The largest number of waits in a step, one of them for the losses. Self-critical training, here with
+            captions of at most 6 steps, also asks twice whether all captions have ended, and reads the captions.
         overrides: The size of the model, without dropout, because a GPU draws other random numbers.
     """
 

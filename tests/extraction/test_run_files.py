@@ -103,7 +103,7 @@ def test_failures_are_those_of_this_run(tmp_path):
         (errno.ENOSPC, "make room and run"),
         (errno.ENOENT, "put back what was deleted or moved, and run"),
         (errno.EROFS, "make the disk writable and run"),
-        (errno.EIO, "mend this and run"),
+        (errno.EIO, "fix this and run"),
     ],
 )
 def test_the_advice_fits_the_error(tmp_path, code, advice):
@@ -116,5 +116,5 @@ def test_a_list_of_failures_that_cannot_be_written_is_named(tmp_path):
     failures = FailureLog(output)
     failures.path.mkdir()
     for use in (lambda: failures.append(Outcome(ImageFile("a.jpg", 1), None, "why")), lambda: FailureLog(output)):
-        with pytest.raises(InputError, match=r"failures.jsonl: cannot be written: Is a directory; mend this"):
+        with pytest.raises(InputError, match=r"failures.jsonl: cannot be written: Is a directory; fix this"):
             use()
