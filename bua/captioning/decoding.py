@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
 from bua.captioning.updown import SpecialWords, State, UpDownCaptioner
-from bua.tasks.read_ahead import upload
+from bua.upload import upload
 
 # Number of steps of a caption in Anderson's code, the end included.
 MAX_LENGTH = 20

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bua.captioning.decoding import MAX_LENGTH, Constraints, DecodedCaptions, beam_search, greedy, sample
 from bua.captioning.updown import UpDownCaptioner, caption_loss
-from bua.tasks.read_ahead import upload
+from bua.upload import upload
 
 METHODS = ("beam", "greedy", "leave_one_out")
 

@@ -25,9 +25,9 @@ from bua.d2.ground_truth import ground_truth_of, gt_attributes
 from bua.detection.evaluation.detections import find_objects
 from bua.errors import InputError
 from bua.modeling.attributes import build_attribute_predictor
-from bua.modeling.ground_truth import upload
 from bua.modeling.regions import RegionBoxes, RegionOutputs, proposed_regions, region_predictions
 from bua.structures import DetectorInput, RegionPredictions
+from bua.upload import upload
 
 
 class AttributeROIHeads:

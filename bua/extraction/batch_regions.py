@@ -16,6 +16,7 @@ from bua.extraction.sources import ImageFile
 from bua.modeling.boxes import clip_boxes
 from bua.modeling.region_detector import RegionDetector
 from bua.structures import DetectorInput, RegionPredictions, Regions
+from bua.upload import upload
 
 # Network pixels from one cell of res5's map of the whole image to the next. The second is for a dilated res5.
 GRID_STRIDES = (32, 16)
@@ -59,7 +60,9 @@ def select_batch(
         kept.append(rows)
         on_host = (torch.from_numpy(values[rows]) for values in (image_boxes, class_probs))
         chosen.append(replace(x, proposals=next(on_host), class_probs=next(on_host), boxes=None))
-    rows_of_images = torch.split(to_device(np.concatenate(kept), detector.device), [len(rows) for rows in kept])
+    rows_of_images = torch.split(
+        upload(torch.from_numpy(np.concatenate(kept)), detector.device), [len(rows) for rows in kept]
+    )
     for x, rows_on_device in zip(chosen, rows_of_images):
         x.features = x.features[rows_on_device]
         if x.attribute_probs is not None:
@@ -131,12 +134,6 @@ def to_host(values: Sequence[Tensor]) -> list[np.ndarray]:
     # Pinned memory is scarce, so that the arrays get memory of their own.
     parts = pinned.split([value.numel() for value in values])  # type: ignore[no-untyped-call]
     return [part.view(value.shape).numpy().copy() for part, value in zip(parts, values)]
-
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Returns the values of an array on a device, without waiting for a GPU."""
-    values = torch.from_numpy(array)
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _outcomes(images: list[ImageFile], regions: list[Regions]) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""The annotated boxes of a batch, and how they and other small arrays get to the device without waiting for it."""
+"""The annotated boxes of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from bua.upload import upload
 
 
 @dataclass
@@ -54,16 +56,3 @@ def batch_ground_truth(images: Sequence[tuple[Tensor, Tensor, Tensor]], device: 
         packed = F.pad(packed, (0, 0, 0, 1), value=-1.0)
     packed = upload(packed, device)
     return GroundTruth(packed[:, :, :4], packed[:, :, 4].long(), packed[:, :, 5:].long())
-
-
-def upload(values: Tensor | Sequence, device: torch.device) -> Tensor:
-    """Returns a tensor on ``device``. To a GPU it is copied through pinned memory, without waiting for the GPU.
-
-    Args:
-        values: A tensor, or numbers or nested lists of numbers, which become float32.
-    """
-    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float32)
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        # The pinned memory is not used again before the copy is done: PyTorch's allocator sees to that.
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.boxes import box_sizes, clip_boxes, decode_boxes, encode_boxes, nms, pairwise_iou
-from bua.modeling.ground_truth import GroundTruth, upload
+from bua.modeling.ground_truth import GroundTruth
 from bua.modeling.losses import smooth_l1_loss
 from bua.modeling.matching import match, sample, take_rows
 from bua.modeling.suppression import ROUNDS, suppress
+from bua.upload import upload
 
 # Number of candidates of an image that are suppressed first. More of them only are if too few of these remain.
 FIRST_CANDIDATES = 2000

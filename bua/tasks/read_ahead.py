@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 ShareT = TypeVar("ShareT")
 MadeT = TypeVar("MadeT")
@@ -67,13 +66,3 @@ def read_ahead_on(
         # The memory belongs to the other stream, which must not reuse it before this one has read it.
         batch.record_stream(current)
         yield batch
-
-
-def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Returns a tensor on a device. A copy from memory to a GPU goes through pinned memory and is asynchronous."""
-    device = torch.device(device)
-    if device.type != "cuda":
-        return tensor.to(device)
-    if tensor.device.type == "cpu" and tensor.numel():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -15,7 +15,8 @@ from bua.features import FeatureStore, open_features
 from bua.features.flat import Batch, FlatFeatures
 from bua.structures import Regions
 from bua.tasks.confident_regions import confident_regions, confident_rows
-from bua.tasks.read_ahead import read_ahead, read_ahead_on, upload
+from bua.tasks.read_ahead import read_ahead, read_ahead_on
+from bua.upload import upload
 
 # A batch takes images whose numbers of boxes fall into one range of this width.
 BOXES_PER_BUCKET = 4

@@ -8,8 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bua.errors import InputError
-from bua.tasks.read_ahead import read_ahead, upload
+from bua.tasks.read_ahead import read_ahead
 from bua.tasks.region_batches import RegionReader
+from bua.upload import upload
 
 # Values of DATA.ON_DEVICE; None is the default and means the same as False.
 ON_DEVICE = (None, False, True, "auto")

@@ -1,6 +1,6 @@
 import torch
 
-from bua.modeling.ground_truth import batch_ground_truth, upload
+from bua.modeling.ground_truth import batch_ground_truth
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,3 @@ def test_a_batch_without_boxes_has_a_row_of_padding():
     assert truth.boxes.shape == (1, 1, 4)
     assert truth.attributes.shape == (1, 1, 2)
     assert not truth.valid.any()
-
-
-def test_upload_takes_numbers():
-    assert torch.equal(upload([(1, 2.5), (3, 4)], CPU), torch.tensor([[1.0, 2.5], [3, 4]]))
