@@ -1,7 +1,7 @@
 """The choices and defaults of options, for the parsers of commands.
 
-This module imports nothing, so that a command can show its help without importing PyTorch. tests/test_options.py
-compares it with the modules that implement the options.
+This module imports nothing, so that a command can show its help without importing PyTorch. The modules that implement
+an option import it from here, or tests/test_options.py compares it with theirs.
 """
 
 ENGINES = ("detectron2", "torch")

@@ -2,10 +2,7 @@
 
 import bua.captioning.official
 import bua.captioning.scores
-import bua.captioning.vocabulary
-import bua.extraction.cluster
 import bua.extraction.compare
-import bua.extraction.run
 import bua.features.readers
 import bua.features.store
 import bua.modeling.optimize
@@ -20,10 +17,8 @@ def test_choices_are_those_of_the_implementation():
     assert tuple(bua.features.store.FORMATS) == options.FORMATS
     assert tuple(bua.features.readers.READERS) == options.READERS
     assert tuple(bua.modeling.optimize.PRECISIONS) == options.PRECISIONS
-    assert options.ON_ERROR == bua.extraction.run.ON_ERROR
     assert options.SHAPES_VERSIONS == bua.shapes.make.VERSIONS
     assert options.VQA_REVISIONS == bua.vqa.accuracy.REVISIONS
-    assert options.TOKENIZERS == bua.captioning.vocabulary.TOKENIZERS
     assert options.CAPTION_METRICS == bua.captioning.scores.METRICS
 
 
@@ -34,7 +29,6 @@ def test_defaults_are_those_of_the_implementation():
         bounds.cosine,
         bounds.label_agreement,
     ) == (options.BOX_DISTANCE, options.COSINE, options.LABEL_AGREEMENT)
-    assert options.SHARD_SIZE == bua.extraction.cluster.SHARD_SIZE
     assert options.ANSWER_MIN_COUNT == bua.vqa.answers.MIN_COUNT
     assert options.QUESTION_LENGTH == bua.tasks.words.QUESTION_LENGTH
     assert options.PHRASES_PER_CAPTION == bua.captioning.official.PHRASES

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from bua.errors import InputError
+from bua.options import TOKENIZERS
 from bua.regular_files import read_regular
 from bua.tasks.prepared import offsets_of, write_json
 from bua.vocabulary import read_lines
@@ -18,7 +19,6 @@ from bua.vocabulary import read_lines
 # Words that occur less often are unknown. For the captions that Anderson's code trains on, this gives its 10,010 words;
 # ruotianluo's code has 9,487.
 MIN_COUNT = {"anderson": 5, "karpathy": 6}
-TOKENIZERS = (*MIN_COUNT, "wordpiece")
 # The special words that the GRU variant's code (ChanningPing) adds to BERT's word pieces.
 _PIECE_PAD, _PIECE_BEGIN, _PIECE_END = "[pad]", "[start]", "[end]"
 _PIECE_UNKNOWN = "[UNK]"

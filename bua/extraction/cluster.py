@@ -31,9 +31,7 @@ from bua.extraction.extractor import Extractor, Outcome
 from bua.extraction.extractor_config import RANDOM_WEIGHTS, TORCHVISION, ExtractorConfig
 from bua.extraction.shards import Shard, ShardFolder, Written, explaining_write_errors, write_outcome
 from bua.extraction.sources import ImageFile
-
-# Number of images per shard.
-SHARD_SIZE = 1000
+from bua.options import SHARD_SIZE
 
 # The file in a shard's folder that lists the images that failed.
 FAILURES_FILE = "failures.jsonl"

@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from bua.errors import InputError, make_folder
 from bua.extraction.box_arguments import box_source, crop_weights_of, names_of_boxes, region_limits
 from bua.extraction.class_names import class_names
-from bua.extraction.cluster import SHARD_SIZE, RayCluster, connect_to_ray
+from bua.extraction.cluster import RayCluster, connect_to_ray
 from bua.extraction.default_arguments import default_config, default_output, images_of_data_sets
 from bua.extraction.engines import choose_engine, default_weights
 from bua.extraction.extractor import NO_PROBABILITIES, Extractor, Outcome
@@ -45,8 +45,7 @@ from bua.features.store import GRID_FORMATS, check_format
 from bua.io.files import exclusive
 from bua.modeling.optimize import PRECISIONS
 from bua.modeling.vinvl import META_ARCHITECTURE as VINVL
-
-ON_ERROR = ("skip", "stop")
+from bua.options import ON_ERROR, SHARD_SIZE
 
 # Formats whose readers need the labels of all regions.
 FORMATS_WITH_LABELS = ("lxmert-tsv", "vinvl-tsv")
