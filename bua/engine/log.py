@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from bua.errors import InputError
 from bua.io.files import whole_file
+from bua.regular_files import read_regular
 
 METRICS_FILE = "metrics.json"
 
@@ -123,10 +126,9 @@ class TrainingLog:
 
     def has_metrics(self, iteration: int) -> bool:
         """Returns whether the metrics of an evaluation after ``iteration`` iterations have been written."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
         return any(
             line["iteration"] == iteration and not line.keys() & {"total_loss", "epoch"}
-            for line in map(json.loads, lines)
+            for _, line in _read_lines(self.path)
         )
 
     def state_dict(self) -> dict:
@@ -198,19 +200,34 @@ class TrainingLog:
 
 
 def _drop_lines_after(path: Path, iteration: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            done = json.loads(line)["iteration"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            # A run that is killed while it writes a line leaves an incomplete last line.
-            continue
-        if done <= iteration:
-            kept.append(line + "\n")
-    with whole_file(path, locked=True) as file:
-        file.write("".join(kept).encode())
+    if path.exists():
+        kept = [text for text, line in _read_lines(path) if line["iteration"] <= iteration]
+        with whole_file(path, locked=True) as file:
+            file.writelines(text + b"\n" for text in kept)
+
+
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Returns the lines of a file as they are, with their content. Lines that are incomplete or damaged are left out:
+    a run that is killed while it writes a line leaves an incomplete last one.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        texts = read_regular(path).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; move it away, or choose another folder") from error
+    return [(text, line) for text, line in zip(texts, map(_parse, texts)) if line is not None]
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and type(line.get("iteration")) is int else None
 
 
 def _memory_megabytes() -> int:

@@ -1,8 +1,10 @@
 import json
+import os
 
 import pytest
 
 from bua.engine.log import TrainingLog
+from bua.errors import InputError
 
 
 def lines(folder):
@@ -55,6 +57,35 @@ def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path):
     assert [line["iteration"] for line in lines(tmp_path)] == [3]
     fill(again, 5, 9)
     assert [line["loss_a"] for line in lines(tmp_path)] == pytest.approx([2, 5, 8])
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"iteration": "a"}',
+        b'{"iteration": null}',
+        b'{"iteration": [1]}',
+        b"[1]",
+        b'{"iteration": 2, "\xff": 1}',
+        b"\0",
+    ],
+)
+def test_a_damaged_line_is_dropped_and_all_others_are_kept(tmp_path, damaged):
+    kept = [b'{"iteration": 1, "a": 0.10}', b'{"iteration": 2, "accuracy": 0.5}', b'{"iteration": 1, "a": 0.10}']
+    content = [kept[0], damaged, *kept[1:], b'{"iteration": 5, "a": 1}']
+    (tmp_path / "metrics.json").write_bytes(b"\n".join(content))
+    log = TrainingLog(tmp_path, max_iter=9, start=4)
+    assert (tmp_path / "metrics.json").read_bytes().splitlines() == kept
+    with open(tmp_path / "metrics.json", "ab") as file:
+        file.write(damaged + b"\n")
+    assert log.has_metrics(2)
+    assert not log.has_metrics(5)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.json")
+    with pytest.raises(InputError, match=r"metrics\.json: cannot be read: it is a named pipe .*; move it away"):
+        TrainingLog(tmp_path, max_iter=9)
 
 
 def test_scores_of_an_epoch_weigh_its_items_alike_and_are_kept_over_a_resumption(tmp_path, capsys):
