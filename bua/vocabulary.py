@@ -1,12 +1,16 @@
 """Vocabularies: class names, their aliases, and their class ids."""
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from bua.errors import InputError
 from bua.regular_files import read_regular
+
+# A few bytes of gzip can stand for gigabytes. The largest list, that of the training images, has 3.6 MB.
+MAX_UNPACKED = 64 << 20
 
 
 class Vocabulary:
@@ -76,19 +80,37 @@ def read_lines(path: str | Path) -> list[str]:
     """Returns the lines of a UTF-8 text file, which is compressed with gzip if its name ends in .gz.
 
     Raises:
-        InputError: There is no such file, it cannot be read, it is not text, or the gzip file is damaged.
+        InputError: As for ``read_list``, or the file is not text.
+    """
+    try:
+        return read_list(path).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not a complete text file ({error}); get it again") from error
+
+
+def read_list(path: str | Path) -> bytes:
+    """Returns the content of a file of lines, which is compressed with gzip if its name ends in .gz.
+
+    Raises:
+        InputError: There is no such file, it cannot be read, or the gzip file is damaged or holds more than
+            ``MAX_UNPACKED`` bytes.
     """
     path = Path(path)
     try:
         data = read_regular(path)
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
+        if path.suffix != ".gz":
+            return data
+        with gzip.open(io.BytesIO(data)) as file:
+            content = file.read(MAX_UNPACKED + 1)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        kind = "gzip" if path.suffix == ".gz" else "text"
-        raise InputError(f"{path}: is not a complete {kind} file ({error}); get it again") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: is not a complete gzip file ({error}); get it again") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > MAX_UNPACKED:
+        raise InputError(f"{path}: holds more than {MAX_UNPACKED} bytes; unpack it with gunzip if it is what you want")
+    return content
 
 
 def find_lines(path: str | Path) -> Path | None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bua.errors import InputError
-from bua.vocabulary import Vocabulary
+from bua.vocabulary import MAX_UNPACKED, Vocabulary, read_list
 
 WORDS = st.text("abcdefg -", min_size=1, max_size=8).filter(str.strip)
 
@@ -71,6 +71,15 @@ def test_damaged_gzip_and_missing_file(tmp_path):
         Vocabulary.read(tmp_path / "none.txt")
     with pytest.raises(InputError, match=f"{tmp_path}: cannot be read: Is a directory"):
         Vocabulary.read(tmp_path)
+
+
+def test_the_content_of_a_gzip_file_is_bounded(tmp_path):
+    path = tmp_path / "vocab.txt.gz"
+    path.write_bytes(gzip.compress(b"a" * MAX_UNPACKED))
+    assert len(read_list(path)) == MAX_UNPACKED
+    path.write_bytes(gzip.compress(b"a" * (MAX_UNPACKED + 1)))
+    with pytest.raises(InputError, match=r"vocab\.txt\.gz: holds more than \d+ bytes; unpack it with gunzip"):
+        Vocabulary.read(path)
 
 
 @pytest.mark.parametrize(("file", "classes", "names"), [("objects", 1600, 1625), ("attributes", 400, 410)])

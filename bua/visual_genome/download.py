@@ -1,6 +1,5 @@
 """Downloads the vocabularies and splits that the original published, and checks them."""
 
-import gzip
 import hashlib
 import logging
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from bua.download import fetch
 from bua.download.catalog import GENOME_LISTS, GENOME_SPLITS, GENOME_VOCABULARIES
 from bua.errors import InputError
-from bua.vocabulary import find_lines
+from bua.vocabulary import find_lines, read_list
 
 URL = GENOME_LISTS
 SPLITS = GENOME_SPLITS
@@ -31,14 +30,14 @@ def download_missing(root: str | Path, files: dict[str, tuple[str, str]]) -> Non
         files: ``VOCABULARIES``, ``RELATIONS`` or ``SPLITS``, or several of them.
 
     Raises:
-        InputError: A file cannot be downloaded, or the downloaded file differs from the published one.
+        InputError: A file cannot be downloaded or read, or the downloaded file differs from the published one.
     """
     for name, (remote, md5) in files.items():
         target = Path(root) / name
         found = find_lines(target)
         if found is None:
             _download(URL + remote, target, md5)
-        elif _md5(found) != md5:
+        elif hashlib.md5(read_list(found), usedforsecurity=False).hexdigest() != md5:
             logger.warning("%s: this is not the published file (MD5 %s); it is used as it is", found, md5)
 
 
@@ -61,11 +60,3 @@ def _download(url: str, target: Path, md5: str) -> None:
         raise InputError(
             f"{target}: the file is missing, and downloading it failed: {error}; or download {url} by hand"
         ) from error
-
-
-def _md5(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return hashlib.md5(gzip.decompress(data) if path.suffix == ".gz" else data).hexdigest()
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: the gzip file is damaged or incomplete ({error}); download it again") from error

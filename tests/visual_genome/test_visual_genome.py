@@ -1,6 +1,8 @@
 import functools
+import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -369,6 +371,18 @@ def test_published_files_are_downloaded_once_and_checked(tmp_path, remote, caplo
     download.download_missing(root, files)
     assert "not the published file" in caplog.text
     assert (root / "vocab" / "x.txt").read_text() == "mine\n"
+
+
+def test_a_file_that_is_there_and_cannot_be_read_is_one_line(tmp_path):
+    files = {"x.txt": ("x.txt", hashlib.md5(b"cat\n").hexdigest())}
+    damaged = bytearray(gzip.compress(bytes(range(256))))
+    damaged[10] = 255  # a kind of block that does not exist
+    (tmp_path / "x.txt.gz").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"x\.txt\.gz: is not a complete gzip file"):
+        download.download_missing(tmp_path, files)
+    os.mkfifo(tmp_path / "x.txt")
+    with pytest.raises(InputError, match=r"x\.txt: cannot be read: it is a named pipe"):
+        download.download_missing(tmp_path, files)
 
 
 def test_the_error_of_a_failed_download_has_the_url(root, tool, remote, capsys):
