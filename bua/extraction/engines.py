@@ -73,7 +73,7 @@ def has_detectron2() -> bool:
 def detectron2_plugin() -> ModuleType:
     """Returns the module ``bua.d2.extraction``.
 
-    It is imported by its name, and only here: it is a floor above this one, and needs Detectron2.
+    It is imported by its name, and only here: its layer is above this one, and it needs Detectron2.
     """
     return importlib.import_module("bua.d2.extraction")
 
