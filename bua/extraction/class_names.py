@@ -1,18 +1,27 @@
 """The names of a detector's classes, from wherever they are known."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from bua.checkpoint import identify
 from bua.detection.catalog import vocabulary_folder
 from bua.detection.description import description_of
+from bua.download.catalog import GENOME_LISTS, GENOME_VOCABULARIES
 from bua.errors import InputError
 from bua.extraction.engines import DETECTRON2, TORCH, detectron2_plugin
 from bua.features.vinvl_rows import Names
+from bua.regular_files import read_regular
 from bua.vocabulary import Vocabulary
-from bua.weights.zoo import VINVL_LABELS, ZOO, fetch, fetch_vocabularies
+from bua.weights.cache import place_of
+from bua.weights.zoo import VINVL_LABELS, ZOO, Release, fetch, fetch_vocabularies
+
+# Numbers of the names that the original published, and the layouts of the released detectors that have these names.
+PUBLISHED_SIZES = {"objects": 1600, "attributes": 400}
+PUBLISHED_LAYOUTS = ("caffe", "milvlg-caffe", "airsplay", "grid-feats")
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +36,10 @@ def class_names(
     """Returns the names of a detector's objects and of its attributes, counted from 0; None for those that are not
     known, and an empty list if the detector has no attribute head.
 
-    They are those in ``folder``, or else those that the checkpoint holds, those of VinVL's file beside it, those of the
-    data set in DATASETS.TEST, or those of released weights, provided that they are as many as the detector has classes.
+    They are those in ``folder``, or else those that the checkpoint holds, those of VinVL's file beside it, those that
+    were published for released weights, or those of the data set in DATASETS.TEST, provided that they are as many as
+    the detector has classes. A file is that of released weights if it has one of ``PUBLISHED_LAYOUTS`` and as many
+    classes; for a file, nothing is downloaded.
 
     Args:
         weights: What the user named: a file, a name in ``ZOO``, an address, or "random".
@@ -84,15 +95,76 @@ def _names(
         return _if_fitting(getattr(description, kind), size)
     if (beside := Path(path).with_name(VINVL_LABELS)).is_file():
         return _if_fitting(_names_in_label_map(beside, kind), size)
-    if cfg.DATASETS.TEST and (file := vocabulary_folder(cfg.DATASETS.TEST[0]) / f"{kind}_vocab.txt").is_file():
-        return _if_fitting(Vocabulary.read(file).names, size)
+    local = _vocabulary_of_data(cfg, kind)
     if str(weights) in ZOO:
+        published = _names_of_release(ZOO[str(weights)], local, kind)
+        return None if published is None else _if_fitting(published, size)
+    if size == PUBLISHED_SIZES[kind] and Path(path).is_file() and identify(path).name in PUBLISHED_LAYOUTS:
+        return _names_of_released_file(Path(path), local, kind)
+    return None if local is None else _if_fitting(Vocabulary.read(local).names, size)
+
+
+def _vocabulary_of_data(cfg: CfgNode, kind: str) -> Path | None:
+    """Returns the file of the names of the data set in DATASETS.TEST, or None if there is none."""
+    if not cfg.DATASETS.TEST:
+        return None
+    file = vocabulary_folder(cfg.DATASETS.TEST[0]) / f"{kind}_vocab.txt"
+    return file if file.is_file() else None
+
+
+def _names_of_release(release: Release, local: Path | None, kind: str) -> list[str] | None:
+    """Returns the published names of weights in ``ZOO``, which are downloaded if they are not on this machine.
+
+    Args:
+        local: The file of the names of the data set, which may be the published one.
+    """
+    try:
+        if release.labels:
+            return _names_in_label_map(fetch(release.labels), kind)
+        return _published_names(local, kind) or fetch_vocabularies()[kind]
+    except InputError as error:
+        logger.warning("%s; the names of %s are left out", error, kind)
+        return None
+
+
+def _names_of_released_file(path: Path, local: Path | None, kind: str) -> list[str] | None:
+    """Returns the published names for a file of weights that is recognised as a released one.
+
+    Args:
+        local: As for ``_names_of_release``.
+    """
+    names = _published_names(local, kind)
+    if names is None:
+        logger.warning(
+            "%s: seems to be a released detector, but the published names of %s are not on this machine and are left "
+            "out; name the folder of the names (--vocabulary)",
+            path,
+            kind,
+        )
+    elif local is not None and Vocabulary.read(local).names != names:
+        logger.warning(
+            "%s: seems to be a released detector; its %s get the published names, not those in %s; name the folder of "
+            "the names (--vocabulary) if it was trained with others",
+            path,
+            kind,
+            local,
+        )
+    return names
+
+
+def _published_names(local: Path | None, kind: str) -> list[str] | None:
+    """Returns the names that the original published, from the data set or from an earlier download; None if neither is
+    on this machine."""
+    remote, md5 = GENOME_VOCABULARIES[f"vocab/{kind}_vocab.txt"]
+    for file in (local, place_of(GENOME_LISTS + remote)):
+        if file is None or not file.is_file():
+            continue
         try:
-            labels = ZOO[str(weights)].labels
-            names = _names_in_label_map(fetch(labels), kind) if labels else fetch_vocabularies()[kind]
-            return _if_fitting(names, size)
-        except InputError as error:
-            logger.warning("%s; the names of %s are left out", error, kind)
+            content = read_regular(file)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+            return Vocabulary.read(file).names
     return None
 
 
