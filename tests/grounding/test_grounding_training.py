@@ -9,6 +9,7 @@ import torch
 from grounding_examples import oracle_regions, write_entities, write_oracle_features
 from script_loading import load_script
 
+from bua.checkpoint import read_checkpoint, save_checkpoint
 from bua.errors import InputError
 from bua.grounding import BANGrounding
 from bua.grounding.config import load_cfg
@@ -183,6 +184,9 @@ def test_checkpoints_that_cannot_be_used(shapes, trained, tmp_path):
     assert_error(tmp_path / "vqa.pth", "not a model for grounding", folder=shapes / "prepared")
     other = authors_checkpoint(tmp_path / "other.pth", BANGrounding(7, feature_dim=5, hidden_dim=4))
     assert_error(other, "do not fit", folder=shapes / "prepared")
+    saved = read_checkpoint(trained / "model_best.pth")
+    save_checkpoint(tmp_path / "tags.pth", **{**saved, "phrase_tags": saved["phrase_tags"][:3]})
+    assert_error(tmp_path / "tags.pth", "phrase_tags are not B, I or O for each of the")
 
 
 def test_settings_that_cannot_be_used(shapes, capsys):
