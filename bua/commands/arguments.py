@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bua.errors import InputError
@@ -61,6 +62,14 @@ def add_overrides(parser: argparse.ArgumentParser, before: str = "") -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help=f"keys of the configuration and their values{before}"
     )
+
+
+def output_file(text: str) -> Path:
+    """The type of an option that names a file to write. A folder is refused before the work begins."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file to write")
+    return path
 
 
 def add_reader(parser: argparse._ActionsContainer) -> None:

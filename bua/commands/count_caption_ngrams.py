@@ -8,15 +8,15 @@ splits alone.
 """
 
 import argparse
-from pathlib import Path
 
+from bua.commands.arguments import output_file
 from bua.errors import make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", required=True, help="folder that prepare-captions wrote")
     parser.add_argument("--splits", nargs="+", default=["train"], help="splits of the folder; default: train")
-    parser.add_argument("--output", type=Path, required=True, help="npz file to write")
+    parser.add_argument("--output", type=output_file, required=True, help="npz file to write")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,8 +7,8 @@
 
 import argparse
 import logging
-from pathlib import Path
 
+from bua.commands.arguments import output_file
 from bua.options import CAPTION_METRICS
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC",
         help=f"default: {' '.join(CAPTION_METRICS)}",
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the scores")
+    parser.add_argument("--output", type=output_file, help="JSON file for the scores")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ choice for comparison.
 import argparse
 from pathlib import Path
 
-from bua.commands.arguments import add_inference_options
+from bua.commands.arguments import add_inference_options, output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--folder", type=Path, required=True, help="folder that `bua prepare-flickr30k` wrote")
     parser.add_argument("--split", default="test", help="split of the folder: train, val or test (%(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file for the scores")
+    parser.add_argument("--output", type=output_file, help="JSON file for the scores")
     add_inference_options(parser, images="all images of the split", unit="sentences", batch_size=256)
 
 

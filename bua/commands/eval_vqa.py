@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from statistics import fmean
 
+from bua.commands.arguments import output_file
 from bua.errors import InputError
 from bua.options import VQA_REVISIONS
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--matching", nargs="+", metavar="NAME=REGEX", help="add rows of questions by their words; needs --questions"
     )
-    parser.add_argument("--output", type=Path, help="JSON file for all scores, including those of each question")
+    parser.add_argument("--output", type=output_file, help="JSON file for all scores, including those of each question")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,10 +9,9 @@ Several captioners form an ensemble, which predicts each word by the mean of the
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bua.commands.arguments import add_inference_options, add_overrides
+from bua.commands.arguments import add_inference_options, add_overrides, output_file
 from bua.errors import InputError, make_folder
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captioner", required=True, nargs="+", help="checkpoints that `bua train-caption` wrote")
     parser.add_argument("--folder", help="folder that `bua prepare-captions` wrote")
     parser.add_argument("--split", help="split of the folder: train, val or test")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file for the captions")
+    parser.add_argument("--output", type=output_file, required=True, help="JSON file for the captions")
     add_inference_options(parser, images="all images to caption", unit="images", batch_size=100)
     add_overrides(parser, ", of DECODING alone; default: those of the training")
 

@@ -7,9 +7,8 @@ Several checkpoints form an ensemble, which answers by the mean of their logits.
 """
 
 import argparse
-from pathlib import Path
 
-from bua.commands.arguments import add_inference_options
+from bua.commands.arguments import add_inference_options, output_file
 from bua.errors import make_folder
 
 
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vqa", required=True, nargs="+", help="checkpoints that `bua train-vqa` wrote")
     parser.add_argument("--folder", required=True, help="folder that `bua prepare-vqa` wrote")
     parser.add_argument("--split", required=True, help="split of the folder: train, val or test")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file for the answers")
+    parser.add_argument("--output", type=output_file, required=True, help="JSON file for the answers")
     add_inference_options(parser, images="all images of the split", unit="questions", batch_size=512)
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from bua.checkpoint import save_checkpoint
 from bua.engine.losses import NonFiniteLoss
-from bua.io.files import whole_file
+from bua.io.files import check_not_taken, whole_file
 
 FINAL = "model_final.pth"
 BEST = "model_best.pth"
 POINTER = "last_checkpoint"
+LOCK = "training.lock"
 _NUMBERED = re.compile(r"model_(\d{7,18})\.pth")
 
 
@@ -103,7 +104,9 @@ def save_newest(output_dir: Path, name: str, state: dict, iterations: int) -> Pa
 
     Raises:
         NonFiniteLoss: A parameter is not finite. Nothing has been written.
+        InputError: The folder was moved away, and another training has begun in its place.
     """
+    check_not_taken(output_dir, output_dir / LOCK)
     state = to_cpu(state)
     broken = [name for name, value in state["model"].items() if not torch.isfinite(value).all()]
     if broken:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from bua.checkpoint import read_checkpoint
 from bua.engine.checkpoints import (
     BEST,
+    LOCK,
     POINTER,
     from_detectron2,
     last_checkpoint,
@@ -40,7 +41,7 @@ def only_training(output_dir: str | Path, is_main_process: bool) -> Iterator[Non
         yield
         return
     folder = make_folder(output_dir)
-    with exclusive(folder, folder / "training.lock"):
+    with exclusive(folder, folder / LOCK):
         yield
 
 

@@ -29,6 +29,7 @@ from bua.engine.optimizer import can_skip_updates
 from bua.engine.random_state import preserved_random_state, random_state, set_random_state
 from bua.engine.resume import check_vocabularies, checkpoint_to_resume, read_to_resume, reported_misfit, restore
 from bua.errors import InputError, make_folder
+from bua.io.files import whole_file
 from bua.precision import autocast_dtype
 
 
@@ -171,7 +172,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             make_folder(self.output_dir)
             if self.config is not None:
-                (self.output_dir / "config.yaml").write_text(self.config.dump())
+                with whole_file(self.output_dir / "config.yaml") as file:
+                    file.write(self.config.dump().encode())
             self.log = TrainingLog(
                 self.output_dir,
                 self.max_iter,

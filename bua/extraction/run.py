@@ -42,7 +42,7 @@ from bua.features import FeatureWriter, open_writer
 from bua.features.ids import image_id_of, stem_of
 from bua.features.readers import FORMATS_WITH_PROBABILITIES, READERS, Reader, format_for, holds_probabilities
 from bua.features.store import GRID_FORMATS, check_format
-from bua.io.files import exclusive
+from bua.io.files import exclusive, lock_beside
 from bua.modeling.optimize import PRECISIONS
 from bua.modeling.vinvl import META_ARCHITECTURE as VINVL
 from bua.options import ON_ERROR, SHARD_SIZE
@@ -201,7 +201,7 @@ def extract(
     else:
         extractors = _load_extractor(config, cfg.MODEL.DEVICE)
     make_folder(output.parent)
-    with extractors as extractor, exclusive(path_beside(output, SETTINGS_SUFFIX)):
+    with extractors as extractor, exclusive(output, lock_beside(path_beside(output, SETTINGS_SUFFIX))):
         check_settings(output, settings)
         # The settings are written first, so that a killed run never leaves an output without them. Also opening and
         # closing a writer writes files.

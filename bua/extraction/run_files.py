@@ -15,7 +15,13 @@ SETTINGS_SUFFIX, SHARDS_SUFFIX = "meta.json", "shards"
 
 
 def path_beside(output: Path, suffix: str) -> Path:
-    """Returns ``<output>.<suffix>``."""
+    """Returns ``<output>.<suffix>``.
+
+    Raises:
+        InputError: The output has no name, such as ``.``.
+    """
+    if not output.name:
+        raise InputError(f"{output}: is no name for an output; name a file, or a folder that it can create")
     return output.with_name(f"{output.name}.{suffix}")
 
 

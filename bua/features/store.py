@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -88,7 +88,7 @@ def open_writer(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-    with exclusive(path):
+    with exclusive(path), _labels_locked(path, reader):
         try:
             writer = FORMATS[format](path, format, about, reader)
         except OSError as error:
@@ -116,6 +116,16 @@ def check_format(format: str) -> None:
 
 # The modules for HDF5, LMDB, VinVL and MMF are imported when they are needed, so that the other formats can be used
 # without h5py and lmdb.
+
+
+def _labels_locked(path: Path, reader: str | None) -> AbstractContextManager[None]:
+    """Returns the lock on the file of labels beside features for Oscar, which those for retrieval share with all other
+    features in the folder."""
+    if reader is None or not reader.startswith("oscar-"):
+        return nullcontext()
+    from bua.features.oscar_labels import FLAVOURS
+
+    return exclusive(FLAVOURS[reader].labels_file(path))
 
 
 def _open_folder(path: Path) -> FeatureStore:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,10 +14,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bua.errors import InputError
-from bua.regular_files import read_regular
+from bua.regular_files import open_regular
 
 # File descriptors of the locks that this process holds.
 _held_locks: set[int] = set()
+
+# What a file that is a lock begins with, followed by the number of the process and the name of its machine.
+_MARK = "process "
+_LONGEST_MARK = 300
 
 # What systems answer where a file system has no locks, as some parallel ones are mounted.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -38,16 +43,24 @@ def whole_file(path: Path, *, durable: bool = False, locked: bool = False) -> It
         locked: Whether a lock (``exclusive``) keeps other processes from writing ``path``. Then the temporary file that
             a killed process left behind is overwritten. Otherwise each call has a temporary file of its own, so that
             what several processes and threads write at the same time is not mixed.
+
+    Raises:
+        InputError: ``path`` is a folder, or its folder does not exist, also if this was removed during the block.
     """
+    if not path.name or path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file to write")
     # A process id would not be unique: the processes of containers that share a folder often have the same one.
     temporary = path.with_name(f"{path.name}.tmp" if locked else f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with _needing_folder(path):
+            opened = open(temporary, "wb", opener=_open_without_waiting)  # noqa: SIM115  closed below
+        with opened as file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _needing_folder(path):
+            os.replace(temporary, path)
         if durable:
             sync_folder(path.parent)
     except BaseException:
@@ -95,14 +108,16 @@ def exclusive(path: Path, lock: Path | None = None) -> Iterator[None]:
 
     Raises:
         Locked: Another process holds the lock (the message names it).
-        InputError: The lock cannot be created.
+        InputError: The lock cannot be created, or there is a file of its name that is no lock.
     """
-    lock = lock or path.with_name(f"{path.name}.lock")
+    lock = lock or lock_beside(path)
     try:
         handle = _lock(lock)
     except BlockingIOError:
-        raise Locked(f"{path}: {_holder(lock)} is writing to it; wait until it is done, or stop it") from None
+        raise _locked(path, lock) from None
     except OSError as error:
+        if lock.is_symlink():
+            raise _not_a_lock(lock) from error
         raise InputError(f"{lock}: cannot be written: {error.strerror}; choose another output") from error
     _held_locks.add(handle)
     try:
@@ -112,6 +127,30 @@ def exclusive(path: Path, lock: Path | None = None) -> Iterator[None]:
             lock.unlink()
         _held_locks.discard(handle)
         os.close(handle)
+
+
+def check_not_taken(path: Path, lock: Path) -> None:
+    """Checks that no other process holds a lock. This is so where the folder of the lock was moved away, and another
+    process took its place.
+
+    Raises:
+        Locked: Another process holds it.
+    """
+    if _read_mark(lock) not in (_own_mark(), ""):
+        raise _locked(path, lock)
+
+
+def lock_beside(path: Path) -> Path:
+    """Returns ``<path>.lock``.
+
+    Raises:
+        InputError: The path has no name, such as the root of a file system.
+    """
+    if path.name in ("", ".."):
+        path = path.resolve()
+    if not path.name:
+        raise InputError(f"{path}: cannot be an output; choose a file or a folder in it")
+    return path.with_name(f"{path.name}.lock")
 
 
 def sync_folder(folder: Path) -> None:
@@ -139,13 +178,18 @@ def check_in_place(path: Path, handle: int) -> None:
 
 def _lock(path: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise _not_a_lock(path)
             _flock(handle, path)
             # The previous holder may have deleted the file after it was opened here; others would lock a new file.
             if _is_at(handle, path):
+                # A file of the user that happens to have this name would be overwritten, and deleted at the end.
+                if os.pread(handle, len(_MARK), 0) not in (b"", _MARK.encode()):
+                    raise _not_a_lock(path)
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                os.pwrite(handle, _own_mark().encode(), 0)
                 return handle
         except BaseException:
             os.close(handle)
@@ -172,11 +216,43 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _holder(lock: Path) -> str:
+def _own_mark() -> str:
+    return f"{_MARK}{os.getpid()} on {socket.gethostname()}"
+
+
+def _read_mark(lock: Path) -> str:
+    """Returns what the holder of a lock wrote into it; empty if that cannot be read, or another program wrote it."""
     try:
-        return read_regular(lock).decode(errors="replace") or "another process"
+        with open_regular(lock) as file:
+            text = file.read(_LONGEST_MARK).decode(errors="replace")
     except OSError:
-        return "another process"
+        return ""
+    return text if text.startswith(_MARK) else ""
+
+
+def _locked(path: Path, lock: Path) -> Locked:
+    holder = _read_mark(lock) or "another process"
+    return Locked(f"{path}: {holder} is writing to it; wait until it is done, or stop it")
+
+
+def _not_a_lock(path: Path) -> InputError:
+    return InputError(f"{path}: is not a lock of bua, which needs this name; move it, or name another output")
+
+
+@contextmanager
+def _needing_folder(path: Path) -> Iterator[None]:
+    """A context in which a missing folder of ``path`` becomes an InputError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{path}: its folder does not exist, or was removed meanwhile; create it, and run the same command again"
+        ) from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # A named pipe would be waited for.
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _leave_locks_to_parent() -> None:

@@ -36,7 +36,7 @@ import orjson
 from tqdm import tqdm
 
 from bua.errors import InputError, make_folder
-from bua.io.files import whole_file
+from bua.io.files import exclusive, whole_file
 from bua.shapes.scene import compose_scene, draw_scene
 from bua.shapes.task_files import DrawnImage, caption_records, flickr30k_entities, vqa_records
 from bua.shapes.text import ask_questions, write_sentence
@@ -100,9 +100,21 @@ def make_shapes(
     arguments = {"num_train": num_train, "num_val": num_val, "num_test": num_test, "seed": seed, "version": version}
     _check(arguments)
     root = Path(root)
-    if not _begin(root, {"revision": REVISION, **arguments}):
+    described = {"revision": REVISION, **arguments}
+    # A complete data set may lie where nothing can be written, not even a lock.
+    if (root / MARKER).is_file() and _read_marker(root / MARKER) == described:
         return False
-    counts = dict(zip(SPLITS, (num_train, num_val, num_test)))
+    make_folder(root.parent)
+    with exclusive(root):
+        if not _begin(root, described):
+            return False
+        _draw(root, arguments, processes)
+    return True
+
+
+def _draw(root: Path, arguments: dict, processes: int | None) -> None:
+    seed, version = arguments["seed"], arguments["version"]
+    counts = {split: arguments[f"num_{split}"] for split in SPLITS}
     jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
     make = functools.partial(_make_image, root, seed, version)
     with tqdm(total=len(jobs), desc=f"drawing {root}", unit=" images") as progress:
@@ -114,7 +126,6 @@ def make_shapes(
     _write_coco(root, made)
     _write_flickr30k(root, made)
     os.replace(root / MARKER_UNFINISHED, root / MARKER)
-    return True
 
 
 def _check(arguments: dict) -> None:

@@ -71,3 +71,17 @@ def test_unknown_command_is_refused_with_the_closest_name(capsys):
 def test_bad_input_is_one_line_and_exit_code_2(capsys):
     assert main(["train-net", "--config-file", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: nowhere.yaml: this config file does not exist")
+
+
+@pytest.mark.parametrize("folder", ["", ".", "folder"])
+@pytest.mark.parametrize(
+    "command",
+    ["predict-vqa", "predict-caption", "eval-vqa", "eval-caption", "eval-grounding", "count-caption-ngrams"],
+)
+def test_a_folder_as_an_output_file_is_refused_before_the_work(tmp_path, monkeypatch, capsys, command, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--output", folder])
+    assert ended.value.code == 2
+    assert f"argument --output: {folder!r} is a folder; name a file to write" in capsys.readouterr().err

@@ -175,6 +175,13 @@ def test_does_not_overwrite_a_run(tmp_path):
     assert (tmp_path / "metrics.json").read_bytes() == before
 
 
+def test_a_run_whose_folder_another_one_has_taken_saves_nothing_there(tmp_path):
+    (tmp_path / "training.lock").write_text("process 1 on another machine")
+    with pytest.raises(InputError, match="process 1 on another machine is writing to it"):
+        train_toy(tmp_path, max_iter=2)
+    assert not list(tmp_path.glob("*.pth"))
+
+
 @pytest.fixture(scope="module")
 def stopped_run(tmp_path_factory):
     """A run with checkpoints after 4 and 6 iterations."""

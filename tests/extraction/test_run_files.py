@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,11 @@ def test_settings_must_stay_the_same_once_the_output_holds_something(tmp_path):
         check_settings(output, {**SETTINGS, "max_boxes": 36})
     with pytest.raises(InputError, match="was made with grid None, now it is True"):
         check_settings(output, {**SETTINGS, "grid": True})
+
+
+def test_an_output_has_a_name():
+    with pytest.raises(InputError, match=r"^\.: is no name for an output; name a file"):
+        path_beside(Path(""), "meta.json")
 
 
 def test_keys_of_training_and_evaluation_are_no_settings():

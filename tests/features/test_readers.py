@@ -404,6 +404,15 @@ def test_features_for_oscars_retrieval_do_not_get_the_name_of_a_file_beside_them
     assert list((tmp_path / "out").glob("*")) == []
 
 
+def test_features_for_oscars_retrieval_in_one_folder_are_not_written_at_the_same_time(tmp_path):
+    source = write(tmp_path / "source", images_of((3, 3)), "npz")
+    with (
+        open_writer(tmp_path / "out" / "a.tsv", "oscar-tsv", ABOUT, "oscar-retrieval"),
+        pytest.raises(InputError, match=r"predictions\.tsv: process .* is writing to it"),
+    ):
+        convert_features(source, tmp_path / "out" / "b.tsv", about=ABOUT, reader="oscar-retrieval")
+
+
 def test_formats_of_readers():
     assert format_for("volta", None) == "vilbert-lmdb"
     assert format_for("mmf", "vilbert-lmdb") == "vilbert-lmdb"

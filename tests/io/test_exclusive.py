@@ -5,11 +5,12 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from bua.errors import InputError
-from bua.io.files import exclusive
+from bua.io.files import check_not_taken, exclusive
 
 SECONDS = 300  # far more than a busy machine needs
 
@@ -115,6 +116,58 @@ def test_a_file_system_without_locks_is_named_and_can_be_written_to(tmp_path, mo
     warning = capsys.readouterr().err
     assert warning.startswith(f"warning: {tmp_path / 'out.lock'}: this file system has no locks; ")
     assert warning.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"weights", b"notes on the process 5 on that machine", b"\xff\xfe"])
+def test_a_file_of_the_user_that_has_the_name_of_a_lock_is_kept(tmp_path, content):
+    (tmp_path / "out.lock").write_bytes(content)
+    with pytest.raises(InputError, match=r"out.lock: is not a lock of bua"), exclusive(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out.lock").read_bytes() == content
+
+
+def test_a_lock_is_no_link_and_no_special_file(tmp_path):
+    (tmp_path / "notes").write_text("")
+    (tmp_path / "link.lock").symlink_to("notes")
+    os.mkfifo(tmp_path / "pipe.lock")
+    for name in ("link", "pipe"):
+        with pytest.raises(InputError, match=f"{name}.lock: is not a lock of bua"), exclusive(tmp_path / name):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.lock", "notes", "pipe.lock"]
+    assert (tmp_path / "notes").read_text() == ""
+
+
+def test_a_lock_of_another_program_is_named_in_one_line(tmp_path):
+    (tmp_path / "out.lock").write_bytes(b"\xff\n" * 1000)
+    with open(tmp_path / "out.lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="out: another process is writing to it"), exclusive(tmp_path / "out"):
+            pass
+
+
+def test_a_lock_that_was_taken_over_is_noticed(tmp_path):
+    lock = tmp_path / "run" / "training.lock"
+    lock.parent.mkdir()
+    check_not_taken(lock.parent, lock)
+    with exclusive(lock.parent, lock):
+        check_not_taken(lock.parent, lock)
+        lock.parent.rename(tmp_path / "moved")
+        lock.parent.mkdir()
+        check_not_taken(lock.parent, lock)
+        lock.write_text("process 1 on another")
+        with pytest.raises(InputError, match="run: process 1 on another is writing to it"):
+            check_not_taken(lock.parent, lock)
+    assert lock.exists()
+
+
+def test_a_folder_without_a_name_can_be_locked(tmp_path, monkeypatch):
+    (tmp_path / "run" / "sub").mkdir(parents=True)
+    for folder in (tmp_path / "run", tmp_path / "run" / "sub"):
+        monkeypatch.chdir(folder)
+        with exclusive(Path("." if folder.name == "run" else "..")):
+            assert (tmp_path / "run.lock").exists()
+    with pytest.raises(InputError, match=r"^/: cannot be an output"), exclusive(Path("/")):
+        pass
 
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path):

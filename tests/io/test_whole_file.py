@@ -1,8 +1,12 @@
+import contextlib
 import multiprocessing
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
+from bua.errors import InputError
 from bua.io.files import whole_file, write_together
 
 
@@ -70,6 +74,35 @@ def test_what_threads_and_processes_of_containers_write_at_the_same_time_is_not_
         assert (tmp_path / "a").read_bytes() == b"the second"
     assert (tmp_path / "a").read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder"])
+def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=f"^{name or '.'}: is a folder; name a file"), whole_file(Path(name)):
+        pass
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_folder_that_is_removed_meanwhile_is_one_line(tmp_path, locked):
+    stack = contextlib.ExitStack()
+    path = tmp_path / "folder" / "a"
+    with pytest.raises(InputError, match="a: its folder does not exist, or was removed"), whole_file(path):
+        pass
+    path.parent.mkdir()
+    file = stack.enter_context(whole_file(path, locked=locked))
+    shutil.rmtree(path.parent)
+    file.write(b"new")
+    with pytest.raises(InputError, match="a: its folder does not exist, or was removed"):
+        stack.close()
+
+
+def test_a_pipe_in_place_of_the_temporary_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tmp")
+    with pytest.raises(OSError, match="No such device"), whole_file(tmp_path / "a", locked=True):
+        pass
 
 
 def test_files_that_belong_together_are_written_all_or_none(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from script_loading import load_script
 
 from bua.errors import InputError
+from bua.io.files import exclusive
 from bua.shapes.make import SPLITS, VISUAL_GENOME_FILES, make_shapes
 from bua.shapes.scene import COLORS, MIN_VISIBLE, SHAPES, Scene, box_iou, compose_scene, draw_scene
 from bua.shapes.visual_genome import ATTRIBUTES
@@ -505,6 +506,16 @@ def test_a_complete_folder_is_not_changed(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     with pytest.raises(InputError, match=r"shapes\.json: .*other arguments"):
         make_shapes(root, **(arguments | {"seed": 1}))
+
+
+def test_two_processes_do_not_draw_into_one_folder(tmp_path):
+    arguments = {"num_train": 2, "num_val": 0, "num_test": 1, "processes": 1}
+    with exclusive(tmp_path / "shapes"), pytest.raises(InputError, match=r"shapes: process .* is writing to it"):
+        make_shapes(tmp_path / "shapes", **arguments)
+    assert make_shapes(tmp_path / "shapes", **arguments)
+    with exclusive(tmp_path / "shapes"):  # a complete folder is only looked at
+        assert not make_shapes(tmp_path / "shapes", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
 def test_errors_name_bad_arguments(tmp_path):
