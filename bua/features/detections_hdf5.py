@@ -27,6 +27,8 @@ from bua.io.files import whole_file
 from bua.structures import Regions
 
 _FEATURES = "_features"
+# What is kept of how a data set is stored.
+_LAYOUT = ("maxshape", "chunks", "compression", "compression_opts", "shuffle", "fletcher32")
 # Number of images between checks for a full disk.
 _BLOCK = 32
 
@@ -106,7 +108,8 @@ class DetectionsWriter:
 def _copy_file(path: Path, hdf5: h5py.File) -> None:
     """Copies the data sets of a file, with those of their attributes that are numbers.
 
-    They are read and written again, since HDF5's own function that copies them crashes for some damaged files.
+    They are read and written again, since HDF5's own function that copies them crashes for some damaged files. So does
+    reading what a damaged data set would have in places that were never written, which is why this is not copied.
     """
     advice = "move it away, and run the same command again to write its images anew"
     with report_damage(f"{path}", advice), open_hdf5(path) as old:
@@ -115,7 +118,8 @@ def _copy_file(path: Path, hdf5: h5py.File) -> None:
             if data is None:
                 raise ValueError(f"{name} is not a data set")
             check_bytes(data, name)
-            copy = hdf5.create_dataset_like(name, data, data=data[()])
+            layout = {key: getattr(data, key) for key in _LAYOUT}
+            copy = hdf5.create_dataset(name, data=data[()], **layout)
             for label in data.attrs:
                 if data.attrs.get_id(label).dtype.kind in "fiu":
                     copy.attrs[label] = data.attrs[label]
