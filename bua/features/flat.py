@@ -31,6 +31,7 @@ from bua.features.flat_files import (
 from bua.features.ids import parse_id
 from bua.features.labels import LABEL_FIELDS
 from bua.io.files import check_in_place
+from bua.regular_files import open_regular
 from bua.structures import Regions
 
 logger = logging.getLogger(__name__)
@@ -280,7 +281,7 @@ class FlatWriter:
                 "%s: has lost the last %d records of index.bin, whose images are written again", self.path, lost
             )
         del files
-        self._handles = {name: os.open(self.path / name, os.O_WRONLY) for name in (*DATA_FILES, SYNCED_FILE)}
+        self._handles = {name: _open_for_writing(self.path / name) for name in (*DATA_FILES, SYNCED_FILE)}
         self._truncate()
         self.sync()
 
@@ -392,3 +393,8 @@ class FlatWriter:
     def _truncate(self) -> None:
         for name in DATA_FILES:
             os.ftruncate(self._handles[name], self._ends[name])
+
+
+def _open_for_writing(path: Path) -> int:
+    open_regular(path).close()  # a named pipe would be waited for
+    return os.open(path, os.O_WRONLY)

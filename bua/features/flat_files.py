@@ -86,7 +86,7 @@ class FlatFiles:
         self.text_offsets, self.text_lengths = self.index["text_offset"], self.index["text_length"]
 
     def open(self, name: str) -> BinaryIO:
-        return open(self.folder / name, "rb")
+        return open_regular(self.folder / name)
 
     def text(self, row: int) -> bytes:
         start = self.text_offsets.item(row)
@@ -193,14 +193,6 @@ class FlatFiles:
         features = np.ascontiguousarray(self.features[span])
         value = checksum(features.data, self.regions[span].data, self.text(row), record.tobytes())
         return value == int(record["checksum"])
-
-
-def is_flat(folder: Path) -> bool:
-    """Whether a folder is in this format."""
-    try:
-        return bool(json.loads(read_regular(folder / HEADER_FILE))["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -387,7 +379,7 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
 def _read_synced(folder: Path) -> int | None:
     """Returns the number of images that certainly are on the disk, or None if it is not known."""
     try:
-        content = (folder / SYNCED_FILE).read_bytes()
+        content = read_regular(folder / SYNCED_FILE)
     except OSError as error:
         logger.debug("%s: %s; all images are checked", folder, error)
         return None

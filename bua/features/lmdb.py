@@ -118,6 +118,8 @@ class LmdbWriter:
         if self.path.exists() and {entry.name for entry in self.path.iterdir()} - {"data.mdb", "lock.mdb"}:
             raise InputError(f"{self.path}: holds something other than an LMDB; choose another output")
         data = make_folder(self.path) / "data.mdb"
+        if data.exists():
+            open_regular(data).close()  # LMDB would wait for a named pipe
         _reserve_locks(self.path / "lock.mdb")
         try:
             if data.exists() and data.stat().st_size < 2 * mmap.PAGESIZE and is_lmdb(data):
@@ -230,8 +232,11 @@ def _data_file(path: Path) -> Path:
 def _reserve_locks(path: Path) -> None:
     """Creates the file of LMDB's locks. LMDB maps it without reserving its space, and would be killed by SIGBUS if the
     disk is full."""
-    with open(path, "ab") as file:
-        os.posix_fallocate(file.fileno(), 0, _LOCK_BYTES)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # for writing alone, a named pipe would be waited for
+    try:
+        os.posix_fallocate(file, 0, _LOCK_BYTES)
+    finally:
+        os.close(file)
 
 
 # py-lmdb can open a path only once per process, so that the stores of the same path share an environment. Forked

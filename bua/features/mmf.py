@@ -120,14 +120,6 @@ def info_of(regions: Regions) -> dict[str, object]:
     return info
 
 
-def is_mmf(folder: Path) -> bool:
-    """Whether a folder holds the files of at least one image."""
-    if not folder.is_dir():
-        return False
-    with os.scandir(folder) as entries:
-        return any(entry.name.endswith(f"{_INFO}.npy") for entry in entries)
-
-
 def _stem(image_id: int | str) -> str:
     stem = file_stem(image_id)
     # Otherwise the features of "x_info" and the information about "x" would have the same file name.

@@ -15,8 +15,3 @@ def with_background(class_probs: np.ndarray) -> np.ndarray:
     probs = np.asarray(class_probs, FLOAT)
     background = np.clip(1 - probs.sum(axis=1, keepdims=True), 0, 1)
     return np.concatenate([background, probs], axis=1)
-
-
-def without_background(columns: np.ndarray) -> np.ndarray:
-    """Returns the probabilities [n, C] float16 of ``Regions.class_probs`` from those with the background in front."""
-    return np.asarray(columns)[:, 1:].astype(np.float16)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from bua.io.files import sync_folder, whole_file
+from bua.regular_files import read_regular
 
 
 class SyncedSize:
@@ -16,12 +17,13 @@ class SyncedSize:
         return self._path.exists()
 
     def read(self, size: int) -> int:
-        """Returns how many of the file's ``size`` bytes are certainly on the disk: all if there is no record."""
+        """Returns how many of the file's ``size`` bytes are certainly on the disk: all if there is no record, and none
+        if the record cannot be read."""
         try:
-            return int(self._path.read_bytes())
+            return int(read_regular(self._path))
         except FileNotFoundError:
             return size
-        except ValueError:
+        except (OSError, ValueError):
             return 0
 
     def sync(self, file: int) -> None:

@@ -45,7 +45,7 @@ from bua.features.vinvl_rows import (
     size_of,
 )
 from bua.io.files import check_in_place, whole_file
-from bua.regular_files import open_regular
+from bua.regular_files import open_regular, read_regular
 from bua.structures import Regions
 
 FORMATS = ("vinvl-tsv", "oscar-tsv")
@@ -326,15 +326,6 @@ class VinvlWriter:
         return names
 
 
-def vinvl_format(path: Path) -> str | None:
-    """Returns which of FORMATS a file has according to its first row, or None."""
-    try:
-        with open(path, "rb") as file:
-            return _format_of(file)
-    except OSError:
-        return None
-
-
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(os.path.splitext(path.name)[0] + suffix)
 
@@ -356,7 +347,7 @@ def _offsets(path: Path, content: mmap.mmap) -> "tuple[array[int], bool]":
     The offsets in ``.lineidx`` are used if a row begins at each of them. Rows after the last of them are looked for.
     """
     try:
-        saved = array("q", map(int, _beside(path, ".lineidx").read_bytes().split()))
+        saved = array("q", map(int, read_regular(_beside(path, ".lineidx")).split()))
     except (OSError, ValueError, OverflowError) as error:
         logger.debug("%s: no lineidx: %s", path, error)
         saved = array("q")

@@ -14,6 +14,7 @@ from bua.features.checks import check_size_is_known
 from bua.features.encoding import decode_array, encode_array
 from bua.features.ids import parse_id
 from bua.features.labels import FLOAT, LXMERT_LABELS, labels_of
+from bua.regular_files import read_regular
 from bua.structures import Regions
 
 # Number of columns for the place of a box in Oscar's features.
@@ -50,7 +51,7 @@ class Names:
         if not path.is_file():
             return cls()
         try:
-            content = orjson.loads(path.read_bytes())
+            content = orjson.loads(read_regular(path))
             lists = [content.get(f"{kind}_to_idx") for kind in ("label", "attribute")]
             return cls(*(None if numbers is None else _by_id(numbers) for numbers in lists))
         except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -9,7 +9,8 @@ import pytest
 from feature_samples import assert_same, run_and_kill, sample
 
 from bua.errors import InputError
-from bua.features.mmf import MmfFeatures, MmfWriter, is_mmf
+from bua.features import open_features
+from bua.features.mmf import MmfFeatures, MmfWriter
 
 
 def regions_of(image_id, **shape):
@@ -23,7 +24,7 @@ def test_what_is_written_is_read(tmp_path):
         writer.append(regions_of(image_id, labelled=number % 2 == 0))
     writer.finish()
     writer.close()
-    assert is_mmf(tmp_path / "out")
+    assert isinstance(open_features(tmp_path / "out"), MmfFeatures)
     assert len(list((tmp_path / "out").iterdir())) == 2 * len(ids)
     store = MmfFeatures(tmp_path / "out")
     assert set(store) == set(ids) == MmfWriter(tmp_path / "out").done
@@ -152,7 +153,6 @@ def test_paths_with_other_content_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "1.npz").touch()
     for name in ("file", "folder"):
-        assert not is_mmf(tmp_path / name)
         with pytest.raises(InputError, match=name):
             MmfWriter(tmp_path / name)
     with pytest.raises(InputError, match="none"):

@@ -12,7 +12,7 @@ import pytest
 from feature_samples import assert_same, run_and_kill, sample
 
 from bua.errors import InputError
-from bua.features.vinvl import VinvlFeatures, VinvlWriter, vinvl_format
+from bua.features.vinvl import VinvlFeatures, VinvlWriter
 
 FORMATS = ("vinvl-tsv", "oscar-tsv")
 ABOUT = {
@@ -52,8 +52,8 @@ def rows_by_lineidx(path):
 def test_what_is_written_is_read(tmp_path, format, labelled):
     path = tmp_path / "out.tsv"
     write(path, [regions_of(image_id, labelled=labelled) for image_id in IDS], format)
-    assert vinvl_format(path) == format
     store = VinvlFeatures(path)
+    assert store.format == format
     assert list(store) == IDS
     assert "5" in store
     for image_id in IDS:
@@ -159,7 +159,7 @@ def test_oscars_own_rows_are_read(tmp_path, columns):
     text = base64.b64encode(table.astype(np.float32).tobytes()).decode()
     cells = [json.dumps({"num_boxes": 3, "features": text})] if columns == 2 else ["3", text]
     path.write_text("\t".join(["3", *cells]) + "\n")
-    assert vinvl_format(path) == "oscar-tsv"
+    assert VinvlFeatures(path).format == "oscar-tsv"
     with pytest.raises(InputError, match=r"features\.tsv: line 1: the size of image '3' is unknown.*hw\.tsv"):
         VinvlFeatures(path)[3]
     (tmp_path / "features.hw.tsv").write_text(f'3\t[{{"height": {expected.height}, "width": 640}}]\n')
@@ -352,7 +352,6 @@ def test_paths_with_other_content_are_refused(tmp_path):
     for text in ("notes\nmore\n", "x" * 300, "1\t2\n", "1\t640\t480\t1\tAAAA\tAAAA\n", "1\tno row"):
         path = tmp_path / "other.tsv"
         path.write_text(text)
-        assert vinvl_format(path) is None
         with pytest.raises(InputError, match=r"other\.tsv: line 1"):
             VinvlFeatures(path)
         for format in FORMATS:
