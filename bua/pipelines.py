@@ -119,7 +119,7 @@ def _task_model(
         hint = "for other images, name a model and its detector"
         logger.warning("%s: the default model knows only the drawn images of Shapes; %s", task, hint)
     elif not with_detector and str(model) not in PACKAGED:
-        raise InputError(f"{task}: name the detector that extracted the features which the model was trained on")
+        raise InputError(f"{task}: {model} needs the detector of its features; add --detector, or detector= in Python")
     if isinstance(model, TaskModel) and not isinstance(model, kind.model_class):
         raise InputError(f"{task}: the model is a {type(model).__name__}; give a {kind.model_class.__name__}")
     return model if isinstance(model, TaskModel) else kind.load_model(model or kind.default_model, device)

@@ -149,7 +149,7 @@ def test_default_models_say_what_they_know(caplog):
     ("arguments", "message"),
     [
         ({"task": "image-classification"}, "task 'image-classification': is unknown; use one of image-feature"),
-        ({"task": "image-to-text", "model": "none.pth"}, "name the detector that extracted the features"),
+        ({"task": "image-to-text", "model": "none.pth"}, "none.pth needs the detector of its features; add --detector"),
         ({"task": "image-to-text", "model": "none.pth", "detector": "shapes"}, r"none\.pth"),
         ({"task": "object-detection", "model": "shapes", "detector": "shapes"}, "the model is the detector"),
         ({"task": "object-detection", "detector": "random"}, "name the configuration file"),

@@ -84,34 +84,34 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> dict[str,
     evaluators = build_evaluators(cfg)
     description = describe_detector(cfg, data.objects.names, data.attribute_names.names)
     detector = build_model(cfg)
-    if checkpoint_to_resume(cfg.OUTPUT_DIR, resume) is None and cfg.MODEL.WEIGHTS:
-        load_initial_weights(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
-    optimizer = build_optimizer(cfg, detector)
-
-    def evaluate() -> dict[str, float]:
-        return _evaluate(cfg, detector, evaluators, label_of_iteration(cfg, trainer.iteration))
-
-    trainer = Trainer(
-        detector,
-        loader,
-        optimizer,
-        build_scheduler(cfg, optimizer),
-        accelerator=accelerator,
-        output_dir=cfg.OUTPUT_DIR,
-        max_iter=cfg.SOLVER.MAX_ITER,
-        ids=lambda batch: [image.image_id for image in batch],
-        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-        evaluate=evaluate if cfg.DATASETS.TEST else None,
-        shared_evaluation=True,
-        eval_period=cfg.TEST.EVAL_PERIOD,
-        clip=build_clip(cfg),
-        precision=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32",
-        config=cfg,
-        extra={KEY: description.state()},
-        fractions=True,
-        published=published_scores(evaluator.dataset for evaluator in evaluators),
-    )
     with only_training(cfg.OUTPUT_DIR, accelerator.is_main_process):
+        if checkpoint_to_resume(cfg.OUTPUT_DIR, resume) is None and cfg.MODEL.WEIGHTS:
+            load_initial_weights(detector, cfg.MODEL.WEIGHTS, verbose=accelerator.is_main_process)
+        optimizer = build_optimizer(cfg, detector)
+
+        def evaluate() -> dict[str, float]:
+            return _evaluate(cfg, detector, evaluators, label_of_iteration(cfg, trainer.iteration))
+
+        trainer = Trainer(
+            detector,
+            loader,
+            optimizer,
+            build_scheduler(cfg, optimizer),
+            accelerator=accelerator,
+            output_dir=cfg.OUTPUT_DIR,
+            max_iter=cfg.SOLVER.MAX_ITER,
+            ids=lambda batch: [image.image_id for image in batch],
+            checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            evaluate=evaluate if cfg.DATASETS.TEST else None,
+            shared_evaluation=True,
+            eval_period=cfg.TEST.EVAL_PERIOD,
+            clip=build_clip(cfg),
+            precision=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else "float32",
+            config=cfg,
+            extra={KEY: description.state()},
+            fractions=True,
+            published=published_scores(evaluator.dataset for evaluator in evaluators),
+        )
         return trainer.run(resume)
 
 

@@ -214,7 +214,10 @@ def share_cores(num_processes: int) -> None:
     If each of several processes had a thread on every core, an iteration would take twice as long.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+        threads = max(1, (os.cpu_count() or 1) // num_processes)
+        torch.set_num_threads(threads)
+        # Without the variable, accelerate would choose a number of its own, and warn in each process.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def check_processes(device: str, num_processes: int) -> None:

@@ -15,12 +15,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from bua.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from bua.engine.checkpoints import (
-    BEST,
-    last_checkpoint_hint,
-    to_cpu,
-    write_checkpoint,
-)
+from bua.engine.checkpoints import BEST, last_checkpoint_hint, to_cpu, write_checkpoint
 from bua.engine.collectives import broadcast, gather, wait_for_all
 from bua.engine.interruption import Interruption
 from bua.engine.log import TrainingLog
@@ -170,6 +165,10 @@ class Trainer:
         path = checkpoint_to_resume(self.output_dir, resume)
         saved = {} if path is None else self._restore(path)
         if self.accelerator.is_main_process:
+            if resume and path is None:
+                print(
+                    f"{self.output_dir}: has no checkpoint; the run starts from the beginning", flush=True
+                )
             make_folder(self.output_dir)
             if self.config is not None:
                 with whole_file(self.output_dir / "config.yaml") as file:

@@ -100,7 +100,7 @@ def _array_of_pil(image: Image.Image) -> np.ndarray:
 
 
 def _bgr_of_rgb(image: np.ndarray) -> np.ndarray:
-    if image.ndim == 2:
+    if image.ndim == 2 and image.dtype == np.uint8:
         _check_pixels(*image.shape)
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:

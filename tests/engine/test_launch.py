@@ -54,15 +54,16 @@ def test_processes_know_their_rank_and_share_the_cores_and_errors_are_raised_in_
     assert "RANK" not in os.environ
 
 
-@pytest.mark.parametrize(("variable", "wanted"), [(None, [max(1, os.cpu_count() // 2)]), ("2", [])])
+@pytest.mark.parametrize(("variable", "wanted"), [(None, [max(1, os.cpu_count() // 2)]), ("7", [])])
 def test_the_users_number_of_threads_is_kept(monkeypatch, variable, wanted):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if variable:
-        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # what is set below is undone at the end
+    if not variable:
+        monkeypatch.delenv("OMP_NUM_THREADS")
     numbers = []
     monkeypatch.setattr(torch, "set_num_threads", numbers.append)
     share_cores(2)
     assert numbers == wanted
+    assert os.environ["OMP_NUM_THREADS"] == (variable or str(wanted[0]))
 
 
 @pytest.mark.parametrize(

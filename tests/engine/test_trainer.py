@@ -175,6 +175,11 @@ def test_does_not_overwrite_a_run(tmp_path):
     assert (tmp_path / "metrics.json").read_bytes() == before
 
 
+def test_resuming_without_a_checkpoint_says_that_it_starts_from_the_beginning(tmp_path, capsys):
+    train_toy(tmp_path / "run", max_iter=2, resume=True)
+    assert f"{tmp_path / 'run'}: has no checkpoint; the run starts from the beginning" in capsys.readouterr().out
+
+
 def test_a_run_whose_folder_another_one_has_taken_saves_nothing_there(tmp_path):
     (tmp_path / "training.lock").write_text("process 1 on another machine")
     with pytest.raises(InputError, match="process 1 on another machine is writing to it"):

@@ -139,9 +139,10 @@ def test_train_kill_resume_evaluate(options, datasets, tmp_path, capsys):
 def test_a_second_training_in_the_same_folder_is_refused(options, tmp_path, capsys, arguments):
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "model_best.pth").touch()  # of a run that has begun; that it is alive matters more
     with exclusive(folder, folder / "training.lock"):
         assert train_net.main([*options(), *arguments]) == 2
-        assert [path.name for path in folder.iterdir()] == ["training.lock"]
+        assert sorted(path.name for path in folder.iterdir()) == ["model_best.pth", "training.lock"]
     error = capsys.readouterr().err
     assert error.startswith(f"error: {folder}: process {os.getpid()} on ")
     assert error.endswith("is writing to it; wait until it is done, or stop it\n")
