@@ -24,13 +24,14 @@ _AT_LEAST_1 = {
     *("PRE_NMS_TOPK_TRAIN", "PRE_NMS_TOPK_TEST", "POST_NMS_TOPK_TRAIN", "POST_NMS_TOPK_TEST", "MAX_PER_BOX"),
     *("NUM_GROUPS", "WIDTH_PER_GROUP", "RES5_DILATION", "RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS", "FC_DIM"),
     *("EMBEDDING_DIM", "HIDDEN_DIM", "ATTENTION_DIM", "PROJECTION_DIM", "GLIMPSES", "RANK", "IMAGE_SIZE"),
+    "MAX_NUM_ATTR_PER_OBJ",
 }
 # Sizes of layers and numbers of them, far beyond those of any model, and sizes of images. A configuration can come with
 # a checkpoint, and must not take all memory.
 _LIMITS = {
     **dict.fromkeys(("RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "NUM_GROUPS", "CONV_DIMS"), 16384),
     **dict.fromkeys(("FC_DIM", "EMBEDDING_DIM", "HIDDEN_DIM", "ATTENTION_DIM", "PROJECTION_DIM"), 16384),
-    **dict.fromkeys(("FPN_CHANNELS", "OUT_CHANNELS", "POOLER_RESOLUTION", "IMAGE_SIZE"), 16384),
+    **dict.fromkeys(("FPN_CHANNELS", "OUT_CHANNELS", "POOLER_RESOLUTION", "IMAGE_SIZE", "MAX_PER_BOX"), 16384),
     **dict.fromkeys(("NUM_CLASSES", "MIN_SIZE_TEST", "MAX_SIZE_TEST"), 65536),
     **dict.fromkeys(("NUM_FC", "GLIMPSES", "MAX_LEVEL", "FPN_REPEATS", "HEAD_REPEATS"), 100),
 }
@@ -42,10 +43,10 @@ _AT_LEAST_0 = {
     *("MAX_LEVEL", "FPN_CHANNELS", "FPN_REPEATS", "HEAD_REPEATS", "ANCHOR_SCALE"),
 }
 _FRACTIONS = {
-    *("NMS_THRESH", "NMS_THRESH_TEST", "POSITIVE_FRACTION"),
+    *("NMS_THRESH", "NMS_THRESH_TEST", "POSITIVE_FRACTION", "IOU_THRESHOLDS"),
     *("DROPOUT", "ATTENTION_DROPOUT", "CLASSIFIER_DROPOUT"),
 }
-_NOT_EMPTY = {"MIN_SIZE_TRAIN", "SIZES", "ASPECT_RATIOS"}
+_NOT_EMPTY = {"MIN_SIZE_TRAIN", "SIZES", "ASPECT_RATIOS", "CONV_DIMS", "IOU_THRESHOLDS"}
 # Lists of numbers above 0.
 _ABOVE_0 = {"MIN_SIZE_TRAIN", "SIZES", "ASPECT_RATIOS", "PIXEL_STD", "BBOX_REG_WEIGHTS"}
 _LENGTHS = {
@@ -111,6 +112,10 @@ def check_ranges(leaves: Iterable[tuple[str, object]], source: str) -> None:
             wanted = "must not be empty"
         elif name in _ABOVE_0 and any(number <= 0 for number in numbers):
             wanted = "must be numbers above 0"
+        elif name == "CONV_DIMS" and any(number != -1 and (number < 1 or number % 1) for number in numbers):
+            wanted = "must be whole numbers of channels of 1 or more, or -1 for that of the input"
+        elif name == "IOU_THRESHOLDS" and numbers != sorted(numbers):
+            wanted = "must be in ascending order"
         elif key in _LENGTHS and len(numbers) != _LENGTHS[key]:
             wanted = f"must be {_LENGTHS[key]} numbers"
         if wanted:

@@ -1,7 +1,8 @@
 """Detectron2's configuration with bua's own keys, and a check that its parts support them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import detectron2
@@ -11,7 +12,9 @@ from fvcore.common.config import CfgNode
 import bua.config
 from bua.config import add_bua_config
 from bua.config_files import find_config, is_of_detectron2_alone
+from bua.config_values import value_of
 from bua.errors import InputError
+from bua.modeling.supported import HEADS_LENGTHS, HEADS_VALUES, RPN_LENGTHS, RPN_VALUES, check_values_and_lengths
 
 _ZOO_PREFIX = "detectron2://"
 
@@ -82,12 +85,17 @@ def zoo_weights(config_file: str | Path) -> str | None:
 
 
 def check_parts(cfg: CfgNode) -> None:
-    """Checks that the parts that ``cfg`` names support its settings under MODEL.BUA.
+    """Checks that the parts that ``cfg`` names support its settings.
 
     Raises:
-        InputError: A part of Detectron2's own would ignore a setting under MODEL.BUA.
+        InputError: A part of Detectron2's own would ignore a setting under MODEL.BUA, or a part of bua one of
+            Detectron2's.
     """
     model = cfg.MODEL
+    if model.PROPOSAL_GENERATOR.NAME == "BUAProposalGenerator":
+        check_values_and_lengths(cfg, RPN_VALUES, RPN_LENGTHS, "BUAProposalGenerator supports")
+    if model.ROI_HEADS.NAME == "AttributeRes5ROIHeads":
+        check_values_and_lengths(cfg, HEADS_VALUES, HEADS_LENGTHS, "AttributeRes5ROIHeads supports")
     needed = {}
     if model.BUA.BOX_CONVENTION == "caffe":
         needed["MODEL.BUA.BOX_CONVENTION"] = {
@@ -104,10 +112,17 @@ def check_parts(cfg: CfgNode) -> None:
     for key, parts in needed.items():
         for part, (found, wanted) in parts.items():
             if found != wanted:
-                raise InputError(f"config: {key} is {_value(cfg, key)!r}, which needs {part} {wanted}, not {found}")
+                raise InputError(f"config: {key} is {value_of(cfg, key)!r}, which needs {part} {wanted}, not {found}")
 
 
-def _value(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+@contextmanager
+def explaining_build_errors() -> Iterator[None]:
+    """For the duration of the block, in which a model is built, an error becomes an InputError: parts of Detectron2
+    raise whatever their checks of the configuration raise."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"config: Detectron2 cannot build this model ({reason}); correct the configuration") from error

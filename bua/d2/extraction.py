@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from bua.config import check_device
-from bua.d2.config import default_cfg, find_in_zoo, load_cfg, zoo_weights
+from bua.d2.config import default_cfg, explaining_build_errors, find_in_zoo, load_cfg, zoo_weights
 from bua.d2.region_detector import NO_GRID, Detectron2Detector
 from bua.errors import InputError
 from bua.extraction.extractor_config import ExtractorConfig
@@ -28,13 +28,8 @@ def build_network(cfg: CfgNode) -> nn.Module:
             f"--engine detectron2: Detectron2 has no {cfg.MODEL.META_ARCHITECTURE} (MODEL.META_ARCHITECTURE); use "
             "--engine torch"
         )
-    try:
+    with explaining_build_errors():
         model = build_model(cfg)
-    except InputError:
-        raise
-    except Exception as error:  # parts of Detectron2 raise whatever their checks of the configuration raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"config: Detectron2 cannot build this model ({reason}); correct the configuration") from error
     if cfg.MODEL.DEVICE == "cpu":
         # Convolutions on the CPU are faster in this order of the elements.
         model.to(memory_format=torch.channels_last)

@@ -23,6 +23,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import Dataset, Subset
 
 from bua.checkpoint import load_weights
+from bua.d2.config import explaining_build_errors
 from bua.d2.dump_features import DumpFeatures
 from bua.d2.evaluation import VisualGenomeEvaluator
 from bua.d2.inner_trainers import build_inner_trainer
@@ -206,8 +207,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
-        """Builds the model on MODEL.DEVICE."""
-        model = super().build_model(cfg)
+        """Builds the model on MODEL.DEVICE.
+
+        Raises:
+            InputError: Detectron2 cannot build such a model.
+        """
+        with explaining_build_errors():
+            model = super().build_model(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             # Convolutions on the CPU are faster in this order of the elements. The torch engine uses it too.
             model.to(memory_format=torch.channels_last)

@@ -111,7 +111,7 @@ def describe_detector(cfg: CfgNode, objects: Sequence[str], attributes: Sequence
     own = get_cfg()
     _copy_common(cfg, own)
     try:
-        check_supported(own)
+        check_supported(cfg)
     except InputError:
         own = cfg
     return DetectorDescription(own.dump(), objects, attributes if cfg.MODEL.BUA.ATTRIBUTES.ENABLED else ())

@@ -3,52 +3,22 @@
 import torch
 
 from bua.config import check_device
-from bua.config_values import check_choices
 from bua.errors import InputError
 from bua.io.images import Resize
 from bua.modeling.anchors import AnchorGenerator
-from bua.modeling.backbone import BLOCKS, ResNetC4, freeze_parameters
+from bua.modeling.backbone import ResNetC4, freeze_parameters
 from bua.modeling.detector import Detector
 from bua.modeling.efficientdet import META_ARCHITECTURE as EFFICIENTDET
 from bua.modeling.efficientdet import NO_FEATURES, EfficientDet, build_efficientdet
 from bua.modeling.grid_detector import AttributeStandardROIHeads, GridDetector, ResNetC5
 from bua.modeling.roi_heads import AttributeRes5ROIHeads, ROIHeads
 from bua.modeling.rpn import RPN
+from bua.modeling.supported import C4_VALUES, GRID_HEADS, GRID_VALUES, check_network
 from bua.modeling.vinvl import META_ARCHITECTURE as VINVL
 from bua.modeling.vinvl import build_vinvl
 
 # The values of MODEL.META_ARCHITECTURE that Detectron2 does not have.
 TORCH_ALONE = (EFFICIENTDET, VINVL)
-GRID_HEADS = ("AttributeStandardROIHeads", "StandardROIHeads")
-
-# The values that each key may have.
-_SUPPORTED = {
-    "MODEL.META_ARCHITECTURE": ("AttributeRCNN", "GeneralizedRCNN"),
-    "MODEL.BACKBONE.NAME": ("build_bua_resnet_backbone", "build_resnet_backbone"),
-    "MODEL.RESNETS.DEPTH": tuple(BLOCKS),
-    "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "GN"),
-    "MODEL.RESNETS.RES5_DILATION": (1, 2),
-    "MODEL.RESNETS.DEFORM_MODULATED": (False,),
-    "MODEL.RESNETS.DEFORM_NUM_GROUPS": (1,),
-    "MODEL.ANCHOR_GENERATOR.NAME": ("BUAAnchorGenerator", "DefaultAnchorGenerator"),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("BUAProposalGenerator", "RPN"),
-    "MODEL.BUA.RESNET_VERSION": (1, 2),
-    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_HEADS.NAME": ("AttributeRes5ROIHeads", "Res5ROIHeads", *GRID_HEADS),
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIPool", "ROIAlign", "ROIAlignV2"),
-    "INPUT.FORMAT": ("BGR",),
-}
-# Those that differ for the detectors of grid-feats-vqa.
-_SUPPORTED_FOR_GRID = {
-    "MODEL.BACKBONE.NAME": ("build_resnet_backbone",),
-    "MODEL.RESNETS.OUT_FEATURES": (["res5"],),
-    "MODEL.RPN.IN_FEATURES": (["res5"],),
-    "MODEL.ROI_HEADS.IN_FEATURES": (["res5"],),
-    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
-    "MODEL.ROI_BOX_HEAD.NUM_FC": (1, 2, 3, 4),
-    "MODEL.BUA.RESNET_VERSION": (1,),
-}
 
 
 def build_model(cfg) -> Detector | EfficientDet:
@@ -95,20 +65,8 @@ def build_detector(cfg) -> Detector:
 
 
 def check_supported(cfg) -> None:
-    """Raises InputError if ``cfg`` describes a detector that this engine does not have."""
-    if cfg.MODEL.META_ARCHITECTURE in TORCH_ALONE:
-        return
-    of_grid = cfg.MODEL.ROI_HEADS.NAME in GRID_HEADS
-    supported = _SUPPORTED | _SUPPORTED_FOR_GRID if of_grid else _SUPPORTED
-    check_choices(cfg, "config", supported, "the torch engine supports")
-    _check_deformable(cfg, of_grid)
-
-
-def _check_deformable(cfg, of_grid: bool) -> None:
-    deformable = list(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)
-    possible = 0 if cfg.MODEL.BUA.RESNET_VERSION == 2 else 4 if of_grid else 3
-    if len(deformable) != 4 or any(deformable[possible:]):
-        raise InputError(
-            f"config: MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deformable}; give True or False for each of res2, res3, "
-            "res4 and res5, and False for res5 on regions (C4) and for a ResNet of version 2"
-        )
+    """Raises InputError if ``cfg``, a configuration of either engine, describes a detector that this engine does not
+    have."""
+    if cfg.MODEL.META_ARCHITECTURE not in TORCH_ALONE:
+        of_grid = cfg.MODEL.ROI_HEADS.NAME in GRID_HEADS
+        check_network(cfg, GRID_VALUES if of_grid else C4_VALUES, "the torch engine supports")

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bua.config import check_device
+from bua.config_values import check_choices
 from bua.errors import InputError
 from bua.structures import DetectedBoxes, DetectorInput, RegionPredictions
 
@@ -32,6 +33,7 @@ def build_efficientdet(cfg) -> "EfficientDet":
     Raises:
         InputError: effdet is not installed, or it has no such model.
     """
+    check_choices(cfg, "config", {"INPUT.FORMAT": ("BGR",), "MODEL.MASK_ON": (False,)}, "EfficientDet has")
     effdet = import_effdet()
     check_device(cfg.MODEL.DEVICE)
     network = effdet.EfficientDet(_effdet_config(cfg), pretrained_backbone=False)

@@ -51,13 +51,19 @@ class RegionOutputs(NamedTuple):
 
 def proposed_regions(inputs: DetectorInput, boxes: Tensor, objectness: Tensor) -> RegionBoxes:
     """Returns the regions of proposals [R, 4] in network pixels, with the logits [R] of their objectness."""
-    return RegionBoxes(boxes, boxes / _scale(inputs, boxes), objectness.sigmoid())
+    return RegionBoxes(boxes, boxes / scale_of(inputs, boxes), objectness.sigmoid())
 
 
 def given_regions(inputs: DetectorInput, boxes: Tensor) -> RegionBoxes:
     """Returns the regions of boxes [R, 4] in pixels of the original image, with an objectness of 1."""
     boxes = boxes.to(torch.float32).reshape(-1, 4)
-    return RegionBoxes(boxes * _scale(inputs, boxes), boxes, torch.ones_like(boxes[:, 0]))
+    return RegionBoxes(boxes * scale_of(inputs, boxes), boxes, torch.ones_like(boxes[:, 0]))
+
+
+def scale_of(inputs: DetectorInput, like: Tensor) -> Tensor:
+    """Returns the scale [4] of coordinates x1y1x2y2, network pixels per original pixel, with the dtype and the device
+    of ``like``."""
+    return constant_row([*inputs.scale, *inputs.scale], like)
 
 
 def region_predictions(
@@ -94,10 +100,5 @@ def _regressed_boxes(
     else:
         height, width = inputs.image.shape[-2:]
         boxes = decode_boxes(regions.network, deltas, box_weights, convention).unflatten(1, (-1, 4))
-        boxes = clip_boxes(boxes, height, width, convention) / _scale(inputs, boxes)
+        boxes = clip_boxes(boxes, height, width, convention) / scale_of(inputs, boxes)
     return clip_boxes(boxes, inputs.height, inputs.width, convention)
-
-
-def _scale(inputs: DetectorInput, boxes: Tensor) -> Tensor:
-    """Returns the scale [4] of coordinates x1y1x2y2."""
-    return constant_row([*inputs.scale, *inputs.scale], boxes)

@@ -4,7 +4,6 @@ Source: microsoft/scene_graph_benchmark, which is built on maskrcnn-benchmark. T
 resizing, box coding, proposals, the choice of regions and the class that attributes depend on are VinVL's.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,15 +11,15 @@ import torch
 from torch import Tensor
 
 from bua.config import check_device
-from bua.config_values import check_choices
 from bua.errors import InputError
 from bua.modeling.anchors import AnchorGenerator
 from bua.modeling.backbone import ResNetC4
-from bua.modeling.boxes import clip_boxes, constant_row
+from bua.modeling.boxes import clip_boxes
 from bua.modeling.detector import Detector, rows_of_one_size
-from bua.modeling.regions import RegionBoxes, given_regions
+from bua.modeling.regions import RegionBoxes, given_regions, scale_of
 from bua.modeling.roi_heads import AttributeRes5ROIHeads
 from bua.modeling.rpn import RPN
+from bua.modeling.supported import C4_VALUES, Choices, check_network
 from bua.modeling.vinvl_boxes import VinVLResize, decode, propose
 from bua.modeling.vinvl_detections import PLACE_NUMBERS, Detections, regions_of
 from bua.modeling.vinvl_filters import FILTERS, Chosen, choose_attributes, choose_detections
@@ -239,7 +238,7 @@ class VinVLDetector(Detector):
         for image in self._describe(batch, boxes, regress=regress):
             regressed = None
             if regress:
-                regressed = self._regressed(image) / _scale(image.inputs, image.features)
+                regressed = self._regressed(image) / scale_of(image.inputs, image.features)
             results.append(
                 RegionPredictions(
                     width=image.inputs.width,
@@ -308,7 +307,7 @@ class VinVLDetector(Detector):
                 post_nms_topk=rpn.POST_NMS_TOPK_TEST,
                 nms_threshold=rpn.NMS_THRESH,
             )
-            regions.append(RegionBoxes(boxes, boxes / _scale(batch[i], boxes), scores))
+            regions.append(RegionBoxes(boxes, boxes / scale_of(batch[i], boxes), scores))
         return regions
 
     def _regressed(self, image: _DescribedImage) -> Tensor:
@@ -337,7 +336,7 @@ class VinVLDetector(Detector):
         return Detections(
             chosen.regions,
             boxes,
-            boxes / _scale(image.inputs, boxes),
+            boxes / scale_of(image.inputs, boxes),
             image.features[chosen.regions],
             chosen.classes,
             chosen.scores,
@@ -350,19 +349,19 @@ class VinVLDetector(Detector):
         return None if predictor is None else predictor.probabilities(features, classes)
 
 
-def _scale(inputs: DetectorInput, like: Tensor) -> Tensor:
-    return constant_row([*inputs.scale, *inputs.scale], like)
-
-
 def _check(cfg) -> None:
-    allowed: dict[str, Sequence[object]] = {
+    allowed: Choices = {
+        **C4_VALUES,
         "MODEL.META_ARCHITECTURE": (META_ARCHITECTURE,),
         "MODEL.BUA.BOX_CONVENTION": ("caffe",),
+        "MODEL.BUA.RESIZE": ("detectron2",),  # as by default: VinVL's own resizing has no value
         "MODEL.BUA.VINVL.NMS_FILTER": FILTERS,
         "MODEL.BUA.RESNET_VERSION": (1,),
         "MODEL.RESNETS.NORM": ("FrozenBN",),
+        "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": (0,),
+        "MODEL.RPN.BBOX_REG_WEIGHTS": ((1.0, 1.0, 1.0, 1.0),),
+        "MODEL.ROI_HEADS.NAME": ("AttributeRes5ROIHeads", "Res5ROIHeads"),
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlign",),
-        "INPUT.FORMAT": ("BGR",),
     }
-    check_choices(cfg, "config", allowed, "VinVL's detector has")
+    check_network(cfg, allowed, "VinVL's detector has")
     check_device(cfg.MODEL.DEVICE)

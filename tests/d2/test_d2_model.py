@@ -295,11 +295,28 @@ def test_pretrained_backbones_load_into_backbone_and_heads(tmp_path):
         ("vg_r101", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "STEM_POOL is 'caffe', which needs MODEL.BACK"),
         ("vg_r101_fpn", ["MODEL.BUA.BOX_CONVENTION", "caffe"], "BOX_CONVENTION is 'caffe'"),
         ("vg_r101_fpn", ["MODEL.MASK_ON", "True"], "MODEL.MASK_ON is True"),
+        ("vg_r101", ["MODEL.MASK_ON", "True"], "MODEL.MASK_ON is True; AttributeRes5ROIHeads supports False"),
+        ("vg_r101", ["MODEL.RPN.CONV_DIMS", "[8, 8]"], "BUAProposalGenerator supports a list of 1, not of 2"),
+        ("vg_r101", ["MODEL.RPN.HEAD_NAME", "Foo"], "HEAD_NAME is 'Foo'; BUAProposalGenerator supports"),
+        ("vg_r101", ["MODEL.ROI_HEADS.IOU_LABELS", "[1, 0]"], "AttributeRes5ROIHeads supports"),
+        ("vg_r101", ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"], "CLS_AGNOSTIC_BBOX_REG is True"),
     ],
 )
 def test_the_error_names_parts_that_do_not_support_the_configuration(config, overrides, message):
     with pytest.raises(InputError, match=message):
         build_model(bua.d2.load_cfg(f"configs/{config}.yaml", [*SLIM, *overrides]))
+
+
+def test_detectron2s_own_parts_build_what_bua_s_do_not():
+    overrides = ["MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "MODEL.RPN.CONV_DIMS", "[8, 8]"]
+    model = build_model(bua.d2.load_cfg("configs/vg_r50.yaml", [*SLIM, *overrides]))
+    assert len(model.proposal_generator.rpn_head.conv) == 2
+
+
+def test_what_detectron2_cannot_build_is_one_line():
+    cfg = bua.d2.load_cfg("configs/vg_r50.yaml", [*SLIM, "MODEL.RESNETS.OUT_FEATURES", "['res9']", *STOCK])
+    with pytest.raises(InputError, match="config: Detectron2 cannot build this model"):
+        bua.d2.Trainer.build_model(cfg)
 
 
 def test_the_torch_engine_does_not_support_fpn():
