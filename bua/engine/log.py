@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from bua.errors import InputError
-from bua.io.files import whole_file
+from bua.io.files import needing_folder, whole_file
 from bua.regular_files import read_regular
 
 METRICS_FILE = "metrics.json"
@@ -191,7 +191,7 @@ class TrainingLog:
             self._bar.write(text)
 
     def _write(self, line: dict) -> None:
-        with open(self.path, "a") as file:
+        with needing_folder(self.path), open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if name != "iteration":

@@ -9,7 +9,7 @@ import socket
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,20 +52,32 @@ def whole_file(path: Path, *, durable: bool = False, locked: bool = False) -> It
     # A process id would not be unique: the processes of containers that share a folder often have the same one.
     temporary = path.with_name(f"{path.name}.tmp" if locked else f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with _needing_folder(path):
+        with needing_folder(path):
             opened = open(temporary, "wb", opener=_open_without_waiting)  # noqa: SIM115  closed below
         with opened as file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        with _needing_folder(path):
+        with needing_folder(path):
             os.replace(temporary, path)
         if durable:
             sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
         raise
+
+
+@contextmanager
+def needing_folder(path: Path) -> Iterator[None]:
+    """A context in which a missing folder of ``path`` becomes an InputError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{path}: its folder does not exist, or was removed meanwhile; create it, and run the same command again"
+        ) from error
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
@@ -237,17 +249,6 @@ def _locked(path: Path, lock: Path) -> Locked:
 
 def _not_a_lock(path: Path) -> InputError:
     return InputError(f"{path}: is not a lock of bua, which needs this name; move it, or name another output")
-
-
-@contextmanager
-def _needing_folder(path: Path) -> Iterator[None]:
-    """A context in which a missing folder of ``path`` becomes an InputError."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f"{path}: its folder does not exist, or was removed meanwhile; create it, and run the same command again"
-        ) from error
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

@@ -175,6 +175,15 @@ def test_does_not_overwrite_a_run(tmp_path):
     assert (tmp_path / "metrics.json").read_bytes() == before
 
 
+def test_a_folder_that_is_removed_during_the_run_is_one_line(tmp_path):
+    def remove():
+        shutil.rmtree(tmp_path / "run")
+        return {"accuracy": 0.5}
+
+    with pytest.raises(InputError, match=r"metrics\.json: its folder does not exist, or was removed meanwhile"):
+        train_toy(tmp_path / "run", max_iter=4, evaluate=remove, eval_period=2)
+
+
 def test_resuming_without_a_checkpoint_says_that_it_starts_from_the_beginning(tmp_path, capsys):
     train_toy(tmp_path / "run", max_iter=2, resume=True)
     assert f"{tmp_path / 'run'}: has no checkpoint; the run starts from the beginning" in capsys.readouterr().out

@@ -86,7 +86,8 @@ def test_a_folder_is_no_file_to_write(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_a_folder_that_is_removed_meanwhile_is_one_line(tmp_path, locked):
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_removed_meanwhile_is_one_line(tmp_path, locked, replaced):
     stack = contextlib.ExitStack()
     path = tmp_path / "folder" / "a"
     with pytest.raises(InputError, match="a: its folder does not exist, or was removed"), whole_file(path):
@@ -94,6 +95,8 @@ def test_a_folder_that_is_removed_meanwhile_is_one_line(tmp_path, locked):
     path.parent.mkdir()
     file = stack.enter_context(whole_file(path, locked=locked))
     shutil.rmtree(path.parent)
+    if replaced:
+        path.parent.touch()
     file.write(b"new")
     with pytest.raises(InputError, match="a: its folder does not exist, or was removed"):
         stack.close()
