@@ -24,7 +24,7 @@ _AT_LEAST_1 = {
     *("PRE_NMS_TOPK_TRAIN", "PRE_NMS_TOPK_TEST", "POST_NMS_TOPK_TRAIN", "POST_NMS_TOPK_TEST", "MAX_PER_BOX"),
     *("NUM_GROUPS", "WIDTH_PER_GROUP", "RES5_DILATION", "RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS", "FC_DIM"),
     *("EMBEDDING_DIM", "HIDDEN_DIM", "ATTENTION_DIM", "PROJECTION_DIM", "GLIMPSES", "RANK", "IMAGE_SIZE"),
-    "MAX_NUM_ATTR_PER_OBJ",
+    *("MAX_NUM_ATTR_PER_OBJ", "MIN_SIZE_TRAIN"),
 }
 # Sizes of layers and numbers of them, far beyond those of any model, and sizes of images. A configuration can come with
 # a checkpoint, and must not take all memory.
@@ -48,7 +48,7 @@ _FRACTIONS = {
 }
 _NOT_EMPTY = {"MIN_SIZE_TRAIN", "SIZES", "ASPECT_RATIOS", "CONV_DIMS", "IOU_THRESHOLDS"}
 # Lists of numbers above 0.
-_ABOVE_0 = {"MIN_SIZE_TRAIN", "SIZES", "ASPECT_RATIOS", "PIXEL_STD", "BBOX_REG_WEIGHTS"}
+_ABOVE_0 = {"SIZES", "ASPECT_RATIOS", "PIXEL_STD", "BBOX_REG_WEIGHTS"}
 _LENGTHS = {
     **{"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3},
     **{"MODEL.RPN.BBOX_REG_WEIGHTS": 4, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4},
