@@ -19,6 +19,7 @@ from bua.download.space import NoSpace, free_space, readable, writing
 from bua.errors import InputError, make_folder
 from bua.io.connection import SLOWEST, Answer, Cut, TooSlow, answer, check_address
 from bua.io.files import exclusive, whole_file
+from bua.regular_files import read_regular
 
 TIMEOUT = 60.0
 # Tries in a row that bring nearly nothing, and the wait after the first of them in seconds, which doubles each time.
@@ -207,7 +208,7 @@ class _Partial:
     def about(self) -> dict[str, Any]:
         """Returns the "validator" and the "size" of the file whose beginning is there; empty if it cannot go on."""
         try:
-            about = json.loads(self._about.read_text())
+            about = json.loads(read_regular(self._about))
         except (OSError, ValueError, RecursionError):
             return {}
         is_usable = isinstance(about, dict) and about.get("url") == self.url and about.keys() >= {"size", "validator"}

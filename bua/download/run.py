@@ -12,6 +12,7 @@ from bua.download.http import ATTEMPTS, TIMEOUT, WAIT, fetch
 from bua.download.space import NoSpace, existing, free_space, readable, writing
 from bua.errors import InputError, make_folder
 from bua.io.files import exclusive, whole_file
+from bua.regular_files import read_regular
 
 
 def download(
@@ -181,7 +182,7 @@ def _record(file: File, root: Path) -> Path:
 def _is_recorded(file: File, root: Path) -> bool:
     """Returns whether everything that was unpacked is still there, with its size."""
     try:
-        lines = _record(file, root).read_text().splitlines()
+        lines = read_regular(_record(file, root)).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return False
     for line in lines:

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from bua.errors import InputError, make_folder
 from bua.io.files import exclusive, whole_file
+from bua.regular_files import read_regular
 from bua.shapes.scene import compose_scene, draw_scene
 from bua.shapes.task_files import DrawnImage, caption_records, flickr30k_entities, vqa_records
 from bua.shapes.text import ask_questions, write_sentence
@@ -168,8 +169,8 @@ def _begin(root: Path, arguments: dict) -> bool:
 
 def _read_marker(path: Path) -> dict | None:
     try:
-        return orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError:
+        return orjson.loads(read_regular(path))
+    except (OSError, orjson.JSONDecodeError):
         return None
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -217,6 +218,14 @@ def test_ctrl_c_keeps_what_arrived(site, target):
     assert b"KeyboardInterrupt" in process.communicate()[1]
     assert quick(url, target, checksum=SHA256).read_bytes() == DATA
     assert site.ranges("file.bin") == [None, "bytes=100000-"]
+
+
+def test_named_pipes_in_place_of_the_beginning_of_a_file_are_replaced(site, target):
+    target.parent.mkdir()
+    for suffix in ("part", "part.json"):
+        os.mkfifo(target.with_name(f"file.bin.{suffix}"))
+    assert quick(serve(site), target).read_bytes() == DATA
+    assert names(target) == ["file.bin"]
 
 
 def test_a_full_disk_is_one_line(site, target):

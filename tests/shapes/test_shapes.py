@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -506,6 +507,10 @@ def test_a_complete_folder_is_not_changed(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     with pytest.raises(InputError, match=r"shapes\.json: .*other arguments"):
         make_shapes(root, **(arguments | {"seed": 1}))
+    (root / "shapes.json").unlink()
+    os.mkfifo(root / "shapes.json")
+    with pytest.raises(InputError, match=r"shapes\.json: .*other arguments"):
+        make_shapes(root, **arguments)
 
 
 def test_two_processes_do_not_draw_into_one_folder(tmp_path):
