@@ -1,7 +1,6 @@
 """Reads the boxes that a user gives, which the detector describes instead of its proposals."""
 
 import lzma
-import math
 import os
 import tokenize
 import zipfile
@@ -17,6 +16,7 @@ from bua.errors import InputError, shown
 from bua.features import open_features
 from bua.features.flat_files import HEADER_FILE
 from bua.features.ids import id_of_file_stem, parse_id
+from bua.features.npy import read_array
 from bua.io.json_records import iter_records, read_json, without_gc
 from bua.regular_files import open_regular
 from bua.structures import Regions
@@ -135,15 +135,15 @@ def _open_folder(folder: Path) -> Mapping[int | str, np.ndarray]:
 def _read_npy(path: str) -> np.ndarray:
     try:
         with open_regular(path) as file:
-            return _array(file)
+            return _array(file, os.fstat(file.fileno()).st_size)
     except DAMAGE as error:
         raise InputError(f"{path}: cannot be read as npy ({_reason(error)}); make it again") from error
 
 
 def _read_npz(path: str) -> np.ndarray:
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive, archive.open("bbox.npy") as member:
-            return _array(member)
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return _member(archive, "bbox.npy")
     except KeyError as error:
         raise InputError(f"{path}: has no array bbox, [N, 4] x1y1x2y2") from error
     except DAMAGE as error:
@@ -156,8 +156,7 @@ def _read_archive(path: Path) -> dict[int | str, np.ndarray]:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
                 key = name.removesuffix(".npy")
-                with archive.open(name) as member:
-                    boxes[parse_id(key)] = _checked(_array(member), f"{path}: image {key}")
+                boxes[parse_id(key)] = _checked(_member(archive, name), f"{path}: image {key}")
     except InputError:
         raise
     except DAMAGE as error:
@@ -165,21 +164,16 @@ def _read_archive(path: Path) -> dict[int | str, np.ndarray]:
     return boxes
 
 
-def _array(file: IO[bytes]) -> np.ndarray:
-    """Returns the array of an npy file, or raises one of ``DAMAGE``. Its size is checked before memory is taken."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of npy")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(file)
-    size = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or dtype.itemsize == 0 or size > MAX_ARRAY_BYTES or min(shape, default=0) < 0:
-        raise ValueError(f"an array of {dtype} with the shape {shape} is not boxes")
-    data = file.read(size)
-    if len(data) < size:
-        raise ValueError(f"it is truncated: {len(data)} of {size} bytes")
-    array = np.frombuffer(bytearray(data), dtype)
-    return array.reshape(shape, order="F" if fortran_order else "C")
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as member:
+        return _array(member, archive.getinfo(name).file_size)
+
+
+def _array(file: IO[bytes], size: int) -> np.ndarray:
+    """Returns the array of an npy file of ``size`` bytes, or raises one of ``DAMAGE``."""
+    if size > MAX_ARRAY_BYTES:
+        raise ValueError(f"an array of {size} bytes is not boxes of one image")
+    return read_array(file, size)  # type: ignore[arg-type]
 
 
 def _reason(error: BaseException) -> str:
@@ -214,7 +208,7 @@ def _read_coco(records: Iterable[dict[str, Any]], path: Path) -> dict[int | str,
 def _read_rows(path: Path) -> dict[int | str, np.ndarray]:
     flat: dict[int | str, array[float]] = {}
     last_id, corners = None, array("f")
-    with open(path, "rb") as lines:
+    with open_regular(path) as lines:
         for number, line in enumerate(lines, start=1):
             image_id, *cells = line.rstrip(b"\r\n").split(b"\t")
             if not image_id and not cells:

@@ -155,7 +155,13 @@ def test_a_bad_file_in_a_folder_affects_only_its_image(tmp_path):
     (tmp_path / "8.npy").symlink_to("8.npy")
     boxes = load_boxes(tmp_path)
     assert boxes[1].shape == (2, 4)
-    bad = {2: r"shape \(2, 5\)", 5: "it is a named pipe", 6: "truncated: 6 of", 7: "is not boxes", 8: "Too many levels"}
+    bad = {
+        2: r"shape \(2, 5\)",
+        5: "it is a named pipe",
+        6: "but has only 134 bytes",
+        7: "but has only 134 bytes",
+        8: "Too many levels",
+    }
     for image_id in range(2, 9):
         with pytest.raises(InputError, match=bad.get(image_id, "cannot be read")) as raised:
             boxes[image_id]
@@ -201,7 +207,9 @@ def test_a_damaged_archive_is_named(tmp_path, kind, change):
 
 def test_a_small_file_of_a_large_array_takes_no_memory(tmp_path):
     npz(tmp_path / "7.npz", kind=zipfile.ZIP_DEFLATED, boxes=np.zeros((3_000_000, 4)))
-    with pytest.raises(InputError, match=r"7.npz: cannot be read as npz \(an array of float64 .* is not boxes\)"):
+    with pytest.raises(
+        InputError, match=r"7.npz: cannot be read as npz \(an array of 96000128 bytes is not boxes of one image\)"
+    ):
         load_boxes(tmp_path)[7]
 
 
