@@ -22,6 +22,7 @@ import bua.grounding.config
 import bua.vqa.config
 from bua.commands import command_names, run_command
 from bua.config_files import find_config
+from bua.download import CATALOG
 from bua.extraction.engines import detectron2_plugin
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "datasets/README.md"]
@@ -113,6 +114,12 @@ def test_tests_exist(document):
         if not re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
     ]
     assert not missing
+
+
+def test_the_number_of_files_with_a_known_checksum_is_right():
+    files = [file for data_set in CATALOG.values() for part in data_set.parts.values() for file in part.files]
+    known = [file for file in files if file.checksum]
+    assert f"for {len(known)} of the {len(files)} files of data sets" in (ROOT / "docs" / "trust.md").read_text()
 
 
 def test_each_statement_of_the_documents_says_where_it_is_and_how_it_is_tested():

@@ -20,7 +20,9 @@ from bua.options import FORMATS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="features in any format that bua reads")
-    parser.add_argument("target", help="file to write; a folder for npz, mmf, vilbert-lmdb, flat and flat-fp16")
+    parser.add_argument(
+        "target", help="file to write; a folder for npz, mmf, vilbert-lmdb, grid-pth, flat and flat-fp16"
+    )
     parser.add_argument(
         "--format", choices=FORMATS, help="format of the target; default: that of the reader that --for names"
     )

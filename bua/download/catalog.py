@@ -83,7 +83,9 @@ CATALOG = {
             "images": Part(
                 "the 108,249 images",
                 (
-                    # The original's splits list so many; there are 172 more.
+                    # The last number of each archive is how many of its images the original's splits list, which are
+                    # 108,077 together. The archives hold 172 more. Files that were unpacked by hand are complete if
+                    # there are at least as many as the splits list.
                     _genome_images("images.zip", "VG_100K", 9_731_705_982, 64_345),
                     _genome_images("images2.zip", "VG_100K_2", 5_471_658_058, 43_732),
                 ),
