@@ -114,6 +114,9 @@ def check_ranges(leaves: Iterable[tuple[str, object]], source: str) -> None:
             wanted = "must be numbers above 0"
         elif name == "CONV_DIMS" and any(number != -1 and (number < 1 or number % 1) for number in numbers):
             wanted = "must be whole numbers of channels of 1 or more, or -1 for that of the input"
+        elif name == "MAX_LEVEL" and any(0 < number < 5 for number in numbers):
+            # The backbone has the levels up to 5.
+            wanted = "must be 5 or more, or 0 for the model's own"
         elif name == "IOU_THRESHOLDS" and numbers != sorted(numbers):
             wanted = "must be in ascending order"
         elif key in _LENGTHS and len(numbers) != _LENGTHS[key]:

@@ -136,6 +136,7 @@ def test_effdets_own_checkpoints_are_read(model, tmp_path):
         (["MODEL.BUA.EFFICIENTDET.IMAGE_SIZE", "(0, 64)"], "IMAGE_SIZE is .*must be 1 or more"),
         (["MODEL.BUA.EFFICIENTDET.IMAGE_SIZE", "(64,)"], "IMAGE_SIZE is .*must be 2 numbers"),
         (["MODEL.BUA.EFFICIENTDET.FPN_REPEATS", "-1"], "FPN_REPEATS is -1; it must be 0 or more"),
+        (["MODEL.BUA.EFFICIENTDET.MAX_LEVEL", "4"], "MAX_LEVEL is 4; it must be 5 or more, or 0 for the model's own"),
         (["INPUT.FORMAT", "RGB"], "FORMAT is 'RGB'; EfficientDet has 'BGR'"),
         (["MODEL.MASK_ON", "True"], "MASK_ON is True; EfficientDet has False"),
     ],
