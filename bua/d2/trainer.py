@@ -314,9 +314,9 @@ def train_detector(cfg: CfgNode, resume: bool | str | Path = False) -> None:
     To train on several devices, run this function by ``bua.d2.launch.launch``.
     """
     _check_device(cfg)
-    checkpoint_to_resume(cfg.OUTPUT_DIR, resume)
-    comm.synchronize()
     with only_training(cfg.OUTPUT_DIR, comm.is_main_process()):
+        checkpoint_to_resume(cfg.OUTPUT_DIR, resume)
+        comm.synchronize()
         _set_up(cfg, argparse.Namespace(resume=bool(resume)))
         logging.getLogger(TrainerBase.__module__).addFilter(_has_traceback_to_log)
         trainer = Trainer(cfg)

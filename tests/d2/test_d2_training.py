@@ -114,9 +114,10 @@ def test_train_resume_evaluate(run, shapes_root, tmp_path, capsys):
 def test_a_second_training_in_the_same_folder_is_refused(run, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "model_best.pth").touch()  # of a run that has begun; that it is alive matters more
     with exclusive(folder, folder / "training.lock"):
         assert run("detectron2") == 2
-        assert [path.name for path in folder.iterdir()] == ["training.lock"]
+        assert sorted(path.name for path in folder.iterdir()) == ["model_best.pth", "training.lock"]
     assert f"error: {folder}: process {os.getpid()} on " in capsys.readouterr().err
 
 
