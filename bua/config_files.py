@@ -40,6 +40,8 @@ def find_config(name: str | Path) -> Path:
         names += map(str, path.parent.glob("*.yaml"))
     close = difflib.get_close_matches("/".join(parts), names, n=1)
     hint = f"; did you mean {close[0]}?" if close else "; give a path, or the name of a file in configs/"
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise InputError(f"{path}: is not a regular file; name a YAML file")
     raise InputError(f"{path}: this config file does not exist{hint}")
 
 

@@ -16,7 +16,8 @@ from bua.signals import OutputClosed, OutputFailed
 # Control characters, marks that change the direction of writing, and parts of a file name that are not UTF-8.
 _ACTING = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _NOT_PRINTABLE = re.compile(f"[{_ACTING}\t\n\r]")
-# Programs print colours, line ends, and the carriage return of progress bars.
+# Programs print line ends, and the carriage return of progress bars. Libraries print colours, which are left out: the
+# name of a file could hide text with them.
 _NOT_IN_OUTPUT = re.compile(f"(\x1b\\[[0-9;]*m)|[{_ACTING}]")
 # What tqdm writes to move from one progress bar to another.
 _CURSOR_MOVES = re.compile("\n*(\x1b\\[A)*")
@@ -30,7 +31,7 @@ def printable(text: object) -> str:
 @contextmanager
 def printable_output() -> Iterator[None]:
     """For the duration of the block, what is printed to standard output and standard error cannot act on a terminal,
-    apart from colours and progress bars. Text that is not UTF-8 is printed, too. Where the program that reads standard
+    apart from progress bars. Text that is not UTF-8 is printed, too. Where the program that reads standard
     output has ended, printing raises ``OutputClosed``; where it cannot be written, such as on a full disk, one line on
     standard error says so, and printing raises ``OutputFailed``. A message that standard error refuses is lost."""
     with ExitStack() as stack:
@@ -56,10 +57,11 @@ class _PrintableStream:
         self._is_output = is_output
 
     def write(self, text: str) -> int:
+        shown = text
         if not _CURSOR_MOVES.fullmatch(text):
-            text = _NOT_IN_OUTPUT.sub(lambda match: match[1] or _escape(match), text)
+            shown = _NOT_IN_OUTPUT.sub(lambda match: "" if match[1] else _escape(match), text)
         with self._ends_command():
-            self._stream.write(text)
+            self._stream.write(shown)
         return len(text)
 
     def flush(self) -> None:

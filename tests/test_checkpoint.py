@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -86,6 +88,9 @@ def test_a_file_that_does_not_hold_a_dict(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(InputError, match=r"pipe\.pth: is not a regular file"):
+        load_checkpoint(tmp_path / "pipe.pth")
     with pytest.raises(InputError, match=r"none\.pth: no such checkpoint file"):
         load_checkpoint(tmp_path / "none.pth")
     with pytest.raises(InputError, match=r"s3://bucket/a\.pth'?: bua cannot download from this address"):

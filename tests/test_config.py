@@ -1,4 +1,5 @@
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -120,6 +121,12 @@ def test_one_text_on_the_command_line_is_a_list_of_one():
     # Other lists still need brackets.
     with pytest.raises(InputError, match=r"SOLVER\.STEPS: Type mismatch"):
         load_cfg("shapes.yaml", ["SOLVER.STEPS", "many"])
+
+
+def test_a_named_pipe_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(InputError, match=r"pipe\.yaml: is not a regular file; name a YAML file"):
+        load_cfg(tmp_path / "pipe.yaml")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -27,11 +27,11 @@ def test_text_is_printable(text, expected):
 
 def test_what_is_printed_cannot_act_on_the_terminal(capsys):
     with printable_output(), printable_output():
-        print("a\x1b]0;title\x07\tb\n\x1b[32mgreen\x1b[0m caf\udce9")
+        print("a\x1b]0;title\x07\tb\n\x1b[32mgreen\x1b[0m \x1b[8;30mhidden caf\udce9")
         sys.stdout.writelines(["\x1b[A up\n"])
         print("\x1bc", file=sys.stderr)
     printed = capsys.readouterr()
-    assert printed.out == "a\\x1b]0;title\\x07\tb\n\x1b[32mgreen\x1b[0m caf\\xe9\n\\x1b[A up\n"
+    assert printed.out == "a\\x1b]0;title\\x07\tb\ngreen hidden caf\\xe9\n\\x1b[A up\n"
     assert printed.err == "\\x1bc\n"
     print("\x1bc")
     assert capsys.readouterr().out == "\x1bc\n"

@@ -12,6 +12,8 @@ from its content. A run that was stopped continues when it is started again.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 from bua.commands.arguments import add_reader
 from bua.errors import InputError
@@ -43,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attribute-vocabulary", metavar="FILE", help="file with the names of the attributes alone")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     from bua.features import convert_features
+    from bua.features.flat_files import lost_records
     from bua.vocabulary import Vocabulary
 
     about = {
@@ -60,3 +63,7 @@ def run(args: argparse.Namespace) -> None:
         about = {f"{kind}_vocabulary": names_in(args.vocabulary, f"{kind}s") for kind in ("object", "attribute")}
     copied = convert_features(args.source, args.target, args.format, about, args.ids, args.reader)
     print(f"{args.target}: {copied} images copied")
+    if lost := lost_records(Path(args.source)):
+        print(f"error: {args.source}: its index.bin has lost {lost} images; copy it again", file=sys.stderr)
+        return 1
+    return 0

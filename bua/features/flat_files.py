@@ -376,6 +376,14 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
         raise InputError(f"{path}: cannot be read: {error.strerror}; copy the whole folder") from error
 
 
+def lost_records(folder: Path) -> int:
+    """Returns how many records at the end the index of a flat folder has lost; 0 for features of another format."""
+    if not os.path.isfile(folder / HEADER_FILE):
+        return 0
+    header = read_header(folder)
+    return FlatFiles(folder, np.dtype(header["dtype"]), header["dim"] or 0).lost_records()
+
+
 def _read_synced(folder: Path) -> int | None:
     """Returns the number of images that certainly are on the disk, or None if it is not known."""
     try:

@@ -44,6 +44,8 @@ def read_file(path: str | Path) -> dict:
     if os.path.isdir(path):
         raise InputError(f"{path}: is a folder; name the checkpoint file in it")
     if not os.path.isfile(path):
+        if os.path.exists(path):
+            raise InputError(f"{path}: is not a regular file; name a checkpoint")
         raise InputError(f"{path}: no such checkpoint file")
     try:
         with open(path, "rb") as file:

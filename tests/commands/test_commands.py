@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from script_loading import ROOT
 
 import bua
@@ -71,6 +72,26 @@ def test_unknown_command_is_refused_with_the_closest_name(capsys):
 def test_bad_input_is_one_line_and_exit_code_2(capsys):
     assert main(["train-net", "--config-file", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: nowhere.yaml: this config file does not exist")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare-vqa", "--root", "file", "--output", "out"],
+        ["prepare-flickr30k", "--root", "file", "--output", "out"],
+        ["prepare-visual-genome", "--root", "file"],
+        ["extract", "--detector", "shapes", "--images", "images", "--output", "out.tsv", "--vocabulary", "file"],
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_one_line(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / "1.png")
+    assert main(arguments) == 2
+    assert sum(line.startswith("error: ") and "file" in line for line in capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.tsv").exists()
 
 
 @pytest.mark.parametrize("folder", ["", ".", "folder"])

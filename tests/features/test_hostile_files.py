@@ -15,6 +15,7 @@ import pytest
 from feature_files import REGION_FORMATS
 from feature_samples import assert_same, sample
 
+from bua.commands import main
 from bua.errors import InputError
 from bua.features import open_features, open_writer
 from bua.features.hdf5_files import write_hdf5
@@ -109,6 +110,16 @@ def test_a_full_disk_is_one_error(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(raised.value.__cause__, lmdb.Error)
+
+
+def test_converting_an_index_that_lost_records_is_no_success(tmp_path, capsys):
+    path = write(tmp_path / "x", "flat")
+    assert main(["convert-features", str(path), str(tmp_path / "whole.tsv"), "--format", "tsv"]) == 0
+    index = path / "index.bin"
+    index.write_bytes(index.read_bytes()[:112])
+    assert main(["convert-features", str(path), str(tmp_path / "half.tsv"), "--format", "tsv"]) == 1
+    assert f"error: {path}: its index.bin has lost 2 images; copy it again\n" in capsys.readouterr().err
+    assert len(open_features(tmp_path / "half.tsv")) == 2
 
 
 def test_records_that_the_index_lost_are_told(tmp_path, caplog):
