@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,13 +214,20 @@ def num_pixels(data: bytes) -> int:
     OpenCV ignores some damage to headers, and then allocates gigabytes for a wrong size.
     """
     try:
-        with Image.open(io.BytesIO(data)) as header:
+        with _opened(data) as header:
             return header.width * header.height
     except Image.DecompressionBombError:
         return MAX_PIXELS + 1
     except Exception:
         # For damaged files PIL raises more kinds of exceptions than it documents.
         return 0
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Opens an image with PIL, without its warning of more than half of ``MAX_PIXELS``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data))
 
 
 def _decode(data: bytes) -> np.ndarray | None:
@@ -231,7 +239,7 @@ def _decode(data: bytes) -> np.ndarray | None:
 
 def _decode_gif(data: bytes) -> np.ndarray | None:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             decoded = np.empty((image.height, image.width, 3), np.uint8)
             # PIL's RGB takes four bytes per pixel, and its copy to an array three more. In strips, little is needed
             # beside the result.
@@ -249,7 +257,7 @@ def _is_truncated_jpeg(data: bytes) -> bool:
         return False
     # Bytes after the end marker are common and can be ignored; PIL finds out whether the image itself is complete.
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             image.load()
     except OSError:
         return True

@@ -1,6 +1,7 @@
 import multiprocessing
 import time
 import tracemalloc
+import warnings
 
 import cv2
 import numpy as np
@@ -36,6 +37,18 @@ def test_a_gif_is_converted_in_strips(tmp_path, image, monkeypatch):
     for pixels in (1, 500, 60 * 90):
         monkeypatch.setattr("bua.io.images.STRIP_PIXELS", pixels)
         np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), expected)
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # PIL warns of more pixels, and refuses twice as many
+    monkeypatch.setattr("bua.io.images.STRIP_PIXELS", 500)
+    for name in ("a.png", "a.gif", "a.jpg"):
+        Image.new("RGB", (100, 50)).save(tmp_path / name)
+        with open(tmp_path / name, "ab") as file:
+            file.write(b"trailer")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert read_image(tmp_path / name).shape == (50, 100, 3)
 
 
 def test_a_large_gif_needs_little_memory_beside_the_image(tmp_path):
