@@ -166,9 +166,7 @@ class Trainer:
         saved = {} if path is None else self._restore(path)
         if self.accelerator.is_main_process:
             if resume and path is None:
-                print(
-                    f"{self.output_dir}: has no checkpoint; the run starts from the beginning", flush=True
-                )
+                print(f"{self.output_dir}: has no checkpoint; the run starts from the beginning", flush=True)
             make_folder(self.output_dir)
             if self.config is not None:
                 with whole_file(self.output_dir / "config.yaml") as file:
