@@ -66,10 +66,10 @@ def add_overrides(parser: argparse.ArgumentParser, before: str = "") -> None:
 
 def output_file(text: str) -> Path:
     """The type of an option that names a file to write. A folder is refused before the work begins."""
-    path = Path(text)
-    if path.is_dir():
+    # Unlike Path.is_dir, os.path.isdir never raises, for example for a name that is too long.
+    if os.path.isdir(text or "."):
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file to write")
-    return path
+    return Path(text)
 
 
 def add_reader(parser: argparse._ActionsContainer) -> None:

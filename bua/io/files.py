@@ -47,7 +47,7 @@ def whole_file(path: Path, *, durable: bool = False, locked: bool = False) -> It
     Raises:
         InputError: ``path`` is a folder, or its folder does not exist, also if this was removed during the block.
     """
-    if not path.name or path.is_dir():
+    if not path.name or os.path.isdir(path):
         raise InputError(f"{path}: is a folder; name a file to write")
     # A process id would not be unique: the processes of containers that share a folder often have the same one.
     temporary = path.with_name(f"{path.name}.tmp" if locked else f"{path.name}.{secrets.token_hex(4)}.tmp")

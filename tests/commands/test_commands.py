@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from script_loading import ROOT
 
 import bua
 from bua.commands import command_names, main
+from bua.commands.arguments import output_file
 
 LIST_HEAVY_MODULES = """
 import contextlib, io, sys
@@ -106,3 +108,8 @@ def test_a_folder_as_an_output_file_is_refused_before_the_work(tmp_path, monkeyp
         main([command, "--output", folder])
     assert ended.value.code == 2
     assert f"argument --output: {folder!r} is a folder; name a file to write" in capsys.readouterr().err
+
+
+def test_an_output_file_of_any_name_is_parsed():
+    for name in ("9" * 5000, "a\0b", "caf\udce9"):
+        assert output_file(name) == Path(name)
