@@ -31,7 +31,7 @@ def open_regular(path: str | Path) -> BufferedReader:
     """
     try:
         _check_regular(path, os.stat(path).st_mode)
-        return open(path, "rb", opener=_open_without_waiting)
+        return open(path, "rb", opener=open_without_waiting)
     except ValueError as error:
         # A path with a null byte, or one that cannot be encoded.
         raise OSError(errno.EINVAL, f"is not a file name: {error}", path) from error
@@ -57,6 +57,7 @@ def _check_regular(path: str | Path, mode: int) -> None:
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", path)
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    # The file may have been replaced by a pipe since it was checked.
-    return os.open(path, flags | os.O_NONBLOCK)
+def open_without_waiting(path: str, flags: int) -> int:
+    """An ``opener`` for ``open`` that does not wait for the other end of a named pipe. For writing, such a pipe is an
+    OSError. Also a file that was checked may have been replaced by one since."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)

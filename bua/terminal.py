@@ -31,9 +31,9 @@ def printable(text: object) -> str:
 @contextmanager
 def printable_output() -> Iterator[None]:
     """For the duration of the block, what is printed to standard output and standard error cannot act on a terminal,
-    apart from progress bars. Text that is not UTF-8 is printed, too. Where the program that reads standard
-    output has ended, printing raises ``OutputClosed``; where it cannot be written, such as on a full disk, one line on
-    standard error says so, and printing raises ``OutputFailed``. A message that standard error refuses is lost."""
+    apart from progress bars. Text that is not UTF-8 is printed, too. Where the program that reads standard output has
+    ended, printing raises ``OutputClosed``; where it cannot be written, such as on a full disk, one line on standard
+    error says so, and printing raises ``OutputFailed``. A message that standard error refuses is lost."""
     with ExitStack() as stack:
         for stream, redirect, is_output in ((sys.stdout, redirect_stdout, True), (sys.stderr, redirect_stderr, False)):
             # A process may be started without them. Progress bars need a stream nevertheless.

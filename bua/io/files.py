@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bua.errors import InputError
-from bua.regular_files import open_regular
+from bua.regular_files import open_regular, open_without_waiting
 
 # File descriptors of the locks that this process holds.
 _held_locks: set[int] = set()
@@ -53,7 +53,7 @@ def whole_file(path: Path, *, durable: bool = False, locked: bool = False) -> It
     temporary = path.with_name(f"{path.name}.tmp" if locked else f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with needing_folder(path):
-            opened = open(temporary, "wb", opener=_open_without_waiting)  # noqa: SIM115  closed below
+            opened = open(temporary, "wb", opener=open_without_waiting)  # noqa: SIM115  closed below
         with opened as file:
             yield file
             if durable:
@@ -249,11 +249,6 @@ def _locked(path: Path, lock: Path) -> Locked:
 
 def _not_a_lock(path: Path) -> InputError:
     return InputError(f"{path}: is not a lock of bua, which needs this name; move it, or name another output")
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    # A named pipe would be waited for.
-    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _leave_locks_to_parent() -> None:
